@@ -1,0 +1,127 @@
+"""Who sees whom: the cumulative segment mask of Sec. 3.2 Attention Mechanism, and the positions of all tokens.
+
+One sequence holds the tokens of all three experts. Each token belongs to a segment, and a token sees every
+segment up to its own:
+
+                       key
+                       und und und | gen gen gen | state | a  a  a
+    query  und  (0)     1   1   1  |  .   .   .  |   .   | .  .  .
+           gen  (1)     1   1   1  |  1   1   1  |   .   | .  .  .
+           state (2)    1   1   1  |  1   1   1  |   1   | .  .  .
+           action (3)   1   1   1  |  1   1   1  |   1   | 1  1  1
+
+That is one comparison: segment(query) >= segment(key). Two refinements follow. Padded text and missing views are
+never keys. And R action draws [ours], each with its own state and action tokens, may share one und + gen prefix
+in training: a draw sees the prefix and itself.
+
+Order of the sequence: views (head, left wrist, right wrist), text, generation tokens (view-major: view, time, row,
+column), then for each draw the state token and k action tokens. A fixed order and fixed counts: what is missing
+is masked and takes no position.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+UND, GEN, STATE, ACTION = range(4)
+MASKED = -2.3819763e38   # finite, so that a row with no visible key stays finite forward and backward
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Token counts of one sequence.
+
+    views x (before + side^2 + after) image tokens, `text` text tokens, views x `gen` generation tokens (0: no
+    generation expert), draws x (1 + chunk) action-expert tokens. `mrope`: image tokens have a row and a column.
+    """
+
+    side: int
+    text: int
+    gen: int
+    chunk: int
+    views: int = 3
+    before: int = 0
+    after: int = 0
+    draws: int = 1
+    mrope: bool = False
+
+    @property
+    def per_view(self):
+        return self.before + self.side ** 2 + self.after
+
+    @property
+    def n_und(self):
+        return self.views * self.per_view + self.text
+
+    @property
+    def n_gen(self):
+        return self.views * self.gen
+
+    @property
+    def n_act(self):
+        return self.draws * (1 + self.chunk)
+
+
+def segments(layout):
+    """Segment of each token, (N,) int64."""
+    act = [STATE] + [ACTION] * layout.chunk
+    return torch.tensor([UND] * layout.n_und + [GEN] * layout.n_gen + act * layout.draws)
+
+
+def draws(layout):
+    """Action draw of each token, (N,) int64; -1 for the prefix, which all draws share."""
+    act = [r for r in range(layout.draws) for _ in range(1 + layout.chunk)]
+    return torch.tensor([-1] * (layout.n_und + layout.n_gen) + act)
+
+
+def valid_tokens(layout, view_mask, text_mask):
+    """view_mask (B, V) bool, text_mask (B, text) bool -> which tokens exist, (B, N) bool."""
+    seen = view_mask.repeat_interleave(layout.per_view, 1)                         # (B, V * per_view)
+    imagined = view_mask.repeat_interleave(layout.gen, 1)                          # (B, N_gen)
+    act = view_mask.new_ones(len(view_mask), layout.n_act)
+    return torch.cat([seen, text_mask, imagined, act], 1)
+
+
+def segment_mask(segment, draw, valid):
+    """segment (N,), draw (N,), valid (B, N) -> allowed (B, N, N) bool, [b, query, key]."""
+    cumulative = segment[:, None] >= segment[None, :]                              # Sec. 3.2 Attention Mechanism
+    same_draw = (draw[:, None] == draw[None, :]) | (draw[None, :] < 0)
+    return (cumulative & same_draw)[None] & valid[:, None, :]
+
+
+def attention_bias(allowed, dtype=torch.float32):
+    """allowed (B, N, N) bool -> what is added to the scores, (B, 1, N, N): 0 where allowed, else MASKED."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, MASKED)[:, None]
+
+
+def positions(layout, view_mask, text_mask):
+    """Rotary positions (B, N, 3) int64 on the axes time, row, column, the same in training and inference.
+
+    The walk goes through the blocks in order (views, text, generation views, actions); a block starts where the
+    valid ones before it end. An image advances by its side under M-RoPE, else by its tokens. Every draw takes the
+    same positions. Tokens that do not exist take none, and what they hold here is read by nobody.
+    """
+    device, B = view_mask.device, len(view_mask)
+    grid = torch.arange(layout.side, device=device)
+    if layout.mrope:
+        row, column = grid.repeat_interleave(layout.side), grid.repeat(layout.side)
+        image, span = torch.stack([torch.zeros_like(row), row, column], 1), layout.side
+    else:
+        image, span = _line(layout.side ** 2, device), layout.side ** 2
+    view = torch.cat([_line(layout.before, device), layout.before + image,
+                      layout.before + span + _line(layout.after, device)])         # (per_view, 3)
+    text = (text_mask.cumsum(1) - 1).clamp(min=0)[..., None].expand(-1, -1, 3)     # (B, text, 3)
+
+    exists = view_mask.long()
+    lengths = torch.cat([exists * (layout.before + span + layout.after), text_mask.sum(1, keepdim=True),
+                         exists * layout.gen], 1)                                  # (B, V + 1 + V)
+    ends = lengths.cumsum(1)
+    starts = (ends - lengths)[..., None, None]                                     # (B, V + 1 + V, 1, 1)
+    V = layout.views
+    parts = [starts[:, :V] + view, starts[:, V] + text, starts[:, V + 1:] + _line(layout.gen, device),
+             (ends[:, -1, None, None] + _line(1 + layout.chunk, device)).repeat(1, layout.draws, 1)]
+    return torch.cat([part.reshape(B, -1, 3) for part in parts], 1)
+
+
+def _line(n, device):
+    return torch.arange(n, device=device)[:, None].expand(n, 3)

@@ -1,0 +1,343 @@
+"""Every number of InternVLA-A1 in one place: Table 1 (model), Section 3.4 (data), Table 2 (training).
+
+A preset is one literal row of `CONFIGS`; nothing is computed from a name. Command-line flags are generated from
+the fields below, so `--help` is this file. The resolved config is stored in every checkpoint, and inference
+reads it there.
+
+Letters used for shapes in the whole project
+    B batch   V = 3 views (head, left wrist, right wrist)   T = 2 times (t-m, t)   C, H, W image
+    N_und, N_gen = 96, N_act = 1 + k, N tokens   D width   A heads   G key/value heads   d head dimension
+    k chunk   d_a action dimensions   d_q state dimensions   R action draws   g latent grid (32 at 256 px)
+
+Tags: [release] follows the authors' code where the paper is silent or differs, [ours] is our own choice, each
+with its reason; no tag means the paper.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+import sys
+from dataclasses import dataclass, field, fields, replace
+
+
+def _f(default, help, **metadata):
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. The experts share layers, heads, kv_heads and head_dim: joint attention needs it."""
+
+    backbone: str = _f("tiny", "understanding backbone", choices=("tiny", "internvl3", "qwen3vl"))
+    layers: int = _f(3, "joint layers")
+    heads: int = _f(2, "query heads")
+    kv_heads: int = _f(2, "key/value heads")
+    head_dim: int = _f(32, "dimensions of one head")
+    und_width: int = _f(64, "width of the understanding expert")
+    und_mlp: int = _f(192, "MLP width of the understanding expert")
+    gen_width: int = _f(64, "width of the generation expert")
+    gen_mlp: int = _f(192, "MLP width of the generation expert")
+    act_width: int = _f(64, "width of the action expert")
+    act_mlp: int = _f(192, "MLP width of the action expert")
+    qkv_bias: bool = _f(False, "bias in q, k, v (Qwen2.5)")
+    qk_norm: bool = _f(True, "RMSNorm on q and k (Qwen3)")
+    rope_theta: float = _f(1e4, "rotary base")
+    mrope_sections: tuple = _f((), "interleaved M-RoPE sections (t, h, w); empty: one axis")
+    rope_bf16: bool = _f(False, "[release] rotary frequencies rounded through bfloat16, as its .to(bfloat16) does")
+    norm_eps: float = _f(1e-6, "epsilon of every RMSNorm")
+    learned_positions: bool = _f(False, "[ours] add learned position tables (conveyor learns from scratch)")
+    init_std: float = _f(0.02, "standard deviation of the experts' linear weights at initialisation")
+
+    image_size: int = _f(64, "pixels of a view as the understanding expert sees it")
+    letterbox: int = _f(0, "[release] the source is letterboxed to this size first, then enlarged; 0: directly")
+    vocab: int = _f(256, "text embeddings")
+    text_tokens: int = _f(32, "text budget, padded on the right")
+    view_tokens: tuple = _f((), "ids before and after a view's tokens; empty: none")
+    vit_layers: int = _f(0, "layers of the vision tower")
+    vit_width: int = _f(0, "width of the vision tower")
+    vit_mlp: int = _f(0, "MLP width of the vision tower")
+    vit_heads: int = _f(0, "heads of the vision tower")
+    vit_patch: int = _f(16, "pixels of a patch; two by two patches make a token")
+    vit_grid: int = _f(0, "side of the vision tower's learned position table")
+    und_tail: bool = _f(False, "build the parts of the last understanding layer that nothing reads (parity tests)")
+
+    gen_expert: bool = _f(True, "build the generation expert (false: the ablation of Fig. 9)")
+    vae: str = _f("dct", "image tokenizer of the generation expert", choices=("dct", "cosmos"))
+    vae_size: int = _f(64, "pixels of an image as the generation expert sees it")
+    gen_from_view: bool = _f(False, "[release] cut generation images from the letterboxed view, not from the source")
+    gen_target: str = _f("future", "what z_hat is trained towards; 'present' is an ablation, not the paper",
+                         choices=("future", "present"))
+    lambda_gen: float = _f(0.01, "lambda of Eq. (4)")
+
+    chunk: int = _f(16, "k, actions of one chunk")
+    action_dim: int = _f(32, "width that actions are padded to")
+    state_dim: int = _f(32, "width that the state is padded to")
+    action_draws: int = _f(1, "[ours] R draws of (tau, eps) that share one prefix in training")
+    tau_density: str = _f("paper", "tau ~ Beta(1.5, 1), or its mirror image [release]", choices=("paper", "release"))
+    noise_on_padding: bool = _f(False, "[release] noise and train the padded action dimensions too")
+    euler_steps: int = _f(10, "Euler steps of Eq. (3)")
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.mrope_sections and sum(self.mrope_sections) != self.head_dim // 2:
+            raise ValueError(f"mrope_sections {self.mrope_sections} must sum to head_dim / 2 = {self.head_dim // 2}")
+        if self.vae_size % 32:
+            raise ValueError(f"vae_size ({self.vae_size}) must be a multiple of 32: the latent grid is cut in 4 x 4")
+        if len(self.view_tokens) not in (0, 2):
+            raise ValueError(f"view_tokens {self.view_tokens} must be empty or (before, after)")
+        if self.euler_steps < 1 or self.chunk < 1 or self.action_draws < 1:
+            raise ValueError("euler_steps, chunk and action_draws must be at least 1")
+
+    @property
+    def view_size(self):
+        """Pixels of the letterboxed view that the data delivers."""
+        return self.letterbox or self.image_size
+
+    @property
+    def frame_size(self):
+        """Pixels of the letterboxed frames that the data delivers for the generation expert."""
+        return self.view_size if self.gen_from_view else self.vae_size
+
+    @property
+    def latent_grid(self):
+        """g: CI8x8 compresses 8 x 8 pixels into one latent."""
+        return self.vae_size // 8
+
+    @property
+    def compress_kernel(self):
+        """8 for the paper's 32 x 32 grid: whatever turns the grid into 4 x 4."""
+        return self.latent_grid // 4
+
+    @property
+    def view_side(self):
+        """Side of a view's token grid in the understanding expert."""
+        return 4 if self.backbone == "tiny" else self.image_size // (2 * self.vit_patch)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Section 3.4 and Table 3: what a training tuple is and where it is drawn from."""
+
+    m: int = _f(15, "frames between t-m, t and t+m")
+    action_mode: str = _f("absolute", "actions as recorded, or relative to the state at t (grippers stay absolute)",
+                          choices=("absolute", "delta"))
+    full_windows: bool = _f(False, "[ours] only windows whose t-m and t+m lie inside the episode")
+    lpt_workers: int = _f(4, "workers that LPT spreads the datasets over")
+    loaders: int = _f(0, "loader processes (0: in the training process); changes nothing but speed")
+    std_floor: float = _f(1e-3, "dimensions with a smaller standard deviation pass through unscaled")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Table 2. Defaults are the paper's post-training column."""
+
+    steps: int = _f(60_000, "optimizer steps")
+    batch_size: int = _f(8, "samples of one forward pass")
+    accumulate: int = _f(16, "forward passes of one optimizer step; batch_size x accumulate is the paper's batch")
+    lr: float = _f(5e-5, "peak learning rate")
+    min_lr: float = _f(5e-6, "learning rate after the decay")
+    warmup_steps: int = _f(2_000, "linear warm-up")
+    decay_steps: int = _f(60_000, "length of the cosine, counted from step 0; 0: constant")
+    beta1: float = _f(0.9, "AdamW")
+    beta2: float = _f(0.95, "AdamW")
+    adam_eps: float = _f(1e-8, "AdamW")
+    weight_decay: float = _f(0.01, "AdamW")
+    clip: float = _f(1.0, "gradient clipping by global norm")
+    seed: int = _f(0, "seed of weights, data order and noise")
+    threads: int = _f(0, "torch threads (0: torch's own choice)")
+    log_every: int = _f(10, "steps between lines of log.jsonl")
+    eval_every: int = _f(500, "steps between validations on held-out episodes")
+    save_every: int = _f(500, "steps between checkpoints")
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.lr or not 0 <= self.min_lr <= self.lr:
+            raise ValueError(f"need 0 <= min_lr <= lr and lr > 0, got lr {self.lr}, min_lr {self.min_lr}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One complete preset."""
+
+    name: str
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+
+
+_A1_2B = ModelConfig(
+    backbone="internvl3", layers=24, heads=14, kv_heads=2, head_dim=64,
+    und_width=896, und_mlp=4864, gen_width=896, gen_mlp=4864, act_width=896, act_mlp=4864,
+    qkv_bias=True, qk_norm=False, rope_theta=1e6,
+    image_size=448, vocab=151674, text_tokens=48, view_tokens=(151665, 151666),
+    vit_layers=24, vit_width=1024, vit_mlp=4096, vit_heads=16, vit_patch=14, vit_grid=32,
+    vae="cosmos", vae_size=256, chunk=50,
+)
+_A1_3B = ModelConfig(
+    backbone="qwen3vl", layers=28, heads=16, kv_heads=8, head_dim=128,
+    und_width=2048, und_mlp=6144, gen_width=1024, gen_mlp=3072, act_width=1024, act_mlp=3072,
+    qkv_bias=False, qk_norm=True, rope_theta=5e6, mrope_sections=(24, 20, 20),
+    image_size=224, vocab=151936, text_tokens=48, view_tokens=(151652, 151653),
+    vit_layers=24, vit_width=1024, vit_mlp=4096, vit_heads=16, vit_patch=16, vit_grid=48,
+    vae="cosmos", vae_size=256, chunk=50,
+)
+_REAL_DATA = DataConfig(lpt_workers=8, loaders=4)
+
+CONFIGS = {
+    # The embedded world: 64 px, the paper's 96 generation tokens and 3 views, widths cut to 64.
+    "conveyor": Config("conveyor", ModelConfig(
+        text_tokens=24, learned_positions=True, init_std=0.1, lambda_gen=0.3, action_draws=4, tau_density="release",
+    ), DataConfig(full_windows=True), TrainConfig(
+        steps=2000, batch_size=32, accumulate=1, lr=2e-3, min_lr=1e-4, warmup_steps=100, decay_steps=2000,
+    )),
+    "a1_2b": Config("a1_2b", _A1_2B, _REAL_DATA, TrainConfig()),
+    "a1_3b": Config("a1_3b", _A1_3B, _REAL_DATA, TrainConfig()),
+    # The same network as the published weights expect it: this row is the list of differences.
+    "a1_3b_release": Config("a1_3b_release", replace(
+        _A1_3B,
+        letterbox=224, image_size=256,   # [release] its image processor enlarges the letterboxed 224 px view
+        gen_from_view=True,        # [release] generation images are that 224 px view, enlarged
+        rope_bf16=True,            # [release] its .to(bfloat16) rounds the rotary buffers; the weights live with it
+        tau_density="release",     # [release] Beta(1.5, 1) is drawn for the noise level, the mirror image of the text
+        noise_on_padding=True,     # [release] padded action dimensions are noised and trained
+    ), _REAL_DATA, TrainConfig()),
+}
+
+
+def not_built(model):
+    """What the release's files hold and this model does not build, by key pattern -> parameters (int).
+
+    Nothing in InternVLA-A1 reads these tensors. A negative entry is the reverse: built here, absent there. Built
+    plus not built is Table 1's total: 1,835,996,688 (2B) and 3,222,760,208 (3B).
+    """
+    if model.backbone == "tiny":
+        return {}
+    D, F, q, vision = model.und_width, model.und_mlp, model.heads * model.head_dim, model.vit_width
+    kv = model.kv_heads * model.head_dim
+    rows = {}
+    if model.backbone == "internvl3":
+        rows["lm_head.weight"] = model.vocab * D                                    # untied in the release
+        rows["vision_tower...attention.{q,k,v}_proj.bias"] = -model.vit_layers * 3 * vision   # B6: it drops them
+    if model.backbone == "qwen3vl":
+        four, out = 4 * vision, D
+        rows["visual.deepstack_merger_list.{0,1,2}"] = 3 * (2 * four + four * four + four + out * four + out)
+    if not model.und_tail:
+        last = f"language_model.layers.{model.layers - 1}"
+        rows[f"{last}.self_attn.q_proj"] = D * q + (q if model.qkv_bias else 0)
+        if model.qk_norm:
+            rows[f"{last}.self_attn.q_norm"] = model.head_dim
+        rows[f"{last}.self_attn.o_proj"] = q * D
+        rows[f"{last}.post_attention_layernorm"] = D
+        rows[f"{last}.mlp"] = 3 * D * F
+        rows["language_model.norm"] = D
+    if not model.gen_expert:
+        E, kernel = model.gen_width, model.compress_kernel ** 2
+        bias, qk = (q + 2 * kv if model.qkv_bias else 0), (2 * model.head_dim if model.qk_norm else 0)
+        block = E * (2 * q + 2 * kv) + bias + qk + 3 * E * model.gen_mlp + 2 * E
+        rows["gen_expert"] = model.layers * block + E
+        rows["gen projections"] = (16 * E + E) + 2 * (E * E * kernel + E) + 2 * E + (16 * E + 16)
+    return rows
+
+
+# ---- flags ------------------------------------------------------------------------------------------------------
+
+SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, whose errors are one line and name the nearest flag."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message):
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        sys.exit(2)
+
+    def parse_args(self, args=None, namespace=None):
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            name = unknown[0].split("=")[0]
+            near = difflib.get_close_matches(name, flags, 1)
+            hint = f"did you mean {near[0]}?" if near else "--help lists all flags"
+            self.error(f"unknown flag {name}: {hint}")
+        return known
+
+
+
+
+def _boolean(text):
+    if text.lower() in ("true", "1", "yes"):
+        return True
+    if text.lower() in ("false", "0", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+
+
+def _number(kind):
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {'a whole number' if kind is int else 'a number'}, got {text!r}")
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
+        return value
+    return parse
+
+
+def _integers(text):
+    return tuple(_number(int)(part) for part in text.split(",") if part)
+
+
+_PARSERS = {bool: _boolean, int: _number(int), float: _number(float), str: str, tuple: _integers}
+
+
+def add_config_flags(parser):
+    """One flag per config field, default None: the preset's value stands unless a flag is given."""
+    for title, section in SECTIONS.items():
+        group = parser.add_argument_group(title)
+        for item in fields(section):
+            group.add_argument(f"--{item.name}", type=_PARSERS[item.type], default=None, help=item.metadata["help"],
+                               choices=item.metadata.get("choices"), metavar=item.type.__name__.upper()
+                               if "choices" not in item.metadata else None)
+
+
+def get_config(name, flags=None):
+    """Preset `name` with overrides. `flags`: dict of field name -> value, None entries are ignored.
+
+    ValueError: unknown preset, or values that contradict each other.
+    """
+    if name not in CONFIGS:
+        near = difflib.get_close_matches(name, CONFIGS, 1)
+        hint = f"did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown config {name!r}: choose from {', '.join(CONFIGS)}. {hint}".strip())
+    config = CONFIGS[name]
+    for title, section in SECTIONS.items():
+        names = {item.name for item in fields(section)}
+        chosen = {key: value for key, value in (flags or {}).items() if key in names and value is not None}
+        config = replace(config, **{title: replace(getattr(config, title), **chosen)})
+    return config
+
+
+def to_dict(config):
+    """Plain JSON values of a Config; tuples become lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(stored):
+    """The Config a checkpoint holds. ValueError names fields this version does not know or misses."""
+    sections = {}
+    for title, section in SECTIONS.items():
+        names, given = {item.name for item in fields(section)}, stored.get(title, {})
+        if names != set(given):
+            raise ValueError(f"the checkpoint's {title} config does not fit this version: missing "
+                             f"{sorted(names - set(given))}, unknown {sorted(set(given) - names)}")
+        sections[title] = section(**{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()})
+    return Config(stored["name"], **sections)

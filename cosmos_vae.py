@@ -1,0 +1,275 @@
+"""Image tokenizers: a picture becomes a small grid of continuous latents, and back.
+
+Sec. 3.2 Generation Expert, Input Tokenization: the generation expert sees no pixels. The frozen COSMOS CI8x8
+tokenizer encodes frames t - m and t (8x8 pixels a latent), the expert predicts the latents of frame t + m and
+the tokenizer's decoder shows them as pictures. Two classes with one interface, encode(images) -> z and
+decode(z) -> images, attributes `downsample` and `latent_channels`:
+
+    DctVAE     a fixed block transform without weights, for the embedded world. It is not Cosmos.
+    CosmosVAE  the architecture of Cosmos CI8x8; support/weights.py fills it with the published weights.
+
+What this is not: a trainer of tokenizers. Nothing is sampled or regularised ("VAE" is the paper's word; the
+published model is a plain autoencoder). Nothing here is frozen or detached: the caller does both.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _check_images(images: Tensor, downsample: int) -> None:
+    """Refuse pictures that a stride would silently crop."""
+    if images.ndim != 4 or images.shape[1] != 3 or any(size % downsample for size in images.shape[2:]):
+        raise ValueError(f"images have shape {tuple(images.shape)}: "
+                         f"pass (N, 3, H, W) with H and W multiples of {downsample}")
+
+
+# ---- a stand-in without weights: 8x8 block DCT ---------------------------------------------------
+
+# Grey has no chroma, and the three axes are orthonormal: luma, red against blue, green against the other two.
+COLOUR_AXES = ((3 ** -0.5, 3 ** -0.5, 3 ** -0.5),
+               (2 ** -0.5, 0.0, -2 ** -0.5),
+               (-6 ** -0.5, 2 * 6 ** -0.5, -6 ** -0.5))
+# The first entries (u, v) of JPEG's zig-zag, u vertical and v horizontal frequency: all with u + v <= 3.
+ZIGZAG = ((0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0))
+
+
+def dct_kernels() -> Tensor:
+    """The 16 kept basis pictures, (16, 3, 8, 8) float32, orthonormal as vectors of 192 pixels.
+
+    Channels 0-9: luma, the ZIGZAG order; 10-12 and 13-15: the two chroma axes, the first three of that order.
+    """
+    frequency, position = torch.arange(8.0).unsqueeze(1), torch.arange(8.0)
+    dct = torch.cos(math.pi / 8 * (position + 0.5) * frequency) / 2  # (8 frequencies, 8 pixels)
+    dct[0] *= 0.5 ** 0.5  # every row has norm 1
+    kernels = []
+    for axis, kept in zip(COLOUR_AXES, (10, 3, 3)):
+        for u, v in ZIGZAG[:kept]:
+            kernels.append(torch.tensor(axis).view(3, 1, 1) * torch.outer(dct[u], dct[v]))
+    return torch.stack(kernels)
+
+
+class DctVAE(nn.Module):
+    """Training-free stand-in for Cosmos: the same latent shape, 16 of 192 DCT coefficients a block.
+
+    The kept coefficients are orthonormal up to SCALE: encode is a stride-8 convolution, decode its transpose
+    divided by SCALE^2, and encode(decode(z)) == z. Distances survive: for two pictures in the kept subspace
+        mean((z - z')^2) = MSE_RATIO * mean((x - x')^2),   MSE_RATIO = SCALE^2 * 192 / 16,
+    with pixels in [-1, 1]; what the subspace drops (fine detail) costs nothing in latent space.
+    The DC channel lies within 8 sqrt(3) SCALE of 0: 1.73 at 1/8, 6.93 at 1/2.
+
+    No parameters and an empty state dict. The kernels are a non-persistent buffer: build it on a real device,
+    because to_empty() after the meta device would leave them undefined.
+    """
+
+    downsample, latent_channels = 8, 16
+    SCALE = 1.0
+    MSE_RATIO = SCALE ** 2 * 192 / 16
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("kernels", dct_kernels() * self.SCALE, persistent=False)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) in [-1, 1], H and W multiples of 8, else ValueError -> z (N, 16, H/8, W/8).
+
+        The dtype is that of images, whatever the module's.
+        """
+        _check_images(images, self.downsample)
+        return F.conv2d(images, self.kernels.to(images.dtype), stride=8)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (N, 16, h, w) -> images (N, 3, 8h, 8w), near [-1, 1] but not clamped, in the dtype of z."""
+        return F.conv_transpose2d(z, self.kernels.to(z.dtype) / self.SCALE ** 2, stride=8)
+
+
+# ---- Cosmos CI8x8: Haar patches, residual encoder and decoder ------------------------------------
+
+def haar_patch(x: Tensor, patch: int) -> Tensor:
+    """(N, C, H, W) -> (N, C * patch^2, H/patch, W/patch): log2(patch) levels of a 2-D Haar transform.
+
+    One level replaces each 2x2 square by its mean and its three half differences, band-major: first C means,
+    then C vertical, C horizontal and C diagonal differences; the next level transforms all bands again. This
+    is Cosmos's wavelet with its rescaling by 1/2, exactly (the published files carry 1/sqrt(2) as a buffer).
+    """
+    while patch > 1:
+        a, b = x[..., 0::2, 0::2], x[..., 0::2, 1::2]  # top left, top right
+        c, d = x[..., 1::2, 0::2], x[..., 1::2, 1::2]  # bottom left, bottom right
+        x = torch.cat([a + b + c + d, a + b - c - d, a - b + c - d, a - b - c + d], dim=1) / 4
+        patch //= 2
+    return x  # (N, C*patch^2, H/patch, W/patch)
+
+
+def haar_unpatch(x: Tensor, patch: int) -> Tensor:
+    """The inverse of haar_patch: (N, C * patch^2, h, w) -> (N, C, h * patch, w * patch)."""
+    while patch > 1:
+        mean, dv, dh, dd = x.chunk(4, dim=1)  # (N, C', h, w) each
+        top = torch.stack([mean + dv + dh + dd, mean + dv - dh - dd], dim=-1).flatten(-2)  # (N, C', h, 2w)
+        bottom = torch.stack([mean - dv + dh - dd, mean - dv - dh + dd], dim=-1).flatten(-2)  # (N, C', h, 2w)
+        x = torch.stack([top, bottom], dim=-2).flatten(-3, -2)  # (N, C', 2h, 2w)
+        patch //= 2
+    return x
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResnetBlock(nn.Module):
+    """Two 3x3 convolutions, each after GroupNorm and swish, plus a skip (1x1 where the width changes)."""
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        self.norm1, self.conv1 = _norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2, self.conv2 = _norm(c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.nin_shortcut(x) + h
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all positions of the grid, with a skip."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = _norm(channels)
+        self.q, self.k, self.v = (nn.Conv2d(channels, channels, 1) for _ in range(3))
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (f(h).flatten(2).mT.unsqueeze(1) for f in (self.q, self.k, self.v))  # (N, 1, h*w, C)
+        h = F.scaled_dot_product_attention(q, k, v)  # (N, 1, h*w, C)
+        return x + self.proj_out(h.squeeze(1).mT.reshape(x.shape))
+
+
+class Mid(nn.Module):
+    """The bottom of encoder and decoder: residual, attention, residual, at constant width."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Downsample(nn.Module):
+    """Halve the grid by a stride-2 convolution; padded right and below only, as in Cosmos."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the grid by repetition, then smooth by a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """`n` residual blocks from c_in to c_out channels; one level a side then changes the resolution."""
+
+    def __init__(self, c_in: int, c_out: int, n: int, down: bool = False, up: bool = False):
+        super().__init__()
+        self.block = nn.ModuleList(ResnetBlock(c_in if i == 0 else c_out, c_out) for i in range(n))
+        self.downsample = Downsample(c_out) if down else nn.Identity()
+        self.upsample = Upsample(c_out) if up else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        return self.upsample(self.downsample(x))
+
+
+class Encoder(nn.Module):
+    """(N, 3, H, W) -> (N, latent_channels, H / 2 patch, W / 2 patch); only level 0 halves the grid."""
+
+    def __init__(self, channels: int, channels_mult: tuple, num_res_blocks: int, latent_channels: int,
+                 patch: int):
+        super().__init__()
+        self.patch = patch
+        widths = [channels] + [channels * m for m in channels_mult]
+        self.conv_in = nn.Conv2d(3 * patch ** 2, channels, 3, padding=1)
+        self.down = nn.ModuleList(Level(widths[i], widths[i + 1], num_res_blocks, down=i == 0)
+                                  for i in range(len(channels_mult)))
+        self.mid = Mid(widths[-1])
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], latent_channels, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv_in(haar_patch(images, self.patch))  # (N, channels, H/patch, W/patch)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """The mirror of Encoder: levels run from the deepest, which doubles the grid, down to number 0."""
+
+    def __init__(self, channels: int, channels_mult: tuple, num_res_blocks: int, latent_channels: int,
+                 patch: int):
+        super().__init__()
+        self.patch = patch
+        widths = [channels * m for m in channels_mult]
+        self.conv_in = nn.Conv2d(latent_channels, widths[-1], 3, padding=1)
+        self.mid = Mid(widths[-1])
+        # One residual block more than the encoder has; level i takes what level i + 1 leaves.
+        last = len(widths) - 1
+        self.up = nn.ModuleList(Level(widths[min(i + 1, last)], widths[i], num_res_blocks + 1, up=i == last)
+                                for i in range(len(widths)))
+        self.norm_out = _norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], 3 * patch ** 2, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(z))  # (N, widths[-1], h, w)
+        for level in reversed(self.up):
+            x = level(x)
+        return haar_unpatch(self.conv_out(F.silu(self.norm_out(x))), self.patch)
+
+
+class CosmosVAE(nn.Module):
+    """Cosmos CI8x8: 3 x 256 x 256 pixels <-> 16 x 32 x 32 latents, 76,789,472 parameters by default.
+
+    Names follow the published files (encoder.*, quant_conv.*, post_quant_conv.*, decoder.*): weights load
+    without a key map, only their wavelet buffers have no counterpart. `channels` is the width before the
+    multipliers; one step of 2 beside the Haar patch gives the compression 2 * patch. The latents are used as
+    they come: no mean, no scale. Freezing is the caller's: requires_grad_(False).
+    """
+
+    def __init__(self, channels: int = 128, channels_mult: tuple = (2, 4, 4), num_res_blocks: int = 2,
+                 latent_channels: int = 16, patch: int = 4):
+        super().__init__()
+        self.downsample, self.latent_channels = 2 * patch, latent_channels
+        self.encoder = Encoder(channels, channels_mult, num_res_blocks, latent_channels, patch)
+        self.quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+        self.decoder = Decoder(channels, channels_mult, num_res_blocks, latent_channels, patch)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) in [-1, 1] -> z (N, 16, H/8, W/8), both in the dtype of the weights.
+
+        H and W are multiples of `downsample`, else ValueError.
+        """
+        _check_images(images, self.downsample)
+        return self.quant_conv(self.encoder(images))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (N, 16, h, w) -> images (N, 3, 8h, 8w), near [-1, 1] but not clamped; dtype of the weights."""
+        return self.decoder(self.post_quant_conv(z))

@@ -1,0 +1,454 @@
+"""Training tuples: xi = (a_{t:t+k}, o_{t-m}, o_t, o_{t+m}, q_t, l) of Sec. 3.3, drawn from a mixture (Table 3).
+
+From disk to a batch, in the order of this file:
+
+    FolderSource   episodes in a plain folder (support/lerobot_reader.py has the same interface for LeRobot data)
+    windows        which (episode, t) make a tuple; outside an episode frames and actions are clamped and masked
+    Statistics     mean and standard deviation of state and actions over exactly those windows
+    Example        one tuple as arrays; observation() makes the same arrays from a live robot
+    Mixture        which tuple comes next: a pure function of (seed, rank, sample number), spread by lpt.py
+
+m and k count frames of the source, whatever its rate. Human video has no actions: `has_action` is False, its
+action mask is empty, and it trains L_gen alone.
+"""
+
+import json
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+
+import flow
+import lpt
+from support.lerobot_reader import LeRobotSource
+from support.prompts import bytes_of
+
+VIEWS = ("head", "left_wrist", "right_wrist")
+
+# By robot, the dimensions that are relative in delta mode. The others are grippers: they stay absolute, and are scaled
+# by their range to +-0.5 [ours], because standardising a rarely used switch lets a timing error of one frame outweigh
+# every error of position.
+RELATIVE = {"conveyor": (True, True, False, True, True, False)}
+
+
+@dataclass
+class Batch:
+    """What the model reads. B samples; V = 3 views (head, left wrist, right wrist); T = 3 times (t-m, t, t+m).
+
+    Padding to 32 dimensions is zeros. At inference frames hold two times, and action, its mask and future_mask
+    are absent.
+    """
+
+    image: torch.Tensor         # (B, V, 3, S, S) uint8, o_t as the understanding expert sees it
+    frames: torch.Tensor        # (B, V, T, 3, s, s) uint8, as the generation expert sees them
+    view_mask: torch.Tensor     # (B, V) bool, the camera exists
+    text_ids: torch.Tensor      # (B, N_txt) int64
+    text_mask: torch.Tensor     # (B, N_txt) bool
+    state: torch.Tensor         # (B, 32) float32, q_t, standardised
+    dim_mask: torch.Tensor      # (B, 32) bool, the action dimension exists
+    action: torch.Tensor = None         # (B, k, 32) float32, a_{t:t+k}, standardised
+    action_mask: torch.Tensor = None    # (B, k, 32) bool: has actions, step inside the episode, dimension exists
+    future_mask: torch.Tensor = None    # (B,) bool, t+m lies inside the episode
+
+    def to(self, device):
+        """A copy on `device`."""
+        return Batch(**{f.name: None if getattr(self, f.name) is None else getattr(self, f.name).to(device)
+                        for f in fields(self)})
+
+
+# ---- sources ----------------------------------------------------------------------------------------------------
+
+def read_picture(path):
+    """A PNG or JPEG file as (H, W, 3) uint8 RGB. ValueError: one line naming the file."""
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except FileNotFoundError:
+        raise ValueError(f"picture {path} is missing")
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"picture {path} cannot be read ({error}): replace the file")
+
+
+class FolderSource:
+    """One or several episodes in a plain folder.
+
+    `episode.npz`: state (T, d_q), action (T, d_a) or absent (human video), task (E,) strings, fps; optional ends
+    (E,) cumulative frame counts when it holds several episodes, stored (F,) the rows whose pictures exist (absent:
+    all), robot, action_names (d_a,). Pictures per view: `<view>.npy` uint8 (F, H, W, 3), memory-mapped, or a folder `<view>/` of files
+    in name order. A view without either is missing and masked.
+    """
+
+    def __init__(self, root, robot=None):
+        self.root, self.name = Path(root), Path(root).name
+        path = self.root / "episode.npz"
+        if not path.exists():
+            raise ValueError(f"dataset {root}: no episode.npz there")
+        with np.load(path, allow_pickle=False) as npz:
+            arrays = {key: npz[key] for key in npz.files}
+        for key in ("state", "task", "fps"):
+            if key not in arrays:
+                raise ValueError(f"dataset {root}: episode.npz has no array '{key}'")
+        self.state, self.action = arrays["state"].astype(np.float32), arrays.get("action")
+        self.has_action, self.fps = self.action is not None, float(arrays["fps"])
+        self.robot = robot or str(arrays.get("robot", self.name))
+        self.ends = arrays.get("ends", np.array([len(self.state)]))
+        self.starts = np.concatenate([[0], self.ends[:-1]])
+        self.lengths, self.tasks = np.diff(np.concatenate([[0], self.ends])), np.atleast_1d(arrays["task"])
+        self.extra, self.action_names = arrays, arrays.get("action_names", np.array([], str)).tolist()
+        self._check()
+        self.stored = arrays.get("stored")
+        self.slot = np.arange(len(self.state))
+        if self.stored is not None:
+            self.slot = np.full(len(self.state), -1)
+            self.slot[self.stored] = np.arange(len(self.stored))
+        self.views = tuple(view for view in VIEWS
+                           if (self.root / f"{view}.npy").exists() or (self.root / view).is_dir())
+        if not self.views:
+            raise ValueError(f"dataset {root}: no pictures; expected head.npy or a folder head/ of PNG files")
+
+    def _check(self):
+        where = f"dataset {self.root}"
+        if len(self.state) == 0 or len(self.ends) == 0 or self.lengths.min() < 1:
+            raise ValueError(f"{where}: it is empty or holds an empty episode")
+        if self.ends[-1] != len(self.state) or len(self.tasks) != len(self.ends):
+            raise ValueError(f"{where}: ends, task and state disagree about the number of frames or episodes")
+        if self.has_action and len(self.action) != len(self.state):
+            raise ValueError(f"{where}: {len(self.action)} actions for {len(self.state)} states")
+        for key, rows in (("state", self.state), ("action", self.action)):
+            if rows is not None and not np.isfinite(rows).all():
+                row = int(np.argwhere(~np.isfinite(rows))[0, 0])
+                episode = int(np.searchsorted(self.ends, row, side="right"))
+                raise ValueError(f"{where}, episode {episode}, frame {row - self.starts[episode]}: "
+                                 f"{key} is not finite; repair or drop the episode")
+
+    @cached_property
+    def pictures(self):
+        """view -> memory map or list of files; opened in the process that reads."""
+        found = {}
+        for view in self.views:
+            path = self.root / f"{view}.npy"
+            found[view] = np.load(path, mmap_mode="r") if path.exists() else sorted((self.root / view).iterdir())
+            expected = len(self.slot) if self.stored is None else len(self.stored)
+            if len(found[view]) != expected:
+                raise ValueError(f"dataset {self.root}: view {view} has {len(found[view])} pictures, not {expected}")
+        return found
+
+    def __getstate__(self):
+        return {key: value for key, value in self.__dict__.items() if key != "pictures"}
+
+    def numbers(self, e):
+        """Episode e -> state (T, d_q), action (T, d_a) float32 or None."""
+        rows = slice(self.starts[e], self.ends[e])
+        return self.state[rows], self.action[rows] if self.has_action else None
+
+    def frame(self, view, e, t):
+        """Picture of a view at frame t of episode e, (H, W, 3) uint8."""
+        item = self.pictures[view][self.slot[self.starts[e] + t]]
+        return read_picture(item) if isinstance(item, Path) else item
+
+    def has_pictures(self, e, t):
+        """Whether the frames t (n,) of episode e have stored pictures, (n,) bool."""
+        return self.slot[self.starts[e] + t] >= 0
+
+
+def open_source(path):
+    """A dataset folder of either kind. ValueError: one line saying what was looked for."""
+    path = Path(path)
+    if (path / "meta" / "info.json").exists():
+        return LeRobotSource(path)
+    if (path / "episode.npz").exists():
+        return FolderSource(path)
+    raise ValueError(f"{path} holds no dataset: expected mixture.json, meta/info.json (LeRobot) or episode.npz")
+
+
+# ---- windows ----------------------------------------------------------------------------------------------------
+
+def windows(source, m, full=False, episodes=None):
+    """All tuples of a source, (n, 2) int64 rows (episode, t). `full`: t-m and t+m must lie inside the episode."""
+    rows = []
+    for e in range(len(source.lengths)) if episodes is None else episodes:
+        T = int(source.lengths[e])
+        t = np.arange(m, T - m) if full else np.arange(T)
+        if getattr(source, "stored", None) is not None:
+            t = t[np.logical_and.reduce([source.has_pictures(e, np.clip(t + d, 0, T - 1)) for d in (-m, 0, m)])]
+        rows.append(np.stack([np.full(len(t), e), t], 1))
+    return np.concatenate(rows) if rows else np.zeros((0, 2), np.int64)
+
+
+def chunk_at(action, t, k):
+    """a_{t:t+k} of an episode's actions (T, d_a), clamped, and which steps lie inside: (k, d_a), (k,) bool."""
+    steps = t + np.arange(k)
+    return action[np.minimum(steps, len(action) - 1)], steps < len(action)
+
+
+# ---- statistics -------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation per dimension, over the training windows, after the delta transform.
+
+    A dimension whose deviation is below the floor is shifted but not scaled. JSON-able; stored in every checkpoint.
+    """
+
+    robot: str
+    action_mode: str
+    fps: float
+    state_mean: tuple
+    state_std: tuple
+    action_mean: tuple
+    action_std: tuple
+    windows: int
+    action_names: tuple = ()   # where the dataset names them
+
+    @classmethod
+    def from_dict(cls, stored):
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+
+    def normalise(self, kind, x):
+        """Raw units -> standardised, last axis. kind "state" or "action"."""
+        mean, std = np.float32(getattr(self, f"{kind}_mean")), np.float32(getattr(self, f"{kind}_std"))
+        if x.shape[-1] != len(mean):
+            raise ValueError(f"the {kind} has {x.shape[-1]} dimensions, robot '{self.robot}' has {len(mean)}")
+        return (x - mean) / std
+
+    def actions(self, a, state):
+        """Standardised chunk (..., k, 32) and raw state (..., d_q) -> actions in raw units (..., k, d_a)."""
+        mean, std = np.float32(self.action_mean), np.float32(self.action_std)
+        a = a[..., :len(mean)] * std + mean
+        return a + reference(self.robot, self.action_mode, state, len(mean))[..., None, :]
+
+
+def reference(robot, action_mode, state, d_a):
+    """What a relative action is relative to: the state at t on relative dimensions, else 0. (..., d_a)"""
+    if action_mode == "absolute":
+        return np.zeros(state.shape[:-1] + (d_a,), np.float32)
+    if robot not in RELATIVE:
+        raise ValueError(f"--action_mode delta: robot '{robot}' has no entry in data.RELATIVE that says which "
+                         f"dimensions are relative; known: {', '.join(RELATIVE)}")
+    relative = np.array(RELATIVE[robot])
+    if not len(relative) == d_a == state.shape[-1]:
+        raise ValueError(f"--action_mode delta: robot '{robot}' has {len(relative)} dimensions in data.RELATIVE, "
+                         f"its data {d_a} actions and {state.shape[-1]} states")
+    return np.where(relative, state, 0).astype(np.float32)
+
+
+def statistics(sources, window_lists, k, action_mode, std_floor):
+    """Statistics over all windows of all sources with actions (one robot). ValueError: none, or unequal widths."""
+    totals, ranges, count, with_actions = {}, {}, 0, [(s, w) for s, w in zip(sources, window_lists) if s.has_action]
+    if not with_actions:
+        raise ValueError("no dataset of the mixture has actions: nothing to standardise, nothing to act on")
+    robots = {s.robot for s, _ in with_actions}
+    if len(robots) > 1:
+        raise ValueError(f"one run trains one robot, the mixture names {sorted(robots)}")
+    robot = robots.pop()
+    for source, rows in with_actions:
+        for e in np.unique(rows[:, 0]):
+            state, action = source.numbers(int(e))
+            first, last = np.searchsorted(rows[:, 0], [e, e + 1])                  # rows are sorted by episode
+            ts = rows[first:last, 1]
+            steps = ts[:, None] + np.arange(k)
+            inside = steps < len(action)
+            a = action[np.minimum(steps, len(action) - 1)].astype(np.float64)
+            a = a - reference(robot, action_mode, state[ts], action.shape[1])[:, None]
+            for kind, x in (("state", state[ts].astype(np.float64)), ("action", a[inside])):
+                add = np.array([x.sum(0), (x ** 2).sum(0)])
+                n, total = totals.get(kind, (0, 0))
+                totals[kind] = n + len(x), total + add
+                low, high = ranges.get(kind, (np.inf, -np.inf))
+                ranges[kind] = np.minimum(low, x.min(0)), np.maximum(high, x.max(0))
+        count += len(rows)
+    moments = {}
+    for kind, (n, (first, second)) in totals.items():
+        mean = first / n
+        std = np.sqrt(np.maximum(second / n - mean ** 2, 0))
+        if robot in RELATIVE:
+            (low, high), joint = ranges[kind], np.array(RELATIVE[robot])
+            mean, std = np.where(joint, mean, (low + high) / 2), np.where(joint, std, high - low)
+        moments[f"{kind}_mean"] = tuple(mean.tolist())
+        moments[f"{kind}_std"] = tuple(np.where(std < std_floor, 1.0, std).tolist())
+    return Statistics(robot=robot, action_mode=action_mode, fps=with_actions[0][0].fps, windows=count,
+                      action_names=tuple(with_actions[0][0].action_names), **moments)
+
+
+# ---- one example ------------------------------------------------------------------------------------------------
+
+def letterbox(picture, size):
+    """(H, W, 3) uint8 -> (3, size, size) uint8: scaled to fit, centred on black. [release] bilinear, no antialias."""
+    H, W = picture.shape[:2]
+    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    if H == W == size:
+        return x
+    scale = min(size / H, size / W)
+    h, w = round(H * scale), round(W * scale)
+    x = F.interpolate(x[None].float(), (h, w), mode="bilinear", align_corners=False)[0].round().clamp(0, 255)
+    top, left = (size - h) // 2, (size - w) // 2
+    return F.pad(x, (left, size - w - left, top, size - h - top)).byte()
+
+
+def pad(x, width, what):
+    """(..., d) -> (..., width) float32 with zeros; ValueError when d is larger."""
+    if x.shape[-1] > width:
+        raise ValueError(f"{what} has {x.shape[-1]} dimensions, the model takes at most {width}")
+    out = np.zeros(x.shape[:-1] + (width,), np.float32)
+    out[..., :x.shape[-1]] = x
+    return out
+
+
+def observation(model, stats, pictures, state, task):
+    """One live observation as the arrays of a Batch (inference half).
+
+    pictures: view -> list of (H, W, 3) uint8 at the times t-m, t (and t+m in training); missing views absent.
+    state (d_q,) in raw units, or None (human video); task: the instruction.
+    """
+    views, first = [], next(iter(pictures.values()), None)
+    if first is None:
+        raise ValueError("an observation needs the picture of at least one view")
+    T = len(first)
+    blank_view = torch.zeros(3, model.view_size, model.view_size, dtype=torch.uint8)
+    blank = torch.zeros(T, 3, model.frame_size, model.frame_size, dtype=torch.uint8)
+    frames = []
+    for view in VIEWS:
+        if view not in pictures:
+            views.append(blank_view)
+            frames.append(blank)
+            continue
+        frames.append(torch.stack([letterbox(p, model.frame_size) for p in pictures[view]]))
+        same = model.view_size == model.frame_size
+        views.append(frames[-1][1] if same else letterbox(pictures[view][1], model.view_size))
+    ids, mask = bytes_of(task, model.text_tokens)
+    q_t = np.zeros(model.state_dim, np.float32) if state is None else \
+        pad(stats.normalise("state", np.asarray(state, np.float32)), model.state_dim, "the state")
+    d_a = 0 if state is None else len(stats.action_mean)
+    return {"image": torch.stack(views), "frames": torch.stack(frames),
+            "view_mask": torch.tensor([view in pictures for view in VIEWS]),
+            "text_ids": torch.from_numpy(ids), "text_mask": torch.from_numpy(mask),
+            "state": torch.from_numpy(q_t), "dim_mask": torch.arange(model.action_dim) < d_a}
+
+
+def example(model, m, stats, source, e, t):
+    """The training tuple at frame t of episode e, as the arrays of a Batch."""
+    T = int(source.lengths[e])
+    times = [min(max(t + d, 0), T - 1) for d in (-m, 0, m)]
+    pictures = {view: [source.frame(view, e, time) for time in times] for view in source.views}
+    state, action = source.numbers(e)
+    arrays = observation(model, stats, pictures, state[t] if source.has_action else None, str(source.tasks[e]))
+    a = np.zeros((model.chunk, model.action_dim), np.float32)
+    mask = np.zeros((model.chunk, model.action_dim), bool)
+    if source.has_action:
+        chunk, inside = chunk_at(action, t, model.chunk)
+        chunk = chunk - reference(stats.robot, stats.action_mode, state[t], chunk.shape[1])
+        a = pad(stats.normalise("action", chunk), model.action_dim, f"the action of {source.name}")
+        mask = inside[:, None] & (arrays["dim_mask"].numpy() | model.noise_on_padding)
+    arrays.update(action=torch.from_numpy(a), action_mask=torch.from_numpy(mask),
+                  future_mask=torch.tensor(t + m < T))
+    return arrays
+
+
+def collate(examples):
+    """List of example arrays -> Batch."""
+    return Batch(**{key: torch.stack([x[key] for x in examples]) for key in examples[0]})
+
+
+# ---- the mixture ------------------------------------------------------------------------------------------------
+
+ORDER, WORKER, NOISE = range(3)   # independent random streams
+
+
+def stream(seed, *key):
+    """A generator that is a pure function of its key: nothing to save, resume is exact."""
+    return np.random.default_rng([seed, *key])
+
+
+class Mixture(torch.utils.data.Dataset):
+    """Datasets spread over LPT workers and drawn by weight. Item n is sample number n of this rank.
+
+    sources, weights, window_lists: parallel lists. Sample n is a pure function of (seed, rank, n).
+    """
+
+    def __init__(self, config, stats, sources, weights, window_lists, seed, rank=0):
+        for source, rows in zip(sources, window_lists):
+            if len(rows) == 0:
+                raise ValueError(f"dataset {source.name} has no window: every episode is shorter than m needs")
+        self.config, self.stats, self.seed, self.rank = config, stats, seed, rank
+        self.sources, self.window_lists = sources, window_lists
+        self.sizes = [int(np.sum(source.lengths)) for source in sources]
+        total = sum(weights)
+        self.weights = [weight / total for weight in weights]
+        self.held = lpt.assign(self.sizes, config.data.lpt_workers)
+        self.shares = [np.array(mine) for mine in lpt.shares(self.weights, self.held)]
+        self.mass = np.array([mine.sum() for mine in self.shares])
+
+    def draw(self, n):
+        """Sample number n -> (dataset index, episode, t)."""
+        worker = stream(self.seed, ORDER, self.rank, n).choice(len(self.mass), p=self.mass / self.mass.sum())
+        return self.draw_from(worker, n)
+
+    def draw_from(self, worker, n):
+        """What a worker delivers as sample n; replicas of one dataset have independent streams."""
+        rng = stream(self.seed, WORKER, self.rank, worker, n)
+        i = self.held[worker][rng.choice(len(self.shares[worker]), p=self.shares[worker] / self.mass[worker])]
+        e, t = self.window_lists[i][rng.integers(len(self.window_lists[i]))]
+        return i, int(e), int(t)
+
+    def noise(self, n):
+        """(eps (R, k, d_a) standard normal, tau (R,)) of sample n, float32."""
+        model, rng = self.config.model, stream(self.seed, NOISE, self.rank, n)
+        eps = rng.standard_normal((model.action_draws, model.chunk, model.action_dim), np.float32)
+        tau = flow.tau_from_uniform(rng.random(model.action_draws), model.tau_density)
+        return torch.from_numpy(eps), torch.from_numpy(tau.astype(np.float32))
+
+    def __getitem__(self, n):
+        i, e, t = self.draw(n)
+        arrays = example(self.config.model, self.config.data.m, self.stats, self.sources[i], e, t)
+        eps, tau = self.noise(n)
+        return arrays, eps, tau
+
+    def loader(self, first_step, last_step):
+        """Iterator of (Batch, eps, tau) for the micro-batches of steps first_step .. last_step - 1."""
+        train = self.config.train
+        size = train.batch_size
+        count = range(first_step * train.accumulate, last_step * train.accumulate)
+        numbers = [range(micro * size, (micro + 1) * size) for micro in count]
+        return torch.utils.data.DataLoader(self, batch_sampler=numbers, collate_fn=_collate_with_noise,
+                                           num_workers=self.config.data.loaders)
+
+
+def _collate_with_noise(items):
+    arrays, eps, tau = zip(*items)
+    return collate(arrays), torch.stack(eps), torch.stack(tau)
+
+
+@dataclass
+class Corpus:
+    """Everything `--data` names: training datasets with weights and windows, and held-out windows."""
+
+    sources: list
+    weights: list
+    kinds: list
+    windows: list
+    held_out: object
+    held_out_windows: np.ndarray
+
+
+def open_corpus(path, m, full=False):
+    """A folder with mixture.json, or one dataset whose last episode is held out. ValueError: one line."""
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"--data {path}: no such folder")
+    if (path / "mixture.json").exists():
+        listing = json.loads((path / "mixture.json").read_text())
+        rows = listing["datasets"]
+        sources = [FolderSource(path / row["path"], listing["robot"]) for row in rows]
+        held_out = FolderSource(path / listing["validation"], listing["robot"])
+        return Corpus(sources, [row["weight"] for row in rows], [row["kind"] for row in rows],
+                      [windows(source, m, full) for source in sources], held_out, windows(held_out, m, full))
+    source = open_source(path)
+    episodes = len(source.lengths)
+    if episodes < 2:
+        raise ValueError(f"--data {path}: one episode cannot be both trained on and held out; record a second one")
+    return Corpus([source], [1.0], ["real"], [windows(source, m, full, range(episodes - 1))], source,
+                  windows(source, m, full, [episodes - 1]))

@@ -1,0 +1,53 @@
+"""Flow matching for action chunks: Eq. (2) and Eq. (3), and nothing else.
+
+tau = 0 is noise and tau = 1 is data, as in the paper. (The release runs time the other way round and predicts
+eps - a; support/weights.py negates one matrix on load, so that no branch is needed here.)
+"""
+
+import math
+
+import torch
+
+
+def tau_from_uniform(u, density="paper"):
+    """u uniform in [0, 1) -> tau, same shape.
+
+    "paper": tau ~ Beta(1.5, 1) as printed. Its distribution function is tau^1.5, so tau = u^(2/3); mean 0.6.
+    "release": the noise level 1 - tau = 0.001 + 0.999 Beta(1.5, 1); mean of tau 0.4. [release]
+    """
+    beta = u ** (2 / 3)
+    return beta if density == "paper" else 1 - (0.001 + 0.999 * beta)
+
+
+def interpolate(a, eps, tau):
+    """a_tau = (1 - tau) eps + tau a. a, eps (..., k, d_a); tau (...)."""
+    tau = tau[..., None, None]
+    return (1 - tau) * eps + tau * a
+
+
+def velocity_target(a, eps):
+    """The constant velocity of the straight path, a - eps: what v_theta regresses in Eq. (2)."""
+    return a - eps
+
+
+def euler(v_theta, eps, steps):
+    """Eq. (3): from eps at tau = 0 to an action chunk at tau = 1 in `steps` Euler steps.
+
+    v_theta: function of (a_tau (B, k, d_a), tau python float) -> velocity (B, k, d_a).
+    """
+    a, dtau = eps, 1 / steps
+    for step in range(steps):
+        a = a + dtau * v_theta(a, step * dtau)
+    return a
+
+
+def tau_embedding(tau, width):
+    """tau (...) in [0, 1] -> (..., width) float32: sines, then cosines, of the noise level 1 - tau.
+
+    width / 2 periods, geometric from 0.004 to 4. [release] numbers; it feeds its time, which is our noise level.
+    """
+    noise = 1 - tau.double()
+    fraction = torch.linspace(0, 1, width // 2, dtype=torch.float64, device=tau.device)
+    period = 4e-3 * (4.0 / 4e-3) ** fraction
+    angle = noise[..., None] * (2 * math.pi / period)
+    return torch.cat([angle.sin(), angle.cos()], -1).float()

@@ -1,0 +1,256 @@
+"""Run a trained InternVLA-A1 on a folder of pictures, or in the embedded world.
+
+    python infer.py --image-dir DIR --task "right pick green cross"        actions and an imagined future
+    python infer.py --closed-loop --episodes 200 --seed 1 --json FILE      success in the embedded world
+    python infer.py --cut DATA --episode 7 --frame 60 --image-dir DIR      make such a folder from a dataset
+
+DIR holds one picture (PNG or JPEG, RGB, any size) per camera and time:
+    head_past.png   head_now.png     frames t-m and t of the head camera; m is the checkpoint's (15 frames)
+    left_wrist_*.png  right_wrist_*.png   likewise; a camera that the robot does not have is left out
+    head_future.png ...              optional: frame t+m, shown beside the imagined one
+    state.npy or state.json          optional: q_t in raw units, in the order the checkpoint was trained with
+    task.txt                         optional: the instruction, if --task is not given
+    true_actions.npy                 optional: (k, d_a), plotted beside the predicted ones
+
+Written to --out (default DIR/result): actions.npy (k, d_a) float32 in the robot's units, one row per frame from t on;
+actions.png; foresight.png. Without --checkpoint the newest good checkpoint under runs/ is taken.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import conveyor
+from config import Parser
+from data import VIEWS, open_source, read_picture
+from support import checkpoint, evaluate, pictures
+from support.policy import Policy
+
+TIMES = ("past", "now", "future")
+
+
+def parse(argv):
+    parser = Parser(prog="infer.py", description=__doc__)
+    parser.add_argument("--image-dir", help="folder of pictures, see above")
+    parser.add_argument("--task", help="the instruction")
+    parser.add_argument("--state", help="q_t in raw units, .npy or .json (default: state.npy or state.json of DIR)")
+    parser.add_argument("--checkpoint", help="a run or one checkpoint of it (default: the newest under runs/)")
+    parser.add_argument("--out", help="where results go (default: DIR/result, or rollouts/)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise and of the closed-loop scenes")
+    parser.add_argument("--closed-loop", action="store_true", help="evaluate in the embedded world")
+    parser.add_argument("--episodes", type=int, default=30,
+                        help="closed-loop episodes a suite; 30 are the paper's predefined settings")
+    parser.add_argument("--json", help="write the closed-loop report to this file")
+    parser.add_argument("--controls", action="store_true",
+                        help="also evaluate wrong text, shuffled images and holding still")
+    parser.add_argument("--cut", help="dataset to cut an image folder from")
+    parser.add_argument("--episode", type=int, default=-1, help="with --cut: episode (default the last)")
+    parser.add_argument("--frame", type=int, help="with --cut: frame t (default m)")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads (0: torch's own choice)")
+    return parser.parse_args(argv)
+
+
+# ---- a folder of pictures ---------------------------------------------------------------------------------------
+
+def find_picture(folder, view, time):
+    for suffix in (".png", ".jpg", ".jpeg"):
+        path = folder / f"{view}_{time}{suffix}"
+        if path.exists():
+            return path
+    return None
+
+
+def read_folder(folder):
+    """view -> [o_{t-m}, o_t] and view -> o_{t+m} of an image folder. ValueError: one line."""
+    if not folder.is_dir():
+        raise ValueError(f"--image-dir {folder}: no such folder; infer.py --help describes it")
+    seen, future = {}, {}
+    for view in VIEWS:
+        paths = {time: find_picture(folder, view, time) for time in TIMES}
+        if not any(paths.values()):
+            continue
+        for time in ("past", "now"):
+            if paths[time] is None:
+                raise ValueError(f"--image-dir {folder}: {view}_{time}.png is missing; a camera needs past and now, "
+                                 f"or none of its files if the robot does not have it")
+        seen[view] = [read_picture(paths["past"]), read_picture(paths["now"])]
+        if paths["future"]:
+            future[view] = read_picture(paths["future"])
+    if not seen:
+        raise ValueError(f"--image-dir {folder}: no picture found; expected head_past.png and head_now.png at least")
+    return seen, future
+
+
+def read_state(path, stats):
+    """q_t (d_q,) float32 from .npy or .json. ValueError: one line."""
+    try:
+        values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else json.loads(path.read_text())
+        state = np.asarray(values, np.float32)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"state {path} cannot be read ({error}); give a .npy or .json list of numbers")
+    if state.shape != (len(stats.state_mean),):
+        raise ValueError(f"state {path} has shape {state.shape}, robot '{stats.robot}' has "
+                         f"{len(stats.state_mean)} state dimensions")
+    if not np.isfinite(state).all():
+        raise ValueError(f"state {path}: dimension {int(np.argmin(np.isfinite(state)))} is not finite")
+    return state
+
+
+def state_of(args, folder, stats):
+    given = [Path(args.state)] if args.state else [p for p in (folder / "state.npy", folder / "state.json") if p.exists()]
+    if given:
+        return read_state(given[0], stats)
+    print("no state given: using the mean state of the training data; --state FILE gives the real one")
+    return np.array(stats.state_mean, np.float32)
+
+
+def on_pictures(policy, args):
+    folder, stats, config = Path(args.image_dir), policy.stats, policy.config
+    seen, future = read_folder(folder)
+    state = state_of(args, folder, stats)
+    task = args.task or ((folder / "task.txt").read_text().strip() if (folder / "task.txt").exists() else None)
+    if not task:
+        raise ValueError(f"--task is missing, and so is {folder}/task.txt: what shall the robot do?")
+    truth = np.load(folder / "true_actions.npy", allow_pickle=False) if (folder / "true_actions.npy").exists() else None
+
+    actions, z_hat = policy.plan([seen], state[None], [task])
+    out = Path(args.out or folder / "result")
+    out.mkdir(parents=True, exist_ok=True)
+    np.save(out / "actions.npy", actions[0])
+    names = action_names(stats)
+    pictures.action_plot(actions[0], names, true=truth, fps=stats.fps, path=out / "actions.png")
+    print(f"task: {task}\nviews: {', '.join(seen)}; missing views are masked: "
+          f"{', '.join(v for v in VIEWS if v not in seen) or 'none'}")
+    print(f"{len(actions[0])} actions, one per frame at {stats.fps:g} frames/s = {len(actions[0]) / stats.fps:.2f} s, "
+          f"in the robot's units ({config.data.action_mode})")
+    for d, name in enumerate(names):
+        column = actions[0][:, d]
+        print(f"  {name:<24} first {column[0]:+8.3f}   last {column[-1]:+8.3f}   range {np.ptp(column):7.3f}")
+    if truth is not None:
+        k = min(len(truth), len(actions[0]))
+        std = np.array(stats.action_std)
+        error, hold = (np.square((a - truth[:k]) / std).mean() for a in (actions[0][:k], state[None, :len(std)]))
+        print(f"mean squared error in standard deviations of the training actions: {error:.4f}; "
+              f"holding the state: {hold:.4f}")
+    if z_hat is not None:
+        foresight_picture(policy, seen, future, z_hat[0], out / "foresight.png")
+    print(f"wrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}")
+
+
+def action_names(stats):
+    return list(stats.action_names) or [f"action {d}" for d in range(len(stats.action_mean))]
+
+
+def foresight_picture(policy, seen, future, z_hat, path):
+    """Per view: t-m, t, imagined t+m, and the true t+m where it is given."""
+    imagined = policy.model.to_pictures(z_hat[None])[0].permute(0, 2, 3, 1).numpy()
+    m, rows = policy.config.data.m, []
+    for v, view in enumerate(VIEWS):
+        if view in seen:
+            cells = [(f"t - {m}", seen[view][0]), ("t", seen[view][1]), (f"imagined t + {m}", imagined[v])]
+            if future:
+                cells.append((f"true t + {m}", future.get(view)))
+            rows.append((view.replace("_", " "), cells))
+    pictures.foresight(rows, path=path)
+
+
+def cut(args):
+    """Write an image folder from a dataset, with the true future and the true actions."""
+    source, folder = open_source(args.cut), Path(args.image_dir or "cut")
+    e = args.episode % len(source.lengths)
+    t = 15 if args.frame is None else args.frame
+    T = int(source.lengths[e])
+    if not 0 <= t < T:
+        raise ValueError(f"--frame {t}: episode {e} of {args.cut} has frames 0 to {T - 1}")
+    folder.mkdir(parents=True, exist_ok=True)
+    from PIL import Image
+    for view in source.views:
+        for time, at in zip(TIMES, (max(t - 15, 0), t, t + 15)):
+            if at < T:
+                Image.fromarray(np.asarray(source.frame(view, e, at))).save(folder / f"{view}_{time}.png")
+    state, action = source.numbers(e)
+    np.save(folder / "state.npy", state[t])
+    if action is not None:
+        np.save(folder / "true_actions.npy", action[t:t + 50])
+    (folder / "task.txt").write_text(str(source.tasks[e]) + "\n")
+    print(f"wrote frames t - 15, t and t + 15 of episode {e}, t = {t}, to {folder}")
+
+
+# ---- the embedded world -----------------------------------------------------------------------------------------
+
+FILMED = 3   # episodes a suite in the GIF
+
+
+def in_closed_loop(policy, args):
+    if policy.stats.robot != "conveyor":
+        raise ValueError(f"--closed-loop needs a checkpoint of the embedded world, this one drives '{policy.stats.robot}'")
+    report, rollouts = evaluate.closed_loop(policy, args.episodes, args.seed, record=min(FILMED, args.episodes))
+    print_report("policy", report)
+    if args.controls:
+        report["controls"] = {}
+        for name, rival in (("wrong text", evaluate.wrong_text(policy)), ("hold still", conveyor.hold_action),
+                            ("shuffled images", evaluate.shuffled_images(policy))):
+            report["controls"][name], _ = evaluate.closed_loop(rival, args.episodes, args.seed)
+            print_report(name, report["controls"][name])
+    report["seed"] = args.seed
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
+    out = Path(args.out or "rollouts")
+    out.mkdir(parents=True, exist_ok=True)
+    film(policy, rollouts, out / "rollouts.gif")
+    print(f"wrote {out / 'rollouts.gif'}" + (f" and {args.json}" if args.json else ""))
+
+
+def print_report(name, report):
+    for suite in conveyor.SUITES:
+        row = report[suite]
+        tasks = "  ".join(f"{task} {part['success']:.0%}" for task, part in row["tasks"].items())
+        print(f"{name:<16}{suite:<9}{row['success']:6.1%}  [{row['interval'][0]:.1%}, {row['interval'][1]:.1%}]  "
+              f"{row['episodes']} episodes   {tasks}")
+
+
+def film(policy, rollouts, path):
+    """A GIF: per episode the head view as it runs, what was imagined for t+m, and what came."""
+    shown, m = [], conveyor.M
+    for suite, rollout in rollouts.items():
+        for settings, frames in zip(rollout.settings, rollout.frames):
+            seen = {view: [frames[0, v], frames[m, v]] for v, view in enumerate(VIEWS)}
+            world = conveyor.World([settings])
+            _, z_hat = policy.plan([seen], world.state(), [settings.instruction])
+            imagined = None
+            if z_hat is not None:
+                imagined = policy.model.to_pictures(z_hat[0, :1])[0].permute(1, 2, 0).numpy()
+            shown.append((f"{suite}: {settings.instruction}", frames[:, 0], imagined))
+    rows = [[(label, [("now", frames[t]), (f"imagined for frame {2 * m}", imagined if t >= m else None),
+                       (f"frame {2 * m}", frames[2 * m] if t >= m else None)])
+             for label, frames, imagined in shown] for t in range(2 * m + 1)]
+    pictures.gif([pictures.foresight(row, scale=2) for row in rows], path, fps=8)
+
+
+def run(argv):
+    args = parse(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.cut:
+        return cut(args)
+    if not args.image_dir and not args.closed_loop:
+        raise ValueError("give --image-dir DIR or --closed-loop; --help shows both")
+    path = checkpoint.resolve(args.checkpoint) if args.checkpoint else checkpoint.find_newest_run("runs")
+    print(f"checkpoint {path}")
+    policy = Policy.load(path, args.seed)
+    if args.closed_loop:
+        in_closed_loop(policy, args)
+    else:
+        on_pictures(policy, args)
+
+
+if __name__ == "__main__":
+    try:
+        run(sys.argv[1:])
+    except (ValueError, ImportError) as error:
+        print(f"infer.py: {error}", file=sys.stderr)
+        sys.exit(2)

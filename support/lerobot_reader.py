@@ -1,0 +1,314 @@
+"""LeRobot v2.1 datasets, read directly from disk: the robot-data counterpart of data.py's FolderSource.
+
+Sec. 4 Data Corpus names no file format; much robot data is published in this one. Numbers are in parquet
+(pyarrow), pictures in mp4 (PyAV); both packages are imported on first use, so that all else runs without.
+Building a source reads metadata and checks that the files exist; the rest is read when asked for.
+
+Times follow the format's own rule: frame t of an episode is shown at t / fps seconds of the episode's mp4,
+and the decoded frame nearest to that time must lie within half a frame of it.
+
+What this is not: a reader of v3.0 (refused by name) or of pictures stored inside parquet, nor a wrapper of
+the lerobot package, which is not needed. Not thread-safe: parallel reading is done by processes.
+"""
+
+import json
+import os
+import re
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+SLOTS = ("head", "left_wrist", "right_wrist")
+INSTALL = "reading LeRobot datasets needs pyarrow and av: run  pip install -r requirements-robot.txt"
+
+
+def _pyarrow():
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(INSTALL) from error
+    return pyarrow
+
+
+def _av():
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError(INSTALL) from error
+    return av
+
+
+class _LRU:
+    """The `size` values used last. Pickled without content: neither files nor arrays travel to workers."""
+
+    def __init__(self, size):
+        self.size, self.items = size, OrderedDict()
+
+    def __reduce__(self):
+        return _LRU, (self.size,)
+
+    def get(self, key, make):
+        """The value of `key`, from make() when it is not held."""
+        if key not in self.items:
+            self.items[key] = make()
+            if len(self.items) > self.size:
+                self.items.popitem(last=False)
+        self.items.move_to_end(key)
+        return self.items[key]
+
+    def drop(self, key):
+        self.items.pop(key, None)
+
+
+# Open mp4 files of all sources of this process, 32 however many datasets a mixture has. The key holds the
+# process id: a forked worker shares file offsets with its parent and must open its own.
+_CONTAINERS = _LRU(32)
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+
+def _open_video(path):
+    container = _av().open(str(path))
+    container.streams.video[0].codec_context.thread_count = 1  # parallelism is the workers
+    return container
+
+
+def _nearest(container, seconds):
+    """The decoded frame whose time is nearest to `seconds`, or None: seek to a key frame, decode forward."""
+    stream = container.streams.video[0]
+    # Where B-frames shift a key frame, a seek may land after the target: start 1 s earlier, then at 0.
+    for start in (seconds, max(seconds - 1, 0), 0):
+        container.seek(int(start / stream.time_base), stream=stream, backward=True)
+        best = None
+        for frame in container.decode(stream):
+            if best is None or abs(frame.time - seconds) < abs(best.time - seconds):
+                best = frame
+            if frame.time >= seconds - 1e-4:  # the format's own tolerance, above a tick of the stream's clock
+                break
+        if best is not None and best.time <= seconds + 1e-4:
+            break
+    return best
+
+
+def read_frame(path, seconds, tolerance, where):
+    """The picture shown at `seconds` of an mp4, (H, W, 3) uint8 RGB.
+
+    ValueError, one line that begins with `where`: not decodable, or no frame within `tolerance` seconds.
+    """
+    key = (os.getpid(), str(path))
+    try:
+        frame = _nearest(_CONTAINERS.get(key, lambda: _open_video(path)), seconds)
+        picture = None if frame is None else frame.to_ndarray(format="rgb24")
+    except (_av().FFmpegError, IndexError) as error:  # IndexError: the file holds no video stream
+        _CONTAINERS.drop(key)
+        raise ValueError(f"{where}: {path} cannot be decoded ({error}); download the file again") from error
+    if frame is None or abs(frame.time - seconds) > tolerance:
+        found = "no frame at all" if frame is None else f"one at {frame.time:.3f} s"
+        raise ValueError(f"{where}: {path} has no frame at {seconds:.3f} s (nearest: {found}); "
+                         f"it is shorter than the dataset says: download the file again")
+    return picture
+
+
+def guess_cameras(keys):
+    """Video feature keys -> {slot: key}, from the words in the keys.
+
+    wrist, hand or gripper with left or right: that wrist; without a side: the left wrist (a single arm).
+    high, head, top or front without a side: the head; with none such, the only camera left over. Others are
+    not read. ValueError, listing the cameras: two fit one slot, or none is the head.
+    """
+    found, rest = {slot: [] for slot in SLOTS}, []
+    for key in keys:
+        words = key.removeprefix("observation.").lower()
+        if re.search("wrist|hand|gripper", words):
+            found["right_wrist" if "right" in words else "left_wrist"].append(key)
+        elif re.search("high|head|top|front", words) and not re.search("left|right", words):
+            found["head"].append(key)
+        else:
+            rest.append(key)
+    if not found["head"] and len(rest) == 1:
+        found["head"] = rest
+    if not found["head"] or any(len(candidates) > 1 for candidates in found.values()):
+        raise ValueError(f"cannot tell which of the cameras {', '.join(keys)} is the head, which the wrists: "
+                         f"name them, for example cameras={{'head': KEY, 'left_wrist': KEY}}")
+    return {slot: candidates[0] for slot, candidates in found.items() if candidates}
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+def read_columns(path, sizes, rows, where):
+    """Vector features of one episode's parquet file: {key: dimension} -> {key: (rows, dimension) float32}.
+
+    Columns are lists of any kind or, for dimension 1, plain numbers. ValueError, one line that begins with
+    `where`: unreadable file, missing column, other number of rows or dimensions, a value that is not finite.
+    """
+    pyarrow = _pyarrow()
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            absent = [key for key in sizes if key not in file.schema_arrow.names]
+            if absent:
+                raise ValueError(f"{where}: {path} has no column '{absent[0]}', which meta/info.json lists; "
+                                 f"download the dataset again")
+            table = file.read(columns=list(sizes))
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{where}: {path} cannot be read ({reason}); download the file again") from error
+    if table.num_rows != rows:
+        raise ValueError(f"{where}: {path} has {table.num_rows} rows, meta/episodes.jsonl says {rows}; "
+                         f"download the dataset again")
+    arrays = {}
+    for key, size in sizes.items():
+        column = table[key].combine_chunks()
+        flat = column.flatten() if hasattr(column, "flatten") else column
+        values = np.array(flat.to_numpy(zero_copy_only=False), dtype=np.float32)
+        if values.size != rows * size:
+            raise ValueError(f"{where}: {path}, '{key}' has {values.size} values in {rows} rows, "
+                             f"meta/info.json says {size} each")
+        values = values.reshape(rows, size)
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            raise ValueError(f"{where}, frame {bad[0, 0]}: '{key}' is not finite in dimension {bad[0, 1]}; "
+                             f"repair or drop the episode")
+        values.flags.writeable = False  # it is cached: who changes it must copy it
+        arrays[key] = values
+    return arrays
+
+
+def dimension_names(key, feature):
+    """Names of a vector feature's dimensions, list[str]; key_0, key_1, ... where info.json has none."""
+    size, names = int(np.prod(feature["shape"])), feature.get("names")
+    if isinstance(names, dict):  # {"motors": [...]}
+        names = list(names.values())
+    if isinstance(names, list) and len(names) == 1 and isinstance(names[0], list):  # [[...]]
+        names = names[0]
+    if isinstance(names, list) and len(names) == size and all(isinstance(name, str) for name in names):
+        return names
+    return [f"{key.split('.')[-1]}_{i}" for i in range(size)]
+
+
+# ---- the source ----------------------------------------------------------------------------------
+
+class LeRobotSource:
+    """One LeRobot v2.1 dataset folder.
+
+    Attributes: name (the folder's), robot (info.json's robot_type, or name), fps; per episode lengths
+    (frames) and tasks (the first task's text, or ""); views {slot: feature key} with slots head, left_wrist
+    and right_wrist, missing ones absent; state_names, action_names; has_action. stored is None: every frame
+    has its pictures.
+
+    cameras: {slot: feature key}, or None for guess_cameras. action_key None, or a dataset without any action
+    feature: human video (has_action False). Faults are ValueError with one line saying what, where and what
+    to do; ImportError, also one line, where a package is missing.
+    """
+
+    stored = None
+
+    def __init__(self, root, cameras=None, state_key="observation.state", action_key="action"):
+        self.root, self.name = Path(root), Path(root).resolve().name
+        self.where = f"dataset {self.root}"
+        self.info = self._read_info()
+        self.robot, self.fps = self.info.get("robot_type") or self.name, float(self.info["fps"])
+        self._read_episodes()
+        self._choose_features(state_key, action_key)
+        self.views = self._choose_cameras(cameras)
+        self._check_files()
+        self._numbers = _LRU(16)
+
+    def _read_info(self):
+        path = self.root / "meta" / "info.json"
+        if not path.exists():
+            raise ValueError(f"{self.where}: {path} is missing; "
+                             f"give the folder that holds meta/, data/ and videos/")
+        try:
+            info = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{self.where}: {path} is not JSON ({error}); download it again") from error
+        if info.get("codebase_version") != "v2.1":
+            raise ValueError(f"{self.where}: LeRobot format {info.get('codebase_version')} is not supported, "
+                             f"this reader takes v2.1")
+        absent = {"fps", "features", "chunks_size", "data_path", "video_path"} - info.keys()
+        if absent:
+            raise ValueError(f"{self.where}: {path} has no '{min(absent)}'; download it again")
+        if not isinstance(info["fps"], (int, float)) or not info["fps"] > 0:
+            raise ValueError(f"{self.where}: fps is {info['fps']} in {path}; "
+                             f"set the recording's frame rate there")
+        return info
+
+    def _read_episodes(self):
+        path = self.root / "meta" / "episodes.jsonl"
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+            rows = [json.loads(line) for line in lines if line.strip()]
+            self.indices = [int(row["episode_index"]) for row in rows]
+            self.lengths = [int(row["length"]) for row in rows]
+            self.tasks = [str(row["tasks"][0]) if row["tasks"] else "" for row in rows]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.where}: {path} cannot be read ({error!r}); download it again") from error
+        if not rows or min(self.lengths) < 1:
+            raise ValueError(f"{self.where}: {path} lists no episode, or one without frames")
+        different, total = len(set(self.indices)), self.info.get("total_episodes", len(rows))
+        if not different == len(rows) == total:
+            raise ValueError(f"{self.where}: {path} lists {different} different episodes in {len(rows)} "
+                             f"lines, meta/info.json says {total}; download the dataset again")
+
+    def _choose_features(self, state_key, action_key):
+        features = self.info["features"]
+        listed = ", ".join(key for key in features if features[key]["dtype"] not in ("video", "image"))
+        if state_key not in features:
+            raise ValueError(f"{self.where}: no feature '{state_key}'; give state_key, one of {listed}")
+        # Only a dataset without any action is human video: a key that is spelt otherwise must not become one.
+        self.has_action = action_key in features
+        if not self.has_action and action_key is not None and (action_key != "action" or "action" in listed):
+            raise ValueError(f"{self.where}: no feature '{action_key}'; give action_key, one of {listed}, "
+                             f"or None for video without actions")
+        self.state_key, self.action_key = state_key, action_key
+        self.state_names = dimension_names(state_key, features[state_key])
+        self.action_names = dimension_names(action_key, features[action_key]) if self.has_action else []
+
+    def _choose_cameras(self, cameras):
+        keys = [key for key, feature in self.info["features"].items()
+                if feature["dtype"] == "video" and not (feature.get("info") or {}).get("video.is_depth_map")]
+        if not keys:
+            raise ValueError(f"{self.where}: no feature of dtype video; "
+                             f"pictures inside parquet are not read, convert the dataset to videos")
+        if cameras is None:
+            try:
+                return guess_cameras(keys)
+            except ValueError as error:
+                raise ValueError(f"{self.where}: {error}") from None
+        for slot, key in cameras.items():
+            if slot not in SLOTS or key not in keys:
+                raise ValueError(f"{self.where}: camera {slot}={key}: slots are {', '.join(SLOTS)}, "
+                                 f"the video features are {', '.join(keys)}")
+        return dict(cameras)
+
+    def _path(self, template, e, key=""):
+        """File of episode e (a position in `lengths`); the templates speak of the episode's own index."""
+        index = self.indices[e]
+        return self.root / self.info[template].format(episode_chunk=index // self.info["chunks_size"],
+                                                      episode_index=index, video_key=key)
+
+    def _check_files(self):
+        for e, index in enumerate(self.indices):
+            videos = [self._path("video_path", e, key) for key in self.views.values()]
+            for path in [self._path("data_path", e)] + videos:
+                if not path.exists():
+                    raise ValueError(f"{self.where}, episode {index}: {path} is missing; "
+                                     f"download the dataset again")
+
+    def numbers(self, e):
+        """Episode e -> state (T, d_q), action (T, d_a) or None; float32, read-only, the dataset's units."""
+        sizes = {self.state_key: len(self.state_names)}
+        if self.has_action:
+            sizes[self.action_key] = len(self.action_names)
+        where = f"{self.where}, episode {self.indices[e]}"
+        arrays = self._numbers.get(
+            int(e), lambda: read_columns(self._path("data_path", e), sizes, self.lengths[e], where))
+        return arrays[self.state_key], arrays.get(self.action_key)
+
+    def frame(self, view, e, t):
+        """Picture of `view` (a slot) at frame t of episode e, (H, W, 3) uint8 RGB, as large as recorded."""
+        where = f"{self.where}, episode {self.indices[e]}, frame {t}, '{self.views[view]}'"
+        if not 0 <= t < self.lengths[e]:
+            raise ValueError(f"{where}: the episode has frames 0 to {self.lengths[e] - 1}")
+        return read_frame(self._path("video_path", e, self.views[view]), t / self.fps, 0.5 / self.fps, where)

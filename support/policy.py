@@ -1,0 +1,60 @@
+"""From a checkpoint to actions: what a robot, a simulator or infer.py calls.
+
+`Policy.plan` takes raw pictures and states and returns actions in the robot's units. Everything it needs to know
+(statistics, action mode, camera slots, m, k) comes from the checkpoint.
+"""
+
+import numpy as np
+import torch
+
+import config as configs
+from data import VIEWS, Statistics, collate, observation
+from model import InternVLA_A1
+from support import checkpoint
+
+
+class Policy:
+    """A model with the statistics it was trained with. model: InternVLA_A1 in eval mode; config: Config."""
+
+    def __init__(self, model, config, stats, seed=0):
+        self.model, self.config, self.stats, self.seed, self.calls = model.eval(), config, stats, seed, 0
+
+    @classmethod
+    def load(cls, path, seed=0):
+        """path: a run or one checkpoint of it. CheckpointError or ValueError: one line."""
+        tensors, state = checkpoint.load(checkpoint.resolve(path))
+        config = configs.from_dict(state["config"])
+        model = InternVLA_A1(config.model)
+        missing, unexpected = model.load_state_dict(tensors, strict=False)
+        if missing or unexpected:
+            raise ValueError(f"checkpoint {path}: it does not fit its own config; missing {missing[:3]}, "
+                             f"unexpected {unexpected[:3]}")
+        return cls(model, config, Statistics.from_dict(state["statistics"]), seed)
+
+    def batch(self, pictures, states, tasks):
+        """pictures: per sample a dict view -> [o_{t-m}, o_t] uint8 (H, W, 3); states (N, d_q) or None -> Batch."""
+        return collate([observation(self.config.model, self.stats, p, q, task)
+                        for p, q, task in zip(pictures, states, tasks)])
+
+    def noise(self, n):
+        """eps (n, k, d_a): a pure function of the seed and the number of calls so far."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.calls)
+        self.calls += 1
+        return torch.randn(n, self.config.model.chunk, self.config.model.action_dim, generator=generator)
+
+    def plan(self, pictures, states, tasks):
+        """Observations as in `batch` -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None)."""
+        batch = self.batch(pictures, states, tasks)
+        with torch.inference_mode():
+            prefix = self.model.prefill(batch)
+            a = self.model.sample_actions(batch, self.noise(len(tasks)), prefix=prefix)
+            z_hat = self.model.imagine(batch, prefix) if self.config.model.gen_expert else None
+        return self.stats.actions(a.numpy(), np.asarray(states, np.float32)), z_hat
+
+    def __call__(self, past, now, states, tasks):
+        """conveyor's interface: past, now (N, 3, H, W, 3) uint8 -> actions (N, k, d_a)."""
+        out = []
+        for part in np.array_split(np.arange(len(tasks)), max(1, len(tasks) // 50)):
+            pictures = [{view: [past[i, v], now[i, v]] for v, view in enumerate(VIEWS)} for i in part]
+            out.append(self.plan(pictures, states[part], [tasks[i] for i in part])[0])
+        return np.concatenate(out)

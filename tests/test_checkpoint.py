@@ -1,0 +1,342 @@
+"""Checkpoints: bit-exact round trips, and the damage, failures and kills they promise to survive.
+
+Damage is real damage to real files. Full disks are simulated by failing the calls that would meet them, and
+once for real with a file size limit; kills are real SIGKILLs of a forked writer.
+"""
+
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from support import checkpoint
+from support.checkpoint import CheckpointError
+
+ALL_FILES = (*checkpoint.FILES, checkpoint.MANIFEST)
+
+
+def model_of(step: int) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(step)
+    x = torch.randn(6, 8, generator=g)
+    return {"layer.weight": x, "transposed": x.t(), "strided": x[::2, 1::3], "shares memory": x[1],
+            "bf16": x.bfloat16(), "half": x.half(), "double": x.double(), "scalar": torch.tensor(float(step)),
+            "empty": torch.zeros(0, 4), "mask": x > 0, "bytes": torch.arange(5, dtype=torch.uint8),
+            "odd": torch.tensor([float("nan"), float("inf"), -0.0]), "long": torch.arange(3) - 2**62}
+
+
+def save(run: Path, step: int, **options) -> Path:
+    state = {"step": step, "lr": 1e-4 / 3, "config": {"name": "conveyor", "robots": ["a", "b"]}}
+    moments = {"exp_avg.layer.weight": torch.full((6, 8), float(step))}
+    return checkpoint.save(run, step, model_of(step), moments, state, **options)
+
+
+def names(run: Path) -> list[str]:
+    return sorted(os.listdir(run))
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape, name
+        raw = [t.contiguous().reshape(-1).view(torch.uint8) for t in (found[name], tensor)]
+        assert torch.equal(*raw), name
+
+
+def test_round_trip_is_bit_exact(tmp_path):
+    path = save(tmp_path / "new" / "run", 1500)
+    assert path.name == "step_00001500" and names(path) == sorted(ALL_FILES)
+    model, state = checkpoint.load(path)
+    assert_same(model, model_of(1500))
+    assert state == {"step": 1500, "lr": 1e-4 / 3, "config": {"name": "conveyor", "robots": ["a", "b"]}}
+    assert_same(checkpoint.load_optimizer(path), {"exp_avg.layer.weight": torch.full((6, 8), 1500.0)})
+    with safe_open(path / checkpoint.MODEL, "pt") as file:
+        assert torch.equal(file.get_tensor("transposed"), model_of(1500)["transposed"])
+
+
+def test_empty_optimizer_and_repeatable_bytes(tmp_path):
+    first = checkpoint.save(tmp_path / "a", 0, model_of(0), {}, {"b": 1, "a": 2})
+    second = checkpoint.save(tmp_path / "b", 0, model_of(0), {}, {"a": 2, "b": 1})
+    assert checkpoint.load_optimizer(first) == {}
+    for name in ALL_FILES:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ALL_FILES)
+def test_flipped_bits_are_named(tmp_path, name):
+    path = save(tmp_path, 3)
+    good = (path / name).read_bytes()
+    positions = sorted({0, 7, 8, len(good) - 1, *range(0, len(good), max(1, len(good) // 60))})
+    for position in positions:
+        bad = bytearray(good)
+        bad[position] ^= 1 << (position % 8)
+        (path / name).write_bytes(bad)
+        with pytest.raises(CheckpointError) as error:
+            checkpoint.verify(path)
+        assert str(path / name) in str(error.value) and "\n" not in str(error.value)
+    (path / name).write_bytes(good)
+    checkpoint.verify(path)
+
+
+@pytest.mark.parametrize("name", ALL_FILES)
+def test_truncated_grown_and_missing_files_are_named(tmp_path, name):
+    path = save(tmp_path, 3)
+    good = (path / name).read_bytes()
+    for bad in (good[:-1], good[:len(good) // 2], b"", good + b"\n"):
+        (path / name).write_bytes(bad)
+        with pytest.raises(CheckpointError, match=name):
+            checkpoint.verify(path)
+    (path / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name} is missing"):
+        checkpoint.verify(path)
+
+
+def test_loading_verifies_what_it_reads(tmp_path):
+    path = save(tmp_path, 3)
+    for name, read in ((checkpoint.MODEL, checkpoint.load), (checkpoint.STATE, checkpoint.load),
+                       (checkpoint.OPTIMIZER, checkpoint.load_optimizer)):
+        good = (path / name).read_bytes()
+        (path / name).write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        with pytest.raises(CheckpointError, match=name):
+            read(path)
+        (path / name).write_bytes(good)
+
+
+def test_unlisted_file_is_an_error(tmp_path):
+    path = save(tmp_path, 3)
+    (path / "extra.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="extra.bin is not listed"):
+        checkpoint.verify(path)
+
+
+@pytest.mark.parametrize("edit", [
+    lambda text: text.replace('\n "', '\n  "', 1),
+    lambda text: text + " ",
+    lambda text: json.dumps(json.loads(text)),
+    lambda text: "[]",
+    lambda text: "[" * 100_000,
+    lambda text: json.dumps({"files": {}, "sha256": ""}, indent=1),
+    lambda text: text.replace('"state.json"', '"../../x"'),
+])
+def test_manifest_must_be_canonical(tmp_path, edit: Callable[[str], str]):
+    path = save(tmp_path, 3)
+    manifest = path / checkpoint.MANIFEST
+    manifest.write_text(edit(manifest.read_text()))
+    with pytest.raises(CheckpointError, match="manifest.json is damaged or was edited"):
+        checkpoint.verify(path)
+
+
+def test_rotation_keeps_two_and_never_later_ones(tmp_path):
+    for step in (10, 20, 30, 40):
+        save(tmp_path, step)
+    assert names(tmp_path) == ["step_00000030", "step_00000040"]
+    save(tmp_path, 35)                        # resumed from 30: the later checkpoint is not ours to delete
+    assert names(tmp_path) == ["step_00000030", "step_00000035", "step_00000040"]
+    save(tmp_path, 50, keep=1)
+    assert names(tmp_path) == ["step_00000050"]
+
+
+def test_rotation_does_not_count_a_truncated_one(tmp_path):
+    save(tmp_path, 10)
+    (save(tmp_path, 20) / checkpoint.MODEL).write_bytes(b"")
+    save(tmp_path, 30)
+    assert names(tmp_path) == ["step_00000010", "step_00000020", "step_00000030"]
+    save(tmp_path, 40)
+    assert names(tmp_path) == ["step_00000030", "step_00000040"]
+
+
+def test_damaged_newest_is_named_and_the_previous_used(tmp_path, capsys):
+    save(tmp_path, 10)
+    path = save(tmp_path, 20)
+    assert checkpoint.newest(tmp_path) == path and capsys.readouterr().err == ""
+    (path / checkpoint.OPTIMIZER).write_bytes(b"x")
+    assert checkpoint.newest(tmp_path).name == "step_00000010"
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and str(path / checkpoint.OPTIMIZER) in message
+    shutil.rmtree(tmp_path / "step_00000010")
+    with pytest.raises(CheckpointError, match="no good checkpoint in .*train.py"):
+        checkpoint.newest(tmp_path)
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    save(tmp_path, 10)
+    path = save(tmp_path, 20)
+    born = path.stat().st_ino
+    save(tmp_path, 20)
+    assert path.stat().st_ino == born         # identical and good: left in place
+    (path / checkpoint.STATE).write_bytes(b"{}")
+    save(tmp_path, 20)
+    checkpoint.verify(path)
+    checkpoint.save(tmp_path, 20, {}, {}, {"step": "other"})
+    assert checkpoint.load(path) == ({}, {"step": "other"})
+    assert names(tmp_path) == ["step_00000010", "step_00000020"]
+
+
+def test_resolve(tmp_path):
+    path = save(tmp_path / "run", 10)
+    assert checkpoint.resolve(tmp_path / "run") == path == checkpoint.resolve(str(path))
+    copy = Path(shutil.copytree(path, tmp_path / "downloaded"))
+    assert checkpoint.resolve(copy) == copy
+    (copy / checkpoint.MODEL).write_bytes(b"")
+    for bad, words in ((tmp_path / "nowhere", "not a directory"), (tmp_path, "no good checkpoint"),
+                       (copy, checkpoint.MODEL)):
+        with pytest.raises(CheckpointError, match=words):
+            checkpoint.resolve(bad)
+
+
+def test_find_newest_run_goes_by_time(tmp_path, capsys):
+    with pytest.raises(CheckpointError, match="train.py"):
+        checkpoint.find_newest_run(tmp_path / "runs")
+    first, second = save(tmp_path / "runs/a", 10), save(tmp_path / "runs/b", 5)
+    os.utime(first / checkpoint.STATE, (100, 100))
+    os.utime(second / checkpoint.STATE, (200, 200))
+    (tmp_path / "runs/note.txt").write_text("")
+    assert checkpoint.find_newest_run(tmp_path / "runs") == second
+    (second / checkpoint.MODEL).write_bytes(b"")
+    assert checkpoint.find_newest_run(tmp_path / "runs") == first
+    assert checkpoint.MODEL in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("failing", ["fsync", "rename", "mkdir"])
+def test_full_disk_leaves_older_checkpoints(tmp_path, monkeypatch, failing):
+    old = save(tmp_path, 10)
+    real, failures = getattr(os, failing), 0
+    for successes in range(8):
+        calls = iter(range(100))
+
+        def full(*arguments, **options):
+            if next(calls) == successes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(os, failing, full)
+        try:
+            save(tmp_path, 20, keep=9)
+            monkeypatch.setattr(os, failing, real)
+        except CheckpointError as error:
+            monkeypatch.setattr(os, failing, real)
+            failures += 1
+            assert "No space left" in str(error) and "older checkpoints are intact" in str(error)
+            assert str(tmp_path) in str(error) and "\n" not in str(error)
+        checkpoint.verify(old)
+        assert not [name for name in names(tmp_path) if name.startswith(".")]
+        shutil.rmtree(tmp_path / "step_00000020", ignore_errors=True)
+    assert failures > 0
+
+
+def test_real_write_failure_at_many_offsets(tmp_path):
+    old = save(tmp_path, 10)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for limit in (0, 1, 8, 500, 1000, 1800):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            with pytest.raises(CheckpointError, match="File too large; older checkpoints are intact"):
+                save(tmp_path, 20)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            assert names(tmp_path) == [old.name]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    checkpoint.verify(old)
+
+
+def test_too_little_space_is_refused_before_writing(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(CheckpointError, match="no space, needs .* GB"):
+        save(tmp_path, 20)
+    assert names(tmp_path) == []
+
+
+def test_bad_arguments_are_refused(tmp_path):
+    for tensors, state in (({"z": torch.zeros(2, dtype=torch.complex64)}, {}), ({}, {"loss": float("nan")}),
+                           ({}, {"lr": torch.zeros(1)}), ({"m": torch.zeros(2, device="meta")}, {})):
+        with pytest.raises(CheckpointError, match="was not saved"):
+            checkpoint.save(tmp_path, 1, tensors, {}, state)
+    for step, keep in ((-1, 2), (1, 0)):
+        with pytest.raises(CheckpointError, match="keep"):
+            checkpoint.save(tmp_path, step, {}, {}, {}, keep=keep)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="File exists"):
+        checkpoint.save(tmp_path / "file", 1, {}, {}, {})
+    assert names(tmp_path) == ["file"]
+
+
+def test_temporaries_are_ignored_and_those_of_dead_writers_removed(tmp_path):
+    path = save(tmp_path, 10)
+    shutil.copytree(path, tmp_path / ".tmp_step_00000020_1")
+    live = tmp_path / ".tmp_step_00000030_2"
+    live.mkdir()
+    lock = os.open(live, os.O_RDONLY)
+    checkpoint._try_lock(lock)
+    assert checkpoint.newest(tmp_path) == path
+    save(tmp_path, 40)
+    assert names(tmp_path) == [live.name, "step_00000010", "step_00000040"]
+    os.close(lock)
+    save(tmp_path, 50)
+    assert names(tmp_path) == ["step_00000040", "step_00000050"]
+
+
+def saver_loop(run: Path, acknowledge: int) -> None:
+    """Save steps 1, 2, ... for ever; each finished one is written to the pipe `acknowledge`.
+
+    Runs in a forked child, where a parallel torch kernel would wait for threads it lacks: hence numpy.
+    """
+    for step in range(1, 10_000):
+        tensors = {"w": torch.from_numpy(np.full(50_000, step, np.float32))}
+        checkpoint.save(run, step, tensors, tensors, {"step": step})
+        os.write(acknowledge, step.to_bytes(4, "little"))
+
+
+def test_sigkill_at_random_moments_loses_nothing(tmp_path, capsys):
+    chance = random.Random(0)
+    for trial in range(12):
+        run = tmp_path / str(trial)
+        reader, writer = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")   # newer Pythons warn of forking beside torch's threads
+            child = os.fork()
+        if child == 0:
+            try:
+                saver_loop(run, writer)
+            finally:
+                os._exit(1)
+        os.close(writer)
+        acknowledged = os.read(reader, 4)
+        time.sleep(chance.uniform(0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        while more := os.read(reader, 4):
+            acknowledged = more
+        os.close(reader)
+        found = checkpoint.newest(run)
+        model, state = checkpoint.load(found)
+        assert state["step"] >= int.from_bytes(acknowledged, "little")
+        assert bool((model["w"] == state["step"]).all())
+    assert capsys.readouterr().err == ""      # and not one checkpoint was seen damaged
+
+
+def test_truncate_log(tmp_path):
+    log = tmp_path / "log.jsonl"
+    checkpoint.truncate_log(log, 0)
+    log.write_bytes(b'{"step": 1}\n{"step": 2}\n{"st')
+    with pytest.raises(CheckpointError, match="has 28 bytes, the checkpoint was saved at 40"):
+        checkpoint.truncate_log(log, 40)
+    with pytest.raises(CheckpointError, match="no line end at byte 13"):
+        checkpoint.truncate_log(log, 13)
+    checkpoint.truncate_log(log, 24)
+    assert log.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+    checkpoint.truncate_log(log, 0)
+    assert log.read_bytes() == b""

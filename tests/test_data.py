@@ -1,0 +1,391 @@
+"""Training tuples, their statistics and the mixture they are drawn from (Sec. 3.3, 3.4, Table 3)."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+import lpt
+from config import get_config
+from data import FolderSource, Mixture, example, letterbox, open_corpus, statistics, windows
+
+WEIGHTS = tuple(row[2] for row in lpt.TABLE_3)
+SIZES = tuple(row[1] for row in lpt.TABLE_3)
+
+
+class Fake:
+    """Episodes made of numbers; the picture of view v at frame t of episode e is filled with 64 v + 8 e + t."""
+
+    def __init__(self, name="fake", lengths=(40,), has_action=True, views=data.VIEWS, d=6, seed=0, robot="conveyor"):
+        self.name, self.lengths, self.has_action, self.views = name, np.array(lengths), has_action, views
+        self.robot, self.fps, self.tasks = robot, 30.0, [f"pick {e}" for e in range(len(lengths))]
+        self.action_names = [f"joint {i}" for i in range(d)]
+        rng = np.random.default_rng(seed)
+        self.rows = [(rng.uniform(-1, 1, (T, d)).astype(np.float32), rng.uniform(-1, 1, (T, d)).astype(np.float32))
+                     for T in lengths]
+
+    def numbers(self, e):
+        state, action = self.rows[e]
+        return (state, action) if self.has_action else (np.zeros_like(state), None)
+
+    def frame(self, view, e, t):
+        assert 0 <= t < self.lengths[e]
+        return np.full((8, 8, 3), 64 * data.VIEWS.index(view) + 8 * e + t, np.uint8)
+
+
+class KeyFramesOnly(Fake):
+    """As the embedded world stores them: numbers at every frame, pictures at 0, 15 and 30 of 31."""
+
+    stored = (0, 15, 30)
+
+    def has_pictures(self, e, t):
+        return np.isin(t, self.stored)
+
+
+def tiny(**flags):
+    return get_config("conveyor", {"image_size": 32, "vae_size": 32, "batch_size": 4, "text_tokens": 8, **flags})
+
+
+def mixture_of(sources, weights=None, config=None, seed=0, rank=0):
+    config = config or tiny()
+    rows = [windows(source, config.data.m) for source in sources]
+    stats = statistics(sources, rows, config.model.chunk, config.data.action_mode, config.data.std_floor)
+    return Mixture(config, stats, sources, weights or [1.0] * len(sources), rows, seed, rank)
+
+
+def table_3(scale=1):
+    """Five sources in Table 3's proportions; the human video has no actions and one view."""
+    sources = [Fake(row[0], (max(row[1] * scale, 1),), seed=i, d=2) for i, row in enumerate(lpt.TABLE_3)]
+    sources[4] = Fake("EgoDex", (68 * scale,), has_action=False, views=("head",), d=2)
+    return sources
+
+
+# ---- windows ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("t, times, future", [
+    (0, (0, 0, 15), True), (14, (0, 14, 29), True), (15, (0, 15, 30), True), (24, (9, 24, 39), True),
+    (25, (10, 25, 39), False), (39, (24, 39, 39), False)])
+def test_a_tuple_holds_the_frames_t_minus_15_t_and_t_plus_15_clamped_and_masked_at_both_ends(t, times, future):
+    """Sec. 3.3 (m = 15); design: outside the episode frames are clamped and masked."""
+    source, config = Fake(lengths=(40, 40)), tiny()
+    x = example(config.model, 15, mixture_of([source]).stats, source, 1, t)
+    for v in range(3):
+        assert x["frames"][v, :, 0, 16, 16].tolist() == [64 * v + 8 + time for time in times]
+        assert x["image"][v, 0, 16, 16] == 64 * v + 8 + t
+    assert bool(x["future_mask"]) == future
+
+
+@pytest.mark.parametrize("t", [0, 7, 24, 25, 30, 39])
+def test_actions_a_t_to_t_plus_k_beyond_the_episode_are_masked(t):
+    """Sec. 3.3: a_{t:t+k}; the clamped steps count for nothing."""
+    source, config = Fake(lengths=(40,)), tiny()
+    chunk, inside = data.chunk_at(source.rows[0][1], t, 16)
+    assert chunk.shape == (16, 6) and inside.tolist() == [t + i < 40 for i in range(16)]
+    for i in range(16):
+        assert (chunk[i] == source.rows[0][1][min(t + i, 39)]).all()
+    mask = example(config.model, 15, mixture_of([source]).stats, source, 0, t)["action_mask"]
+    assert mask.shape == (16, 32) and not mask[:, 6:].any()
+    assert all((mask[:, d].numpy() == inside).all() for d in range(6))
+
+
+def test_every_frame_of_every_episode_is_a_window():
+    """Sec. 3.3, without --full_windows: nothing of the data is thrown away."""
+    rows = windows(Fake(lengths=(3, 40, 1)), 15)
+    assert rows.tolist() == [[e, t] for e, T in enumerate((3, 40, 1)) for t in range(T)]
+
+
+def test_full_windows_have_t_minus_m_and_t_plus_m_inside_the_episode():
+    """--full_windows."""
+    assert windows(Fake(lengths=(3, 30, 31, 40)), 15, full=True).tolist() == [
+        [2, 15], *([3, t] for t in range(15, 25))]
+
+
+def test_a_dataset_with_key_frames_only_yields_the_windows_whose_three_pictures_exist():
+    """FolderSource's `stored`: windows without pictures are no windows."""
+    assert windows(KeyFramesOnly(lengths=(31, 31)), 15).tolist() == [
+        [e, t] for e in (0, 1) for t in (0, 15, 30)]               # 0 and 30 by clamping
+    assert windows(KeyFramesOnly(lengths=(31, 31)), 15, full=True).tolist() == [[0, 15], [1, 15]]
+
+
+def test_a_missing_view_is_masked_and_black():
+    """Batch: view_mask says which cameras exist."""
+    source, config = Fake(views=("head", "right_wrist")), tiny()
+    x = example(config.model, 15, mixture_of([source]).stats, source, 0, 20)
+    assert x["view_mask"].tolist() == [True, False, True]
+    assert not x["image"][1].any() and not x["frames"][1].any() and x["image"][2].any()
+
+
+def test_human_video_has_no_actions_and_masked_wrists():
+    """Sec. 4.4: "we exclude human action labels during pre-training"; people wear one camera."""
+    robot, human, config = Fake(), Fake("egodex", has_action=False, views=("head",)), tiny()
+    stats = mixture_of([robot]).stats
+    for model in (config.model, replace(config.model, noise_on_padding=True)):
+        x = example(model, 15, stats, human, 0, 20)
+        assert not x["action_mask"].any() and not x["dim_mask"].any() and not x["state"].any()
+        assert x["view_mask"].tolist() == [True, False, False] and bool(x["future_mask"])
+        assert example(model, 15, stats, robot, 0, 20)["action_mask"].any()
+
+
+def test_the_instruction_comes_with_its_own_episode():
+    """Sec. 3.3: l belongs to the trajectory."""
+    source, config = Fake(lengths=(40, 40)), tiny()
+    for e in (0, 1):
+        x = example(config.model, 15, mixture_of([source]).stats, source, e, 3)
+        assert bytes(x["text_ids"][x["text_mask"]].tolist()).decode() == f"pick {e}"
+
+
+# ---- action modes and statistics --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("t", [0, 12, 30])
+def test_delta_actions_are_relative_to_the_state_at_t_and_grippers_stay_absolute(t):
+    """Design 5: relative to the state at t for the whole chunk."""
+    source, config = Fake(), tiny(action_mode="delta")
+    stats = mixture_of([source], config=config).stats
+    x = example(config.model, 15, stats, source, 0, t)
+    raw = x["action"][:, :6].numpy() * np.float32(stats.action_std) + np.float32(stats.action_mean)
+    state, action = source.rows[0]
+    for i in range(16):
+        expected = action[min(t + i, 39)] - np.where([1, 1, 0, 1, 1, 0], state[t], 0)
+        assert raw[i] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["absolute", "delta"])
+def test_action_to_normalised_to_action_is_the_identity_to_1e_6(mode):
+    """What Policy returns in raw units is what was recorded."""
+    source, config = Fake(), tiny(action_mode=mode)
+    stats = mixture_of([source], config=config).stats
+    for t in (0, 11, 24):
+        x = example(config.model, 15, stats, source, 0, t)
+        state, action = source.rows[0]
+        back = stats.actions(x["action"].numpy()[None], state[None, t])
+        assert back.shape == (1, 16, 6) and np.abs(back[0] - action[t:t + 16]).max() <= 1e-6
+
+
+def test_delta_mode_refuses_a_robot_whose_relative_dimensions_are_unknown():
+    """An error says which robot and where it would have to be entered."""
+    with pytest.raises(ValueError, match="robot 'g1' has no entry in data.RELATIVE"):
+        mixture_of([Fake(robot="g1")], config=tiny(action_mode="delta"))
+    with pytest.raises(ValueError, match="6 dimensions in data.RELATIVE"):
+        mixture_of([Fake(d=5)], config=tiny(action_mode="delta"))
+
+
+def brute_force(sources, window_lists, k, mode):
+    """Every state and every valid action of every window, one by one, in float64."""
+    states, actions = [], []
+    for source, rows in zip(sources, window_lists):
+        for e, t in rows if source.has_action else ():
+            state, action = (x.astype(np.float64) for x in source.rows[e])
+            states.append(state[t])
+            for step in range(t, min(t + k, len(action))):
+                actions.append(action[step] - (state[t] * [1, 1, 0, 1, 1, 0] if mode == "delta" else 0))
+    return np.array(states), np.array(actions)
+
+
+@pytest.mark.parametrize("mode", ["absolute", "delta"])
+@pytest.mark.parametrize("many", [False, True], ids=["few_episodes", "1000_episodes"])
+def test_statistics_are_taken_over_exactly_the_training_windows(mode, many):
+    """Statistics: mean and deviation after the delta transform; held-out episodes and human video do not count."""
+    sources = [Fake(lengths=(40, 21, 3)), Fake(lengths=(33, 40), seed=1), Fake(has_action=False, views=("head",))]
+    rows = [windows(sources[0], 15, episodes=[0, 2]), windows(sources[1], 15, full=True), windows(sources[2], 15)]
+    if many:
+        sources[0] = Fake(lengths=(2, 1) * 500)
+        rows[0] = windows(sources[0], 15, episodes=range(990))
+    stats = statistics(sources, rows, 16, mode, 1e-3)
+    states, actions = brute_force(sources, rows, 16, mode)
+    assert stats.windows == len(states) == len(rows[0]) + len(rows[1])
+    assert stats.state_mean == pytest.approx(states.mean(0)) and stats.state_std == pytest.approx(states.std(0))
+    assert stats.action_mean == pytest.approx(actions.mean(0)) and stats.action_std == pytest.approx(actions.std(0))
+
+
+def test_a_near_constant_dimension_is_shifted_but_not_scaled():
+    """--std_floor: noise of a joint that never moves is not blown up."""
+    source = Fake()
+    for x in source.rows[0]:
+        x[:, 1] = 0.7 + 1e-5 * np.arange(40) / 40
+    stats = mixture_of([source]).stats
+    assert stats.state_std[1] == stats.action_std[1] == 1 and min(stats.state_std[0], stats.action_std[0]) > 0.3
+    normal = stats.normalise("state", source.rows[0][0])
+    assert np.abs(normal[:, 1]).max() < 1e-4 and normal[:, 0].std() == pytest.approx(1, abs=1e-5)
+
+
+def test_statistics_survive_json_and_a_mixture_names_one_robot_with_actions():
+    """Statistics are stored in every checkpoint; a mixture of two robots, or of none, is refused."""
+    stats = mixture_of([Fake()]).stats
+    assert data.Statistics.from_dict(json.loads(json.dumps(vars(stats)))) == stats
+    with pytest.raises(ValueError, match="one run trains one robot"):
+        mixture_of([Fake(), Fake(robot="g1")])
+    with pytest.raises(ValueError, match="no dataset of the mixture has actions"):
+        mixture_of([Fake(has_action=False)])
+
+
+# ---- pictures and folders ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("H, W, size, box", [
+    (48, 64, 64, (8, 56, 0, 64)), (64, 48, 64, (0, 64, 8, 56)), (100, 200, 64, (16, 48, 0, 64)),
+    (480, 640, 224, (28, 196, 0, 224)), (10, 10, 64, (0, 64, 0, 64)), (30, 20, 64, (0, 64, 10, 53))])
+def test_letterbox_keeps_the_aspect_ratio_and_centres_on_black(H, W, size, box):
+    """letterbox: scaled to fit, centred on black."""
+    picture = letterbox(np.full((H, W, 3), 255, np.uint8), size)
+    top, bottom, left, right = box
+    expected = torch.zeros(3, size, size, dtype=torch.uint8)
+    expected[:, top:bottom, left:right] = 255
+    assert torch.equal(picture, expected)
+
+
+def test_letterbox_does_not_touch_a_picture_of_the_right_size_nor_mirror_one():
+    """letterbox: rows stay rows, columns stay columns, channels stay channels."""
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert (letterbox(picture, 64).numpy() == picture.transpose(2, 0, 1)).all()
+    marked = np.zeros((32, 64, 3), np.uint8)
+    marked[:16, :32, 1] = 200
+    where = letterbox(marked, 64)[1] > 100
+    assert where[16:32, :32].all() and where.sum() == 16 * 32
+
+
+def write_folder(root, T=20, views=("head",), suffix=".png", **arrays):
+    """An episode folder with one picture file per frame, filled with 10 v + t."""
+    root.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(1)
+    numbers = {"state": rng.uniform(-1, 1, (T, 6)), "action": rng.uniform(-1, 1, (T, 6))}
+    np.savez(root / "episode.npz", **numbers | {"task": np.array(["go"]), "fps": np.array(30)} | arrays)
+    for v, view in enumerate(views):
+        (root / view).mkdir(exist_ok=True)
+        for t in range(T):
+            Image.fromarray(np.full((12, 16, 3), 10 * v + t, np.uint8)).save(root / view / f"{t:06d}{suffix}")
+    return root
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_an_episode_folder_of_picture_files_is_read_frame_by_frame(tmp_path, suffix):
+    """Design 5: episode.npz and one PNG or JPEG per frame and view."""
+    source = FolderSource(write_folder(tmp_path / "ep", views=("head", "right_wrist"), suffix=suffix))
+    assert source.views == ("head", "right_wrist") and source.has_action and source.lengths.tolist() == [20]
+    for t in (0, 7, 19):
+        assert (source.frame("head", 0, t) == t).all() and (source.frame("right_wrist", 0, t) == 10 + t).all()
+
+
+def test_a_memory_map_holds_the_same_pictures_as_files(tmp_path):
+    """Design 5: or as one <view>.npy."""
+    files = FolderSource(write_folder(tmp_path / "files"))
+    root = write_folder(tmp_path / "map", views=())
+    np.save(root / "head.npy", np.stack([files.frame("head", 0, t) for t in range(20)]))
+    mapped = FolderSource(root)
+    assert all((mapped.frame("head", 0, t) == files.frame("head", 0, t)).all() for t in range(20))
+
+
+def test_the_last_episode_of_one_dataset_is_held_out_and_never_trained_on(tmp_path):
+    """open_corpus: one dataset whose last episode is held out."""
+    ends, tasks = np.array([8, 14, 20]), np.array(["a", "b", "c"])
+    corpus = open_corpus(write_folder(tmp_path / "three", ends=ends, task=tasks), 15)
+    assert set(corpus.windows[0][:, 0]) == {0, 1} and len(corpus.windows[0]) == 14
+    assert set(corpus.held_out_windows[:, 0]) == {2} and len(corpus.held_out_windows) == 6
+    with pytest.raises(ValueError, match="one episode cannot be both trained on and held out"):
+        open_corpus(write_folder(tmp_path / "one"), 15)
+
+
+# ---- the mixture ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+def test_the_realised_mixture_is_table_3s_whatever_the_number_of_workers(workers):
+    """Table 3, Sec. 3.4: no implicit re-weighting; chi-square with 4 degrees of freedom, p = 1e-5."""
+    mixture = mixture_of(table_3(), WEIGHTS, tiny(lpt_workers=workers))
+    draws = 6000
+    seen = np.bincount([mixture.draw(n)[0] for n in range(draws)], minlength=5)
+    wanted = np.array(WEIGHTS) * draws
+    assert ((seen - wanted) ** 2 / wanted).sum() < 28.47
+
+
+def test_a_worker_draws_its_own_datasets_only():
+    """Sec. 3.4 (i): each worker materializes only a subset of datasets."""
+    mixture = mixture_of(table_3(), WEIGHTS, tiny(lpt_workers=3))
+    assert mixture.held == lpt.assign(SIZES, 3)
+    for worker, held in enumerate(mixture.held):
+        assert {mixture.draw_from(worker, n)[0] for n in range(300)} == set(held)
+
+
+def test_every_window_of_a_dataset_is_drawn_equally_often():
+    """Sec. 3.4: uniform effective sampling within a dataset; 4.5 standard deviations."""
+    mixture = mixture_of([Fake(lengths=(15, 10))], config=tiny(lpt_workers=2))
+    seen = np.zeros((2, 15))
+    for n in range(5000):
+        seen[mixture.draw(n)[1:]] += 1
+    assert (seen[1, 10:] == 0).all()
+    rows = np.concatenate([seen[0], seen[1, :10]])
+    assert abs(rows - 200).max() < 4.5 * np.sqrt(5000 * 0.04 * 0.96)
+
+
+def test_replicated_datasets_are_read_with_independent_random_seeds():
+    """Sec. 3.4: two replicas agree position by position no more often than chance, in 10,000 draws."""
+    mixture = mixture_of([Fake(lengths=(200, 120, 80))], config=tiny(lpt_workers=2))
+    assert mixture.held == [[0], [0]]
+    draws, chance = 10_000, 1 / 400
+    agree = sum(mixture.draw_from(0, n) == mixture.draw_from(1, n) for n in range(draws))
+    assert agree <= draws * chance + 5 * np.sqrt(draws * chance * (1 - chance))      # 25 + 25
+    shifted = [mixture.draw_from(0, n) for n in range(2000)], [mixture.draw_from(1, n) for n in range(2000)]
+    for lag in (1, 2, 3):                             # nor is one the other, delayed
+        assert sum(a == b for a, b in zip(shifted[0][lag:], shifted[1])) <= 5 + 5 * np.sqrt(5)
+
+
+def test_tau_and_eps_differ_for_every_pair_of_samples():
+    """Eq. (2): fresh noise for every sample, rank, seed and draw that shares a prefix."""
+    seen = []
+    for seed, rank in ((0, 0), (0, 1), (1, 0)):
+        mixture = mixture_of([Fake()], seed=seed, rank=rank)
+        for n in range(12):
+            eps, tau = mixture.noise(n)
+            assert eps.shape == (4, 16, 32) and tau.shape == (4,) and eps.dtype == tau.dtype == torch.float32
+            seen += list(zip(eps, tau.tolist()))
+    for (eps, tau), (other, another) in itertools.combinations(seen, 2):
+        assert tau != another and (eps == other).float().mean() < 0.01
+    every = torch.stack([eps for eps, _ in seen])
+    assert abs(every.mean()) < 0.02 and abs(every.std() - 1) < 0.02
+
+
+def same(a, b):
+    """Bit for bit the same nested arrays."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
+    if isinstance(a, data.Batch):
+        return same(vars(a), vars(b))
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+def test_a_sample_is_a_pure_function_of_seed_rank_and_number():
+    """Design 5: nothing to save, resume is exact; another seed or rank gives other samples."""
+    sources = [Fake(lengths=(40, 40)), Fake("other", seed=1)]
+    mixture, again = mixture_of(sources), mixture_of(sources)
+    forwards = [mixture[n] for n in range(8)]
+    np.random.seed(5), torch.manual_seed(5)           # the global generators play no part
+    assert all(same(again[n], forwards[n]) for n in reversed(range(8)))
+    for other in (mixture_of(sources, seed=1), mixture_of(sources, rank=1)):
+        assert not any(same(other[n][1:], forwards[n][1:]) for n in range(8))
+        assert [other.draw(n) for n in range(50)] != [mixture.draw(n) for n in range(50)]
+
+
+def test_the_number_of_loader_processes_changes_nothing():
+    """--loaders: 0 and 2 processes deliver the same batches, bit for bit."""
+    sources = [Fake(lengths=(40, 40)), Fake("egodex", has_action=False, views=("head",))]
+    alone, shared = (list(mixture_of(sources, config=tiny(loaders=loaders)).loader(0, 5)) for loaders in (0, 2))
+    assert len(alone) == len(shared) == 5 and same(alone, shared)
+
+
+def test_the_batches_of_a_step_do_not_depend_on_where_the_run_began():
+    """--resume: steps 3 and 4 of a resumed run are those of an uninterrupted one; accumulate splits steps evenly."""
+    mixture = mixture_of([Fake(lengths=(40, 40))], config=tiny(accumulate=2, batch_size=3))
+    whole, rest = list(mixture.loader(0, 5)), list(mixture.loader(3, 5))
+    assert len(whole) == 10 and same(whole[6:], rest)
+    assert same(whole[1][1], torch.stack([mixture.noise(n)[0] for n in (3, 4, 5)]))
+
+
+def test_a_dataset_without_a_window_is_refused_by_name():
+    """An error names the dataset."""
+    source = Fake("short", lengths=(10,))
+    with pytest.raises(ValueError, match="dataset short has no window"):
+        Mixture(tiny(), None, [source], [1.0], [windows(source, 15, full=True)], 0)

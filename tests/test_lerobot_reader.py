@@ -1,0 +1,272 @@
+"""support/lerobot_reader.py on v2.1 datasets written here: exact frames and numbers, one line a fault.
+
+Every frame carries its own index as a code of white and black columns, so a neighbouring frame cannot pass.
+"""
+
+import builtins
+import json
+import multiprocessing
+import pickle
+import random
+
+import numpy as np
+import pytest
+
+from support.lerobot_reader import LeRobotSource, guess_cameras
+
+av = pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
+pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install -r requirements-robot.txt")
+pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+
+HEAD, WRIST = "observation.images.cam_high", "observation.images.cam_left_wrist"
+LENGTHS = (40, 23)
+FPS = 30
+
+
+def coded(index, wrist):
+    """A 64 x 64 picture: six columns with the bits of index; the lower half is red in the wrist view."""
+    picture = np.zeros((64, 64, 3), np.uint8)
+    for bit in range(6):
+        picture[:32, bit * 10:bit * 10 + 10] = 255 * (index >> bit & 1)
+    picture[32:, :, 0] = 255 * wrist
+    return picture
+
+
+def decoded(picture):
+    """Index and view of a coded picture."""
+    assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
+    index = sum(int(picture[16, bit * 10 + 5].mean() > 127) << bit for bit in range(6))
+    red, _, blue = picture[48, 32].astype(int)
+    return index, red - blue > 100
+
+
+def write_video(path, n, wrist, codec, gop, b_frames):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=FPS)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 64, "yuv420p", gop
+        stream.codec_context.max_b_frames = b_frames
+        for t in range(n):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(coded(t, wrist), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def numbers_of(e):
+    state = np.arange(LENGTHS[e] * 3, dtype=np.float32).reshape(-1, 3) + 1000 * e
+    return state, -state[:, :2]
+
+
+def write_table(path, state, action, fixed=False):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {"observation.state": pa.array(state.tolist(), pa.list_(pa.float32(), 3 if fixed else -1)),
+               "frame_index": pa.array(range(len(state)))}
+    if action is not None:
+        columns["action"] = pa.array(action.tolist(), pa.list_(pa.float32(), 2 if fixed else -1))
+    pq.write_table(pa.table(columns), path)
+
+
+def parquet(root, e):
+    return root / f"data/chunk-{e:03d}/episode_{e:06d}.parquet"  # chunks of one episode
+
+
+def video(root, e, key=HEAD):
+    return root / f"videos/chunk-{e:03d}/{key}/episode_{e:06d}.mp4"
+
+
+def edit_info(root, **changes):
+    path = root / "meta" / "info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def write_dataset(root, codec="mpeg4", gop=2, b_frames=0, has_action=True):
+    """A dataset of two episodes and two cameras in the layout of LeRobot v2.1."""
+    features = {"observation.state": {"dtype": "float32", "shape": [3], "names": [["x", "y", "grip"]]},
+                HEAD: {"dtype": "video", "shape": [64, 64, 3], "names": ["height", "width", "channel"]},
+                WRIST: {"dtype": "video", "shape": [64, 64, 3], "names": ["height", "width", "channel"]},
+                "frame_index": {"dtype": "int64", "shape": [1], "names": None}}
+    if has_action:
+        features["action"] = {"dtype": "float32", "shape": [2], "names": None}
+    (root / "meta").mkdir(parents=True)
+    (root / "meta" / "info.json").write_text(json.dumps({
+        "codebase_version": "v2.1", "robot_type": "toy_arm", "fps": FPS, "chunks_size": 1,
+        "total_episodes": 2,
+        "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+        "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+        "features": features}))
+    rows = [{"episode_index": e, "tasks": [f"task {e}"], "length": n} for e, n in enumerate(LENGTHS)]
+    (root / "meta" / "episodes.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    for e, n in enumerate(LENGTHS):
+        state, action = numbers_of(e)
+        write_table(parquet(root, e), state, action if has_action else None, fixed=e == 1)
+        for key in (HEAD, WRIST):
+            write_video(video(root, e, key), n, key == WRIST, codec, gop, b_frames)
+    return root
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return write_dataset(tmp_path / "toy")
+
+
+def all_exact(source):
+    """Whether every frame of every view, asked for in random order, is the one asked for."""
+    asked = [(view, e, t) for view in source.views for e, n in enumerate(source.lengths) for t in range(n)]
+    random.Random(0).shuffle(asked)
+    return all(decoded(source.frame(view, e, t)) == (t, view == "left_wrist") for view, e, t in asked)
+
+
+# With B-frames, mpeg4 seeks can land behind the target.
+@pytest.mark.parametrize("codec, gop, b_frames", [("mpeg4", 2, 0), ("mpeg4", 12, 2), ("libx264", 2, 0),
+                                                  ("libx264", 12, 2)])
+def test_every_frame_is_exact(tmp_path, codec, gop, b_frames):
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no encoder {codec}")
+    assert all_exact(LeRobotSource(write_dataset(tmp_path / "toy", codec, gop, b_frames)))
+
+
+def test_metadata_and_numbers(dataset):
+    source = LeRobotSource(str(dataset))
+    assert (source.name, source.robot, source.fps) == ("toy", "toy_arm", 30.0)
+    assert source.lengths == list(LENGTHS) and source.tasks == ["task 0", "task 1"] and source.stored is None
+    assert source.views == {"head": HEAD, "left_wrist": WRIST} and source.has_action
+    assert source.state_names == ["x", "y", "grip"] and source.action_names == ["action_0", "action_1"]
+    for e in (0, 1, 0):
+        state, action = source.numbers(e)
+        assert state.dtype == action.dtype == np.float32
+        assert (state == numbers_of(e)[0]).all() and (action == numbers_of(e)[1]).all()
+    assert LeRobotSource(dataset, cameras={"right_wrist": WRIST}).views == {"right_wrist": WRIST}
+
+
+def test_human_video_has_no_action(tmp_path):
+    source = LeRobotSource(write_dataset(tmp_path / "human", has_action=False))
+    assert not source.has_action and source.action_names == [] and source.numbers(0)[1] is None
+    with pytest.raises(ValueError, match="no feature 'actions'"):
+        LeRobotSource(tmp_path / "human", action_key="actions")
+
+
+def test_an_action_under_another_name_is_not_human_video(dataset):
+    features = json.loads((dataset / "meta" / "info.json").read_text())["features"]
+    features["action.joints"] = features.pop("action")
+    edit_info(dataset, features=features)
+    with pytest.raises(ValueError, match="no feature 'action'; give action_key, one of .*action.joints"):
+        LeRobotSource(dataset)
+    assert not LeRobotSource(dataset, action_key=None).has_action
+
+
+def _child(source, queue):
+    queue.put(all_exact(source))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_travels_to_workers(dataset, method):
+    source = LeRobotSource(dataset)
+    source.frame("head", 0, 7), source.numbers(0)  # files are open and arrays held when the worker starts
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    worker = context.Process(target=_child, args=(source, queue))
+    worker.start()
+    assert all_exact(source) and queue.get(timeout=120)
+    worker.join()
+    assert decoded(pickle.loads(pickle.dumps(source)).frame("head", 1, 5)) == (5, False)
+
+
+@pytest.mark.parametrize("keys, expected", [
+    (["images.rgb.head", "images.rgb.hand_left", "images.rgb.hand_right"],
+     {"head": "images.rgb.head", "left_wrist": "images.rgb.hand_left",
+      "right_wrist": "images.rgb.hand_right"}),
+    (["observation.images.camera_front", "observation.images.camera_right_wrist"],
+     {"head": "observation.images.camera_front", "right_wrist": "observation.images.camera_right_wrist"}),
+    (["observation.images.cam_high", "observation.images.cam_low"], {"head": "observation.images.cam_high"}),
+    (["image", "wrist_image"], {"head": "image", "left_wrist": "wrist_image"}),
+    (["observation.image"], {"head": "observation.image"}),
+])
+def test_cameras_are_guessed(keys, expected):
+    assert guess_cameras(keys) == expected
+
+
+@pytest.mark.parametrize("keys", [["image", "image2"], ["wrist"], ["top", "front"],
+                                  ["cam_left_high", "cam_right_high"]])
+def test_ambiguous_cameras_are_listed(keys):
+    with pytest.raises(ValueError, match=", ".join(keys)):
+        guess_cameras(keys)
+
+
+def truncate(path, percent=50):
+    path.write_bytes(path.read_bytes()[:path.stat().st_size * percent // 100])
+
+
+def poison(root):
+    state, action = numbers_of(1)
+    action[4, 1] = np.inf
+    write_table(parquet(root, 1), state, action)
+
+
+FAULTS_AT_ONCE = {
+    "no info": (lambda root: (root / "meta/info.json").unlink(), "info.json is missing"),
+    "v3.0": (lambda root: edit_info(root, codebase_version="v3.0"), "LeRobot format v3.0 is not supported"),
+    "no version": (lambda root: edit_info(root, codebase_version=None), "LeRobot format None is not"),
+    "fps": (lambda root: edit_info(root, fps=0), "fps is 0"),
+    "no parquet": (lambda root: parquet(root, 1).unlink(), "episode 1: .*parquet is missing"),
+    "no mp4": (lambda root: video(root, 0, WRIST).unlink(), "episode 0: .*cam_left_wrist.*mp4 is missing"),
+    "no episodes": (lambda root: (root / "meta/episodes.jsonl").write_text(""), "lists no episode"),
+    "episodes cut": (lambda root: truncate(root / "meta/episodes.jsonl", 90), "jsonl cannot be read"),
+    "episode lost": (lambda root: edit_info(root, total_episodes=3), "2 different episodes .* says 3"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS_AT_ONCE)
+def test_faults_found_when_opening(dataset, fault):
+    damage, message = FAULTS_AT_ONCE[fault]
+    damage(dataset)
+    with pytest.raises(ValueError, match=message) as caught:
+        LeRobotSource(dataset)
+    assert "\n" not in str(caught.value) and str(dataset) in str(caught.value)
+
+
+FAULTS_WHEN_READING = {
+    "rows": (lambda root: write_table(parquet(root, 1), *numbers_of(0)),
+             "episode 1: .* has 40 rows, .* says 23"),
+    "inf": (poison, "episode 1, frame 4: 'action' is not finite in dimension 1"),
+    "parquet cut": (lambda root: truncate(parquet(root, 1)), "episode 1: .*parquet cannot be read"),
+    "dimension": (lambda root: write_table(parquet(root, 1), numbers_of(1)[0], numbers_of(1)[0][:, :1]),
+                  "'action' has 23 values in 23 rows, meta/info.json says 2 each"),
+    "column": (lambda root: write_table(parquet(root, 1), numbers_of(1)[0], None), "no column 'action'"),
+    "mp4 cut": (lambda root: truncate(video(root, 1)),
+                "episode 1, frame 22, '.*cam_high': .* cannot be decoded"),
+    "mp4 short": (lambda root: write_video(video(root, 1), 15, False, "mpeg4", 2, 0),
+                  r"episode 1, frame 22, '.*cam_high': .* no frame at 0.733 s \(nearest: one at 0.467 s\)"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS_WHEN_READING)
+def test_faults_found_when_reading(dataset, fault):
+    damage, message = FAULTS_WHEN_READING[fault]
+    damage(dataset)
+    source = LeRobotSource(dataset)
+    with pytest.raises(ValueError, match=message) as caught:
+        source.numbers(1)
+        source.frame("head", 1, 22)
+    assert "\n" not in str(caught.value) and str(dataset) in str(caught.value)
+    assert decoded(source.frame("head", 0, 9)) == (9, False)  # the other episode still reads
+
+
+def test_frames_outside_the_episode_are_refused(dataset):
+    source = LeRobotSource(dataset)
+    for t in (-1, 23):
+        with pytest.raises(ValueError, match=f"episode 1, frame {t}, .*: the episode has frames 0 to 22"):
+            source.frame("head", 1, t)
+
+
+def test_missing_packages_are_named(dataset, monkeypatch):
+    original = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.split(".")[0] in ("av", "pyarrow"):
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    source = LeRobotSource(dataset)
+    monkeypatch.setattr(builtins, "__import__", without)
+    for read in (lambda: source.numbers(0), lambda: source.frame("head", 0, 0)):
+        with pytest.raises(ImportError, match="pip install -r requirements-robot.txt"):
+            read()

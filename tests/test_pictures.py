@@ -1,0 +1,167 @@
+"""Figures: sizes, that a pixel or a value shows where it should, and that odd input is drawn or refused."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageChops, ImageSequence
+
+from support import pictures
+from support.pictures import action_plot, foresight, gif, side_by_side, strip
+
+VIEWS = ("head", "left wrist", "right wrist")
+TIMES = ("t - 15", "t", "imagined t + 15", "true t + 15")
+
+
+def grey(height: int = 16, width: int = 16) -> np.ndarray:
+    return np.full((height, width, 3), 90, np.uint8)
+
+
+def grid() -> list:
+    return [(view, [(time, grey()) for time in TIMES]) for view in VIEWS]
+
+
+def has(image: Image.Image, colour: tuple[int, int, int], tolerance: int = 2) -> bool:
+    return bool((np.abs(np.asarray(image).astype(int) - colour) <= tolerance).all(axis=2).any())
+
+
+def test_foresight_size_file_and_background(tmp_path):
+    image = foresight(grid(), tmp_path / "new" / "foresight.png", scale=4)
+    assert image.mode == "RGB" and image.getpixel((0, 0)) == pictures.PAPER
+    with Image.open(tmp_path / "new" / "foresight.png") as stored:
+        assert ImageChops.difference(image, stored).getbbox() is None
+    wider = foresight(grid(), scale=5)
+    assert wider.width - image.width == 4 * 16 and wider.height - image.height == 3 * 16
+    by_default = foresight([("", [("", grey())])])
+    assert by_default.size == (192 + 2 * pictures.MARGIN,) * 2
+    assert foresight([("", [("", grey(448, 448))])]).width == 448 + 2 * pictures.MARGIN
+
+
+@pytest.mark.parametrize("row, column", [(0, 0), (1, 2), (2, 3)])
+def test_a_changed_pixel_shows_once_in_its_own_cell(row, column):
+    before = foresight(grid(), scale=6)
+    rows = grid()
+    rows[row][1][column][1][5, 11] = (255, 0, 0)
+    after = foresight(rows, scale=6)
+    left, top, right, bottom = ImageChops.difference(before, after).getbbox()
+    assert (right - left, bottom - top) == (6, 6)
+    assert all(after.getpixel((x, y)) == (255, 0, 0) for x in (left, right - 1) for y in (top, bottom - 1))
+    pitch = 16 * 6 + pictures.GUTTER
+    assert right == before.width - pictures.MARGIN - (3 - column) * pitch - 4 * 6
+    assert bottom == before.height - pictures.MARGIN - (2 - row) * pitch - 10 * 6
+
+
+def test_missing_ragged_and_unequal_cells():
+    rows = grid()
+    rows[1] = ("left wrist", [(time, None) for time in TIMES])
+    assert foresight(rows, scale=6).size == foresight(grid(), scale=6).size
+    assert ImageChops.difference(foresight(rows, scale=6), foresight(grid(), scale=6)).getbbox()
+    foresight([("all missing", [("t", None), ("t + 1", None)])])
+    foresight([("a", [("t", grey(8, 20)), ("much too long for its picture", grey(20, 8))]), ("b", [])])
+    foresight([("one pixel", [("t", grey(1, 1))])], scale=1)
+    assert foresight([("a", [("x", grey())]), ("b", [("y", grey())])]).height > \
+        foresight([("a", [("x", grey())]), ("b", [("x", grey())])]).height      # captions for every row
+
+
+@pytest.mark.parametrize("cell", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8),
+                                  np.zeros((3, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)])
+def test_malformed_pictures_are_refused(cell):
+    with pytest.raises(ValueError, match=r"^head t: a picture must be uint8 \(H, W, 3\)"):
+        foresight([("head", [("t", cell)])])
+
+
+def test_empty_grids_and_bad_scales_are_refused():
+    for rows in ([], [("head", [])]):
+        with pytest.raises(ValueError, match="no pictures"):
+            foresight(rows)
+    for scale in (0, 1.5):
+        with pytest.raises(ValueError, match="scale"):
+            foresight(grid(), scale=scale)
+
+
+def test_strip_and_side_by_side(tmp_path):
+    image = strip([grey(), None, grey()], ["a", "b", "c"], tmp_path / "strip.png")
+    assert (tmp_path / "strip.png").exists()
+    assert strip([grey()] * 3).height < image.height
+    joined = side_by_side([image, foresight(grid())])
+    assert joined.width == image.width + foresight(grid()).width
+    assert joined.height == foresight(grid()).height
+    assert joined.getpixel((3, joined.height - 3)) == pictures.PAPER
+    with pytest.raises(ValueError, match="2 frames but 1 captions"):
+        strip([grey(), grey()], ["a"])
+    with pytest.raises(ValueError, match="no images"):
+        side_by_side([])
+
+
+def test_gif_colours_times_and_loop(tmp_path):
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (7, 7, 7)] * 5
+    path = tmp_path / "new" / "world.gif"
+    gif([np.full((8, 8, 3), colour, np.uint8) for colour in colours], path, 30)
+    with Image.open(path) as image:
+        assert image.n_frames == 20 and image.info["loop"] == 0
+        frames = [(frame.convert("RGB").getpixel((4, 4)), frame.info["duration"])
+                  for frame in ImageSequence.Iterator(image)]
+    assert [colour for colour, _ in frames] == colours
+    assert abs(sum(duration for _, duration in frames) - 20 / 30 * 1000) <= 10
+
+
+def test_gif_takes_figures_and_refuses_bad_input(tmp_path):
+    gif([strip([grey()]), strip([grey()])], tmp_path / "figures.gif", 5)
+    for frames, fps, words in (([], 10, "at least one"), ([grey()], 0, "fps"), ([grey()], 60, "fps"),
+                               ([grey(), grey(8, 8)], 10, "one size"), ([grey().astype(float)], 10, "uint8")):
+        with pytest.raises(ValueError, match=words):
+            gif(frames, tmp_path / "bad.gif", fps)
+
+
+def wave(steps: int, count: int) -> np.ndarray:
+    return np.sin(np.linspace(0, 3, steps)[:, None] + np.arange(count))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 7, 14, 32])
+def test_action_plot_size_and_colours(tmp_path, count):
+    names = [f"joint {i}" for i in range(count)]
+    plain = action_plot(wave(16, count), names, path=tmp_path / "actions.png")
+    assert plain.size == Image.open(tmp_path / "actions.png").size
+    assert has(plain, pictures.BLUE) and not has(plain, pictures.BASELINE_COLOURS[0])
+    full = action_plot(wave(16, count), names, wave(16, count) + 0.3, {"hold": wave(16, count) * 0}, fps=30)
+    assert has(full, pictures.BLUE) and has(full, pictures.GREY) and has(full, pictures.BASELINE_COLOURS[0])
+    assert full.height > plain.height                     # the axis in seconds
+
+
+def test_a_changed_value_moves_its_own_panel_only():
+    names = [f"joint {i}" for i in range(4)]
+    before, values = action_plot(wave(30, 4), names), wave(30, 4)
+    values[15, 2] += 0.05
+    after = action_plot(values, names)
+    left, top, right, bottom = ImageChops.difference(before, after).getbbox()
+    assert before.width / 2 < left and right < 0.77 * before.width
+    assert right - left < 0.1 * pictures.PANEL_WIDTH + 10 and bottom - top < pictures.PANEL_HEIGHT
+
+
+@pytest.mark.parametrize("values", [np.zeros((10, 2)), np.full((10, 2), -3.5), np.full((1, 2), 1e-12),
+                                    np.full((7, 2), 1e30), 100 + wave(9, 2) * 1e-3, wave(9, 2) * 1e-20,
+                                    np.full((5, 2), 0.1, np.float32) + np.float32(1e-9)])
+def test_constant_single_step_and_extreme_data(values):
+    for true in (None, values, values + 1e-3):
+        assert has(action_plot(values, ["a", "b"], true, {"hold": values}, fps=12.5), pictures.BLUE)
+
+
+def test_ticks_tell_close_values_apart():
+    ticks = pictures._limits([np.array([100.001, 100.002])])[2]
+    assert [text for _, text in ticks] == ["100.001", "100.002"]
+    assert [text for _, text in pictures._limits([np.array([0.25, 0.25])])[2]] == ["0.25"]
+
+
+def test_bad_actions_are_refused_in_one_line():
+    values = wave(8, 3)
+    names = ["waist", "elbow", "gripper"]
+    broken = values.copy()
+    broken[5, 1] = np.nan
+    cases = (({"predicted": broken}, "predicted is nan at step 5 of elbow"),
+             ({"true": broken}, "true is nan at step 5 of elbow"),
+             ({"baselines": {"hold": np.where(np.isnan(broken), np.inf, values)}}, "hold is inf at step 5"),
+             ({"true": values[:4]}, "they must agree"), ({"names": ["a"]}, "one column a name"),
+             ({"predicted": values[:0]}, "must be"), ({"fps": 0}, "fps"),
+             ({"baselines": {str(i): values for i in range(6)}}, "at most 5"))
+    for change, words in cases:
+        with pytest.raises(ValueError, match=words) as error:
+            action_plot(**{"predicted": values, "names": names} | change)
+        assert "\n" not in str(error.value)
