@@ -236,6 +236,8 @@ def not_built(model):
         rows[f"{last}.mlp"] = 3 * D * F
         rows["language_model.norm"] = D
     if not model.gen_expert:
+        if model.vae == "cosmos":
+            rows["vae"] = 76_789_472
         E, kernel = model.gen_width, model.compress_kernel ** 2
         bias, qk = (q + 2 * kv if model.qkv_bias else 0), (2 * model.head_dim if model.qk_norm else 0)
         block = E * (2 * q + 2 * kv) + bias + qk + 3 * E * model.gen_mlp + 2 * E

@@ -1,8 +1,8 @@
 """The embedded world: picking a still or a moving object, the paper's static and dynamic suites (5.1, 5.3) in miniature.
 
 Two grippers look at a table ("static") or at a conveyor belt ("dynamic"). An instruction such as "right pick green
-cross" names the arm and the target; a distractor of another colour may lie beside it. The belt is plain, so a single
-frame cannot tell how fast it runs, nor in which direction: only two frames, or a forecast, can. A policy that does not
+cross" names the arm and the target; a distractor of another colour may lie beside it. A single frame cannot tell how
+fast the belt runs, nor in which direction: only two frames can. A policy that does not
 know the velocity must guess: in the 7 to 14 frames of a reach the target moves by up to a third of the picture.
 
 Units: lengths in world units (the head camera sees [-1, 1] x [-1, 1], y upwards), times in frames (FPS a second).
@@ -35,6 +35,9 @@ SPEED = (0.010, 0.045)  # range of the belt's |v| per frame
 REACH = CHASE + SPEED[1] + 0.005  # farthest a gripper moves in one frame
 CLOSING = 3  # frames from open to closed
 BELT = 0.52  # the belt covers |y| < BELT
+# The belt is a little lighter and darker along its length and carries that pattern with it. A wave longer than twice
+# the way of 15 frames (0.68) does not alias; where it starts is random, so one frame still tells nothing of the speed.
+WAVE, SHADE = 1.6, 0.45
 WRIST = 0.35  # half width of a wrist camera's window
 
 TABLE, GROUND, BAND, RAIL = (148, 128, 104), (116, 132, 126), (72, 70, 76), (28, 28, 32)
@@ -64,6 +67,7 @@ class Setting:
     left: tuple  # (x, y) where the left gripper waits, open
     right: tuple
     appearance: str = "sim"  # "sim", "real" or "human"
+    phase: float = 0.0  # of the belt's pattern at frame M, in [0, WAVE), independent of v
     look: int = 0  # seed of tints, brightness and sensor noise; no other field depends on it
 
     @property
@@ -84,7 +88,7 @@ def _draw_settings(rng, suites, appearance, distractor):
     beside = np.array(target)
     while (near := np.linalg.norm(beside - target, axis=1) < 0.45).any():  # 0.45: two squares cannot touch
         beside[near] = rng.uniform((-0.75, -0.3), (0.75, 0.3), (near.sum(), 2))
-    look = rng.randint(2**31 - 1, size=n)
+    look, phase = rng.randint(2**31 - 1, size=n), rng.uniform(0, WAVE, n)
 
     names = tuple(COLOURS)
     target, beside, homes, velocity = ((np.round(a, 6) + 0.0).tolist() for a in (target, beside, homes, velocity))
@@ -92,7 +96,8 @@ def _draw_settings(rng, suites, appearance, distractor):
         Setting(
             suites[i], ARMS[arm[i]], names[colour[i]], SHAPES[shape[0, i]], *target[i], velocity[i],
             (names[other[i]], SHAPES[shape[1, i]], *beside[i]) if present[i] else None,
-            tuple(homes[0][i]), tuple(homes[1][i]), appearance, int(look[i]),
+            tuple(homes[0][i]), tuple(homes[1][i]), appearance,
+            round(float(phase[i]), 6), int(look[i]),
         )
         for i in range(n)
     ]  # fmt: skip
@@ -141,6 +146,7 @@ class World:
         self.offset = np.zeros((n, 2, 2))
         self.first_closing_frame, self.first_closing_arm = np.full(n, -1), np.full(n, -1)
         self.first_closing_distance, self.first_closing_success = np.full(n, np.nan), np.zeros(n, dtype=bool)
+        self.phase = np.array([s.phase for s in self.settings])
         self.dynamic = np.array([s.suite == "dynamic" for s in self.settings])
         self.human = np.array([s.appearance == "human" for s in self.settings])
         self.looks = np.array([s.look for s in self.settings], dtype=np.int64)
@@ -241,17 +247,26 @@ def _palette(settings, object_colours):
     return seen_by | {"noise": np.where(sim, 0, 5)[:, 0, 0]}
 
 
-def _background(world, rows, centre_y, pixel):
-    """(n, size, size, 3) uint8: table or belt, which vary with y alone, so that one column is drawn and repeated."""
+def _background(world, rows, centre, pixel):
+    """(n, size, size, 3) uint8: table or belt. A column is drawn and repeated; the belt's pattern varies along x."""
     size = world.size
-    y = centre_y[:, None] + (size / 2 - 0.5 - np.arange(size)) * pixel
+    y = centre[:, 1, None] + (size / 2 - 0.5 - np.arange(size)) * pixel
     table, ground, band, rail = np.moveaxis(world.palette["surfaces"][rows], 1, 0)[:, :, None]
     belt = np.clip((BELT - abs(y)) / pixel + 0.5, 0, 1)[..., None]  # share of the pixel that the belt covers
     edge = np.clip((0.03 - abs(abs(y) - BELT)) / pixel + 0.5, 0, 1)[..., None]
     dynamic = ground + (band - ground) * belt
     dynamic = dynamic + (rail - dynamic) * edge
     column = np.where(world.dynamic[rows, None, None], dynamic, table) + 0.5
-    return np.repeat(column.astype(np.uint8)[:, :, None], size, axis=2)
+    pictures = np.repeat(column.astype(np.uint8)[:, :, None], size, axis=2)
+
+    moving = np.flatnonzero(world.dynamic[rows])
+    start = world.phase[rows[moving]] + world.velocity[rows[moving], 0] * (world.frame - M)
+    x = centre[moving, 0, None] + (np.arange(size) + 0.5 - size / 2) * pixel
+    shade = 1 + SHADE * np.sin(2 * np.pi * (x - start[:, None]) / WAVE).astype(np.float32)
+    covered = (abs(y[moving]) < BELT - 0.03).nonzero()                              # belt rows between the rails
+    band_rows = column[moving][covered].astype(np.float32)                          # (r, 3)
+    pictures[moving[covered[0]], covered[1]] = band_rows[:, None] * shade[covered[0], :, None]
+    return pictures
 
 
 def _outside(shape, x, y, half):
@@ -304,7 +319,7 @@ def _draw(world, rows, view):
     camera = np.zeros((n, 2)) if view == 0 else world.grippers[rows, view - 1]
     pixel = 2 * (1.0 if view == 0 else WRIST) / size
     canvas = np.empty((n * size * size + 1, 3), dtype=np.uint8)
-    canvas[:-1] = _background(world, rows, camera[:, 1], pixel).reshape(-1, 3)
+    canvas[:-1] = _background(world, rows, camera, pixel).reshape(-1, 3)
 
     picture = np.tile(np.arange(n)[:, None], (1, 2))  # two objects, and two grippers, a picture
     objects, shapes = world.objects[rows] - camera[:, None], world.shapes[rows]

@@ -40,6 +40,8 @@ def rotary_frequencies(config):
     """
     half = config.head_dim // 2
     frequency = config.rope_theta ** -(torch.arange(half, dtype=torch.float32) / half)
+    if config.learned_positions:
+        frequency = torch.zeros(half)              # [ours] learned positions take the place of rotary ones
     if config.rope_bf16:
         frequency = frequency.bfloat16().float()   # [release]
     axis = torch.zeros(half, dtype=torch.long)
@@ -386,7 +388,7 @@ class ActExpert(nn.Module):
         self.action_time_mlp_in = nn.Linear(2 * D, D)
         self.action_time_mlp_out = nn.Linear(D, D)
         if config.learned_positions:
-            self.position = position_table([(1, 1), (1, config.chunk)], D)
+            self.position = nn.Parameter(position_table([(1, 1), (1, config.chunk)], D).detach() * 0.3)
         self.norm = RMSNorm(D, config.norm_eps)
         self.action_out_proj = nn.Linear(D, config.action_dim)
 

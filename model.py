@@ -116,7 +116,8 @@ class InternVLA_A1(nn.Module):
                 nn.init.normal_(layer.weight, std=self.config.init_std)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.und.embed_tokens.weight, std=self.config.init_std)
+        if not self.config.learned_positions:
+            nn.init.normal_(self.und.embed_tokens.weight, std=self.config.init_std)
 
     @property
     def dtype(self):
@@ -124,14 +125,15 @@ class InternVLA_A1(nn.Module):
         return self.layers[0].und.self_attn.k_proj.weight.dtype
 
     def to_compute(self, dtype):
-        """Cast for inference: norms, action projections and rotary tables stay float32. Returns self."""
+        """Cast for inference: norms, action projections and all buffers (rotary frequencies) stay float32."""
+        exact = [(m, name, b) for m in self.modules() for name, b in m.named_buffers(recurse=False)]
         self.to(dtype)
+        for module, name, buffer in exact:
+            setattr(module, name, buffer)
         keep = [m for m in self.modules() if isinstance(m, RMSNorm)]
         for module in keep + [self.act.state_proj, self.act.action_in_proj, self.act.action_out_proj,
                               self.act.action_time_mlp_in, self.act.action_time_mlp_out]:
             module.float()
-        frequency, _ = rotary_frequencies(self.config)
-        self.rope_frequency = frequency.to(self.rope_frequency.device)
         return self
 
     # ---- images ---------------------------------------------------------------------------------------------

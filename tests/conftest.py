@@ -15,8 +15,9 @@ from model import InternVLA_A1
 
 torch.set_num_threads(1)   # the machine is shared, and results must not depend on it
 
-TINY = replace(CONFIGS["conveyor"].model, layers=2, heads=2, kv_heads=2, head_dim=16, und_width=32, und_mlp=48,
-               gen_width=32, gen_mlp=48, act_width=32, act_mlp=48, text_tokens=6, chunk=4)
+TINY = replace(CONFIGS["conveyor"].model, layers=2, heads=2, kv_heads=2, head_dim=16,
+               und_width=32, und_mlp=48, gen_width=32, gen_mlp=48, act_width=32, act_mlp=48,
+               text_tokens=6, chunk=4)
 VARIANTS = {
     "tiny": TINY,
     "qwen": replace(TINY, backbone="qwen3vl", kv_heads=1, und_width=48, learned_positions=False,
@@ -25,7 +26,7 @@ VARIANTS = {
     "internvl": replace(TINY, backbone="internvl3", heads=4, kv_heads=2, qkv_bias=True, qk_norm=False,
                         learned_positions=False, view_tokens=(250, 251), image_size=56,
                         vit_layers=1, vit_width=32, vit_mlp=48, vit_heads=2, vit_patch=14, vit_grid=4),
-    "no_gen": replace(TINY, gen_expert=False),
+    "no_gen": replace(TINY, gen_expert=False, learned_positions=False),
 }
 CAMERAS = [[bool(n & 4), bool(n & 2), bool(n & 1)] for n in range(1, 8)]   # every subset with a view in it
 
@@ -70,8 +71,8 @@ def build():
 def random_batch():
     """(config, B, cameras, real, human, seed) -> Batch of noise.
 
-    cameras: B rows of V flags, default all; real: action dimensions that exist; human: rows without actions. Texts
-    end at different lengths, chunks too, and what is padded holds noise, except where data.py promises zeros.
+    cameras: B rows of V flags, default all; real: action dimensions that exist; human: rows without actions.
+    Texts end at different lengths, chunks too, and padding holds noise, except where data.py promises zeros.
     """
     def make(config, B, cameras=None, real=6, human=(), seed=0):
         random = torch.Generator().manual_seed(seed)

@@ -19,15 +19,15 @@ SIZES = tuple(row[1] for row in lpt.TABLE_3)
 
 
 class Fake:
-    """Episodes made of numbers; the picture of view v at frame t of episode e is filled with 64 v + 8 e + t."""
+    """Episodes made of numbers; view v at frame t of episode e is a picture of 64 v + 8 e + t."""
 
-    def __init__(self, name="fake", lengths=(40,), has_action=True, views=data.VIEWS, d=6, seed=0, robot="conveyor"):
+    def __init__(self, name="fake", lengths=(40,), has_action=True, views=data.VIEWS, d=6, seed=0,
+                 robot="conveyor"):
         self.name, self.lengths, self.has_action, self.views = name, np.array(lengths), has_action, views
         self.robot, self.fps, self.tasks = robot, 30.0, [f"pick {e}" for e in range(len(lengths))]
         self.action_names = [f"joint {i}" for i in range(d)]
         rng = np.random.default_rng(seed)
-        self.rows = [(rng.uniform(-1, 1, (T, d)).astype(np.float32), rng.uniform(-1, 1, (T, d)).astype(np.float32))
-                     for T in lengths]
+        self.rows = [tuple(rng.uniform(-1, 1, (2, T, d)).astype(np.float32)) for T in lengths]
 
     def numbers(self, e):
         state, action = self.rows[e]
@@ -48,7 +48,8 @@ class KeyFramesOnly(Fake):
 
 
 def tiny(**flags):
-    return get_config("conveyor", {"image_size": 32, "vae_size": 32, "batch_size": 4, "text_tokens": 8, **flags})
+    small = {"image_size": 32, "vae_size": 32, "batch_size": 4, "text_tokens": 8}
+    return get_config("conveyor", small | flags)
 
 
 def mixture_of(sources, weights=None, config=None, seed=0, rank=0):
@@ -58,19 +59,19 @@ def mixture_of(sources, weights=None, config=None, seed=0, rank=0):
     return Mixture(config, stats, sources, weights or [1.0] * len(sources), rows, seed, rank)
 
 
-def table_3(scale=1):
+def table_3():
     """Five sources in Table 3's proportions; the human video has no actions and one view."""
-    sources = [Fake(row[0], (max(row[1] * scale, 1),), seed=i, d=2) for i, row in enumerate(lpt.TABLE_3)]
-    sources[4] = Fake("EgoDex", (68 * scale,), has_action=False, views=("head",), d=2)
+    sources = [Fake(name, (frames,), d=2, robot="arm") for name, frames, _ in lpt.TABLE_3]
+    sources[4] = Fake("EgoDex", (68,), has_action=False, views=("head",), d=2, robot="arm")
     return sources
 
 
-# ---- windows ----------------------------------------------------------------------------------------------------
+# ---- windows -----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("t, times, future", [
     (0, (0, 0, 15), True), (14, (0, 14, 29), True), (15, (0, 15, 30), True), (24, (9, 24, 39), True),
     (25, (10, 25, 39), False), (39, (24, 39, 39), False)])
-def test_a_tuple_holds_the_frames_t_minus_15_t_and_t_plus_15_clamped_and_masked_at_both_ends(t, times, future):
+def test_a_tuple_holds_frames_t_minus_15_t_t_plus_15_clamped_and_masked_at_both_ends(t, times, future):
     """Sec. 3.3 (m = 15); design: outside the episode frames are clamped and masked."""
     source, config = Fake(lengths=(40, 40)), tiny()
     x = example(config.model, 15, mixture_of([source]).stats, source, 1, t)
@@ -139,7 +140,7 @@ def test_the_instruction_comes_with_its_own_episode():
         assert bytes(x["text_ids"][x["text_mask"]].tolist()).decode() == f"pick {e}"
 
 
-# ---- action modes and statistics --------------------------------------------------------------------------------
+# ---- action modes and statistics ---------------------------------------------------------------------------
 
 @pytest.mark.parametrize("t", [0, 12, 30])
 def test_delta_actions_are_relative_to_the_state_at_t_and_grippers_stay_absolute(t):
@@ -186,20 +187,30 @@ def brute_force(sources, window_lists, k, mode):
     return np.array(states), np.array(actions)
 
 
-@pytest.mark.parametrize("mode", ["absolute", "delta"])
+JOINTS, GRIPPERS = [0, 1, 3, 4], [2, 5]               # of the robot "conveyor"
+
+
+@pytest.mark.parametrize("mode, robot", [
+    ("absolute", "arm"), ("absolute", "conveyor"), ("delta", "conveyor")])
 @pytest.mark.parametrize("many", [False, True], ids=["few_episodes", "1000_episodes"])
-def test_statistics_are_taken_over_exactly_the_training_windows(mode, many):
-    """Statistics: mean and deviation after the delta transform; held-out episodes and human video do not count."""
-    sources = [Fake(lengths=(40, 21, 3)), Fake(lengths=(33, 40), seed=1), Fake(has_action=False, views=("head",))]
-    rows = [windows(sources[0], 15, episodes=[0, 2]), windows(sources[1], 15, full=True), windows(sources[2], 15)]
+def test_statistics_are_taken_over_exactly_the_training_windows(mode, robot, many):
+    """Statistics: after the delta transform; held-out episodes and human video do not count."""
+    sources = [Fake(lengths=(40, 21, 3), robot=robot), Fake(lengths=(33, 40), seed=1, robot=robot),
+               Fake(has_action=False, views=("head",))]
+    rows = [windows(sources[0], 15, episodes=[0, 2]), windows(sources[1], 15, full=True),
+            windows(sources[2], 15)]
     if many:
-        sources[0] = Fake(lengths=(2, 1) * 500)
+        sources[0] = Fake(lengths=(2, 1) * 500, robot=robot)
         rows[0] = windows(sources[0], 15, episodes=range(990))
     stats = statistics(sources, rows, 16, mode, 1e-3)
-    states, actions = brute_force(sources, rows, 16, mode)
-    assert stats.windows == len(states) == len(rows[0]) + len(rows[1])
-    assert stats.state_mean == pytest.approx(states.mean(0)) and stats.state_std == pytest.approx(states.std(0))
-    assert stats.action_mean == pytest.approx(actions.mean(0)) and stats.action_std == pytest.approx(actions.std(0))
+    assert stats.windows == len(rows[0]) + len(rows[1])
+    some = JOINTS if robot == "conveyor" else range(6)
+    for kind, x in zip(("state", "action"), brute_force(sources, rows, 16, mode)):
+        mean, std = (np.array(getattr(stats, f"{kind}_{what}")) for what in ("mean", "std"))
+        for d in some:
+            assert (mean[d], std[d]) == pytest.approx((x[:, d].mean(), x[:, d].std()))
+        for d in GRIPPERS if robot == "conveyor" else ():
+            assert (mean[d], std[d]) == pytest.approx(((x[:, d].min() + x[:, d].max()) / 2, np.ptp(x[:, d])))
 
 
 def test_a_near_constant_dimension_is_shifted_but_not_scaled():
@@ -208,7 +219,8 @@ def test_a_near_constant_dimension_is_shifted_but_not_scaled():
     for x in source.rows[0]:
         x[:, 1] = 0.7 + 1e-5 * np.arange(40) / 40
     stats = mixture_of([source]).stats
-    assert stats.state_std[1] == stats.action_std[1] == 1 and min(stats.state_std[0], stats.action_std[0]) > 0.3
+    assert stats.state_std[1] == stats.action_std[1] == 1
+    assert min(stats.state_std[0], stats.action_std[0]) > 0.3
     normal = stats.normalise("state", source.rows[0][0])
     assert np.abs(normal[:, 1]).max() < 1e-4 and normal[:, 0].std() == pytest.approx(1, abs=1e-5)
 
@@ -223,7 +235,7 @@ def test_statistics_survive_json_and_a_mixture_names_one_robot_with_actions():
         mixture_of([Fake(has_action=False)])
 
 
-# ---- pictures and folders ---------------------------------------------------------------------------------------
+# ---- pictures and folders ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("H, W, size, box", [
     (48, 64, 64, (8, 56, 0, 64)), (64, 48, 64, (0, 64, 8, 56)), (100, 200, 64, (16, 48, 0, 64)),
@@ -288,7 +300,7 @@ def test_the_last_episode_of_one_dataset_is_held_out_and_never_trained_on(tmp_pa
         open_corpus(write_folder(tmp_path / "one"), 15)
 
 
-# ---- the mixture ------------------------------------------------------------------------------------------------
+# ---- the mixture -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])
 def test_the_realised_mixture_is_table_3s_whatever_the_number_of_workers(workers):
@@ -372,12 +384,12 @@ def test_a_sample_is_a_pure_function_of_seed_rank_and_number():
 def test_the_number_of_loader_processes_changes_nothing():
     """--loaders: 0 and 2 processes deliver the same batches, bit for bit."""
     sources = [Fake(lengths=(40, 40)), Fake("egodex", has_action=False, views=("head",))]
-    alone, shared = (list(mixture_of(sources, config=tiny(loaders=loaders)).loader(0, 5)) for loaders in (0, 2))
+    alone, shared = (list(mixture_of(sources, config=tiny(loaders=n)).loader(0, 5)) for n in (0, 2))
     assert len(alone) == len(shared) == 5 and same(alone, shared)
 
 
 def test_the_batches_of_a_step_do_not_depend_on_where_the_run_began():
-    """--resume: steps 3 and 4 of a resumed run are those of an uninterrupted one; accumulate splits steps evenly."""
+    """--resume: steps 3 and 4 of a resumed run are those of an uninterrupted one, micro-batches included."""
     mixture = mixture_of([Fake(lengths=(40, 40))], config=tiny(accumulate=2, batch_size=3))
     whole, rest = list(mixture.loader(0, 5)), list(mixture.loader(3, 5))
     assert len(whole) == 10 and same(whole[6:], rest)

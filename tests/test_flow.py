@@ -15,7 +15,7 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-# ---- Eq. (2) ----------------------------------------------------------------------------------------------------
+# ---- Eq. (2) -----------------------------------------------------------------------------------------------
 
 def test_tau_0_is_noise_tau_1_is_the_action_and_between_lies_eq_2():
     """Sec. 3.3: "interpolated action chunks a^tau = (1 - tau) eps + tau a"."""
@@ -37,7 +37,7 @@ def test_the_velocity_target_is_the_action_minus_the_noise_and_the_slope_of_the_
     torch.testing.assert_close((late - early) / 0.5, flow.velocity_target(a, eps))
 
 
-# ---- Eq. (3) ----------------------------------------------------------------------------------------------------
+# ---- Eq. (3) -----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("steps", [1, 10])
 def test_euler_steps_of_the_exact_velocity_recover_the_action(steps):
@@ -45,7 +45,7 @@ def test_euler_steps_of_the_exact_velocity_recover_the_action(steps):
     a, eps = normal(2, K, D_A), normal(2, K, D_A, seed=1)
     constant = flow.euler(lambda a_tau, tau: flow.velocity_target(a, eps), eps, steps)
     torch.testing.assert_close(constant, a, rtol=0, atol=1e-5)
-    towards = flow.euler(lambda a_tau, tau: (a - a_tau) / (1 - tau), eps, steps)   # the same, found from where one is
+    towards = flow.euler(lambda a_tau, tau: (a - a_tau) / (1 - tau), eps, steps)   # from where one is
     torch.testing.assert_close(towards, a, rtol=0, atol=1e-5)
 
 
@@ -64,7 +64,7 @@ def test_tau_progresses_from_0_to_1_over_k_steps():
         torch.testing.assert_close(after, a + 0.1 * (3 * a + tau))
 
 
-def test_dimensions_that_do_not_exist_stay_exactly_0_in_every_euler_step(tiny, build, random_batch, monkeypatch):
+def test_padded_dimensions_stay_exactly_0_in_every_euler_step(tiny, build, random_batch, monkeypatch):
     """Sec. 3.4: actions of all robots are padded to one width; 26 of 32 dimensions are real here."""
     model, batch, eps = build(tiny), random_batch(tiny, 2, real=REAL), normal(2, tiny.chunk, D_A)
     seen, v_theta = [], model.v_theta
@@ -87,7 +87,7 @@ def test_the_release_denoises_dimensions_that_do_not_exist(tiny, build, random_b
     assert (out[..., REAL:] != 0).all()
 
 
-# ---- tau --------------------------------------------------------------------------------------------------------
+# ---- tau ---------------------------------------------------------------------------------------------------
 
 def taus(density):
     u = torch.rand(100_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -95,7 +95,7 @@ def taus(density):
 
 
 def test_tau_is_beta_distributed():
-    """Sec. 3.3: "tau ~ Beta(1.5, 1.0)": mean 0.6, distribution function tau^1.5, more weight near the data."""
+    """Sec. 3.3: "tau ~ Beta(1.5, 1.0)": mean 0.6, distribution function tau^1.5, data-heavy."""
     tau = taus("paper")
     assert tau.min() >= 0 and tau.max() <= 1
     assert abs(tau.mean().item() - 0.6) < 0.01
@@ -114,7 +114,7 @@ def test_the_release_draws_the_noise_level_from_that_density():
 
 
 def test_the_embedding_of_tau_is_sines_and_cosines_of_the_noise_level():
-    """Sec. 3.2: action tokens know tau. [release] periods from 0.004 to 4 of 1 - tau, written out in plain python."""
+    """Sec. 3.2: action tokens know tau. [release] periods of 1 - tau from 0.004 to 4, in plain python."""
     width, tau = 12, [[0.0, 0.3], [0.777, 1.0]]
     found = flow.tau_embedding(torch.tensor(tau, dtype=torch.float64), width)
     assert found.shape == (2, 2, width) and found.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""The whole network, Sec. 3.2 and 3.3: token compression, parallel decoding, the two losses, and its three paths."""
+"""The whole network, Sec. 3.2 and 3.3: token compression, decoding, the two losses, three paths."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import torch
 from config import CONFIGS
 from cosmos_vae import CosmosVAE
 from data import Batch
-from experts import GenExpert, RMSNorm, rotary_frequencies
+from experts import GenExpert, RMSNorm, rotary_frequencies, rotary_tables, rotate
 from model import Losses
 
 
@@ -18,7 +18,7 @@ def rows(batch, chosen):
 
 
 def recorded(model, batch, eps, tau):
-    """forward, and what went into and came out of the action projections: Losses, a_tau, v_theta (B, R, k, d_a)."""
+    """forward, and what entered and left the action projections: Losses, a_tau, v_theta (B, R, k, d_a)."""
     seen = []
     hooks = [model.act.action_in_proj.register_forward_pre_hook(lambda module, x: seen.append(x[0])),
              model.act.action_out_proj.register_forward_hook(lambda module, x, out: seen.append(out))]
@@ -38,7 +38,7 @@ def gradients(model, loss):
 
 
 def assert_same_gradients(found, expected, tolerance):
-    """The whole gradient to `tolerance` of its norm; each parameter's to ten times that, or lost in the whole."""
+    """The whole gradient to `tolerance` of its norm; each parameter's to ten times that, or lost in it."""
     errors = {name: (found[name] - gradient).norm().item() for name, gradient in expected.items()}
     norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm().item()
     assert sum(error ** 2 for error in errors.values()) ** 0.5 <= tolerance * norm
@@ -50,7 +50,7 @@ def is_action(name):
     return name.startswith("act.") or ".act." in name
 
 
-# ---- Understanding Expert ---------------------------------------------------------------------------------------
+# ---- Understanding Expert ----------------------------------------------------------------------------------
 
 def test_views_become_visual_tokens_and_the_instruction_text_tokens(variant, build, random_batch):
     """Sec. 3.2: "the multi-view observation [...] is encoded into visual tokens", l "into text tokens"."""
@@ -76,7 +76,8 @@ def test_views_become_visual_tokens_and_the_instruction_text_tokens(variant, bui
 
 def test_interleaved_mrope_gives_each_axis_its_section():
     """Sec. 3.2 adopts Qwen3-VL: frequencies go to time, row, column in turn, the slowest to time alone."""
-    for sections, expected in (((24, 20, 20), [0, 1, 2] * 20 + [0] * 4), ((4, 2, 2), [0, 1, 2, 0, 1, 2, 0, 0])):
+    cases = ((24, 20, 20), [0, 1, 2] * 20 + [0] * 4), ((4, 2, 2), [0, 1, 2, 0, 1, 2, 0, 0])
+    for sections, expected in cases:
         config = replace(CONFIGS["a1_3b"].model, head_dim=2 * len(expected), mrope_sections=sections)
         frequency, axis = rotary_frequencies(config)
         assert axis.tolist() == expected
@@ -84,10 +85,68 @@ def test_interleaved_mrope_gives_each_axis_its_section():
         torch.testing.assert_close(frequency, torch.tensor(wanted))
 
 
-# ---- Generation Expert ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("sections", [(), (4, 2, 2)])
+def test_rotary_scores_depend_on_the_distance_along_each_axis_alone(tiny, sections):
+    """Sec. 3.2 adopts the backbones' rotary positions: a shift of all tokens on any axis changes no score."""
+    frequency, axis = rotary_frequencies(replace(tiny, learned_positions=False, mrope_sections=sections))
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 2, 6, tiny.head_dim, generator=random)
+    position = torch.randint(0, 9, (1, 6, 3), generator=random)
+
+    def scores(position):
+        y = rotate(x, rotary_tables(position, frequency, axis))
+        return y @ y.mT
+
+    unit = torch.zeros(1, 1, 6, tiny.head_dim)
+    unit[..., 1] = 1   # the first of a pair: it turns by +position x frequency towards the second
+    angle = position[0, :, axis[1]] * frequency[1]
+    turned = rotate(unit, rotary_tables(position, frequency, axis))[0, 0]
+    torch.testing.assert_close(turned[:, 1], angle.cos())
+    torch.testing.assert_close(turned[:, 1 + tiny.head_dim // 2], angle.sin())
+    still = scores(position)
+    torch.testing.assert_close(scores(position + torch.tensor([3, 5, 7])), still, rtol=0, atol=1e-4)
+    for n in range(max(1, len(sections))):
+        other = position.clone()
+        other[:, 0, n] += 1   # one token alone
+        assert (scores(other) - still).abs().max() > 0.01
+
+
+# ---- Action Expert -----------------------------------------------------------------------------------------
+
+def test_the_action_expert_has_a_state_token_and_an_action_token_for_each_step(variant, build, noise):
+    """Sec. 3.2: "tokens [...] are split into a state token and action tokens", in and out, for each draw."""
+    act, k = build(variant).act, variant.chunk
+    a_tau, tau = noise(variant, 2, R=2)
+    q_t = torch.randn(2, variant.state_dim, generator=torch.Generator().manual_seed(0))
+    x = act.embed(q_t, a_tau, tau)
+    assert x.shape == (2, 2 * (1 + k), variant.act_width)
+
+    def moved(y):
+        return (x != y).any(-1).all(0).nonzero().flatten().tolist()
+
+    assert moved(act.embed(q_t + 1, a_tau, tau)) == [0, 1 + k]
+    h = torch.randn(2, 2 * (1 + k), variant.act_width, generator=torch.Generator().manual_seed(1))
+    v = act.velocity(h, 2)
+    assert v.shape == (2, 2, k, variant.action_dim)
+    for r in range(2):
+        later, states = tau.clone(), h.clone()
+        later[:, r] += 0.1
+        first = r * (1 + k) + 1
+        assert moved(act.embed(q_t, a_tau, later)) == list(range(first, first + k))
+        states[:, first - 1] += torch.randn(variant.act_width)
+        assert torch.equal(act.velocity(states, 2), v)   # nothing is read from the state token
+        for step in range(k):
+            other, out = a_tau.clone(), h.clone()
+            other[:, r, step] += 1
+            assert moved(act.embed(q_t, other, tau)) == [first + step]
+            out[:, first + step] += torch.randn(variant.act_width)
+            assert (act.velocity(out, 2) != v).any(-1).all(0).nonzero().tolist() == [[r, step]]
+
+
+# ---- Generation Expert -------------------------------------------------------------------------------------
 
 def test_six_images_become_96_tokens(imagining, build, random_batch):
-    """Sec. 3.2 Token Compression: "the 6 images (3 views x 2 timestamps) [are] compacted to just 96 tokens"."""
+    """Sec. 3.2 Token Compression: "the 6 images (3 views x 2 timestamps) is compacted to just 96 tokens"."""
     model, batch = build(imagining), random_batch(imagining, 2)
     z = model.phi_cosmos(batch.frames[:, :, :2])
     tokens = model.gen.embed(z)
@@ -96,13 +155,13 @@ def test_six_images_become_96_tokens(imagining, build, random_batch):
         for t in range(2):
             for row in range(4):
                 other = z.clone()
-                other[:, v, t, :, 2 * row:2 * row + 2, 4:6] += 1   # the third square of a row of 2 x 2 latents
+                other[:, v, t, :, 2 * row:2 * row + 2, 4:6] += 1   # the third 2 x 2 latents of a row
                 moved = (model.gen.embed(other) != tokens).any(-1).any(0)
                 assert moved.nonzero().flatten().tolist() == [v * 32 + t * 16 + row * 4 + 2]
 
 
 def test_an_8x8_kernel_reduces_the_latent_grid_to_4x4():
-    """Sec. 3.2 Token Compression: 1,024 tokens an image at 256 px, "a convolution layer with an 8x8 kernel"."""
+    """Sec. 3.2 Token Compression: 1,024 latents an image, "a convolution layer with an 8x8 kernel"."""
     for name in ("a1_2b", "a1_3b", "a1_3b_release"):
         config = replace(CONFIGS[name].model, gen_width=8)
         gen = GenExpert(config)
@@ -112,7 +171,7 @@ def test_an_8x8_kernel_reduces_the_latent_grid_to_4x4():
 
 
 def test_temporal_average_pooling_leaves_48_tokens():
-    """Sec. 3.2 Parallel Decoding: "resulting in 48 tokens representing the three views (16 tokens per view)"."""
+    """Sec. 3.2 Parallel Decoding: "48 tokens representing the three views (16 tokens per view)"."""
     x = torch.randn(2, 96, 5, generator=torch.Generator().manual_seed(0))
     pooled = GenExpert.pool(x)
     assert pooled.shape == (2, 48, 5)
@@ -123,7 +182,7 @@ def test_temporal_average_pooling_leaves_48_tokens():
 
 
 def test_a_deconvolution_brings_back_a_32x32_grid():
-    """Sec. 3.2 Parallel Decoding: "upsampled via a deconvolution layer back to a 32 x 32 grid", 16 channels."""
+    """Sec. 3.2 Parallel Decoding: "via a deconvolution layer back to a 32 x 32 grid", 16 channels."""
     wide = GenExpert(replace(CONFIGS["a1_3b"].model, gen_width=8))
     assert wide.decode(torch.randn(2, 96, 8)).shape == (2, 3, 16, 32, 32)
     small = GenExpert(replace(CONFIGS["conveyor"].model, gen_width=8))
@@ -144,10 +203,10 @@ def test_a_token_is_decoded_to_its_own_place_of_its_own_view(imagining, build):
         assert torch.equal(moved, expected)
 
 
-# ---- Eq. (1) ----------------------------------------------------------------------------------------------------
+# ---- Eq. (1) -----------------------------------------------------------------------------------------------
 
 def test_no_gradient_reaches_the_tokenizer_or_z_of_the_future(tiny, build, random_batch, noise):
-    """Eq. (1): "sg[.] indicates the stop-gradient operation" - here a tokenizer that could be trained is not."""
+    """Eq. (1): "sg[.] indicates the stop-gradient operation", even for a tokenizer that could be trained."""
     model, batch = build(tiny), random_batch(tiny, 2)
     model.vae = CosmosVAE(channels=32, channels_mult=(1, 1, 1), num_res_blocks=1)
     assert not batch.frames.is_floating_point()
@@ -175,7 +234,7 @@ def test_the_future_frame_is_a_target_and_nothing_else(imagining, build, random_
 
 
 def test_both_past_frames_reach_the_imagined_latents_and_the_actions(imagining, build, random_batch, noise):
-    """Sec. 3.2: "we sample frames from two timestamps: the current timestep t and a historical timestep t - 15"."""
+    """Sec. 3.2: "frames from two timestamps: the current timestep t and a historical timestep t - 15"."""
     model, batch, (eps, tau) = build(imagining), random_batch(imagining, 2), noise(imagining, 2)
     one, _, velocity = recorded(model, batch, eps, tau)
     for time in range(2):
@@ -186,9 +245,8 @@ def test_both_past_frames_reach_the_imagined_latents_and_the_actions(imagining, 
         assert (one.z_hat != two.z_hat).any() and (velocity != other_velocity).any()
 
 
-def test_l_gen_is_the_squared_error_of_the_future_latents_of_the_views_that_exist(imagining, build, random_batch,
-                                                                                noise):
-    """Eq. (1), written out in loops: views that exist, futures inside the episode; "present" is an ablation."""
+def test_l_gen_is_the_squared_error_of_future_latents_of_real_views(imagining, build, random_batch, noise):
+    """Eq. (1), in loops: views that exist, futures inside the episode; "present" is an ablation."""
     batch = random_batch(imagining, 3, cameras=[[True] * 3, [True, False, True], [True, True, False]])
     batch.future_mask[2] = False
     for target, time in (("future", 2), ("present", 1)):
@@ -205,7 +263,8 @@ def test_imagine_is_z_hat_of_training(imagining, build, random_batch, noise, cam
     model, batch = build(imagining), random_batch(imagining, 7, cameras)
     z_hat = model(batch, *noise(imagining, 7), pictures=True).z_hat
     assert z_hat.abs().max() > 0.1
-    torch.testing.assert_close(model.imagine(batch)[batch.view_mask], z_hat[batch.view_mask], rtol=0, atol=1e-5)
+    there = batch.view_mask
+    torch.testing.assert_close(model.imagine(batch)[there], z_hat[there], rtol=0, atol=1e-5)
 
 
 def test_imagine_without_a_generation_expert_says_so_in_one_line(tiny, build, random_batch):
@@ -219,11 +278,12 @@ def test_imagine_without_a_generation_expert_says_so_in_one_line(tiny, build, ra
 def test_pictures_of_z_are_the_pictures(tiny, build):
     """Sec. 3.2: "the COSMOS VAE decoder reconstructs the predicted future frames" from latents."""
     model = build(tiny)
-    flat = torch.tensor([0, 17, 128, 255], dtype=torch.uint8).view(1, 1, 4, 1, 1, 1).expand(1, 1, 4, 3, 64, 64)
+    grey = torch.tensor([0, 17, 128, 255], dtype=torch.uint8)
+    flat = grey.view(1, 1, 4, 1, 1, 1).expand(1, 1, 4, 3, 64, 64)
     assert torch.equal(model.to_pictures(model.phi_cosmos(flat)), flat)
 
 
-# ---- Eq. (2) and Eq. (4) ----------------------------------------------------------------------------------------
+# ---- Eq. (2) and Eq. (4) -----------------------------------------------------------------------------------
 
 def test_l_act_is_eq_2_over_real_dimensions_and_steps(variant, build, random_batch, noise):
     """Eq. (2): || v_theta(q_t, (1 - tau) eps + tau a) - (a - eps) ||^2, written out in loops."""
@@ -252,7 +312,7 @@ def test_noise_on_dimensions_that_do_not_exist_changes_nothing(variant, build, r
 
 
 def test_the_total_loss_is_lambda_l_gen_plus_l_act():
-    """Eq. (4): L_total = lambda L_gen + L_act, each a mean over the elements of the optimizer step; none: 0."""
+    """Eq. (4): L_total = lambda L_gen + L_act, means over the elements of the optimizer step; none: 0."""
     losses = Losses(torch.tensor(6.0), torch.tensor(40.0), torch.tensor(3), torch.tensor(8))
     assert losses.total(0.01, 3, 8).item() == pytest.approx(0.01 * 40 / 8 + 6 / 3)
     assert losses.total(0.5, 12, 80).item() == pytest.approx(0.5 * 40 / 80 + 6 / 12)
@@ -261,7 +321,7 @@ def test_the_total_loss_is_lambda_l_gen_plus_l_act():
 
 
 def test_the_total_loss_of_a_batch_is_eq_4_of_its_two_means(imagining, build, random_batch, noise):
-    """Eq. (4): lambda = 0.01 in the paper, and another one, on a batch with missing views and short chunks."""
+    """Eq. (4): lambda = 0.01 and another one, on a batch with missing views and short chunks."""
     batch = random_batch(imagining, 2, cameras=[[True] * 3, [True, False, True]])
     model, (eps, tau) = build(imagining), noise(imagining, 2)
     assert CONFIGS["a1_2b"].model.lambda_gen == CONFIGS["a1_3b"].model.lambda_gen == 0.01
@@ -275,8 +335,8 @@ def test_the_total_loss_of_a_batch_is_eq_4_of_its_two_means(imagining, build, ra
 
 def test_counts_are_those_of_the_forward_pass(variant, build, random_batch, noise):
     """Eq. (4) divides by counts that are known before any forward pass of the optimizer step."""
-    batch = random_batch(variant, 4, cameras=[[True] * 3, [True, False, True], [True] * 3, [False, True, False]],
-                         human=(2,))
+    cameras = [[True] * 3, [True, False, True], [True] * 3, [False, True, False]]
+    batch = random_batch(variant, 4, cameras, human=(2,))
     batch.future_mask[0] = False
     model = build(variant)
     losses = model(batch, *noise(variant, 4, R=2))
@@ -285,10 +345,10 @@ def test_counts_are_those_of_the_forward_pass(variant, build, random_batch, nois
     assert act == 2 * 6 * (4 + 3 + 4) and gen == (6 * 16 * 64 if variant.gen_expert else 0)
 
 
-# ---- data without actions ---------------------------------------------------------------------------------------
+# ---- data without actions ----------------------------------------------------------------------------------
 
 def test_human_video_gives_the_action_expert_exactly_zero_gradient(variant, build, random_batch, noise):
-    """Sec. 3.3: D_1 includes "human video data without action labels"; zero, not None: one graph for all batches."""
+    """Sec. 3.3: D_1 includes "human video data without action labels"; zero, not None: one graph for all."""
     model, batch = build(variant), random_batch(variant, 2, human=(0, 1))
     losses = model(batch, *noise(variant, 2))
     assert model.counts(batch, 1)[0] == losses.act_count == losses.act_sum == 0
@@ -312,16 +372,17 @@ def test_a_batch_without_any_valid_element_has_loss_0(variant, build, random_bat
 
 
 def test_the_losses_reach_every_parameter(variant, build, random_batch, noise):
-    """Sec. 3.3: "we jointly optimize the model"; what no loss reaches is not built (conveyor's [ours] included)."""
+    """Sec. 3.3: "we jointly optimize the model"; what no loss reaches is not built."""
     model, batch = build(variant), random_batch(variant, 2)
     losses = model(batch, *noise(variant, 2))
     for name, value in gradients(model, losses.total(1.0, *model.counts(batch, 1))).items():
         assert value is not None and torch.isfinite(value).all(), name
-        assert value.any() or name.endswith("attention.k_proj.bias"), name   # without rotation it cancels in softmax
+        cancels = name.endswith("attention.k_proj.bias")   # without rotation it shifts all scores alike
+        assert value.any() or cancels, name
 
 
 def test_nothing_reads_the_tail_of_the_last_understanding_layer(variant, build, random_batch, noise):
-    """Table 1 counts parameters that no token of another expert depends on; und_tail builds them for parity."""
+    """Table 1 counts parameters that no other expert depends on; und_tail builds them for parity tests."""
     model, whole = build(variant), build(replace(variant, und_tail=True))
     missing, unexpected = whole.load_state_dict(model.state_dict(), strict=False)
     assert missing and not unexpected
@@ -334,10 +395,10 @@ def test_nothing_reads_the_tail_of_the_last_understanding_layer(variant, build, 
     torch.testing.assert_close(whole.sample_actions(batch, eps[:, 0]), model.sample_actions(batch, eps[:, 0]))
 
 
-# ---- sums that must add up --------------------------------------------------------------------------------------
+# ---- sums that must add up ---------------------------------------------------------------------------------
 
 def test_four_draws_are_four_passes(variant, build, random_batch, noise):
-    """[ours] R = 4 draws of (tau, eps) behind one prefix: the losses and gradients of four passes with R = 1."""
+    """[ours] R = 4 draws of (tau, eps) behind one prefix: losses and gradients of four passes with R = 1."""
     model, (eps, tau) = build(variant), noise(variant, 3, R=4)
     batch = random_batch(variant, 3, cameras=[[True] * 3, [True, False, True], [False, True, True]])
     four = model(batch, eps, tau)
@@ -353,17 +414,17 @@ def test_four_draws_are_four_passes(variant, build, random_batch, noise):
 
 
 def test_micro_batches_of_any_size_add_up_to_the_same_first_step(variant, build, random_batch, noise):
-    """Table 2: the batch is what the optimizer steps on; how it is cut, as train.py cuts it, changes nothing."""
+    """Table 2: the batch is what the optimizer steps on; how train.py cuts it changes nothing."""
     model, (eps, tau) = build(variant), noise(variant, 8, R=2)
-    batch = random_batch(variant, 8, cameras=[[True] * 3, [True, False, True], [False, False, True], [True] * 3] * 2,
-                         human=(2, 3, 4))   # with parts of two, one part is all human video
+    cameras = [[True] * 3, [True, False, True], [False, False, True], [True] * 3] * 2
+    batch = random_batch(variant, 8, cameras, human=(2, 3, 4))   # with parts of two, one is all human video
     batch.future_mask[6:] = False
 
     def first_step(size):
         parts = [slice(first, first + size) for first in range(0, 8, size)]
         micro = [(rows(batch, part), eps[part], tau[part]) for part in parts]
         counts = [model.counts(part, 2) for part, _, _ in micro]
-        assert size == 8 or len(set(counts)) == len(counts)
+        assert size == 8 or len(set(counts)) > 1
         assert (0 in [act for act, _ in counts]) == (size == 2)
         n_act, n_gen = (sum(column) for column in zip(*counts))
         model.zero_grad(set_to_none=True)
@@ -376,7 +437,7 @@ def test_micro_batches_of_any_size_add_up_to_the_same_first_step(variant, build,
         assert_same_gradients(first_step(size), whole, 1e-6)
 
 
-# ---- inference --------------------------------------------------------------------------------------------------
+# ---- inference ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("tau", [0.0, 0.3, 0.9])
 def test_the_cached_path_is_the_joint_path(variant, build, random_batch, noise, cameras, tau):
@@ -391,7 +452,7 @@ def test_the_cached_path_is_the_joint_path(variant, build, random_batch, noise, 
 
 
 def test_sampling_is_the_euler_integral_of_the_joint_path(variant, build, random_batch, noise, cameras):
-    """Eq. (3): ten steps, each velocity taken from the training pass by choosing an eps that lands on a^tau."""
+    """Eq. (3): ten steps, each velocity from the training pass, with an eps that lands on a^tau."""
     model, batch = build(variant), random_batch(variant, 7, cameras)
     eps, _ = noise(variant, 7)
     a = eps[:, 0] * batch.dim_mask[:, None]
@@ -404,8 +465,7 @@ def test_sampling_is_the_euler_integral_of_the_joint_path(variant, build, random
     torch.testing.assert_close(model.sample_actions(batch, eps[:, 0]), a, rtol=0, atol=1e-4)
 
 
-def test_what_a_missing_view_or_padded_text_holds_changes_nothing_bit_for_bit(variant, build, random_batch, noise,
-                                                                            cameras):
+def test_what_a_missing_view_or_padding_holds_changes_no_bit(variant, build, random_batch, noise, cameras):
     """Sec. 3.4: datasets differ in cameras; the pixels of one that does not exist are nobody's input."""
     model, batch, (eps, tau) = build(variant), random_batch(variant, 7, cameras), noise(variant, 7)
     noisy = random_batch(variant, 7, cameras, seed=5)
@@ -434,10 +494,12 @@ def test_norms_action_projections_and_rotary_tables_stay_float32(variant, build,
     """Inference computes in bfloat16, except where its eight bits would show."""
     model = build(variant).to_compute(torch.bfloat16)
     assert model.dtype == torch.bfloat16
-    single = [module.weight for module in model.modules() if isinstance(module, RMSNorm)]
-    single += [p for name, p in model.act.named_parameters() if name.startswith(("action_", "state_proj"))]
-    single += [value for name, value in model.named_buffers() if "frequency" in name]
-    assert len(single) > 10 and all(value.dtype == torch.float32 for value in single)
+    single = {name: module.weight for name, module in model.named_modules() if isinstance(module, RMSNorm)}
+    projections = ("action_", "state_proj")
+    single |= {name: p for name, p in model.act.named_parameters() if name.startswith(projections)}
+    single |= {name: value for name, value in model.named_buffers() if "frequency" in name}
+    assert len(single) > 10 and not [name for name, value in single.items() if value.dtype != torch.float32]
     batch, (eps, _) = random_batch(variant, 2), noise(variant, 2)
     exact, found = (m.sample_actions(batch, eps[:, 0]) for m in (build(variant), model))
-    assert found.dtype == torch.float32 and (found - exact).abs().mean() < 0.02 * exact[exact != 0].abs().mean()
+    assert found.dtype == torch.float32
+    assert (found - exact).abs().mean() < 0.02 * exact[exact != 0].abs().mean()

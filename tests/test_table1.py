@@ -1,4 +1,4 @@
-"""Table 1: the numbers of parameters, counted on the meta device, and the token counts of Sec. 3.2 at full size."""
+"""Table 1: the numbers of parameters, on the meta device, and the token counts of Sec. 3.2 at full size."""
 
 from dataclasses import replace
 from functools import cache
@@ -42,15 +42,21 @@ def test_built_and_not_built_are_the_totals_of_table_1(name):
 
 
 def test_the_experts_have_the_sizes_of_table_1(name):
-    """Table 1: Und. Expert 0.94B and 2.13B (all of not_built is its), Gen. and Act. Expert 0.36B and 0.44B."""
+    """Table 1: Und. Expert 0.94B and 2.13B (all of not_built is its), Gen. and Act. 0.36B and 0.44B."""
     rows = count_parameters(on_meta(CONFIGS[name].model))
     assert (rows["gen"], rows["act"], rows["vae"]) == (EXPERT[name], EXPERT[name], VAE)
     absent = sum(not_built(CONFIGS[name].model).values())
     assert rows["und"] + absent == UND[name]
 
 
+def test_the_tokenizer_is_frozen_and_all_else_is_trained(name):
+    """Table 1 counts the COSMOS tokenizer; Sec. 3.3 trains the three experts."""
+    for key, p in on_meta(CONFIGS[name].model).named_parameters():
+        assert p.requires_grad != key.startswith("vae."), key
+
+
 def test_without_the_generation_expert_the_totals_are_still_those_of_table_1(name):
-    """Fig. 9's ablation builds neither the expert, nor its projections, nor the tokenizer: not_built lists them."""
+    """Fig. 9's ablation builds no expert, no projections, no tokenizer: not_built lists them."""
     config = replace(CONFIGS[name].model, gen_expert=False)
     full, cut = sizes(on_meta(CONFIGS[name].model)), sizes(on_meta(config))
     assert set(cut) < set(full) and not any("gen" in key or "vae" in key for key in cut)
@@ -61,7 +67,7 @@ def test_without_the_generation_expert_the_totals_are_still_those_of_table_1(nam
 
 
 def test_und_tail_builds_exactly_what_nothing_reads_of_the_last_understanding_layer(name):
-    """Table 1 counts the whole backbone: query, output projection, MLP and norms of its last layer are its tail."""
+    """Table 1 counts the whole backbone: query, output, MLP and norms of its last layer are the tail."""
     config = CONFIGS[name].model
     whole = replace(config, und_tail=True)
     with_tail, without = sizes(on_meta(whole)), sizes(on_meta(config))
@@ -84,7 +90,7 @@ def test_und_tail_builds_exactly_what_nothing_reads_of_the_last_understanding_la
 
 
 def test_the_token_counts_of_the_presets(name, random_batch):
-    """Sec. 3.2 and 4: 256 tokens a view at 448 px, 49 at 224 px; 96 generation tokens; a state and 50 action tokens."""
+    """Sec. 3.2 and 4: 256 tokens a view at 448 px, 49 at 224 px; 96 generation and 1 + 50 action tokens."""
     config = CONFIGS[name].model
     model, batch = on_meta(config), random_batch(config, 2).to("meta")
     caches, h_gen, bias, rotary = model.prefill(batch)
@@ -103,5 +109,6 @@ def test_inference_and_training_run_at_full_size_with_the_shapes_of_the_paper(na
     prefix = model.prefill(batch)
     assert model.sample_actions(batch, torch.empty(2, 50, 32, device="meta"), 1, prefix).shape == (2, 50, 32)
     assert model.imagine(batch, prefix).shape == (2, 3, 16, 32, 32)
-    losses = model(batch, torch.empty(2, 1, 50, 32, device="meta"), torch.empty(2, 1, device="meta"), pictures=True)
+    eps, tau = torch.empty(2, 1, 50, 32, device="meta"), torch.empty(2, 1, device="meta")
+    losses = model(batch, eps, tau, pictures=True)
     assert losses.z.shape == (2, 3, 3, 16, 32, 32) and losses.z_hat.shape == (2, 3, 16, 32, 32)
