@@ -1,4 +1,4 @@
-"""The embedded world: picking a still or a moving object, the paper's static and dynamic suites (5.1, 5.3) in miniature.
+"""The embedded world: picking a still or a moving object, the paper's two suites (5.1, 5.3) in miniature.
 
 Two grippers look at a table ("static") or at a conveyor belt ("dynamic"). An instruction such as "right pick green
 cross" names the arm and the target; a distractor of another colour may lie beside it. A single frame cannot tell how
@@ -413,7 +413,8 @@ def rollout(policy, settings, execute=16, max_steps=32, size=64, record=0):
         if t in needed and not privileged:
             pictures[t] = world.render()
         if record:
-            film.append(pictures[t][:record] if t in pictures else world.render(range(min(record, len(world.settings)))))
+            filmed = range(min(record, len(world.settings)))
+            film.append(pictures[t][:record] if t in pictures else world.render(filmed))
         if t == M + max_steps or (not record and (world.first_closing_frame >= 0).all()):
             break
         if t in asked and not privileged:

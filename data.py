@@ -13,6 +13,7 @@ action mask is empty, and it trains L_gen alone.
 """
 
 import json
+import zipfile
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -78,8 +79,8 @@ class FolderSource:
 
     `episode.npz`: state (T, d_q), action (T, d_a) or absent (human video), task (E,) strings, fps; optional ends
     (E,) cumulative frame counts when it holds several episodes, stored (F,) the rows whose pictures exist (absent:
-    all), robot, action_names (d_a,). Pictures per view: `<view>.npy` uint8 (F, H, W, 3), memory-mapped, or a folder `<view>/` of files
-    in name order. A view without either is missing and masked.
+    all), robot, action_names (d_a,). Pictures per view: `<view>.npy` uint8 (F, H, W, 3), memory-mapped, or a folder
+    `<view>/` of files in name order. A view without either is missing and masked.
     """
 
     def __init__(self, root, robot=None):
@@ -87,8 +88,11 @@ class FolderSource:
         path = self.root / "episode.npz"
         if not path.exists():
             raise ValueError(f"dataset {root}: no episode.npz there")
-        with np.load(path, allow_pickle=False) as npz:
-            arrays = {key: npz[key] for key in npz.files}
+        try:
+            with np.load(path, allow_pickle=False) as npz:
+                arrays = {key: npz[key] for key in npz.files}
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+            raise ValueError(f"{path} is no readable .npz file of plain arrays: write it again")
         for key in ("state", "task", "fps"):
             if key not in arrays:
                 raise ValueError(f"dataset {root}: episode.npz has no array '{key}'")
@@ -114,6 +118,9 @@ class FolderSource:
         where = f"dataset {self.root}"
         if len(self.state) == 0 or len(self.ends) == 0 or self.lengths.min() < 1:
             raise ValueError(f"{where}: it is empty or holds an empty episode")
+        for key, rows in (("state", self.state), ("action", self.action)):
+            if rows is not None and rows.ndim != 2:
+                raise ValueError(f"{where}: {key} has shape {rows.shape}, expected (frames, dimensions)")
         if self.ends[-1] != len(self.state) or len(self.tasks) != len(self.ends):
             raise ValueError(f"{where}: ends, task and state disagree about the number of frames or episodes")
         if self.has_action and len(self.action) != len(self.state):
@@ -131,7 +138,10 @@ class FolderSource:
         found = {}
         for view in self.views:
             path = self.root / f"{view}.npy"
-            found[view] = np.load(path, mmap_mode="r") if path.exists() else sorted((self.root / view).iterdir())
+            try:
+                found[view] = np.load(path, mmap_mode="r") if path.exists() else sorted((self.root / view).iterdir())
+            except (ValueError, OSError, EOFError):
+                raise ValueError(f"{path} is no readable .npy file of pictures: write it again")
             expected = len(self.slot) if self.stored is None else len(self.stored)
             if len(found[view]) != expected:
                 raise ValueError(f"dataset {self.root}: view {view} has {len(found[view])} pictures, not {expected}")
@@ -147,7 +157,10 @@ class FolderSource:
 
     def frame(self, view, e, t):
         """Picture of a view at frame t of episode e, (H, W, 3) uint8."""
-        item = self.pictures[view][self.slot[self.starts[e] + t]]
+        slot = self.slot[self.starts[e] + t]
+        if slot < 0:
+            raise ValueError(f"dataset {self.root}, episode {e}, frame {t}: its picture is not stored")
+        item = self.pictures[view][slot]
         return read_picture(item) if isinstance(item, Path) else item
 
     def has_pictures(self, e, t):
@@ -266,6 +279,9 @@ def statistics(sources, window_lists, k, action_mode, std_floor):
         mean = first / n
         std = np.sqrt(np.maximum(second / n - mean ** 2, 0))
         if robot in RELATIVE:
+            if len(mean) != len(RELATIVE[robot]):
+                raise ValueError(f"robot '{robot}' has {len(RELATIVE[robot])} dimensions in data.RELATIVE, "
+                                 f"its data {len(mean)} of {kind}")
             (low, high), joint = ranges[kind], np.array(RELATIVE[robot])
             mean, std = np.where(joint, mean, (low + high) / 2), np.where(joint, std, high - low)
         moments[f"{kind}_mean"] = tuple(mean.tolist())
@@ -440,10 +456,13 @@ def open_corpus(path, m, full=False):
     if not path.exists():
         raise ValueError(f"--data {path}: no such folder")
     if (path / "mixture.json").exists():
-        listing = json.loads((path / "mixture.json").read_text())
-        rows = listing["datasets"]
-        sources = [FolderSource(path / row["path"], listing["robot"]) for row in rows]
-        held_out = FolderSource(path / listing["validation"], listing["robot"])
+        try:
+            listing = json.loads((path / "mixture.json").read_text())
+            robot, rows, validation = listing["robot"], listing["datasets"], listing["validation"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path / 'mixture.json'} is not what conveyor.write_dataset writes ({error!r})")
+        sources = [FolderSource(path / row["path"], robot) for row in rows]
+        held_out = FolderSource(path / validation, robot)
         return Corpus(sources, [row["weight"] for row in rows], [row["kind"] for row in rows],
                       [windows(source, m, full) for source in sources], held_out, windows(held_out, m, full))
     source = open_source(path)

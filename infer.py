@@ -100,7 +100,8 @@ def read_state(path, stats):
 
 
 def state_of(args, folder, stats):
-    given = [Path(args.state)] if args.state else [p for p in (folder / "state.npy", folder / "state.json") if p.exists()]
+    found = [path for path in (folder / "state.npy", folder / "state.json") if path.exists()]
+    given = [Path(args.state)] if args.state else found
     if given:
         return read_state(given[0], stats)
     print("no state given: using the mean state of the training data; --state FILE gives the real one")
@@ -114,7 +115,12 @@ def on_pictures(policy, args):
     task = args.task or ((folder / "task.txt").read_text().strip() if (folder / "task.txt").exists() else None)
     if not task:
         raise ValueError(f"--task is missing, and so is {folder}/task.txt: what shall the robot do?")
-    truth = np.load(folder / "true_actions.npy", allow_pickle=False) if (folder / "true_actions.npy").exists() else None
+    truth, path = None, folder / "true_actions.npy"
+    if path.exists():
+        try:
+            truth = np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError):
+            raise ValueError(f"{path} cannot be read: replace or delete it")
 
     actions, z_hat = policy.plan([seen], state[None], [task])
     out = Path(args.out or folder / "result")
@@ -160,7 +166,10 @@ def foresight_picture(policy, seen, future, z_hat, path):
 def cut(args):
     """Write an image folder from a dataset, with the true future and the true actions."""
     source, folder = open_source(args.cut), Path(args.image_dir or "cut")
-    e = args.episode % len(source.lengths)
+    E = len(source.lengths)
+    if not -E <= args.episode < E:
+        raise ValueError(f"--episode {args.episode}: {args.cut} has episodes 0 to {E - 1}")
+    e = args.episode % E
     t = 15 if args.frame is None else args.frame
     T = int(source.lengths[e])
     if not 0 <= t < T:
@@ -186,7 +195,8 @@ FILMED = 3   # episodes a suite in the GIF
 
 def in_closed_loop(policy, args):
     if policy.stats.robot != "conveyor":
-        raise ValueError(f"--closed-loop needs a checkpoint of the embedded world, this one drives '{policy.stats.robot}'")
+        raise ValueError("--closed-loop needs a checkpoint of the embedded world, "
+                         f"this one drives '{policy.stats.robot}'")
     report, rollouts = evaluate.closed_loop(policy, args.episodes, args.seed, record=min(FILMED, args.episodes))
     print_report("policy", report)
     if args.controls:
@@ -233,6 +243,8 @@ def film(policy, rollouts, path):
 
 def run(argv):
     args = parse(argv)
+    if args.episodes < 1:
+        raise ValueError(f"--episodes must be at least 1, got {args.episodes}")
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.cut:

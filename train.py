@@ -46,7 +46,7 @@ def parse(argv):
     parser.add_argument("--out", help="run folder (default runs/<config>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--episodes", type=int, default=200, help="closed-loop episodes a suite in the final report")
-    parser.add_argument("--eval_seed", type=int, default=4242, help="seed of the closed-loop scenes in the final report")
+    parser.add_argument("--eval_seed", type=int, default=4242, help="seed of the report's closed-loop scenes")
     add_config_flags(parser)
     return parser.parse_args(argv)
 
@@ -96,6 +96,8 @@ def run(argv):
 
     # ---- config ---------------------------------------------------------------------------------------------
     config = get_config(args.config, vars(args))
+    if args.episodes < 1:
+        raise ValueError(f"--episodes must be at least 1, got {args.episodes}")
     out = Path(args.out or f"runs/{config.name}")
     embedded = args.data == "conveyor" or (args.data is None and config.name == "conveyor")
     if config.name != "conveyor" and (args.data is None or args.init is None):
@@ -137,14 +139,15 @@ def run(argv):
         path = checkpoint.newest(out)
         tensors, state = checkpoint.load(path)
         stored = from_dict(state["config"])
-        if stored != config:
-            changed = [key for title in ("model", "data", "train") for key, value in to_dict(stored)[title].items()
-                       if value != to_dict(config)[title][key]]
+        changed = [key for title in ("model", "data", "train") for key, value in to_dict(stored)[title].items()
+                   if value != to_dict(config)[title][key] and key not in ("threads", "loaders")]
+        if changed:
             refuse(f"{path} was trained with another config (--{', --'.join(changed)}): give the same flags")
         if Statistics.from_dict(state["statistics"]) != stats:
             refuse(f"{path} was trained with other statistics: the data in {args.data or 'data/conveyor'} have changed")
         if state["versions"] != versions():
-            print(f"resume is not exact because the checkpoint was made under {state['versions']}, this is {versions()}")
+            print(f"resume is not exact because the checkpoint was made under {state['versions']}, "
+                  f"this is {versions()}")
         model.load_state_dict(tensors)
         load_optimizer(optimizer, trained, checkpoint.load_optimizer(path))
         first = state["step"]
@@ -203,6 +206,9 @@ def run(argv):
     log.close()
     timing.close()
 
+    if first == train.steps:   # killed after the last checkpoint: only the report was missing
+        held_out = evaluate.validate(model, config, stats, corpus.held_out, corpus.held_out_windows)
+
     # ---- report ---------------------------------------------------------------------------------------------
     report = {"config": config.name, "steps": train.steps, "seed": train.seed, "held_out": held_out,
               "seconds": round(time.time() - began, 1)}
@@ -236,4 +242,5 @@ if __name__ == "__main__":
     try:
         run(sys.argv[1:])
     except (ValueError, ImportError) as error:
-        refuse(str(error))
+        # A loader process sends its traceback along; its last line is the error.
+        refuse(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))

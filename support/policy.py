@@ -25,10 +25,13 @@ class Policy:
         tensors, state = checkpoint.load(checkpoint.resolve(path))
         config = configs.from_dict(state["config"])
         model = InternVLA_A1(config.model)
-        missing, unexpected = model.load_state_dict(tensors, strict=False)
-        if missing or unexpected:
-            raise ValueError(f"checkpoint {path}: it does not fit its own config; missing {missing[:3]}, "
-                             f"unexpected {unexpected[:3]}")
+        own = model.state_dict()
+        wrong = sorted(name for name in own.keys() | tensors.keys()
+                       if name not in own or name not in tensors or own[name].shape != tensors[name].shape)
+        if wrong:
+            raise ValueError(f"checkpoint {path}: it does not fit its own config; {len(wrong)} tensors are missing, "
+                             f"unexpected or of another shape, such as {', '.join(wrong[:3])}")
+        model.load_state_dict(tensors)
         return cls(model, config, Statistics.from_dict(state["statistics"]), seed)
 
     def batch(self, pictures, states, tasks):
