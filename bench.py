@@ -122,7 +122,7 @@ def row(report):
     return f"{report['arm']:<22} seed {report['seed']}  {report['steps']} steps  {numbers}"
 
 
-def run(argv):
+def parse(argv):
     parser = Parser(prog="bench.py", description=__doc__)
     parser.add_argument("--params", action="store_true", help="print Table 1")
     parser.add_argument("--claim", choices=("arms", "tau"), help="train and compare arms in the embedded world")
@@ -136,7 +136,11 @@ def run(argv):
     parser.add_argument("--flags", default="", help="further train.py flags for every arm")
     parser.add_argument("--work", default="runs/bench", help="where the runs go")
     parser.add_argument("--json", help="file name under bench/results")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def run(argv):
+    args = parse(argv)
     if args.params:
         params()
     elif args.claim:

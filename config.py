@@ -191,9 +191,10 @@ _REAL_DATA = DataConfig(lpt_workers=8, loaders=4)
 CONFIGS = {
     # The embedded world: 64 px, the paper's 96 generation tokens and 3 views, widths cut to 64.
     "conveyor": Config("conveyor", ModelConfig(
-        text_tokens=24, learned_positions=True, init_std=0.1, lambda_gen=0.3, action_draws=4, tau_density="release",
+        heads=4, kv_heads=4, head_dim=16, text_tokens=24, learned_positions=True, init_std=0.1,
+        lambda_gen=0.3, action_draws=4, tau_density="release",
     ), DataConfig(full_windows=True), TrainConfig(
-        steps=2000, batch_size=32, accumulate=1, lr=2e-3, min_lr=1e-4, warmup_steps=100, decay_steps=2000,
+        steps=2000, batch_size=32, accumulate=1, lr=4e-3, min_lr=1e-4, warmup_steps=100, decay_steps=2000,
     )),
     "a1_2b": Config("a1_2b", _A1_2B, _REAL_DATA, TrainConfig()),
     "a1_3b": Config("a1_3b", _A1_3B, _REAL_DATA, TrainConfig()),

@@ -201,8 +201,10 @@ def in_closed_loop(policy, args):
     print_report("policy", report)
     if args.controls:
         report["controls"] = {}
-        for name, rival in (("wrong text", evaluate.wrong_text(policy)), ("hold still", conveyor.hold_action),
-                            ("shuffled images", evaluate.shuffled_images(policy))):
+        for name, rival in (("wrong arm", evaluate.wrong_text(policy, evaluate.WRONG_ARM)),
+                            ("wrong colour", evaluate.wrong_text(policy, evaluate.WRONG_COLOUR)),
+                            ("shuffled images", evaluate.shuffled_images(policy)),
+                            ("hold still", conveyor.hold_action)):
             report["controls"][name], _ = evaluate.closed_loop(rival, args.episodes, args.seed)
             print_report(name, report["controls"][name])
     report["seed"] = args.seed

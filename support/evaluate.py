@@ -11,6 +11,8 @@ import conveyor
 import flow
 from data import VIEWS, collate, example, stream
 
+WRONG_ARM = {"left": "right", "right": "left"}
+WRONG_COLOUR = {"red": "green", "green": "blue", "blue": "red"}
 HELD_OUT_SEED = 1_000_003   # noise of the validation losses, the same for every run
 
 
@@ -97,9 +99,8 @@ def closed_loop(policy, episodes, seed, record=0):
     return report, rollouts
 
 
-def wrong_text(policy):
-    """The policy, told to use the other arm and another colour."""
-    swap = {"left": "right", "right": "left", "red": "green", "green": "blue", "blue": "red"}
+def wrong_text(policy, swap):
+    """The policy, told something else. swap: word -> word, such as WRONG_ARM or WRONG_COLOUR."""
     return lambda past, now, states, tasks: policy(
         past, now, states, [" ".join(swap.get(word, word) for word in task.split()) for task in tasks])
 

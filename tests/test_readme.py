@@ -1,7 +1,9 @@
 """README.md: the paper map points at things that exist, and the layout table names every top-level file."""
 
 import ast
+import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,15 @@ def test_the_pictures_of_the_readme_exist():
     """Every picture shown is in the repository."""
     for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
         assert (ROOT / name).is_file(), name
+
+
+COMMANDS = [command for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()
+            for command in re.split(r" && ", line) if re.search(r"\b(train|infer|bench)\.py\b", command)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_readmes_commands_are_understood(command):
+    """Every flag that the README shows exists; .ci/run executes them, shortened."""
+    words = shlex.split(command)
+    at = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    importlib.import_module(words[at].removesuffix(".py")).parse(words[at + 1:])
