@@ -204,7 +204,8 @@ def chunk_at(action, t, k):
 class Statistics:
     """Mean and standard deviation per dimension, over the training windows, after the delta transform.
 
-    A dimension whose deviation is below the floor is shifted but not scaled. JSON-able; stored in every checkpoint.
+    A dimension whose deviation is below the floor is shifted but not scaled. Grippers of a robot in RELATIVE hold the
+    middle and the width of their range instead. JSON-able; stored in every checkpoint.
     """
 
     robot: str
