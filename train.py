@@ -218,7 +218,12 @@ def run(argv):
             row = report[suite]
             print(f"{suite:<8} success {row['success']:.1%}  (95 % interval {row['interval'][0]:.1%} to "
                   f"{row['interval'][1]:.1%}, {row['episodes']} episodes)")
-        report["seconds"] = round(time.time() - began, 1)
+    else:
+        report["open_loop"] = evaluate.open_loop(Policy(model, config, stats, train.seed), corpus.held_out,
+                                                 corpus.held_out_windows)
+        print("held-out actions, mean squared error in training standard deviations: "
+              + "  ".join(f"{name} {value:.4f}" for name, value in report["open_loop"].items()))
+    report["seconds"] = round(time.time() - began, 1)
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"{report['seconds']:.0f} s in all; report in {out / 'report.json'}")
 
