@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -153,8 +153,8 @@ def run(argv):
         first = state["step"]
         checkpoint.truncate_log(log_path, state["log_length"])
         print(f"resuming {path} at step {first}")
-    log = open(log_path, "a" if args.resume else "w")
-    timing = open(out / "timing.jsonl", "a" if args.resume else "w")
+    log = open(log_path, "a" if args.resume else "w", buffering=1)
+    timing = open(out / "timing.jsonl", "a" if args.resume else "w", buffering=1)
 
     # ---- the loop -------------------------------------------------------------------------------------------
     batches = iter(mixture.loader(first, train.steps))
