@@ -150,10 +150,12 @@ class TrainConfig:
     threads: int = _f(0, "torch threads (0: torch's own choice)")
     log_every: int = _f(10, "steps between lines of log.jsonl")
     eval_every: int = _f(500, "steps between validations on held-out episodes")
+    eval_windows: int = _f(64, "held-out windows of a validation, at most")
     save_every: int = _f(500, "steps between checkpoints")
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "save_every"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_windows",
+                     "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.lr or not 0 <= self.min_lr <= self.lr:
@@ -196,7 +198,7 @@ CONFIGS = {
         init_std=0.1, lambda_gen=0.3, action_draws=4, tau_density="release",
     ), DataConfig(full_windows=True), TrainConfig(
         steps=1600, batch_size=32, accumulate=1, lr=4e-3, min_lr=1e-4, warmup_steps=100, decay_steps=1600,
-        eval_every=400, save_every=400,
+        eval_every=400, eval_windows=256, save_every=400,
     )),
     "a1_2b": Config("a1_2b", _A1_2B, _REAL_DATA, TrainConfig()),
     "a1_3b": Config("a1_3b", _A1_3B, _REAL_DATA, TrainConfig()),

@@ -193,7 +193,8 @@ def run(argv):
                 print(f"step {done}/{train.steps} | {line} | lr {lr_at(step, train):.1e} | {seconds * 1e3:.0f} ms",
                       flush=True)
         if done % train.eval_every == 0 or done == train.steps:
-            held_out = evaluate.validate(model, config, stats, corpus.held_out, corpus.held_out_windows)
+            held_out = evaluate.validate(model, config, stats, corpus.held_out, corpus.held_out_windows,
+                                         train.eval_windows)
             log.write(json.dumps({"step": done, "held_out": held_out}) + "\n")
             tqdm.write(f"step {done}/{train.steps} held out: " + "  ".join(f"{k} {v:.3f}" for k, v in held_out.items()))
             clock = time.time()
@@ -207,7 +208,8 @@ def run(argv):
     timing.close()
 
     if first == train.steps:   # killed after the last checkpoint: only the report was missing
-        held_out = evaluate.validate(model, config, stats, corpus.held_out, corpus.held_out_windows)
+        held_out = evaluate.validate(model, config, stats, corpus.held_out, corpus.held_out_windows,
+                                         train.eval_windows)
 
     # ---- report ---------------------------------------------------------------------------------------------
     report = {"config": config.name, "steps": train.steps, "seed": train.seed, "held_out": held_out,

@@ -16,21 +16,22 @@ WRONG_COLOUR = {"red": "green", "green": "blue", "blue": "red"}
 HELD_OUT_SEED = 1_000_003   # noise of the validation losses, the same for every run
 
 
-def held_out_batches(config, stats, source, rows, limit=256, size=64):
+def held_out_batches(config, stats, source, rows, limit):
     """Yield (Batch, eps, tau, rows) over at most `limit` held-out windows, evenly spread, with fixed noise."""
+    size = 2 * config.train.batch_size
     rows = rows[np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int)]
     model = config.model
     for first in range(0, len(rows), size):
         part = rows[first:first + size]
         batch = collate([example(model, config.data.m, stats, source, int(e), int(t)) for e, t in part])
-        rng = stream(HELD_OUT_SEED, first)
-        eps = rng.standard_normal((len(part), 1, model.chunk, model.action_dim), np.float32)
-        tau = flow.tau_from_uniform(rng.random((len(part), 1)), model.tau_density).astype(np.float32)
-        yield batch, torch.from_numpy(eps), torch.from_numpy(tau), part
+        streams = [stream(HELD_OUT_SEED, first + i) for i in range(len(part))]
+        eps = np.stack([rng.standard_normal((1, model.chunk, model.action_dim), np.float32) for rng in streams])
+        u = np.array([[rng.random()] for rng in streams], np.float32)
+        yield batch, torch.from_numpy(eps), torch.from_numpy(flow.tau_from_uniform(u, model.tau_density)), part
 
 
 @torch.no_grad()
-def validate(model, config, stats, source, rows, limit=256):
+def validate(model, config, stats, source, rows, limit):
     """Held-out losses and foresight -> dict of floats: loss_act, loss_gen, and per view (and suite) the error of
     z_hat over that of copying z_t; in the embedded world also crop_target and crop_distractor, dynamic scenes."""
     training = model.training
