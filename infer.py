@@ -25,7 +25,7 @@ import torch
 
 import conveyor
 from config import Parser
-from data import VIEWS, open_source, read_picture
+from data import VIEWS, letterbox, open_source, read_picture
 from support import checkpoint, evaluate, pictures
 from support.policy import Policy
 
@@ -121,13 +121,18 @@ def on_pictures(policy, args):
             truth = np.load(path, allow_pickle=False)
         except (ValueError, OSError, EOFError):
             raise ValueError(f"{path} cannot be read: replace or delete it")
+        if truth.ndim != 2 or truth.shape[1] != len(stats.action_mean) or not np.isfinite(truth).all():
+            raise ValueError(f"{path}: expected finite numbers of shape (steps, {len(stats.action_mean)}), "
+                             f"found shape {truth.shape}")
 
     actions, z_hat = policy.plan([seen], state[None], [task])
     out = Path(args.out or folder / "result")
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "actions.npy", actions[0])
     names = action_names(stats)
-    pictures.action_plot(actions[0], names, true=truth, fps=stats.fps, path=out / "actions.png")
+    k = len(actions[0]) if truth is None else min(len(truth), len(actions[0]))     # an episode may end sooner
+    pictures.action_plot(actions[0][:k], names, true=None if truth is None else truth[:k], fps=stats.fps,
+                         path=out / "actions.png")
     print(f"task: {task}\nviews: {', '.join(seen)}; missing views are masked: "
           f"{', '.join(v for v in VIEWS if v not in seen) or 'none'}")
     print(f"{len(actions[0])} actions, one per frame at {stats.fps:g} frames/s = {len(actions[0]) / stats.fps:.2f} s, "
@@ -136,7 +141,6 @@ def on_pictures(policy, args):
         column = actions[0][:, d]
         print(f"  {name:<24} first {column[0]:+8.3f}   last {column[-1]:+8.3f}   range {np.ptp(column):7.3f}")
     if truth is not None:
-        k = min(len(truth), len(actions[0]))
         std = np.array(stats.action_std)
         error, hold = (np.square((a - truth[:k]) / std).mean() for a in (actions[0][:k], state[None, :len(std)]))
         print(f"mean squared error in standard deviations of the training actions: {error:.4f}; "
@@ -151,14 +155,17 @@ def action_names(stats):
 
 
 def foresight_picture(policy, seen, future, z_hat, path):
-    """Per view: t-m, t, imagined t+m, and the true t+m where it is given."""
+    """Per view: t-m, t, imagined t+m, and the true t+m where it is given, all as the generation expert sees them."""
+    def boxed(picture):
+        return None if picture is None else letterbox(picture, policy.config.model.vae_size).permute(1, 2, 0).numpy()
+
     imagined = policy.model.to_pictures(z_hat[None])[0].permute(0, 2, 3, 1).numpy()
     m, rows = policy.config.data.m, []
     for v, view in enumerate(VIEWS):
         if view in seen:
-            cells = [(f"t - {m}", seen[view][0]), ("t", seen[view][1]), (f"imagined t + {m}", imagined[v])]
+            cells = [(f"t - {m}", boxed(seen[view][0])), ("t", boxed(seen[view][1])), (f"imagined t + {m}", imagined[v])]
             if future:
-                cells.append((f"true t + {m}", future.get(view)))
+                cells.append((f"true t + {m}", boxed(future.get(view))))
             rows.append((view.replace("_", " "), cells))
     pictures.foresight(rows, path=path)
 

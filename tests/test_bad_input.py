@@ -249,7 +249,7 @@ def spoil(folder, name, content):
     ("state.npy", np.array([0, 0, np.nan, 0, 0, 0]), ["state.npy: dimension 2 is not finite"]),
     ("state.npy", b"garbage", ["state.npy cannot be read"]),
     ("task.txt", None, ["--task is missing", "task.txt"]),
-    ("true_actions.npy", np.zeros((4, 5)), ["(4, 5)", "(4, 6)"]),
+    ("true_actions.npy", np.zeros((4, 5)), ["(4, 5)", "(steps, 6)"]),
     ("true_actions.npy", b"garbage", ["true_actions.npy"]),
 ])
 def test_a_faulty_image_folder_is_refused_with_the_file(refuses, pictures, a_checkpoint, name, content,
