@@ -163,7 +163,8 @@ def foresight_picture(policy, seen, future, z_hat, path):
     m, rows = policy.config.data.m, []
     for v, view in enumerate(VIEWS):
         if view in seen:
-            cells = [(f"t - {m}", boxed(seen[view][0])), ("t", boxed(seen[view][1])), (f"imagined t + {m}", imagined[v])]
+            past, now = (boxed(picture) for picture in seen[view])
+            cells = [(f"t - {m}", past), ("t", now), (f"imagined t + {m}", imagined[v])]
             if future:
                 cells.append((f"true t + {m}", boxed(future.get(view))))
             rows.append((view.replace("_", " "), cells))
