@@ -2,8 +2,8 @@
 
 Two grippers look at a table ("static") or at a conveyor belt ("dynamic"). An instruction such as "right pick green
 cross" names the arm and the target; a distractor of another colour may lie beside it. A single frame cannot tell how
-fast the belt runs, nor in which direction: only two frames can. A policy that does not
-know the velocity must guess: in the 7 to 14 frames of a reach the target moves by up to a third of the picture.
+fast the belt runs, nor in which direction: only two frames can. A policy that does not know the velocity must guess:
+in the 7 to 14 frames of a reach the target moves by up to a third of the picture.
 
 Units: lengths in world units (the head camera sees [-1, 1] x [-1, 1], y upwards), times in frames (FPS a second).
 Frames 0 .. M are a lead-in in which the arms hold still; the decision is taken at frame M. Everything is vectorised
@@ -96,8 +96,7 @@ def _draw_settings(rng, suites, appearance, distractor):
         Setting(
             suites[i], ARMS[arm[i]], names[colour[i]], SHAPES[shape[0, i]], *target[i], velocity[i],
             (names[other[i]], SHAPES[shape[1, i]], *beside[i]) if present[i] else None,
-            tuple(homes[0][i]), tuple(homes[1][i]), appearance,
-            round(float(phase[i]), 6), int(look[i]),
+            tuple(homes[0][i]), tuple(homes[1][i]), appearance, round(float(phase[i]), 6), int(look[i]),
         )
         for i in range(n)
     ]  # fmt: skip

@@ -58,8 +58,7 @@ class DctVAE(nn.Module):
     divided by SCALE^2, and encode(decode(z)) == z. Distances survive: for two pictures in the kept subspace
         mean((z - z')^2) = MSE_RATIO * mean((x - x')^2),   MSE_RATIO = SCALE^2 * 192 / 16,
     with pixels in [-1, 1]; what the subspace drops (fine detail) costs nothing in latent space.
-    SCALE = 1 gives the embedded world's latents a mean variance near 0.7 a channel, so that lambda weighs L_gen as
-    it would with a learned tokenizer.
+    SCALE only sets what one unit of L_gen means beside L_act: with 1 the kept coefficients are orthonormal as they are.
 
     No parameters and an empty state dict. The kernels are a non-persistent buffer: build it on a real device,
     because to_empty() after the meta device would leave them undefined.

@@ -22,9 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 import conveyor
-from config import Parser
+from config import DataConfig, Parser
 from data import VIEWS, letterbox, open_source, read_picture
 from support import checkpoint, evaluate, pictures
 from support.policy import Policy
@@ -41,8 +42,8 @@ def parse(argv):
     parser.add_argument("--out", help="where results go (default: DIR/result, or rollouts/)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise and of the closed-loop scenes")
     parser.add_argument("--closed-loop", action="store_true", help="evaluate in the embedded world")
-    parser.add_argument("--episodes", type=int, default=30,
-                        help="closed-loop episodes a suite; 30 are the paper's predefined settings")
+    parser.add_argument("--episodes", type=int,
+                        help="seeded closed-loop episodes a suite (default: the paper's 30 predefined settings)")
     parser.add_argument("--json", help="write the closed-loop report to this file")
     parser.add_argument("--controls", action="store_true",
                         help="also evaluate wrong text, shuffled images and holding still")
@@ -178,14 +179,14 @@ def cut(args):
     if not -E <= args.episode < E:
         raise ValueError(f"--episode {args.episode}: {args.cut} has episodes 0 to {E - 1}")
     e = args.episode % E
-    t = 15 if args.frame is None else args.frame
+    m = DataConfig.m
+    t = m if args.frame is None else args.frame
     T = int(source.lengths[e])
     if not 0 <= t < T:
         raise ValueError(f"--frame {t}: episode {e} of {args.cut} has frames 0 to {T - 1}")
     folder.mkdir(parents=True, exist_ok=True)
-    from PIL import Image
     for view in source.views:
-        for time, at in zip(TIMES, (max(t - 15, 0), t, t + 15)):
+        for time, at in zip(TIMES, (max(t - m, 0), t, t + m)):
             if at < T:
                 Image.fromarray(np.asarray(source.frame(view, e, at))).save(folder / f"{view}_{time}.png")
     state, action = source.numbers(e)
@@ -193,7 +194,7 @@ def cut(args):
     if action is not None:
         np.save(folder / "true_actions.npy", action[t:t + 50])
     (folder / "task.txt").write_text(str(source.tasks[e]) + "\n")
-    print(f"wrote frames t - 15, t and t + 15 of episode {e}, t = {t}, to {folder}")
+    print(f"wrote frames t - {m}, t and t + {m} of episode {e}, t = {t}, to {folder}")
 
 
 # ---- the embedded world -----------------------------------------------------------------------------------------
@@ -205,7 +206,8 @@ def in_closed_loop(policy, args):
     if policy.stats.robot != "conveyor":
         raise ValueError("--closed-loop needs a checkpoint of the embedded world, "
                          f"this one drives '{policy.stats.robot}'")
-    report, rollouts = evaluate.closed_loop(policy, args.episodes, args.seed, record=min(FILMED, args.episodes))
+    filmed = min(FILMED, args.episodes or FILMED)
+    report, rollouts = evaluate.closed_loop(policy, args.episodes, args.seed, record=filmed)
     print_report("policy", report)
     if args.controls:
         report["controls"] = {}
@@ -253,7 +255,7 @@ def film(policy, rollouts, path):
 
 def run(argv):
     args = parse(argv)
-    if args.episodes < 1:
+    if args.episodes is not None and args.episodes < 1:
         raise ValueError(f"--episodes must be at least 1, got {args.episodes}")
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -13,7 +13,7 @@ The cumulative mask makes the second and third exactly equal to the first. Noise
 drawn here. What makes it fast (fused weights, compilation, caches) is in support/engine.py, not here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -116,7 +116,7 @@ class InternVLA_A1(nn.Module):
                 nn.init.normal_(layer.weight, std=self.config.init_std)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        if not self.config.learned_positions:
+        if not self.config.learned_positions:   # beside sines and cosines of size 1, words must not be tiny
             nn.init.normal_(self.und.embed_tokens.weight, std=self.config.init_std)
 
     @property
@@ -159,7 +159,7 @@ class InternVLA_A1(nn.Module):
 
     def _sequence(self, batch, R):
         """Mask (B, 1, N, N) and rotary tables (B, 1, N, d) of the joint sequence with R action draws."""
-        layout = Layout(**{**vars(self.layout), "draws": R})
+        layout = replace(self.layout, draws=R)
         valid = valid_tokens(layout, batch.view_mask, batch.text_mask)
         device = valid.device
         allowed = segment_mask(segments(layout).to(device), draws(layout).to(device), valid)

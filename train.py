@@ -209,7 +209,7 @@ def run(argv):
 
     if first == train.steps:   # killed after the last checkpoint: only the report was missing
         held_out = evaluate.validate(model, config, stats, corpus.held_out, corpus.held_out_windows,
-                                         train.eval_windows)
+                                     train.eval_windows)
 
     # ---- report ---------------------------------------------------------------------------------------------
     report = {"config": config.name, "steps": train.steps, "seed": train.seed, "held_out": held_out,

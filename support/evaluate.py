@@ -109,11 +109,11 @@ def closed_loop(policy, episodes, seed, record=0):
     """Both suites of the embedded world -> (report dict, {suite: Rollout}).
 
     The report has the keys static and dynamic, each with success (0 to 1), episodes, interval (Wilson, 95 %) and
-    tasks. The first 30 settings are the paper's predefined ones when `episodes` is 30, else all are seeded.
+    tasks. `episodes` None: the paper's 30 predefined settings; else that many seeded ones.
     """
     report, rollouts = {}, {}
     for suite in conveyor.SUITES:
-        settings = conveyor.predefined_settings(suite) if episodes == 30 else \
+        settings = conveyor.predefined_settings(suite) if episodes is None else \
             conveyor.sample_settings(suite, episodes, seed)
         rollouts[suite] = conveyor.rollout(policy, settings, record=record)
         report[suite] = conveyor.summarise(rollouts[suite])

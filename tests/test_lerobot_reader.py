@@ -4,9 +4,9 @@ Every frame carries its own index as a code of white and black columns, so a nei
 """
 
 import builtins
+import copy
 import json
 import multiprocessing
-import pickle
 import random
 
 import numpy as np
@@ -167,7 +167,7 @@ def test_travels_to_workers(dataset, method):
     worker.start()
     assert all_exact(source) and queue.get(timeout=120)
     worker.join()
-    assert decoded(pickle.loads(pickle.dumps(source)).frame("head", 1, 5)) == (5, False)
+    assert decoded(copy.deepcopy(source).frame("head", 1, 5)) == (5, False)
 
 
 @pytest.mark.parametrize("keys, expected", [
