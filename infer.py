@@ -26,8 +26,9 @@ from PIL import Image
 
 import conveyor
 from config import DataConfig, Parser
-from data import VIEWS, letterbox, open_source, read_picture
+from data import VIEWS, letterbox, open_source
 from support import checkpoint, evaluate, pictures
+from support.folder_source import read_picture
 from support.policy import Policy
 
 TIMES = ("past", "now", "future")

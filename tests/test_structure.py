@@ -15,7 +15,7 @@ LAYERS = {
     "L4": ("support.weights", "support.engine", "support.policy", "support.evaluate"),
     "L3": ("model",),
     "L2": ("data", "conveyor"),
-    "L1": ("experts", "cosmos_vae", "support.lerobot_reader", "support.prompts", "support.optim",
+    "L1": ("experts", "cosmos_vae", "support.folder_source", "support.lerobot_reader", "support.prompts", "support.optim",
            "support.checkpoint", "support.pictures"),
     "L0": ("config", "attention_mask", "flow", "lpt"),
 }
