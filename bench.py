@@ -1,15 +1,16 @@
 """Every number the README quotes that is not printed by train.py or infer.py.
 
     python bench.py --params                         Table 1: parameters of every preset, built on the meta device
-    python bench.py --claim arms --minutes 6         Fig. 9 in the embedded world: what history and prediction are worth
-    python bench.py --claim tau --minutes 6          tau density times lambda
+    python bench.py --claim arms --steps 1600        Fig. 9 in the embedded world: what history and prediction are worth
+    python bench.py --claim tau --steps 1600         tau density times lambda
 
 `--claim` trains with train.py, several runs side by side on one thread each, every arm for the same wall clock: the
-step time of each arm is measured first, and its number of steps follows. Results go to bench/results/*.json as they
-come in; finished runs are not repeated.
+step time of each arm is measured first, and its number of steps follows from the first arm's. Results go to
+bench/results/*.json as they come in; finished runs are not repeated.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -75,35 +76,35 @@ def step_seconds(out):
     return rows[len(rows) // 2]
 
 
-def calibrate(arms, minutes, work):
-    """Steps that each arm makes in the given minutes: all arms timed in the same way, beside a busy neighbour."""
+def calibrate(arms, steps, work):
+    """Steps that each arm makes while the first makes `steps`: all timed in the same way, beside a busy neighbour."""
     names = list(arms)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda name: train(arms[name], work / "calibrate" / name.replace(" ", "_"), 60, 0, 0, 2), names))
     seconds = {name: step_seconds(work / "calibrate" / name.replace(" ", "_")) for name in names}
-    return {name: int(minutes * 60 / seconds[name]) for name in names}, seconds
+    return {name: round(steps * seconds[names[0]] / seconds[name]) for name in names}, seconds
 
 
 def claim(args):
     """Train every arm with every seed, two at a time, and write all reports to one JSON file."""
     arms = {"arms": ARMS, "tau": CELLS}[args.claim]
-    if args.only:
-        arms = {name: arms[name] for name in args.only.split(",")}
     extra = args.flags.split()
     arms = {name: extra + flags for name, flags in arms.items()}
     work, path = Path(args.work), RESULTS / (args.json or f"{args.claim}.json")
-    if args.steps:
+    if args.claim == "arms":
+        steps, seconds = calibrate(arms, args.steps, work)
+    else:   # the same network throughout
         steps, seconds = {name: args.steps for name in arms}, None
-    else:
-        steps, seconds = calibrate(arms, args.minutes, work)
+    if args.only:
+        arms = {name: arms[name] for name in args.only.split(",")}
     result = {"command": "python bench.py " + " ".join(sys.argv[1:]), "torch": torch.__version__,
-              "conditions": "two runs at a time, one thread each, 2 CPU cores", "minutes": args.minutes,
+              "conditions": f"{args.parallel} runs at a time, one thread each, {os.cpu_count()} CPU cores",
               "seconds_per_step": seconds, "steps": steps, "flags": arms, "eval_seed": args.eval_seed, "runs": []}
     jobs = [(name, seed) for seed in range(args.first_seed, args.first_seed + args.seeds) for name in arms]
 
     def one(job):
         name, seed = job
-        out = work / f"{args.claim}_{args.minutes:g}_{name.replace(' ', '_')}_{seed}"
+        out = work / f"{args.claim}_{steps[name]}_{name.replace(' ', '_')}_{seed}"
         began = time.time()
         report = train(arms[name], out, steps[name], seed, args.eval_seed + seed)
         report |= {"arm": name, "seed": seed, "wall_seconds": round(time.time() - began)}
@@ -126,8 +127,7 @@ def parse(argv):
     parser = Parser(prog="bench.py", description=__doc__)
     parser.add_argument("--params", action="store_true", help="print Table 1")
     parser.add_argument("--claim", choices=("arms", "tau"), help="train and compare arms in the embedded world")
-    parser.add_argument("--minutes", type=float, default=6, help="wall clock of one run's training")
-    parser.add_argument("--steps", type=int, help="a fixed number of steps for every arm instead")
+    parser.add_argument("--steps", type=int, default=1600, help="steps of the first arm; the others get its wall clock")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds")
     parser.add_argument("--first_seed", type=int, default=0, help="the first of them")
     parser.add_argument("--eval_seed", type=int, default=4242, help="evaluation seed of training seed 0; then + 1 each")

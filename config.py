@@ -54,6 +54,7 @@ class ModelConfig:
     letterbox: int = _f(0, "[release] the source is letterboxed to this size first, then enlarged; 0: directly")
     vocab: int = _f(256, "text embeddings")
     text_tokens: int = _f(32, "text budget, padded on the right")
+    tokenizer: str = _f("", "directory or hub id of the text's tokenizer; empty: one token a byte")
     view_tokens: tuple = _f((), "ids before and after a view's tokens; empty: none")
     vit_layers: int = _f(0, "layers of the vision tower")
     vit_width: int = _f(0, "width of the vision tower")
@@ -195,8 +196,8 @@ CONFIGS = {
     # draw (measured: imagined over copied latent error in still head views 0.41 after 1,600 steps, with 64 still 0.53
     # after 2,000).
     "conveyor": Config("conveyor", ModelConfig(
-        heads=4, kv_heads=4, head_dim=16, gen_width=128, gen_mlp=384, text_tokens=24, learned_positions=True,
-        init_std=0.1, lambda_gen=0.3, action_draws=4, tau_density="release",
+        heads=4, kv_heads=4, head_dim=16, qk_norm=False, gen_width=128, gen_mlp=384, text_tokens=24,
+        learned_positions=True, init_std=0.1, lambda_gen=0.3, action_draws=2, tau_density="release",
     ), DataConfig(full_windows=True), TrainConfig(
         steps=1600, batch_size=32, accumulate=1, lr=4e-3, min_lr=1e-4, warmup_steps=100, decay_steps=1600,
         eval_every=400, eval_windows=256, save_every=400,

@@ -28,7 +28,7 @@ COLOURS = {"red": (216, 48, 44), "green": (48, 184, 64), "blue": (52, 92, 236)}
 # Positions in world units; openings from 0 (closed) to 1 (open). Actions have the same names: the commanded values.
 STATE_NAMES = ("left_x", "left_y", "left_opening", "right_x", "right_y", "right_opening")
 
-RADIUS = 0.18  # of an object
+RADIUS = 0.26  # of an object: a disc's, half a cross's length; a square is as large to the eye
 TOLERANCE = 0.12  # a closing takes an object whose centre is nearer than this
 CHASE = 0.14  # fastest approach of the expert, relative to the belt, per frame
 SPEED = (0.010, 0.045)  # range of the belt's |v| per frame
@@ -86,7 +86,7 @@ def _draw_settings(rng, suites, appearance, distractor):
     homes[0, :, 0] *= -1
     present, other = rng.uniform(size=n) < distractor, (colour + 1 + rng.randint(2, size=n)) % 3
     beside = np.array(target)
-    while (near := np.linalg.norm(beside - target, axis=1) < 0.45).any():  # 0.45: two squares cannot touch
+    while (near := np.linalg.norm(beside - target, axis=1) < 0.65).any():  # 0.65: two squares cannot touch
         beside[near] = rng.uniform((-0.75, -0.3), (0.75, 0.3), (near.sum(), 2))
     look, phase = rng.randint(2**31 - 1, size=n), rng.uniform(0, WAVE, n)
 
@@ -274,9 +274,9 @@ def _outside(shape, x, y, half):
     if shape == "disc":
         return np.sqrt(x * x + y * y) - RADIUS
     if shape == "square":
-        return np.maximum(x, y) - 0.155
+        return np.maximum(x, y) - 0.86 * RADIUS
     if shape == "cross":
-        return np.minimum(np.maximum(x - RADIUS, y - 0.06), np.maximum(x - 0.06, y - RADIUS))
+        return np.minimum(np.maximum(x - RADIUS, y - 0.42 * RADIUS), np.maximum(x - 0.42 * RADIUS, y - RADIUS))
     if shape == "box":
         return np.maximum(x - half[0], y - half[1])
     return (np.sqrt((x / half[0]) ** 2 + (y / half[1]) ** 2) - 1) * min(half)

@@ -41,13 +41,14 @@ def dct_kernels() -> Tensor:
 
     Channels 0-9: luma, the ZIGZAG order; 10-12 and 13-15: the two chroma axes, the first three of that order.
     """
-    frequency, position = torch.arange(8.0).unsqueeze(1), torch.arange(8.0)
+    position = torch.arange(8.0, device="cpu")  # also where parameters are built on the meta device
+    frequency = position.unsqueeze(1)
     dct = torch.cos(math.pi / 8 * (position + 0.5) * frequency) / 2  # (8 frequencies, 8 pixels)
     dct[0] *= 0.5 ** 0.5  # every row has norm 1
     kernels = []
     for axis, kept in zip(COLOUR_AXES, (10, 3, 3)):
         for u, v in ZIGZAG[:kept]:
-            kernels.append(torch.tensor(axis).view(3, 1, 1) * torch.outer(dct[u], dct[v]))
+            kernels.append(torch.tensor(axis, device="cpu").view(3, 1, 1) * torch.outer(dct[u], dct[v]))
     return torch.stack(kernels)
 
 
@@ -60,8 +61,7 @@ class DctVAE(nn.Module):
     with pixels in [-1, 1]; what the subspace drops (fine detail) costs nothing in latent space.
     SCALE only sets what one unit of L_gen means beside L_act: with 1 the kept coefficients are orthonormal as they are.
 
-    No parameters and an empty state dict. The kernels are a non-persistent buffer: build it on a real device,
-    because to_empty() after the meta device would leave them undefined.
+    No parameters and an empty state dict: the kernels are a non-persistent buffer.
     """
 
     downsample, latent_channels = 8, 16

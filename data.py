@@ -24,12 +24,9 @@ import flow
 import lpt
 from support.folder_source import VIEWS, FolderSource
 from support.lerobot_reader import LeRobotSource
-from support.prompts import bytes_of
+from support.prompts import token_ids
+from support.robots import ROBOTS
 
-# By robot, the dimensions that are relative in delta mode. The others are grippers: they stay absolute, and are scaled
-# by their range to +-0.5 [ours], because standardising a rarely used switch lets a timing error of one frame outweigh
-# every error of position.
-RELATIVE = {"conveyor": (True, True, False, True, True, False)}
 
 
 @dataclass
@@ -95,8 +92,9 @@ def chunk_at(action, t, k):
 class Statistics:
     """Mean and standard deviation per dimension, over the training windows, after the delta transform.
 
-    A dimension whose deviation is below the floor is shifted but not scaled. Grippers of a robot in RELATIVE hold the
-    middle and the width of their range instead. JSON-able; stored in every checkpoint.
+    A dimension whose deviation is below the floor is shifted but not scaled. Grippers of a robot in ROBOTS hold the
+    middle and the width of their range instead [ours], because standardising a rarely used switch lets a timing error
+    of one frame outweigh every error of position. JSON-able; stored in every checkpoint.
     """
 
     robot: str
@@ -131,12 +129,12 @@ def reference(robot, action_mode, state, d_a):
     """What a relative action is relative to: the state at t on relative dimensions, else 0. (..., d_a)"""
     if action_mode == "absolute":
         return np.zeros(state.shape[:-1] + (d_a,), np.float32)
-    if robot not in RELATIVE:
-        raise ValueError(f"--action_mode delta: robot '{robot}' has no entry in data.RELATIVE that says which "
-                         f"dimensions are relative; known: {', '.join(RELATIVE)}")
-    relative = np.array(RELATIVE[robot])
+    if robot not in ROBOTS:
+        raise ValueError(f"--action_mode delta: robot '{robot}' has no entry in support/robots.py that says which "
+                         f"dimensions are relative; known: {', '.join(ROBOTS)}")
+    relative = np.array(ROBOTS[robot].relative)
     if not len(relative) == d_a == state.shape[-1]:
-        raise ValueError(f"--action_mode delta: robot '{robot}' has {len(relative)} dimensions in data.RELATIVE, "
+        raise ValueError(f"--action_mode delta: robot '{robot}' has {len(relative)} dimensions in support/robots.py, "
                          f"its data {d_a} actions and {state.shape[-1]} states")
     return np.where(relative, state, 0).astype(np.float32)
 
@@ -170,11 +168,11 @@ def statistics(sources, window_lists, k, action_mode, std_floor):
     for kind, (n, (first, second)) in totals.items():
         mean = first / n
         std = np.sqrt(np.maximum(second / n - mean ** 2, 0))
-        if robot in RELATIVE:
-            if len(mean) != len(RELATIVE[robot]):
-                raise ValueError(f"robot '{robot}' has {len(RELATIVE[robot])} dimensions in data.RELATIVE, "
+        if robot in ROBOTS:
+            joint, (low, high) = np.array(ROBOTS[robot].relative), ranges[kind]
+            if len(mean) != len(joint):
+                raise ValueError(f"robot '{robot}' has {len(joint)} dimensions in support/robots.py, "
                                  f"its data {len(mean)} of {kind}")
-            (low, high), joint = ranges[kind], np.array(RELATIVE[robot])
             mean, std = np.where(joint, mean, (low + high) / 2), np.where(joint, std, high - low)
         moments[f"{kind}_mean"] = tuple(mean.tolist())
         moments[f"{kind}_std"] = tuple(np.where(std < std_floor, 1.0, std).tolist())
@@ -227,7 +225,7 @@ def observation(model, stats, pictures, state, task):
         frames.append(torch.stack([letterbox(p, model.frame_size) for p in pictures[view]]))
         same = model.view_size == model.frame_size
         views.append(frames[-1][1] if same else letterbox(pictures[view][1], model.view_size))
-    ids, mask = bytes_of(task, model.text_tokens)
+    ids, mask = token_ids(task, model.text_tokens, model.tokenizer)
     q_t = np.zeros(model.state_dim, np.float32) if state is None else \
         pad(stats.normalise("state", np.asarray(state, np.float32)), model.state_dim, "the state")
     d_a = 0 if state is None else len(stats.action_mean)

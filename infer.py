@@ -2,6 +2,8 @@
 
     python infer.py --image-dir DIR --task "right pick green cross"        actions and an imagined future
     python infer.py --closed-loop --episodes 200 --seed 1 --json FILE      success in the embedded world
+    python infer.py --weights DIR --config a1_3b_release --robot NAME --action_mode delta --image-dir DIR ...
+                                                                           the authors' weights, without a checkpoint
     python infer.py --cut DATA --episode 7 --frame 60 --image-dir DIR      make such a folder from a dataset
 
 DIR holds one picture (PNG or JPEG, RGB, any size) per camera and time:
@@ -30,6 +32,7 @@ from data import VIEWS, letterbox, open_source
 from support import checkpoint, evaluate, pictures
 from support.folder_source import read_picture
 from support.policy import Policy
+from support.weights import load_release, release_settings
 
 TIMES = ("past", "now", "future")
 
@@ -40,6 +43,12 @@ def parse(argv):
     parser.add_argument("--task", help="the instruction")
     parser.add_argument("--state", help="q_t in raw units, .npy or .json (default: state.npy or state.json of DIR)")
     parser.add_argument("--checkpoint", help="a run or one checkpoint of it (default: the newest under runs/)")
+    parser.add_argument("--weights", help="directory or hub id of the authors' release, instead of a checkpoint")
+    parser.add_argument("--config", default="a1_3b_release", help="with --weights: the preset")
+    parser.add_argument("--robot", help="with --weights: a robot of support/robots.py")
+    parser.add_argument("--action_mode", choices=("absolute", "delta"), help="with --weights: as it was trained")
+    parser.add_argument("--vae", help="with --weights: directory of NVIDIA's encoder.jit and decoder.jit")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="with --weights")
     parser.add_argument("--out", help="where results go (default: DIR/result, or rollouts/)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise and of the closed-loop scenes")
     parser.add_argument("--closed-loop", action="store_true", help="evaluate in the embedded world")
@@ -264,9 +273,15 @@ def run(argv):
         return cut(args)
     if not args.image_dir and not args.closed_loop:
         raise ValueError("give --image-dir DIR or --closed-loop; --help shows both")
-    path = checkpoint.resolve(args.checkpoint) if args.checkpoint else checkpoint.find_newest_run("runs")
-    print(f"checkpoint {path}")
-    policy = Policy.load(path, args.seed)
+    if args.weights:
+        directory, config, stats = release_settings(args.weights, args.config, args.robot, args.action_mode)
+        model, reports = load_release(config.model, directory, dtype=getattr(torch, args.dtype), vae=args.vae)
+        print("\n".join(map(str, reports)))
+        policy = Policy(model, config, stats, args.seed)
+    else:
+        path = checkpoint.resolve(args.checkpoint) if args.checkpoint else checkpoint.find_newest_run("runs")
+        print(f"checkpoint {path}")
+        policy = Policy.load(path, args.seed)
     if args.closed_loop:
         in_closed_loop(policy, args)
     else:

@@ -22,7 +22,7 @@ from torch import nn
 import flow
 from attention_mask import Layout, attention_bias, draws, positions, segment_mask, segments, valid_tokens
 from cosmos_vae import CosmosVAE, DctVAE
-from experts import ActExpert, Block, GenExpert, RMSNorm, UndExpert, attend, rotary_frequencies, rotary_tables
+from experts import ActExpert, Block, GenExpert, RMSNorm, UndExpert, attend, part_of, rotary_frequencies, rotary_tables
 
 
 @dataclass
@@ -60,7 +60,7 @@ class JointLayer(nn.Module):
         for name, x in streams.items():
             parts[name] = slice(start, start + x.shape[1])
             start += x.shape[1]
-        here = {name: (rotary[0][:, :, part], rotary[1][:, :, part]) for name, part in parts.items()}
+        here = {name: part_of(rotary, part) for name, part in parts.items()}
         blocks = {name: getattr(self, name) for name in streams}
 
         keys, values = zip(*(blocks[name].keys_values(x, here[name]) for name, x in streams.items()))
@@ -158,13 +158,16 @@ class InternVLA_A1(nn.Module):
     # ---- tokens ---------------------------------------------------------------------------------------------
 
     def _sequence(self, batch, R):
-        """Mask (B, 1, N, N) and rotary tables (B, 1, N, d) of the joint sequence with R action draws."""
+        """Mask (B, 1, N, N) and rotary tables (B, 1, N, d), or None, of the joint sequence with R action draws."""
         layout = replace(self.layout, draws=R)
         valid = valid_tokens(layout, batch.view_mask, batch.text_mask)
         device = valid.device
         allowed = segment_mask(segments(layout).to(device), draws(layout).to(device), valid)
+        bias = attention_bias(allowed, self.dtype)
+        if self.config.learned_positions:   # [ours] they take the place of rotary ones
+            return bias, None
         position = positions(layout, batch.view_mask, batch.text_mask)
-        return attention_bias(allowed, self.dtype), rotary_tables(position, self.rope_frequency, self.rope_axis)
+        return bias, rotary_tables(position, self.rope_frequency, self.rope_axis)
 
     # ---- training -------------------------------------------------------------------------------------------
 
@@ -222,25 +225,25 @@ class InternVLA_A1(nn.Module):
         Returns (caches, h_gen, bias, rotary): per layer the keys and values of und + gen tokens; the generation
         expert's output (B, 96, D) or None; the mask and rotary rows of the action tokens.
         """
-        bias, (cos, sin) = self._sequence(batch, R=1)
+        bias, rotary = self._sequence(batch, R=1)
         u, g = self.layout.n_und, self.layout.n_und + self.layout.n_gen
         x = self.und.embed(batch.image, batch.text_ids).to(self.dtype)
         caches = []
         for layer in self.layers:
-            x, cache = layer.extend("und", x, (cos[:, :, :u], sin[:, :, :u]), bias[:, :, :u, :u])
+            x, cache = layer.extend("und", x, part_of(rotary, slice(u)), bias[:, :, :u, :u])
             caches.append(cache)
         h_gen = None
         if self.config.gen_expert:
             h_gen = self.gen.embed(self.phi_cosmos(batch.frames[:, :, :2])).to(self.dtype)
-            here = cos[:, :, u:g], sin[:, :, u:g]
+            here = part_of(rotary, slice(u, g))
             for i, layer in enumerate(self.layers):
                 h_gen, caches[i] = layer.extend("gen", h_gen, here, bias[:, :, u:g, :g], caches[i])
-        return caches, h_gen, bias[:, :, g:], (cos[:, :, g:], sin[:, :, g:])
+        return caches, h_gen, bias[:, :, g:], part_of(rotary, slice(g, None))
 
     def v_theta(self, prefix, batch, a_tau, tau):
         """One evaluation of the velocity field. a_tau (B, k, d_a), tau python float -> (B, k, d_a)."""
         caches, _, bias, rotary = prefix
-        tau = torch.full((len(a_tau), 1), tau, device=a_tau.device)
+        tau = torch.full((len(a_tau), 1), tau, dtype=torch.float64, device=a_tau.device)   # periods go down to 0.004
         x = self.act.embed(batch.state, a_tau[:, None], tau).to(self.dtype)
         for layer, cache in zip(self.layers, caches):
             x, _ = layer.extend("act", x, rotary, bias, cache)

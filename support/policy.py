@@ -9,8 +9,8 @@ import torch
 
 import config as configs
 from data import VIEWS, Statistics, collate, observation
-from model import InternVLA_A1
 from support import checkpoint
+from support.weights import empty_model
 
 
 class Policy:
@@ -21,10 +21,14 @@ class Policy:
 
     @classmethod
     def load(cls, path, seed=0):
-        """path: a run or one checkpoint of it. CheckpointError or ValueError: one line."""
+        """path: a run or one checkpoint of it; it computes in bfloat16 if its weights are stored so.
+
+        CheckpointError or ValueError: one line.
+        """
         tensors, state = checkpoint.load(checkpoint.resolve(path))
         config = configs.from_dict(state["config"])
-        model = InternVLA_A1(config.model)
+        half = any(tensor.dtype == torch.bfloat16 for tensor in tensors.values())
+        model = empty_model(config.model, dtype=torch.bfloat16 if half else torch.float32)
         own = model.state_dict()
         wrong = sorted(name for name in own.keys() | tensors.keys()
                        if name not in own or name not in tensors or own[name].shape != tensors[name].shape)

@@ -272,8 +272,9 @@ def test_training_and_inference_ask_for_the_same_positions(tiny, build, random_b
         return asked[-1][1]
 
     monkeypatch.setattr(model_module, "positions", spy)
-    model, batch = build(tiny), random_batch(tiny, 2, cameras=[[True, False, True], [False, True, True]])
-    eps, tau = noise(tiny, 2)
+    config = replace(tiny, learned_positions=False)
+    model, batch = build(config), random_batch(config, 2, cameras=[[True, False, True], [False, True, True]])
+    eps, tau = noise(config, 2)
     model(batch, eps, tau)
     model.sample_actions(batch, eps[:, 0])
     (trained, there), (ran, here) = asked

@@ -169,9 +169,9 @@ def test_action_to_normalised_to_action_is_the_identity_to_1e_6(mode):
 
 def test_delta_mode_refuses_a_robot_whose_relative_dimensions_are_unknown():
     """An error says which robot and where it would have to be entered."""
-    with pytest.raises(ValueError, match="robot 'g1' has no entry in data.RELATIVE"):
+    with pytest.raises(ValueError, match="robot 'g1' has no entry in support/robots.py"):
         mixture_of([Fake(robot="g1")], config=tiny(action_mode="delta"))
-    with pytest.raises(ValueError, match="6 dimensions in data.RELATIVE"):
+    with pytest.raises(ValueError, match="6 dimensions in support/robots.py"):
         mixture_of([Fake(d=5)], config=tiny(action_mode="delta"))
 
 

@@ -12,15 +12,16 @@ TOP, SUPPORT = sorted(ROOT.glob("*.py")), sorted((ROOT / "support").glob("*.py")
 PRODUCT = [path for path in TOP + SUPPORT if path.name != "__init__.py"]
 LAYERS = {
     "scripts": ("train", "infer", "bench"),
-    "L4": ("support.weights", "support.engine", "support.policy", "support.evaluate"),
+    "L5": ("support.engine", "support.policy", "support.evaluate"),
+    "L4": ("support.weights",),
     "L3": ("model",),
     "L2": ("data", "conveyor"),
-    "L1": ("experts", "cosmos_vae", "support.folder_source", "support.lerobot_reader", "support.prompts", "support.optim",
-           "support.checkpoint", "support.pictures"),
+    "L1": ("experts", "cosmos_vae", "support.folder_source", "support.lerobot_reader", "support.prompts",
+           "support.robots", "support.optim", "support.checkpoint", "support.pictures"),
     "L0": ("config", "attention_mask", "flow", "lpt"),
 }
 HEIGHT = {module: height for height, names in enumerate(reversed(LAYERS.values())) for module in names}
-CORE = {"torch", "transformers", "safetensors", "numpy", "PIL", "tqdm"}
+CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL", "tqdm"}   # the hub with transformers
 ROBOT = {"pyarrow", "av"}                              # requirements-robot.txt
 
 

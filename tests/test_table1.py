@@ -25,7 +25,7 @@ def name(request):
 def on_meta(config):
     """The model of a ModelConfig without memory; built once."""
     with torch.device("meta"):
-        return InternVLA_A1(config)
+        return InternVLA_A1(config).to("meta")   # constants are born on the CPU
 
 
 def sizes(model):

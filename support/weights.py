@@ -1,0 +1,501 @@
+"""Weights from elsewhere: the backbones, the released InternVLA-A1, NVIDIA's Cosmos tokenizer.
+
+    load_backbone       InternVL3-1B or Qwen3-VL-2B, in Hugging Face's form, into the understanding expert
+    initialise_experts  text blocks of such a model into the generation and action experts
+    load_cosmos         encoder.jit and decoder.jit, or safetensors, into the VAE
+    load_release        the authors' published checkpoint, whole
+    export_release      the way back
+
+A key map is a list of (pattern, our name, change). Every load is strict: shapes are compared and each key of either
+side must be matched, converted or named as deliberately left out before the first tensor is read; a refusal lists
+all others. Tensors are then copied one by one, so memory holds the model and never a second copy of it.
+
+    python -m support.weights import DIR OUT --config a1_3b_release --robot NAME --action_mode delta
+    python -m support.weights export RUN OUT --base DIR
+    python -m support.weights random DIR --config a1_3b_release       a random directory of the published form
+"""
+
+import json
+import re
+import sys
+from collections import defaultdict
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from config import CONFIGS, Parser, from_dict, get_config, not_built, to_dict
+from data import Statistics
+from model import InternVLA_A1
+from support import checkpoint
+from support.robots import ROBOTS, release_statistics
+
+# ---- key maps ---------------------------------------------------------------------------------------------------
+
+LEFT_OUT = None   # in place of our name: this key is deliberately not loaded, for the reason given
+TEXT = r"(?:model\.)?language_model\.(?:model\.)?"   # transformers has written it in three ways
+
+BACKBONE = [
+    (r"(?:model\.)?visual\.patch_embed\.proj\.(.+)", r"und.visual.patch_embed.\1", None),
+    (r"(?:model\.)?visual\.deepstack_merger_list\..+", LEFT_OUT, "DeepStack: InternVLA-A1 drops its features"),
+    (r"(?:model\.)?visual\.((?:pos_embed|blocks|merger)\..+)", r"und.visual.\1", None),
+    (r"(?:model\.)?vision_tower\.embeddings\.patch_embeddings\.projection\.(.+)", r"und.visual.patch_embed.\1", None),
+    (r"(?:model\.)?vision_tower\.embeddings\.(cls_token|position_embeddings)", r"und.visual.\1", None),
+    (r"(?:model\.)?vision_tower\.encoder\.layer\.(.+)", r"und.visual.layers.\1", None),
+    (r"(?:model\.)?multi_modal_projector\.(.+)", r"und.visual.projector.\1", None),
+    (TEXT + r"embed_tokens\.weight", "und.embed_tokens.weight", None),
+    (TEXT + r"layers\.(\d+)\.(.+)", r"layers.\1.und.\2", None),
+    (TEXT + r"norm\.weight", "und.norm.weight", None),
+    (r"(?:language_model\.)?lm_head\.weight", LEFT_OUT, "nothing reads the logits"),
+]
+COSMOS = [
+    (r"(?:encoder\.patcher|decoder\.unpatcher|.*patcher\d*)\.(?:wavelets|_arange)", LEFT_OUT,
+     "constants of the Haar transform"),
+    (r"((?:encoder|decoder|quant_conv|post_quant_conv)\..+)", r"vae.\1", None),
+]
+RELEASE = [(r"model\.\w+_with_expert\.und_expert\." + pattern, ours, change) for pattern, ours, change in BACKBONE] + [
+    (r"model\.cosmos(?:_tokenizer)?\._(?:enc|dec)_model\." + pattern, ours, change)
+    for pattern, ours, change in COSMOS] + [
+    (r"model\.\w+_with_expert\.(gen|act)_expert\.(?:model\.)?layers\.(\d+)\.(.+)", r"layers.\2.\1.\3", None),
+    (r"model\.\w+_with_expert\.(gen|act)_expert\.(?:model\.)?norm\.weight", r"\1.norm.weight", None),
+    (r"model\.(?:cosmos|gen)_in_proj\.(.+)", r"gen.proj_in.\1", None),
+    (r"model\.downsample_conv\.(.+)", r"gen.compress.\1", None),
+    (r"model\.upsample_conv\.(.+)", r"gen.expand.\1", None),
+    (r"model\.(?:cosmos|gen)_out_layer_norm\.(.+)", r"gen.norm_out.\1", None),
+    (r"model\.(?:cosmos|gen)_out_proj\.(.+)", r"gen.proj_out.\1", None),
+    (r"model\.(action_out_proj\..+)", r"act.\1", torch.neg),   # it predicts eps - a, Eq. (2) has a - eps
+    (r"model\.((?:state_proj|action_in_proj|action_time_mlp_in|action_time_mlp_out)\..+)", r"act.\1", None),
+    (r"model\.imagenet_(?:mean|std)", LEFT_OUT, "constants of the vision tower"),
+]
+
+
+def text_blocks(expert):
+    """Key map of a language model's blocks, alone or inside a backbone, into one of our experts."""
+    text = rf"(?:{TEXT}|model\.)"
+    return [
+        (text + r"layers\.(\d+)\.(.+)", rf"layers.\1.{expert}.\2", None),
+        (text + r"norm\.weight", f"{expert}.norm.weight", None),
+        (r".*(?:embed_tokens|lm_head)\.weight", LEFT_OUT, "experts have no words"),
+        (r"(?:model\.)?(?:visual|vision_tower|multi_modal_projector)\..+", LEFT_OUT, "experts have no eyes"),
+    ]
+
+
+def unread(config):
+    """Pattern of our names that a preset does not build, because nothing reads them, and the reason."""
+    if config.und_tail:
+        return None
+    last = rf"layers\.{config.layers - 1}\.und\."
+    return (rf"{last}(?:self_attn\.(?:q_proj|q_norm|o_proj)\.|mlp\.|post_attention_layernorm\.).+|und\.norm\.weight",
+            "the last understanding layer gives keys and values alone")
+
+
+def translate(key, rules):
+    """A foreign key -> (our name or LEFT_OUT, change or reason), or None if no rule knows it."""
+    for pattern, ours, change in rules:
+        match = re.fullmatch(pattern, key)
+        if match:
+            return (LEFT_OUT if ours is LEFT_OUT else match.expand(ours)), change
+    return None
+
+
+def compact(keys):
+    """Every key, layers folded: ["a.0.w", "a.1.w", "b"] -> ["a.{0,1}.w", "b"]."""
+    groups = defaultdict(list)
+    for key in sorted(keys):
+        numbers = re.findall(r"(?<=\.)\d+(?=\.)", key)
+        groups[re.sub(r"(?<=\.)\d+(?=\.)", "{}", key, count=1), tuple(numbers[1:])].append(numbers[:1])
+    lines = []
+    for (pattern, _), found in groups.items():
+        where = ",".join(number[0] for number in found if number)
+        lines.append(pattern.replace("{}", where if "," not in where else f"{{{where}}}", 1))
+    return lines
+
+
+# ---- where tensors come from ------------------------------------------------------------------------------------
+
+def find(path_or_id, files):
+    """A directory, or a hub id such as Qwen/Qwen3-VL-2B-Instruct -> Path. ValueError says what to fetch and where."""
+    path = Path(path_or_id)
+    if path.is_dir():
+        return path
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_id)) and not path.is_absolute():
+        from huggingface_hub import snapshot_download
+        try:
+            return Path(snapshot_download(str(path_or_id), allow_patterns=list(files)))
+        except Exception as error:   # offline, absent, gated: the hub has a class for each, the answer is the same
+            raise ValueError(f"{path_or_id} is no directory here and could not be fetched from the hub "
+                             f"({type(error).__name__}): download {', '.join(files)} of huggingface.co/{path_or_id} "
+                             f"into a directory and give its path") from error
+    raise ValueError(f"{path_or_id}: no such directory; give a directory with {', '.join(files)}, or a hub id")
+
+
+class Tensors:
+    """The safetensors files of a directory, read key by key; nothing is in memory before it is asked for."""
+
+    def __init__(self, directory):
+        self.directory, self.stack, self.where = Path(directory), ExitStack(), {}
+        index = self.directory / "model.safetensors.index.json"
+        if index.exists():
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        else:
+            names = sorted(path.name for path in self.directory.glob("*.safetensors"))
+        if not names:
+            raise ValueError(f"{directory} holds no weights: expected model.safetensors, or its shards with "
+                             f"model.safetensors.index.json")
+        for name in names:
+            try:
+                file = self.stack.enter_context(safe_open(self.directory / name, "pt"))
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"{self.directory / name} cannot be read ({error}): download it again") from error
+            self.metadata = file.metadata()
+            self.where |= {key: file for key in file.keys()}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.stack.close()
+
+    def shape(self, key):
+        return tuple(self.where[key].get_slice(key).get_shape())
+
+    def read(self, key):
+        return self.where[key].get_tensor(key)
+
+
+class TorchScript:
+    """Tensors of NVIDIA's encoder.jit and decoder.jit: the same interface as `Tensors`."""
+
+    def __init__(self, directory):
+        self.directory, self.where = Path(directory), {}
+        for name in ("encoder.jit", "decoder.jit"):
+            try:
+                module = torch.jit.load(self.directory / name, map_location="cpu")
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"{self.directory / name} cannot be read as TorchScript: download it again") from error
+            self.where |= module.state_dict()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.where = {}
+
+    def shape(self, key):
+        return tuple(self.where[key].shape)
+
+    def read(self, key):
+        return self.where[key]
+
+
+# ---- loading ----------------------------------------------------------------------------------------------------
+
+@dataclass
+class Report:
+    """What a load did. left_out: reason -> foreign keys."""
+
+    source: str
+    matched: int = 0
+    converted: list = field(default_factory=list)
+    left_out: dict = field(default_factory=dict)
+
+    def __str__(self):
+        lines = [f"{self.source}: {self.matched} tensors matched"]
+        if self.converted:
+            lines.append(f"  converted: {', '.join(compact(self.converted))}")
+        lines += [f"  not loaded, {len(keys)} tensors: {reason}" for reason, keys in self.left_out.items()]
+        return "\n".join(lines)
+
+
+def plan(source, rules, config, own):
+    """Decide the fate of every key before anything is read: ([(foreign key, our name, change)], Report).
+
+    own: our name -> tensor to be filled. ValueError lists all missing, unexpected and misshapen keys.
+    """
+    keys = set(source.where)
+    if not any(key.endswith("embed_tokens.weight") for key in keys):   # safetensors keeps one of a tied pair
+        rules = [(pattern, "und.embed_tokens.weight" if pattern.endswith(r"lm_head\.weight") and
+                  "und.embed_tokens.weight" in own else ours, change if ours else None)
+                 if pattern.endswith(r"lm_head\.weight") else (pattern, ours, change)
+                 for pattern, ours, change in rules]
+    skip, copies, report, unexpected, wrong = unread(config), [], Report(str(source.directory)), [], []
+    for key in sorted(keys):
+        ours, change = translate(key, rules) or (key, "unknown")
+        if ours is LEFT_OUT:
+            report.left_out.setdefault(change, []).append(key)
+        elif change == "unknown":
+            unexpected.append(key)
+        elif ours in own:
+            if source.shape(key) != tuple(own[ours].shape):
+                wrong.append(f"{key} is {list(source.shape(key))}, {ours} is {list(own[ours].shape)}")
+            copies.append((key, ours, change))
+            report.matched += 1
+            if change:
+                report.converted.append(key)
+        elif skip and re.fullmatch(skip[0], ours):
+            report.left_out.setdefault(skip[1], []).append(key)
+        elif not config.gen_expert and re.match(r"gen\.|vae\.|layers\.\d+\.gen\.", ours):
+            report.left_out.setdefault("built without the generation expert", []).append(key)
+        else:
+            unexpected.append(key)
+    missing = set(own) - {ours for _, ours, _ in copies}
+    problems = [f"missing for {line}" for line in compact(missing)]
+    problems += [f"unexpected {line}" for line in compact(unexpected)]
+    problems += [f"shape: {line}" for line in wrong]
+    if problems:
+        raise ValueError(f"{source.directory} does not fit this model ({len(missing)} missing, {len(unexpected)} "
+                         f"unexpected, {len(wrong)} of another shape); nothing was loaded:\n  " + "\n  ".join(problems))
+    return copies, report
+
+
+def read(source, copies):
+    """Yield (our name, tensor) one at a time, converted."""
+    for key, ours, change in copies:
+        tensor = source.read(key)
+        yield ours, change(tensor) if change else tensor
+
+
+@torch.no_grad()
+def fill(model, source, rules, wanted):
+    """Copy a source's tensors into the parameters whose names match the pattern `wanted`, strictly -> Report."""
+    own = {name: p for name, p in model.state_dict().items() if re.match(wanted, name)}
+    copies, report = plan(source, rules, model.config, own)
+    for ours, tensor in read(source, copies):
+        own[ours].copy_(tensor)
+    return report
+
+
+def empty_model(config, device="cpu", dtype=torch.float32):
+    """InternVLA-A1 whose parameters are allocated once, in their final dtype, and not initialised."""
+    with torch.device("meta"):
+        model = InternVLA_A1(config).to_compute(dtype)   # constants are born on the CPU all the same
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty_like(p, device=device), requires_grad=p.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    return model.eval()
+
+
+def backbone_fields(directory):
+    """What a backbone's config.json says, as ModelConfig fields; transformers 4.57 and 5.x write it differently."""
+    try:
+        stored = json.loads((Path(directory) / "config.json").read_text())
+        text, vision = stored["text_config"], stored["vision_config"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{directory}/config.json is missing or is not a vision-language model's "
+                         f"({type(error).__name__}: {error}); give the directory of the backbone") from error
+    rope = text.get("rope_parameters") or {}
+    sections = {**(text.get("rope_scaling") or {}), **rope}.get("mrope_section") or ()
+    heads = text["num_attention_heads"]
+    fields = {"layers": text["num_hidden_layers"], "heads": heads, "kv_heads": text["num_key_value_heads"],
+              "head_dim": text.get("head_dim") or text["hidden_size"] // heads, "und_width": text["hidden_size"],
+              "und_mlp": text["intermediate_size"], "rope_theta": rope.get("rope_theta", text.get("rope_theta")),
+              "norm_eps": text["rms_norm_eps"], "vocab": text["vocab_size"], "mrope_sections": tuple(sections),
+              "vit_width": vision["hidden_size"], "vit_mlp": vision["intermediate_size"]}
+    if stored["model_type"] == "internvl":
+        patch, size = (x[0] if isinstance(x, list) else x for x in (vision["patch_size"], vision["image_size"]))
+        return fields | {"backbone": "internvl3", "qkv_bias": True, "qk_norm": False, "vit_patch": patch,
+                         "vit_layers": vision["num_hidden_layers"], "vit_heads": vision["num_attention_heads"],
+                         "vit_grid": size // patch}
+    if stored["model_type"] == "qwen3_vl":
+        return fields | {"backbone": "qwen3vl", "qkv_bias": bool(text.get("attention_bias")), "qk_norm": True,
+                         "vit_patch": vision["patch_size"], "vit_layers": vision["depth"],
+                         "vit_heads": vision["num_heads"], "vit_grid": round(vision["num_position_embeddings"] ** 0.5)}
+    raise ValueError(f"{directory}/config.json: model_type '{stored['model_type']}' is no backbone of InternVLA-A1; "
+                     f"known are internvl (OpenGVLab/InternVL3-1B-hf) and qwen3_vl (Qwen/Qwen3-VL-2B-Instruct)")
+
+
+HF_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json")
+
+
+def load_backbone(model, path_or_id):
+    """InternVL3-1B or Qwen3-VL-2B into the understanding expert -> Report. ValueError: the config differs."""
+    directory = find(path_or_id, HF_FILES)
+    differ = [f"{name} {value} there, {getattr(model.config, name)} here" for name, value
+              in backbone_fields(directory).items() if getattr(model.config, name) != value]
+    if differ:
+        raise ValueError(f"{directory}/config.json is not the backbone of this config: {'; '.join(differ)}")
+    with Tensors(directory) as source:
+        return fill(model, source, BACKBONE, r"und\.|layers\.\d+\.und\.")
+
+
+def initialise_experts(model, path_or_id):
+    """Copy a language model's blocks into the generation and action experts -> list of two Reports.
+
+    The directory is the backbone's own (a1_2b, whose shapes match) or Qwen3-0.6B's (a1_3b). Without this call they
+    are random, as the release starts them.
+    """
+    reports, directory = [], find(path_or_id, HF_FILES)
+    with Tensors(directory) as source:
+        for expert in ("gen", "act") if model.config.gen_expert else ("act",):
+            wanted = rf"layers\.\d+\.{expert}\.|{expert}\.norm\."
+            reports.append(fill(model, source, text_blocks(expert), wanted))
+    return reports
+
+
+def open_cosmos(path_or_id):
+    directory = find(path_or_id, ("encoder.jit", "decoder.jit"))
+    return (TorchScript if (directory / "encoder.jit").exists() else Tensors)(directory)
+
+
+def load_cosmos(model, path_or_id):
+    """NVIDIA's Cosmos CI8x8 tokenizer (encoder.jit and decoder.jit, or safetensors) into the VAE -> Report."""
+    with open_cosmos(path_or_id) as source:
+        return fill(model, source, COSMOS, r"vae\.")
+
+
+RELEASE_FILES = ("config.json", "model.safetensors", "stats.json")
+
+
+NO_VAE = [(r"model\.cosmos.+", LEFT_OUT, "the tokenizer comes from --vae")] + RELEASE
+
+
+def skeleton(config, wanted=""):
+    """Our names and shapes, without memory: what a load has to fill."""
+    with torch.device("meta"):
+        return {name: p for name, p in InternVLA_A1(config).state_dict().items() if re.match(wanted, name)}
+
+
+def load_release(config, path_or_id, device="cpu", dtype=torch.float32, vae=None):
+    """The authors' checkpoint -> (model in eval mode, [Report]). config: ModelConfig, such as a1_3b_release's.
+
+    vae: a directory of NVIDIA's files, where the release's own copy of the tokenizer is not wanted.
+    """
+    rules, wanted = (RELEASE, "") if vae is None else (NO_VAE, r"(?!vae\.)")
+    with Tensors(find(path_or_id, RELEASE_FILES)) as source:
+        plan(source, rules, config, skeleton(config, wanted))   # refuse before allocating
+        model = empty_model(config, device, dtype)
+        reports = [fill(model, source, rules, wanted)]
+    return model, reports + ([] if vae is None else [load_cosmos(model, vae)])
+
+
+def export_release(config, own, out, base=None):
+    """Write weights as a directory that the release can load -> Path of its model.safetensors.
+
+    own: our state dict; config: its ModelConfig. base: the published directory: what we do not build (DeepStack, the
+    last understanding layer's tail, lm_head) is copied from it, and every tensor keeps its dtype there. ValueError
+    without it, listing those keys.
+    """
+    if base is None:
+        raise ValueError("export needs --base, the published directory, for what is not built here: "
+                         + ", ".join(not_built(config)))
+    out = Path(out)
+    with Tensors(find(base, RELEASE_FILES)) as source:
+        copies, _ = plan(source, RELEASE, config, own)
+        tensors = {key: source.read(key) for key in source.where}
+        for key, ours, change in copies:
+            tensor = change(own[ours]) if change else own[ours]
+            tensors[key] = tensor.to("cpu", tensors[key].dtype).contiguous()
+        out.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, out / "model.safetensors", metadata=source.metadata)
+        for name in ("config.json", "stats.json"):
+            if (source.directory / name).exists():
+                (out / name).write_bytes((source.directory / name).read_bytes())
+    return out / "model.safetensors"
+
+
+# ---- from the release to our checkpoint, and back ---------------------------------------------------------------
+
+TOKENIZERS = {"internvl3": "OpenGVLab/InternVL3-1B-hf", "qwen3vl": "Qwen/Qwen3-VL-2B-Instruct"}
+
+
+def release_settings(directory, config, robot, action_mode, fps=30.0):
+    """What the release's directory says beside its weights -> (Path, Config, Statistics).
+
+    config: name of a preset. What cannot be derived (the robot, the action mode) has no default.
+    """
+    if not robot or not action_mode:
+        raise ValueError("--robot NAME and --action_mode absolute|delta are needed: the release's files do not say "
+                         "which of their statistics to use")
+    directory = find(directory, RELEASE_FILES)
+    moments = release_statistics(directory / "stats.json", robot, action_mode)
+    preset = get_config(config)
+    has_words = (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists()
+    tokenizer = str(directory) if has_words else TOKENIZERS.get(preset.model.backbone, "")
+    names = tuple(f"{feature}[{i}]" if width > 1 else feature
+                  for feature, width in ROBOTS[robot].features("action") for i in range(width))
+    stats = Statistics(robot=robot, action_mode=action_mode, fps=fps, windows=0, action_names=names, **moments)
+    return directory, get_config(config, {"action_mode": action_mode, "tokenizer": tokenizer}), stats
+
+
+def import_release(args):
+    """The command `import`: an ordinary checkpoint at step 0, every tensor in the dtype it was published in."""
+    if Path(args.out).exists() and any(Path(args.out).iterdir()):
+        raise ValueError(f"{args.out} is not empty: give a new directory")
+    directory, config, stats = release_settings(args.dir, args.config, args.robot, args.action_mode, args.fps)
+    parts = [(Tensors(directory), RELEASE if args.vae is None else NO_VAE, "" if args.vae is None else r"(?!vae\.)")]
+    if args.vae:
+        parts.append((open_cosmos(args.vae), COSMOS, r"vae\."))
+    tensors = {}
+    with ExitStack() as stack:
+        for source, rules, wanted in parts:
+            copies, report = plan(stack.enter_context(source), rules, config.model, skeleton(config.model, wanted))
+            tensors |= dict(read(source, copies))   # memory-mapped, but for the converted ones
+            print(report)
+        state = {"step": 0, "config": to_dict(config), "statistics": asdict(stats), "versions": {}, "log_length": 0}
+        print(f"wrote {checkpoint.save(args.out, 0, tensors, {}, state)}")
+
+
+def random_release(args):
+    """The command `random`: noise in the published form, to try the other commands on without the real files.
+
+    --keys: lines of key, shape, dtype, such as tests/data/keys_3b.tsv. Norms are ones; the text embedding is left
+    out, as safetensors does with a tied pair. stats.json is made for --robot.
+    """
+    out, tensors = Path(args.dir), {}
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    for line in Path(args.keys).read_text().splitlines():
+        key, shape, dtype = line.split("\t")[:3]
+        if key.endswith("embed_tokens.weight"):
+            continue
+        shape = json.loads(shape)
+        make = torch.ones if "norm" in key and key.endswith("weight") and len(shape) == 1 else torch.randn
+        tensors[key] = make(shape, dtype=getattr(torch, dtype)).mul_(1 if make is torch.ones else 0.02)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    features = ROBOTS[args.robot].features("state") + ROBOTS[args.robot].features("action")
+    moments = {key: {"mean": [0.0] * width, "std": [1.0] * width} for key, width in features}
+    (out / "stats.json").write_text(json.dumps({args.robot: moments}, indent=1) + "\n")
+    print(f"wrote {sum(t.numel() for t in tensors.values()) / 1e9:.2f} billion random numbers to {out}")
+
+
+def parse(argv):
+    parser = Parser(prog="python -m support.weights", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    load = commands.add_parser("import", help="the release's directory to a checkpoint of ours")
+    load.add_argument("dir", help="directory or hub id with model.safetensors and stats.json")
+    load.add_argument("out", help="run folder to write")
+    load.add_argument("--config", default="a1_3b_release", choices=[name for name in CONFIGS if name != "conveyor"])
+    load.add_argument("--robot", help="whose statistics: a robot of support/robots.py")
+    load.add_argument("--action_mode", choices=("absolute", "delta"), help="how the checkpoint was trained")
+    load.add_argument("--fps", type=float, default=30.0, help="frames per second of that robot")
+    load.add_argument("--vae", help="directory of encoder.jit and decoder.jit, instead of the release's copy")
+    save = commands.add_parser("export", help="a checkpoint of ours to a directory the release can load")
+    save.add_argument("run", help="a run or one checkpoint of it")
+    save.add_argument("out", help="directory to write")
+    save.add_argument("--base", help="the published directory")
+    noise = commands.add_parser("random", help="a random directory of the published form")
+    noise.add_argument("dir", help="directory to write")
+    noise.add_argument("--keys", required=True, help="tests/data/keys_3b.tsv or keys_2b.tsv")
+    noise.add_argument("--robot", default="genie1", choices=list(ROBOTS))
+    return parser.parse_args(argv)
+
+
+def export_run(args):
+    """The command `export`."""
+    tensors, state = checkpoint.load(checkpoint.resolve(args.run))
+    print(f"wrote {export_release(from_dict(state['config']).model, tensors, args.out, args.base)}")
+
+
+if __name__ == "__main__":
+    try:
+        args = parse(sys.argv[1:])
+        {"import": import_release, "export": export_run, "random": random_release}[args.command](args)
+    except (ValueError, OSError) as error:
+        print(f"support.weights: {error}", file=sys.stderr)
+        sys.exit(2)
