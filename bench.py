@@ -1,8 +1,9 @@
 """Every number the README quotes that is not printed by train.py or infer.py.
 
     python bench.py --params                         Table 1: parameters of every preset, built on the meta device
-    python bench.py --claim arms --steps 1600        Fig. 9 in the embedded world: what history and prediction are worth
-    python bench.py --claim tau --steps 1600         tau density times lambda
+    python bench.py --claim arms --steps 1500        Fig. 9 in the embedded world: what history and prediction are worth
+    python bench.py --claim tau --steps 1500         tau density times lambda
+    python bench.py --config a1_2b --dtype bfloat16  seconds of one action chunk, phase by phase, with random weights
 
 `--claim` trains with train.py, several runs side by side on one thread each, every arm for the same wall clock: the
 step time of each arm is measured first, and its number of steps follows from the first arm's. Results go to
@@ -15,12 +16,15 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from config import CONFIGS, Parser, not_built
+from config import CONFIGS, Parser, get_config, not_built
+from data import Batch
 from model import InternVLA_A1, count_parameters
+from support.weights import empty_model
 
 PAPER = {"a1_2b": (0.94, 0.36, 0.36, 1.8), "a1_3b": (2.13, 0.44, 0.44, 3.2)}   # Table 1, in billions
 RESULTS = Path("bench/results")
@@ -85,11 +89,12 @@ def calibrate(arms, steps, work):
     return {name: round(steps * seconds[names[0]] / seconds[name]) for name in names}, seconds
 
 
+RATES = ("4e-3", "2e-3")   # the same effort for every arm: both learning rates at one seed, then the better one
+
+
 def claim(args):
-    """Train every arm with every seed, two at a time, and write all reports to one JSON file."""
-    arms = {"arms": ARMS, "tau": CELLS}[args.claim]
-    extra = args.flags.split()
-    arms = {name: extra + flags for name, flags in arms.items()}
+    """Train every arm with every seed, several at a time, and write all reports to one JSON file as they come in."""
+    arms = {name: args.flags.split() + flags for name, flags in {"arms": ARMS, "tau": CELLS}[args.claim].items()}
     work, path = Path(args.work), RESULTS / (args.json or f"{args.claim}.json")
     if args.claim == "arms":
         steps, seconds = calibrate(arms, args.steps, work)
@@ -100,34 +105,125 @@ def claim(args):
     result = {"command": "python bench.py " + " ".join(sys.argv[1:]), "torch": torch.__version__,
               "conditions": f"{args.parallel} runs at a time, one thread each, {os.cpu_count()} CPU cores",
               "seconds_per_step": seconds, "steps": steps, "flags": arms, "eval_seed": args.eval_seed, "runs": []}
-    jobs = [(name, seed) for seed in range(args.first_seed, args.first_seed + args.seeds) for name in arms]
 
     def one(job):
-        name, seed = job
-        out = work / f"{args.claim}_{steps[name]}_{name.replace(' ', '_')}_{seed}"
+        name, rate, seed = job
+        out = work / f"{args.claim}_{steps[name]}_{name.replace(' ', '_')}_{rate}_{seed}"
         began = time.time()
-        report = train(arms[name], out, steps[name], seed, args.eval_seed + seed)
-        report |= {"arm": name, "seed": seed, "wall_seconds": round(time.time() - began)}
+        report = train([*arms[name], "--lr", rate], out, steps[name], seed, args.eval_seed + seed)
+        report |= {"arm": name, "lr": rate, "seed": seed, "wall_seconds": round(time.time() - began)}
         result["runs"].append(report)
         RESULTS.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")
         print(row(report), flush=True)
+        return report
 
+    first, others = args.first_seed, range(args.first_seed + 1, args.first_seed + args.seeds)
     with ThreadPoolExecutor(args.parallel) as pool:
-        list(pool.map(one, jobs))
+        best = dict.fromkeys(arms, RATES[0])
+        if args.claim == "arms":
+            tuned = list(pool.map(one, [(name, rate, first) for name in arms for rate in RATES]))
+            for name in arms:
+                mine = [report for report in tuned if report["arm"] == name]
+                best[name] = max(mine, key=lambda r: r["static"]["success"] + r["dynamic"]["success"])["lr"]
+        else:
+            others = range(first, first + args.seeds)
+        list(pool.map(one, [(name, best[name], seed) for seed in others for name in arms]))
+    result["best_lr"] = best
+    path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"wrote {path}")
 
 
 def row(report):
     numbers = "  ".join(f"{suite} {report[suite]['success']:6.1%}" for suite in ("static", "dynamic"))
-    return f"{report['arm']:<22} seed {report['seed']}  {report['steps']} steps  {numbers}"
+    return f"{report['arm']:<22} lr {report['lr']}  seed {report['seed']}  {report['steps']} steps  {numbers}"
+
+
+# ---- seconds of a chunk -----------------------------------------------------------------------------------------
+
+class Clock:
+    """Wraps methods so that the time inside each adds up under a label."""
+
+    def __init__(self, device):
+        self.device, self.seconds = device, {}
+
+    def watch(self, owner, method, label):
+        """label: a string, or a function of the call's first argument."""
+        inner = getattr(owner, method)
+
+        def timed(*args, **kwargs):
+            began = self.now()
+            out = inner(*args, **kwargs)
+            name = label(args[0]) if callable(label) else label
+            self.seconds[name] = self.seconds.get(name, 0.0) + self.now() - began
+            return out
+        setattr(owner, method, timed)
+
+    def now(self):
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def synthetic_batch(config, B=1):
+    """Random pictures and words, three views, all valid, for inference."""
+    ones = partial(torch.ones, dtype=torch.bool)
+    return Batch(image=torch.randint(256, (B, 3, 3, config.view_size, config.view_size), dtype=torch.uint8),
+                 frames=torch.randint(256, (B, 3, 2, 3, config.frame_size, config.frame_size), dtype=torch.uint8),
+                 view_mask=ones(B, 3), text_ids=torch.randint(config.vocab, (B, config.text_tokens)),
+                 text_mask=ones(B, config.text_tokens), state=torch.randn(B, config.state_dim),
+                 dim_mask=ones(B, config.action_dim))
+
+
+@torch.no_grad()
+def random_model(config, device, dtype):
+    """Full size in its final dtype, filled with noise: speed does not depend on what the weights say."""
+    model = empty_model(config, device, dtype)
+    for name, p in model.named_parameters():
+        p.fill_(1) if name.endswith("norm.weight") else p.normal_(std=0.02)
+    return model
+
+
+def latency(args):
+    """Time `sample_actions` by phase: the first call, and the median of the warm ones."""
+    config = get_config(args.config).model
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU here")
+    torch.manual_seed(0)
+    model = random_model(config, args.device, getattr(torch, args.dtype))
+    batch, clock = synthetic_batch(config).to(args.device), Clock(args.device)
+    eps = torch.randn(1, config.chunk, config.action_dim, device=args.device)
+    clock.watch(model.und, "embed", "vision and words")
+    if config.gen_expert:
+        clock.watch(model, "phi_cosmos", "Cosmos, 6 frames")
+    for layer in model.layers:
+        clock.watch(layer, "extend", {"und": "understanding layers", "gen": "generation layers",
+                                      "act": f"{config.euler_steps} Euler steps"}.get)
+    calls = []
+    for _ in range(1 + args.repeats):
+        clock.seconds, began = {}, clock.now()
+        model.sample_actions(batch, eps)
+        calls.append({"total": clock.now() - began, **clock.seconds})
+    warm = sorted(calls[1:], key=lambda call: call["total"])[args.repeats // 2]
+    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{args.config}, {args.dtype}, {where}, torch {torch.__version__}, random weights, batch 1, "
+          f"{model.layout.n_und} + {model.layout.n_gen} + {model.layout.n_act} tokens")
+    print(f"{'phase':<24}{'seconds':>9}   median of {args.repeats} warm calls; the first call took "
+          f"{calls[0]['total']:.2f}")
+    for name, value in sorted(warm.items(), key=lambda item: -item[1]):
+        print(f"{name:<24}{value:9.3f}")
+    if args.json:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / args.json).write_text(json.dumps({
+            "command": "python bench.py " + " ".join(sys.argv[1:]), "torch": torch.__version__, "device": where,
+            "config": args.config, "dtype": args.dtype, "first": calls[0], "warm_median": warm}, indent=1) + "\n")
 
 
 def parse(argv):
     parser = Parser(prog="bench.py", description=__doc__)
     parser.add_argument("--params", action="store_true", help="print Table 1")
     parser.add_argument("--claim", choices=("arms", "tau"), help="train and compare arms in the embedded world")
-    parser.add_argument("--steps", type=int, default=1600, help="steps of the first arm; the others get its wall clock")
+    parser.add_argument("--steps", type=int, default=1500, help="steps of the first arm; the others get its wall clock")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds")
     parser.add_argument("--first_seed", type=int, default=0, help="the first of them")
     parser.add_argument("--eval_seed", type=int, default=4242, help="evaluation seed of training seed 0; then + 1 each")
@@ -136,6 +232,11 @@ def parse(argv):
     parser.add_argument("--flags", default="", help="further train.py flags for every arm")
     parser.add_argument("--work", default="runs/bench", help="where the runs go")
     parser.add_argument("--json", help="file name under bench/results")
+    parser.add_argument("--config", help="preset whose action chunk is timed")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="with --config")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="with --config")
+    parser.add_argument("--random", action="store_true", help="with --config: random weights (the default, and all)")
+    parser.add_argument("--repeats", type=int, default=3, help="with --config: warm calls")
     return parser.parse_args(argv)
 
 
@@ -145,8 +246,10 @@ def run(argv):
         params()
     elif args.claim:
         claim(args)
+    elif args.config:
+        latency(args)
     else:
-        raise ValueError("give --params or --claim; --help shows both")
+        raise ValueError("give --params, --claim or --config; --help shows them")
 
 
 if __name__ == "__main__":

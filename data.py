@@ -182,17 +182,22 @@ def statistics(sources, window_lists, k, action_mode, std_floor):
 
 # ---- one example ------------------------------------------------------------------------------------------------
 
-def letterbox(picture, size):
-    """(H, W, 3) uint8 -> (3, size, size) uint8: scaled to fit, centred on black. [release] bilinear, no antialias."""
-    H, W = picture.shape[:2]
-    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+def fit(x, size):
+    """(N, 3, H, W) float -> (N, 3, size, size): scaled to fit, centred on black. [release] bilinear, no antialias."""
+    H, W = x.shape[-2:]
     if H == W == size:
         return x
     scale = min(size / H, size / W)
     h, w = round(H * scale), round(W * scale)
-    x = F.interpolate(x[None].float(), (h, w), mode="bilinear", align_corners=False)[0].round().clamp(0, 255)
+    x = F.interpolate(x, (h, w), mode="bilinear", align_corners=False)
     top, left = (size - h) // 2, (size - w) // 2
-    return F.pad(x, (left, size - w - left, top, size - h - top)).byte()
+    return F.pad(x, (left, size - w - left, top, size - h - top))
+
+
+def letterbox(picture, size):
+    """(H, W, 3) uint8 -> (3, size, size) uint8: `fit`, rounded to whole grey levels [ours]."""
+    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    return x if x.shape[1] == x.shape[2] == size else fit(x[None].float(), size)[0].round().byte()
 
 
 def pad(x, width, what):

@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ import lpt
 from config import CONFIGS, Parser, add_config_flags, from_dict, get_config, not_built, to_dict
 from data import Mixture, Statistics, open_corpus, statistics
 from model import InternVLA_A1, count_parameters
-from support import checkpoint, evaluate
+from support import checkpoint, evaluate, weights
 from support.policy import Policy
 
 
@@ -43,6 +43,11 @@ def parse(argv):
     parser.add_argument("--config", default="conveyor", help=f"one of {', '.join(CONFIGS)}")
     parser.add_argument("--data", help="dataset folder; 'conveyor' is the embedded world (written if absent)")
     parser.add_argument("--init", choices=("scratch",), help="start the a1_* presets from random weights")
+    parser.add_argument("--from", dest="origin", help="start from the weights of this run or checkpoint")
+    parser.add_argument("--init_und", help="directory or hub id of the backbone: InternVL3-1B-hf or Qwen3-VL-2B")
+    parser.add_argument("--init_vae", help="directory or hub id of Cosmos CI8x8: encoder.jit and decoder.jit")
+    parser.add_argument("--init_experts", default="scratch", help="generation and action experts: scratch (as the "
+                        "release), und (copy --init_und's text blocks: a1_2b), or a directory (a1_3b: Qwen3-0.6B)")
     parser.add_argument("--out", help="run folder (default runs/<config>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--episodes", type=int, default=200, help="closed-loop episodes a suite in the final report")
@@ -100,12 +105,15 @@ def run(argv):
         raise ValueError(f"--episodes must be at least 1, got {args.episodes}")
     out = Path(args.out or f"runs/{config.name}")
     embedded = args.data == "conveyor" or (args.data is None and config.name == "conveyor")
-    if config.name != "conveyor" and (args.data is None or args.init is None):
+    published = args.init_und and (args.init_vae or config.model.vae != "cosmos" or not config.model.gen_expert)
+    if config.name != "conveyor" and (args.data is None or not (args.init or args.origin or published)):
         print("\n".join(parameter_table(config)))
         missing = "--data DIR (a dataset folder, or 'conveyor')" if args.data is None else \
-            "--init scratch: loading published weights is not in this version"
+            "weights: --from RUN, or --init_und DIR and --init_vae DIR, or --init scratch"
         refuse(f"--config {config.name} needs {missing}; "
                f"for example: python train.py --config {config.name} --init scratch --data conveyor")
+    if args.init_und and not config.model.tokenizer:
+        config = replace(config, model=replace(config.model, tokenizer=args.init_und))
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     if not args.resume and out.exists() and any(out.glob("step_*")):
@@ -127,6 +135,9 @@ def run(argv):
     torch.manual_seed(config.train.seed)
     model = InternVLA_A1(config.model)
     print("\n".join(parameter_table(config)))
+    if not args.resume:
+        for report in weights.start(model, args.origin, args.init_und, args.init_vae, args.init_experts):
+            print(report)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     train = config.train
     optimizer = torch.optim.AdamW(trained.values(), lr=train.lr, betas=(train.beta1, train.beta2), eps=train.adam_eps,

@@ -10,7 +10,7 @@ import torch
 import config as configs
 from data import VIEWS, Statistics, collate, observation
 from support import checkpoint
-from support.weights import empty_model
+from support.weights import empty_model, load_state
 
 
 class Policy:
@@ -29,13 +29,7 @@ class Policy:
         config = configs.from_dict(state["config"])
         half = any(tensor.dtype == torch.bfloat16 for tensor in tensors.values())
         model = empty_model(config.model, dtype=torch.bfloat16 if half else torch.float32)
-        own = model.state_dict()
-        wrong = sorted(name for name in own.keys() | tensors.keys()
-                       if name not in own or name not in tensors or own[name].shape != tensors[name].shape)
-        if wrong:
-            raise ValueError(f"checkpoint {path}: it does not fit its own config; {len(wrong)} tensors are missing, "
-                             f"unexpected or of another shape, such as {', '.join(wrong[:3])}")
-        model.load_state_dict(tensors)
+        load_state(model, tensors, f"checkpoint {path}")
         return cls(model, config, Statistics.from_dict(state["statistics"]), seed)
 
     def batch(self, pictures, states, tasks):

@@ -95,7 +95,7 @@ def release_statistics(path, robot, action_mode):
         for moment, add in (("mean", 0.0), ("std", 1e-6)):
             values = np.concatenate([np.ravel(np.asarray(stored[robot][key][moment], np.float64)) for key in keys])
             if len(values) != len(ROBOTS[robot].relative) or not np.isfinite(values).all():
-                raise ValueError(f"{path}: the {kind} {moment} of robot '{robot}' must be {len(ROBOTS[robot].relative)} "
-                                 f"finite numbers, found {len(values)}")
+                raise ValueError(f"{path}: the {kind} {moment} of robot '{robot}' must be "
+                                 f"{len(ROBOTS[robot].relative)} finite numbers, found {len(values)}")
             moments[f"{kind}_{moment}"] = tuple((values + add).tolist())
     return moments

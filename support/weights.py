@@ -349,6 +349,38 @@ def load_cosmos(model, path_or_id):
         return fill(model, source, COSMOS, r"vae\.")
 
 
+def load_state(model, tensors, what):
+    """Tensors of one of our checkpoints into a model. ValueError names what does not fit."""
+    own = model.state_dict()
+    wrong = sorted(name for name in own.keys() | tensors.keys()
+                   if name not in own or name not in tensors or own[name].shape != tensors[name].shape)
+    if wrong:
+        raise ValueError(f"{what} does not fit this config: {len(wrong)} tensors are missing, unexpected or of another "
+                         f"shape: {', '.join(compact(wrong))}")
+    model.load_state_dict(tensors)
+
+
+def start(model, origin=None, und=None, vae=None, experts="scratch"):
+    """The weights a training run begins with, over random ones -> list of Reports or lines.
+
+    origin: a run or checkpoint of ours. und, vae: directories or hub ids. experts: "scratch", "und" (the text blocks of
+    `und`) or a directory. ValueError: one line, or a refused load.
+    """
+    if origin and (und or vae or experts != "scratch"):
+        raise ValueError("--from already brings all weights: leave out --init_und, --init_vae and --init_experts")
+    if origin:
+        path = checkpoint.resolve(origin)
+        load_state(model, checkpoint.load(path)[0], path)
+        return [f"weights of {path}; optimizer, schedule and statistics start afresh"]
+    if experts == "und" and not und:
+        raise ValueError("--init_experts und copies the text blocks of --init_und DIR, which is missing")
+    reports = [load_backbone(model, und)] if und else []
+    reports += [load_cosmos(model, vae)] if vae else []
+    if experts != "scratch":
+        reports += initialise_experts(model, und if experts == "und" else experts)
+    return reports
+
+
 RELEASE_FILES = ("config.json", "model.safetensors", "stats.json")
 
 

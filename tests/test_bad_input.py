@@ -294,7 +294,7 @@ def test_a_checkpoint_of_another_config_is_refused(refuses, tmp_path, pictures, 
     config = get_config("conveyor", SMALL)
     path = save_checkpoint(tmp_path / "run", replace(config.model, **other), to_dict(config))
     line = refuses("infer.py", "--image-dir", pictures, "--checkpoint", path)
-    assert "does not fit its own config" in line and ("gen." in line or "layers." in line)
+    assert "does not fit this config" in line and ("gen." in line or "layers." in line)
     assert len(line) < 1000
 
 

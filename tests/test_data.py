@@ -350,7 +350,7 @@ def test_tau_and_eps_differ_for_every_pair_of_samples():
         mixture = mixture_of([Fake()], seed=seed, rank=rank)
         for n in range(12):
             eps, tau = mixture.noise(n)
-            assert eps.shape == (4, 16, 32) and tau.shape == (4,) and eps.dtype == tau.dtype == torch.float32
+            assert eps.shape == (2, 16, 32) and tau.shape == (2,) and eps.dtype == tau.dtype == torch.float32
             seen += list(zip(eps, tau.tolist()))
     for (eps, tau), (other, another) in itertools.combinations(seen, 2):
         assert tau != another and (eps == other).float().mean() < 0.01

@@ -118,7 +118,8 @@ def test_export_writes_what_was_trained(published, small, tmp_path):
         model.act.action_out_proj.bias += 1
         model.layers[1].und.self_attn.k_proj.weight.zero_()
     stored, after = (load_file(path) for path in (published / "model.safetensors",
-                                                  export_release(small, model.state_dict(), tmp_path / "out", base=published)))
+                                                  export_release(small, model.state_dict(), tmp_path / "out",
+                                                                 base=published)))
     changed = {key for key, x in stored.items() if not torch.equal(x, after[key])}
     assert changed == {"model.action_out_proj.bias", "model.qwen3_vl_with_expert.und_expert.model.language_model."
                                                      "layers.1.self_attn.k_proj.weight"}
@@ -156,6 +157,27 @@ def test_the_release_becomes_an_ordinary_checkpoint(published, small, tmp_path, 
 def test_a_robot_or_mode_that_cannot_be_derived_is_refused(published, small, robot, mode, message):
     with pytest.raises(ValueError, match=message):
         release_settings(published, "small", robot, mode)
+
+
+def test_a_run_starts_from_anothers_weights_or_from_published_ones(published, small, tmp_path):
+    """Sec. 3.4: post-training goes on from pre-trained weights."""
+    model, _ = load_release(small, published)
+    checkpoint.save(tmp_path / "run", 3, model.state_dict(), {}, {"step": 3})
+    fresh = model_module.InternVLA_A1(small)
+    (line,) = weights.start(fresh, origin=tmp_path / "run")
+    assert "step_00000003" in line
+    assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), model.state_dict().values()))
+
+    save_file(dict(model.vae.state_dict()), tmp_path / "vae.safetensors")
+    (report,) = weights.start(fresh, vae=tmp_path)
+    assert report.matched == len(model.vae.state_dict())
+    with pytest.raises(ValueError, match="already brings all weights"):
+        weights.start(fresh, origin=tmp_path / "run", vae=tmp_path)
+    with pytest.raises(ValueError, match="--init_und DIR, which is missing"):
+        weights.start(fresh, experts="und")
+    other = model_module.InternVLA_A1(ModelConfig(**{**vars(small), "layers": 1}))
+    with pytest.raises(ValueError, match=r"does not fit this config: \d+ tensors .*layers.1.act"):
+        weights.start(other, origin=tmp_path / "run")
 
 
 def test_an_absent_hub_id_says_what_to_fetch_and_where_to_put_it(monkeypatch):
