@@ -48,6 +48,7 @@ def parse(argv):
     parser.add_argument("--robot", help="with --weights: a robot of support/robots.py")
     parser.add_argument("--action_mode", choices=("absolute", "delta"), help="with --weights: as it was trained")
     parser.add_argument("--vae", help="with --weights: directory of NVIDIA's encoder.jit and decoder.jit")
+    parser.add_argument("--tokenizer", help="directory or hub id of the tokenizer, if it lies elsewhere than it did")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="with --weights")
     parser.add_argument("--out", help="where results go (default: DIR/result, or rollouts/)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise and of the closed-loop scenes")
@@ -274,14 +275,15 @@ def run(argv):
     if not args.image_dir and not args.closed_loop:
         raise ValueError("give --image-dir DIR or --closed-loop; --help shows both")
     if args.weights:
-        directory, config, stats = release_settings(args.weights, args.config, args.robot, args.action_mode)
+        directory, config, stats = release_settings(args.weights, args.config, args.robot, args.action_mode,
+                                                    tokenizer=args.tokenizer)
         model, reports = load_release(config.model, directory, dtype=getattr(torch, args.dtype), vae=args.vae)
         print("\n".join(map(str, reports)))
         policy = Policy(model, config, stats, args.seed)
     else:
         path = checkpoint.resolve(args.checkpoint) if args.checkpoint else checkpoint.find_newest_run("runs")
         print(f"checkpoint {path}")
-        policy = Policy.load(path, args.seed)
+        policy = Policy.load(path, args.seed, args.tokenizer)
     if args.closed_loop:
         in_closed_loop(policy, args)
     else:

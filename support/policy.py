@@ -4,6 +4,8 @@
 (statistics, action mode, camera slots, m, k) comes from the checkpoint.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -20,13 +22,16 @@ class Policy:
         self.model, self.config, self.stats, self.seed, self.calls = model.eval(), config, stats, seed, 0
 
     @classmethod
-    def load(cls, path, seed=0):
-        """path: a run or one checkpoint of it; it computes in bfloat16 if its weights are stored so.
+    def load(cls, path, seed=0, tokenizer=None):
+        """path: a run or one checkpoint of it; it computes in bfloat16 if its weights are stored so. tokenizer: where
+        that lies now, if not where the checkpoint says.
 
         CheckpointError or ValueError: one line.
         """
         tensors, state = checkpoint.load(checkpoint.resolve(path))
         config = configs.from_dict(state["config"])
+        if tokenizer:
+            config = replace(config, model=replace(config.model, tokenizer=tokenizer))
         half = any(tensor.dtype == torch.bfloat16 for tensor in tensors.values())
         model = empty_model(config.model, dtype=torch.bfloat16 if half else torch.float32)
         load_state(model, tensors, f"checkpoint {path}")

@@ -436,10 +436,11 @@ def export_release(config, own, out, base=None):
 TOKENIZERS = {"internvl3": "OpenGVLab/InternVL3-1B-hf", "qwen3vl": "Qwen/Qwen3-VL-2B-Instruct"}
 
 
-def release_settings(directory, config, robot, action_mode, fps=30.0):
+def release_settings(directory, config, robot, action_mode, fps=30.0, tokenizer=None):
     """What the release's directory says beside its weights -> (Path, Config, Statistics).
 
-    config: name of a preset. What cannot be derived (the robot, the action mode) has no default.
+    config: name of a preset. What cannot be derived (the robot, the action mode) has no default. The tokenizer is the
+    one given, else the directory's own, else the backbone's on the hub.
     """
     if not robot or not action_mode:
         raise ValueError("--robot NAME and --action_mode absolute|delta are needed: the release's files do not say "
@@ -448,7 +449,7 @@ def release_settings(directory, config, robot, action_mode, fps=30.0):
     moments = release_statistics(directory / "stats.json", robot, action_mode)
     preset = get_config(config)
     has_words = (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists()
-    tokenizer = str(directory) if has_words else TOKENIZERS.get(preset.model.backbone, "")
+    tokenizer = tokenizer or (str(directory) if has_words else TOKENIZERS.get(preset.model.backbone, ""))
     names = tuple(f"{feature}[{i}]" if width > 1 else feature
                   for feature, width in ROBOTS[robot].features("action") for i in range(width))
     stats = Statistics(robot=robot, action_mode=action_mode, fps=fps, windows=0, action_names=names, **moments)
@@ -459,7 +460,8 @@ def import_release(args):
     """The command `import`: an ordinary checkpoint at step 0, every tensor in the dtype it was published in."""
     if Path(args.out).exists() and any(Path(args.out).iterdir()):
         raise ValueError(f"{args.out} is not empty: give a new directory")
-    directory, config, stats = release_settings(args.dir, args.config, args.robot, args.action_mode, args.fps)
+    directory, config, stats = release_settings(args.dir, args.config, args.robot, args.action_mode, args.fps,
+                                                args.tokenizer)
     parts = [(Tensors(directory), RELEASE if args.vae is None else NO_VAE, "" if args.vae is None else r"(?!vae\.)")]
     if args.vae:
         parts.append((open_cosmos(args.vae), COSMOS, r"vae\."))
@@ -507,6 +509,7 @@ def parse(argv):
     load.add_argument("--action_mode", choices=("absolute", "delta"), help="how the checkpoint was trained")
     load.add_argument("--fps", type=float, default=30.0, help="frames per second of that robot")
     load.add_argument("--vae", help="directory of encoder.jit and decoder.jit, instead of the release's copy")
+    load.add_argument("--tokenizer", help="directory or hub id of the tokenizer (default: DIR, else the backbone's)")
     save = commands.add_parser("export", help="a checkpoint of ours to a directory the release can load")
     save.add_argument("run", help="a run or one checkpoint of it")
     save.add_argument("out", help="directory to write")
