@@ -1,16 +1,18 @@
-"""LeRobot v2.1 datasets, read directly from disk: the robot-data counterpart of data.py's FolderSource.
+"""LeRobot v2.1 and v3.0 datasets, read directly from disk: the robot-data counterpart of FolderSource.
 
 Sec. 4 Data Corpus names no file format; much robot data is published in this one. Numbers are in parquet
-(pyarrow), pictures in mp4 (PyAV); both packages are imported on first use, so that all else runs without.
-Building a source reads metadata and checks that the files exist; the rest is read when asked for.
+(pyarrow), pictures in mp4 (PyAV) or as PNG inside parquet; both packages are imported on first use, so that all
+else runs without. Building a source reads metadata and checks that the files exist; the rest is read when asked for.
 
-Times follow the format's own rule: frame t of an episode is shown at t / fps seconds of the episode's mp4,
-and the decoded frame nearest to that time must lie within half a frame of it.
+v2.1 has one parquet and one mp4 file an episode, v3.0 many episodes in each; from `_read_episodes` on both are the
+same: an episode has rows of a data file from `first_rows` on, and per camera a video file and the second at which it
+begins there. Frame t is shown t / fps seconds later, and the decoded frame nearest to that time must lie within half
+a frame of it.
 
-What this is not: a reader of v3.0 (refused by name) or of pictures stored inside parquet, nor a wrapper of
-the lerobot package, which is not needed. Not thread-safe: parallel reading is done by processes.
+The lerobot package is not needed. Not thread-safe: parallel reading is done by processes.
 """
 
+import io
 import json
 import os
 import re
@@ -18,6 +20,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 SLOTS = ("head", "left_wrist", "right_wrist")
 INSTALL = "reading LeRobot datasets needs pyarrow and av: run  pip install -r requirements-robot.txt"
@@ -136,41 +139,37 @@ def guess_cameras(keys):
 
 # ---- numbers -------------------------------------------------------------------------------------
 
-def read_columns(path, sizes, rows, where):
-    """Vector features of one episode's parquet file: {key: dimension} -> {key: (rows, dimension) float32}.
-
-    Columns are lists of any kind or, for dimension 1, plain numbers. ValueError, one line that begins with
-    `where`: unreadable file, missing column, other number of rows or dimensions, a value that is not finite.
-    """
+def read_table(path, columns, where):
+    """Columns of a parquet file, as a pyarrow table. ValueError, one line that begins with `where`."""
     pyarrow = _pyarrow()
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            absent = [key for key in sizes if key not in file.schema_arrow.names]
+            absent = [key for key in columns if key not in file.schema_arrow.names]
             if absent:
-                raise ValueError(f"{where}: {path} has no column '{absent[0]}', which meta/info.json lists; "
-                                 f"download the dataset again")
-            table = file.read(columns=list(sizes))
+                raise ValueError(f"{where}: {path} has no column '{absent[0]}', which the dataset's metadata "
+                                 f"promises; download the dataset again")
+            return file.read(columns=list(columns))
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{where}: {path} cannot be read ({reason}); download the file again") from error
-    if table.num_rows != rows:
-        raise ValueError(f"{where}: {path} has {table.num_rows} rows, meta/episodes.jsonl says {rows}; "
-                         f"download the dataset again")
-    arrays = {}
+
+
+def read_columns(path, sizes, where):
+    """Vector features of a data file: {key: dimension} -> {key: (rows, dimension) float32}, read-only.
+
+    Columns are lists of any kind or, for dimension 1, plain numbers. ValueError, one line that begins with `where`:
+    unreadable file, missing column, other number of dimensions.
+    """
+    table, arrays = read_table(path, sizes, where), {}
     for key, size in sizes.items():
         column = table[key].combine_chunks()
         flat = column.flatten() if hasattr(column, "flatten") else column
         values = np.array(flat.to_numpy(zero_copy_only=False), dtype=np.float32)
-        if values.size != rows * size:
-            raise ValueError(f"{where}: {path}, '{key}' has {values.size} values in {rows} rows, "
+        if values.size != table.num_rows * size:
+            raise ValueError(f"{where}: {path}, '{key}' has {values.size} values in {table.num_rows} rows, "
                              f"meta/info.json says {size} each")
-        values = values.reshape(rows, size)
-        bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            raise ValueError(f"{where}, frame {bad[0, 0]}: '{key}' is not finite in dimension {bad[0, 1]}; "
-                             f"repair or drop the episode")
-        values.flags.writeable = False  # it is cached: who changes it must copy it
-        arrays[key] = values
+        arrays[key] = values.reshape(-1, size)
+        arrays[key].flags.writeable = False  # it is cached: who changes it must copy it
     return arrays
 
 
@@ -189,12 +188,12 @@ def dimension_names(key, feature):
 # ---- the source ----------------------------------------------------------------------------------
 
 class LeRobotSource:
-    """One LeRobot v2.1 dataset folder.
+    """One LeRobot dataset folder, v2.1 or v3.0.
 
-    Attributes: name (the folder's), robot (info.json's robot_type, or name), fps; per episode lengths
-    (frames) and tasks (the first task's text, or ""); views {slot: feature key} with slots head, left_wrist
-    and right_wrist, missing ones absent; state_names, action_names; has_action. stored is None: every frame
-    has its pictures.
+    Attributes: name (the folder's), version, robot (info.json's robot_type, or name), fps; per episode indices,
+    lengths (frames) and tasks (the first task's text, or ""); views {slot: feature key} with slots head, left_wrist
+    and right_wrist, missing ones absent; state_names, action_names; has_action. stored is None: every frame has its
+    pictures.
 
     cameras: {slot: feature key}, or None for guess_cameras. action_key None, or a dataset without any action
     feature: human video (has_action False). Faults are ValueError with one line saying what, where and what
@@ -207,12 +206,16 @@ class LeRobotSource:
         self.root, self.name = Path(root), Path(root).resolve().name
         self.where = f"dataset {self.root}"
         self.info = self._read_info()
+        self.version = self.info["codebase_version"]
         self.robot, self.fps = self.info.get("robot_type") or self.name, float(self.info["fps"])
-        self._read_episodes()
         self._choose_features(state_key, action_key)
         self.views = self._choose_cameras(cameras)
+        self._read_episodes()
         self._check_files()
-        self._numbers = _LRU(16)
+        # A file of v3.0 holds about 100 MB of many episodes: few of them, but whole.
+        self._numbers, self._pictures = _LRU(16 if self.version == "v2.1" else 4), _LRU(4)
+
+    # ---- metadata ----
 
     def _read_info(self):
         path = self.root / "meta" / "info.json"
@@ -223,10 +226,12 @@ class LeRobotSource:
             info = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{self.where}: {path} is not JSON ({error}); download it again") from error
-        if info.get("codebase_version") != "v2.1":
-            raise ValueError(f"{self.where}: LeRobot format {info.get('codebase_version')} is not supported, "
-                             f"this reader takes v2.1")
-        absent = {"fps", "features", "chunks_size", "data_path", "video_path"} - info.keys()
+        version = info.get("codebase_version")
+        if version not in ("v2.1", "v3.0"):
+            raise ValueError(f"{self.where}: LeRobot format {version} is not supported, this reader takes v2.1 and "
+                             f"v3.0; lerobot's own converters lead there")
+        absent = {"fps", "features", "data_path", "video_path"} - info.keys()
+        absent |= {"chunks_size"} - info.keys() if version == "v2.1" else set()
         if absent:
             raise ValueError(f"{self.where}: {path} has no '{min(absent)}'; download it again")
         if not isinstance(info["fps"], (int, float)) or not info["fps"] > 0:
@@ -235,6 +240,17 @@ class LeRobotSource:
         return info
 
     def _read_episodes(self):
+        """Fill indices, lengths, tasks, files, first_rows, and videos: slot -> (files, seconds), all by episode."""
+        (self._read_v21 if self.version == "v2.1" else self._read_v30)()
+        if not self.lengths or min(self.lengths) < 1:
+            raise ValueError(f"{self.where}: meta/ lists no episode, or one without frames")
+        different, rows = len(set(self.indices)), len(self.indices)
+        total = self.info.get("total_episodes", rows)
+        if not different == rows == total:
+            raise ValueError(f"{self.where}: meta/ lists {different} different episodes in {rows} "
+                             f"lines, meta/info.json says {total}; download the dataset again")
+
+    def _read_v21(self):
         path = self.root / "meta" / "episodes.jsonl"
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
@@ -244,12 +260,47 @@ class LeRobotSource:
             self.tasks = [str(row["tasks"][0]) if row["tasks"] else "" for row in rows]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.where}: {path} cannot be read ({error!r}); download it again") from error
-        if not rows or min(self.lengths) < 1:
-            raise ValueError(f"{self.where}: {path} lists no episode, or one without frames")
-        different, total = len(set(self.indices)), self.info.get("total_episodes", len(rows))
-        if not different == len(rows) == total:
-            raise ValueError(f"{self.where}: {path} lists {different} different episodes in {len(rows)} "
-                             f"lines, meta/info.json says {total}; download the dataset again")
+
+        def files(template, **key):   # the templates speak of the episode's own index
+            return [self.root / self.info[template].format(episode_chunk=index // self.info["chunks_size"],
+                                                           episode_index=index, **key) for index in self.indices]
+        self.files, self.first_rows = files("data_path"), [0] * len(rows)
+        self.videos = {slot: (files("video_path", video_key=key), [0.0] * len(rows))
+                       for slot, key in self.views.items() if not self.in_parquet(key)}
+
+    def _read_v30(self):
+        paths = sorted((self.root / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
+        if not paths:
+            raise ValueError(f"{self.where}: {self.root / 'meta' / 'episodes'} holds no parquet file; "
+                             f"download the dataset again")
+        # Only these columns: per-episode statistics are most of the file.
+        columns = ["episode_index", "tasks", "length", "data/chunk_index", "data/file_index", "dataset_from_index"]
+        films = {slot: f"videos/{key}" for slot, key in self.views.items() if not self.in_parquet(key)}
+        columns += [f"{film}/{what}" for film in films.values()
+                    for what in ("chunk_index", "file_index", "from_timestamp")]
+        tables = [read_table(path, columns, self.where) for path in paths]
+        rows = {name: [value for table in tables for value in table[name].to_pylist()] for name in columns}
+        self.indices, self.lengths = rows["episode_index"], rows["length"]
+        self.tasks = [str(tasks[0]) if tasks else "" for tasks in rows["tasks"]]
+
+        def files(template, chunks, numbers, **key):
+            made = {}   # few files, many episodes
+            for pair in zip(chunks, numbers):
+                if pair not in made:
+                    made[pair] = self.root / self.info[template].format(chunk_index=pair[0], file_index=pair[1], **key)
+            return [made[pair] for pair in zip(chunks, numbers)]
+        self.files = files("data_path", rows["data/chunk_index"], rows["data/file_index"])
+        self.first_rows, starts = [], {}
+        for file, row in zip(self.files, rows["dataset_from_index"]):   # rows are global; a file begins at its lowest
+            starts[file] = min(row, starts.get(file, row))
+        self.first_rows = [row - starts[file] for file, row in zip(self.files, rows["dataset_from_index"])]
+        self.videos = {slot: (files("video_path", rows[f"{film}/chunk_index"], rows[f"{film}/file_index"],
+                                    video_key=self.views[slot]), rows[f"{film}/from_timestamp"])
+                       for slot, film in films.items()}
+
+    def in_parquet(self, key):
+        """Whether a camera's pictures are PNG inside the data files, not mp4."""
+        return self.info["features"][key]["dtype"] == "image"
 
     def _choose_features(self, state_key, action_key):
         features = self.info["features"]
@@ -266,11 +317,11 @@ class LeRobotSource:
         self.action_names = dimension_names(action_key, features[action_key]) if self.has_action else []
 
     def _choose_cameras(self, cameras):
-        keys = [key for key, feature in self.info["features"].items()
-                if feature["dtype"] == "video" and not (feature.get("info") or {}).get("video.is_depth_map")]
+        keys = [key for key, feature in self.info["features"].items() if feature["dtype"] in ("video", "image")
+                and not (feature.get("info") or {}).get("video.is_depth_map")]
         if not keys:
-            raise ValueError(f"{self.where}: no feature of dtype video; "
-                             f"pictures inside parquet are not read, convert the dataset to videos")
+            raise ValueError(f"{self.where}: no feature of dtype video or image; without pictures there is nothing "
+                             f"to see")
         if cameras is None:
             try:
                 return guess_cameras(keys)
@@ -279,22 +330,19 @@ class LeRobotSource:
         for slot, key in cameras.items():
             if slot not in SLOTS or key not in keys:
                 raise ValueError(f"{self.where}: camera {slot}={key}: slots are {', '.join(SLOTS)}, "
-                                 f"the video features are {', '.join(keys)}")
+                                 f"the cameras are {', '.join(keys)}")
         return dict(cameras)
 
-    def _path(self, template, e, key=""):
-        """File of episode e (a position in `lengths`); the templates speak of the episode's own index."""
-        index = self.indices[e]
-        return self.root / self.info[template].format(episode_chunk=index // self.info["chunks_size"],
-                                                      episode_index=index, video_key=key)
-
     def _check_files(self):
+        checked = set()
         for e, index in enumerate(self.indices):
-            videos = [self._path("video_path", e, key) for key in self.views.values()]
-            for path in [self._path("data_path", e)] + videos:
-                if not path.exists():
+            for path in [self.files[e]] + [files[e] for files, _ in self.videos.values()]:
+                if path not in checked and not path.exists():
                     raise ValueError(f"{self.where}, episode {index}: {path} is missing; "
                                      f"download the dataset again")
+                checked.add(path)
+
+    # ---- what is asked for ----
 
     def numbers(self, e):
         """Episode e -> state (T, d_q), action (T, d_a) or None; float32, read-only, the dataset's units."""
@@ -302,13 +350,39 @@ class LeRobotSource:
         if self.has_action:
             sizes[self.action_key] = len(self.action_names)
         where = f"{self.where}, episode {self.indices[e]}"
-        arrays = self._numbers.get(
-            int(e), lambda: read_columns(self._path("data_path", e), sizes, self.lengths[e], where))
-        return arrays[self.state_key], arrays.get(self.action_key)
+        path, first, T = self.files[e], self.first_rows[e], self.lengths[e]
+        arrays = self._numbers.get(path, lambda: read_columns(path, sizes, where))
+        rows = len(arrays[self.state_key])
+        if rows < first + T or (self.version == "v2.1" and rows != T):
+            raise ValueError(f"{where}: {path} has {rows} rows, meta/ says {first + T}; download the dataset again")
+        parts = {key: values[first:first + T] for key, values in arrays.items()}
+        for key, values in parts.items():
+            bad = np.argwhere(~np.isfinite(values))
+            if len(bad):
+                raise ValueError(f"{where}, frame {bad[0, 0]}: '{key}' is not finite in dimension {bad[0, 1]}; "
+                                 f"repair or drop the episode")
+        return parts[self.state_key], parts.get(self.action_key)
 
     def frame(self, view, e, t):
         """Picture of `view` (a slot) at frame t of episode e, (H, W, 3) uint8 RGB, as large as recorded."""
         where = f"{self.where}, episode {self.indices[e]}, frame {t}, '{self.views[view]}'"
         if not 0 <= t < self.lengths[e]:
             raise ValueError(f"{where}: the episode has frames 0 to {self.lengths[e] - 1}")
-        return read_frame(self._path("video_path", e, self.views[view]), t / self.fps, 0.5 / self.fps, where)
+        if view not in self.videos:
+            return self._png(self.views[view], e, t, where)
+        files, seconds = self.videos[view]
+        return read_frame(files[e], seconds[e] + t / self.fps, 0.5 / self.fps, where)
+
+    def _png(self, key, e, t, where):
+        """A picture that lies inside the data file as {bytes, path}."""
+        path, first = self.files[e], self.first_rows[e]
+        column = self._pictures.get((path, key), lambda: read_table(path, [key], where)[key])
+        if first + t >= len(column):
+            raise ValueError(f"{where}: {path} has {len(column)} rows; download the dataset again")
+        stored = column[first + t].as_py() or {}
+        try:
+            data = stored.get("bytes") or (self.root / stored["path"]).read_bytes()
+            return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+        except (OSError, KeyError, TypeError, UnidentifiedImageError) as error:
+            raise ValueError(f"{where}: the picture in {path} cannot be decoded ({error!r}); "
+                             f"download the file again") from error

@@ -1,4 +1,4 @@
-"""support/lerobot_reader.py on v2.1 datasets written here: exact frames and numbers, one line a fault.
+"""support/lerobot_reader.py on v2.1 and v3.0 datasets written here: exact frames and numbers, one line a fault.
 
 Every frame carries its own index as a code of white and black columns, so a neighbouring frame cannot pass.
 """
@@ -203,7 +203,7 @@ def poison(root):
 
 FAULTS_AT_ONCE = {
     "no info": (lambda root: (root / "meta/info.json").unlink(), "info.json is missing"),
-    "v3.0": (lambda root: edit_info(root, codebase_version="v3.0"), "LeRobot format v3.0 is not supported"),
+    "v2.0": (lambda root: edit_info(root, codebase_version="v2.0"), "LeRobot format v2.0 is not supported"),
     "no version": (lambda root: edit_info(root, codebase_version=None), "LeRobot format None is not"),
     "fps": (lambda root: edit_info(root, fps=0), "fps is 0"),
     "no parquet": (lambda root: parquet(root, 1).unlink(), "episode 1: .*parquet is missing"),
@@ -270,3 +270,125 @@ def test_missing_packages_are_named(dataset, monkeypatch):
     for read in (lambda: source.numbers(0), lambda: source.frame("head", 0, 0)):
         with pytest.raises(ImportError, match="pip install -r requirements-robot.txt"):
             read()
+
+
+# ---- v3.0: several episodes in each file ----
+
+LENGTHS_30 = (12, 9, 20, 7)      # episodes 0 and 1 share the first files, 2 and 3 the second
+FILES_30 = (0, 0, 1, 1)
+
+
+def write_v30(root, codec="mpeg4", gop=2, kind="video", fps=FPS, index_name="task"):
+    """A dataset of four episodes in two data files and two videos a camera, in the layout of LeRobot v3.0."""
+    picture = {"dtype": kind, "shape": [64, 64, 3], "names": ["height", "width", "channels"]}
+    features = {"observation.state": {"dtype": "float32", "shape": [3], "names": ["x", "y", "grip"]},
+                "action": {"dtype": "float32", "shape": [1], "names": ["grip"]}, HEAD: picture,
+                WRIST: {**picture, "shape": [3, 64, 64], "names": ["channels", "height", "width"]}}
+    (root / "meta" / "episodes" / "chunk-000").mkdir(parents=True)
+    (root / "meta" / "info.json").write_text(json.dumps({
+        "codebase_version": "v3.0", "robot_type": None, "fps": fps, "chunks_size": 1000, "total_episodes": 4,
+        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        "features": features}))
+    first, rows = np.concatenate([[0], np.cumsum(LENGTHS_30)]).tolist(), []
+    for file in (0, 1):
+        mine = [e for e in range(4) if FILES_30[e] == file]
+        names = [(e, t) for e in mine for t in range(LENGTHS_30[e])]
+        state = [[100.0 * e + t, t, 1] for e, t in names]
+        columns = {"observation.state": pa.array(state, pa.list_(pa.float32(), 3)),
+                   "action": pa.array([-x[0] for x in state], pa.float32()),   # shape [1]: a plain column
+                   "index": pa.array([first[e] + t for e, t in names])}
+        start = 0.0
+        for e in mine:
+            row = {"episode_index": e, "tasks": [f"task {e % 3}"], "length": LENGTHS_30[e], "data/chunk_index": 0,
+                   "data/file_index": file, "dataset_from_index": first[e], "dataset_to_index": first[e + 1]}
+            for key in (HEAD, WRIST):
+                row |= {f"videos/{key}/chunk_index": 0, f"videos/{key}/file_index": file,
+                        f"videos/{key}/from_timestamp": start}
+            start += LENGTHS_30[e] / fps
+            rows.append(row)
+        for key in (HEAD, WRIST):
+            pictures = [coded(t, key == WRIST) for _, t in names]
+            if kind == "image":
+                columns[key] = pa.array([{"bytes": png(x), "path": None} for x in pictures])
+            else:
+                path = root / f"videos/{key}/chunk-000/file-{file:03d}.mp4"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with av.open(str(path), "w") as container:
+                    stream = container.add_stream(codec, rate=fps)
+                    stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 64, "yuv420p", gop
+                    for x in pictures:
+                        container.mux(stream.encode(av.VideoFrame.from_ndarray(x, format="rgb24")))
+                    container.mux(stream.encode())
+        path = root / f"data/chunk-000/file-{file:03d}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.Table.from_pylist(rows), root / "meta/episodes/chunk-000/file-000.parquet")
+    return root
+
+
+def png(picture):
+    from io import BytesIO
+
+    from PIL import Image
+    stream = BytesIO()
+    Image.fromarray(picture).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("codec, gop, fps", [("mpeg4", 2, 30), ("libx264", 30, 15), ("libsvtav1", 2, 30)])
+def test_every_frame_of_v30_is_exact(tmp_path, codec, gop, fps):
+    """Episodes share an mp4: each begins at its own second, whatever the rate."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no encoder {codec}")
+    source = LeRobotSource(write_v30(tmp_path / "toy", codec, gop, fps=fps))
+    assert source.version == "v3.0" and source.lengths == list(LENGTHS_30) and all_exact(source)
+
+
+def test_pictures_inside_parquet_are_exact(tmp_path):
+    source = LeRobotSource(write_v30(tmp_path / "toy", kind="image"))
+    assert source.views == {"head": HEAD, "left_wrist": WRIST} and all_exact(source)
+
+
+def test_numbers_and_tasks_of_v30(tmp_path):
+    source = LeRobotSource(write_v30(tmp_path / "toy"))
+    assert source.robot == "toy" and source.tasks == ["task 0", "task 1", "task 2", "task 0"]
+    for e in (3, 0, 2, 1):
+        state, action = source.numbers(e)
+        assert state[:, 0].tolist() == [100.0 * e + t for t in range(LENGTHS_30[e])]
+        assert action.shape == (LENGTHS_30[e], 1) and (action[:, 0] == -state[:, 0]).all()
+
+
+V30_FAULTS = {
+    "no episodes": (lambda root: (root / "meta/episodes/chunk-000/file-000.parquet").unlink(), "holds no parquet file"),
+    "no mp4": (lambda root: (root / f"videos/{WRIST}/chunk-000/file-001.mp4").unlink(),
+               "episode 2: .*file-001.mp4 is missing"),
+    "data cut": (lambda root: truncate(root / "data/chunk-000/file-001.parquet"), "episode 3: .* cannot be read"),
+    "mp4 short": (lambda root: write_video(root / f"videos/{HEAD}/chunk-000/file-001.mp4", 10, False, "mpeg4", 2, 0),
+                  "episode 3, frame 2, '.*cam_high': .* has no frame at"),
+}
+
+
+@pytest.mark.parametrize("fault", V30_FAULTS)
+def test_faults_of_v30_are_one_line(tmp_path, fault):
+    damage, message = V30_FAULTS[fault]
+    damage(write_v30(tmp_path / "toy"))
+    with pytest.raises(ValueError, match=message) as caught:
+        source = LeRobotSource(tmp_path / "toy")
+        source.numbers(3)
+        source.frame("head", 3, 2)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_million_frames_open_in_two_seconds(tmp_path):
+    """Only metadata is read, and of that only what is needed."""
+    import time
+    root = write_v30(tmp_path / "toy")
+    episodes = pq.read_table(root / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    many = [{**episodes[0], "episode_index": e, "length": 250, "dataset_from_index": 250 * e,
+             **{f"stats/action/{i}": [0.5] * 16 for i in range(10)}} for e in range(4000)]
+    pq.write_table(pa.Table.from_pylist(many), root / "meta/episodes/chunk-000/file-000.parquet")
+    edit_info(root, total_episodes=4000)
+    began = time.perf_counter()
+    assert sum(LeRobotSource(root).lengths) == 1_000_000
+    assert time.perf_counter() - began < 2
