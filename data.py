@@ -22,10 +22,10 @@ import torch.nn.functional as F
 
 import flow
 import lpt
-from support.folder_source import VIEWS, FolderSource
+from support.folder_source import FolderSource
 from support.lerobot_reader import LeRobotSource
 from support.prompts import token_ids
-from support.robots import ROBOTS
+from support.robots import ROBOTS, VIEWS, find_robot
 
 
 
@@ -56,13 +56,16 @@ class Batch:
 
 # ---- sources ----------------------------------------------------------------------------------------------------
 
-def open_source(path):
-    """A dataset folder of either kind. ValueError: one line saying what was looked for."""
+def open_source(path, robot=None):
+    """A dataset folder of either kind; robot: a support.robots.Robot, or None for what the dataset says of itself.
+
+    ValueError: one line saying what was looked for.
+    """
     path = Path(path)
     if (path / "meta" / "info.json").exists():
-        return LeRobotSource(path)
+        return LeRobotSource(path, robot)
     if (path / "episode.npz").exists():
-        return FolderSource(path)
+        return FolderSource(path, robot and robot.name)
     raise ValueError(f"{path} holds no dataset: expected mixture.json, meta/info.json (LeRobot) or episode.npz")
 
 
@@ -92,9 +95,9 @@ def chunk_at(action, t, k):
 class Statistics:
     """Mean and standard deviation per dimension, over the training windows, after the delta transform.
 
-    A dimension whose deviation is below the floor is shifted but not scaled. Grippers of a robot in ROBOTS hold the
-    middle and the width of their range instead [ours], because standardising a rarely used switch lets a timing error
-    of one frame outweigh every error of position. JSON-able; stored in every checkpoint.
+    A dimension whose deviation is below the floor is shifted but not scaled. The embedded world's grippers
+    hold the middle and the width of their range instead [ours], because standardising a rarely used switch lets a
+    timing error of one frame outweigh every error of position. JSON-able; stored in every checkpoint.
     """
 
     robot: str
@@ -106,6 +109,7 @@ class Statistics:
     action_std: tuple
     windows: int
     action_names: tuple = ()   # where the dataset names them
+    relative: tuple = ()       # which dimensions delta mode takes relative to the state at t, where it is known
 
     @classmethod
     def from_dict(cls, stored):
@@ -122,21 +126,17 @@ class Statistics:
         """Standardised chunk (..., k, 32) and raw state (..., d_q) -> actions in raw units (..., k, d_a)."""
         mean, std = np.float32(self.action_mean), np.float32(self.action_std)
         a = a[..., :len(mean)] * std + mean
-        return a + reference(self.robot, self.action_mode, state, len(mean))[..., None, :]
+        return a + np.expand_dims(reference(self.relative, self.action_mode, state), -2)
 
 
-def reference(robot, action_mode, state, d_a):
-    """What a relative action is relative to: the state at t on relative dimensions, else 0. (..., d_a)"""
+def reference(relative, action_mode, state):
+    """What a relative action is relative to: the state at t on relative dimensions, else 0. (..., d_a or 1)"""
     if action_mode == "absolute":
-        return np.zeros(state.shape[:-1] + (d_a,), np.float32)
-    if robot not in ROBOTS:
-        raise ValueError(f"--action_mode delta: robot '{robot}' has no entry in support/robots.py that says which "
-                         f"dimensions are relative; known: {', '.join(ROBOTS)}")
-    relative = np.array(ROBOTS[robot].relative)
-    if not len(relative) == d_a == state.shape[-1]:
-        raise ValueError(f"--action_mode delta: robot '{robot}' has {len(relative)} dimensions in support/robots.py, "
-                         f"its data {d_a} actions and {state.shape[-1]} states")
-    return np.where(relative, state, 0).astype(np.float32)
+        return np.zeros(state.shape[:-1] + (1,), np.float32)
+    if len(relative) != state.shape[-1]:
+        raise ValueError(f"--action_mode delta: the robot's delta mask has {len(relative)} dimensions, its data "
+                         f"{state.shape[-1]}; give --robot my_robot.json, see support/robots.py")
+    return np.where(np.array(relative), state, 0).astype(np.float32)
 
 
 def statistics(sources, window_lists, k, action_mode, std_floor):
@@ -156,7 +156,7 @@ def statistics(sources, window_lists, k, action_mode, std_floor):
             steps = ts[:, None] + np.arange(k)
             inside = steps < len(action)
             a = action[np.minimum(steps, len(action) - 1)].astype(np.float64)
-            a = a - reference(robot, action_mode, state[ts], action.shape[1])[:, None]
+            a = a - np.expand_dims(reference(source.relative, action_mode, state[ts]), -2)
             for kind, x in (("state", state[ts].astype(np.float64)), ("action", a[inside])):
                 add = np.array([x.sum(0), (x ** 2).sum(0)])
                 n, total = totals.get(kind, (0, 0))
@@ -168,7 +168,7 @@ def statistics(sources, window_lists, k, action_mode, std_floor):
     for kind, (n, (first, second)) in totals.items():
         mean = first / n
         std = np.sqrt(np.maximum(second / n - mean ** 2, 0))
-        if robot in ROBOTS:
+        if robot in ROBOTS and ROBOTS[robot].grippers_by_range:
             joint, (low, high) = np.array(ROBOTS[robot].relative), ranges[kind]
             if len(mean) != len(joint):
                 raise ValueError(f"robot '{robot}' has {len(joint)} dimensions in support/robots.py, "
@@ -177,7 +177,8 @@ def statistics(sources, window_lists, k, action_mode, std_floor):
         moments[f"{kind}_mean"] = tuple(mean.tolist())
         moments[f"{kind}_std"] = tuple(np.where(std < std_floor, 1.0, std).tolist())
     return Statistics(robot=robot, action_mode=action_mode, fps=with_actions[0][0].fps, windows=count,
-                      action_names=tuple(with_actions[0][0].action_names), **moments)
+                      action_names=tuple(with_actions[0][0].action_names), relative=with_actions[0][0].relative,
+                      **moments)
 
 
 # ---- one example ------------------------------------------------------------------------------------------------
@@ -251,7 +252,7 @@ def example(model, m, stats, source, e, t):
     mask = np.zeros((model.chunk, model.action_dim), bool)
     if source.has_action:
         chunk, inside = chunk_at(action, t, model.chunk)
-        chunk = chunk - reference(stats.robot, stats.action_mode, state[t], chunk.shape[1])
+        chunk = chunk - reference(stats.relative, stats.action_mode, state[t])
         a = pad(stats.normalise("action", chunk), model.action_dim, f"the action of {source.name}")
         mask = inside[:, None] & (arrays["dim_mask"].numpy() | model.noise_on_padding)
     arrays.update(action=torch.from_numpy(a), action_mask=torch.from_numpy(mask),
@@ -345,24 +346,41 @@ class Corpus:
     held_out_windows: np.ndarray
 
 
-def open_corpus(path, m, full=False):
-    """A folder with mixture.json, or one dataset whose last episode is held out. ValueError: one line."""
+def open_corpus(path, m, full=False, robot=None):
+    """A folder with mixture.json, such a file itself, or one dataset. ValueError: one line.
+
+    mixture.json: {"datasets": [{"path", "weight", "kind"}], "robot", "validation"}; paths are relative to it. `robot`
+    (a name or a file) and `validation` (a dataset, all of it held out) may be absent. Without a validation dataset the
+    last episode of the first dataset with actions is held out.
+    """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"--data {path}: no such folder")
-    if (path / "mixture.json").exists():
+        raise ValueError(f"--data {path}: no such folder or mixture file")
+    listing = path / "mixture.json" if path.is_dir() else path
+    rows, robot, validation = [{"path": "."}], find_robot(robot) if robot else None, None
+    if listing.exists():
         try:
-            listing = json.loads((path / "mixture.json").read_text())
-            robot, rows, validation = listing["robot"], listing["datasets"], listing["validation"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path / 'mixture.json'} is not what conveyor.write_dataset writes ({error!r})")
-        sources = [FolderSource(path / row["path"], robot) for row in rows]
-        held_out = FolderSource(path / validation, robot)
-        return Corpus(sources, [row["weight"] for row in rows], [row["kind"] for row in rows],
-                      [windows(source, m, full) for source in sources], held_out, windows(held_out, m, full))
-    source = open_source(path)
-    episodes = len(source.lengths)
-    if episodes < 2:
-        raise ValueError(f"--data {path}: one episode cannot be both trained on and held out; record a second one")
-    return Corpus([source], [1.0], ["real"], [windows(source, m, full, range(episodes - 1))], source,
-                  windows(source, m, full, [episodes - 1]))
+            stored = json.loads(listing.read_text())
+            rows, validation, named = stored["datasets"], stored.get("validation"), stored.get("robot")
+            robot = robot or (find_robot(named) if named else None)
+            weights = [float(row.get("weight", 1)) for row in rows]
+            sources = [open_source(listing.parent / row["path"], robot) for row in rows]
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{listing} is no mixture ({error!r}): it holds datasets, a list of path, weight, kind")
+        if not rows or min(weights) <= 0:
+            raise ValueError(f"{listing}: it needs at least one dataset, and weights above 0")
+    else:
+        weights, sources = [1.0], [open_source(path, robot)]
+    kinds = [row.get("kind", "human" if not source.has_action else "robot") for row, source in zip(rows, sources)]
+    kept = [range(len(source.lengths)) for source in sources]
+    if validation:
+        held_out = open_source(listing.parent / validation, robot)
+        held_out_windows = windows(held_out, m, full)
+    else:
+        first = next((i for i, source in enumerate(sources) if source.has_action), 0)
+        held_out, last = sources[first], len(sources[first].lengths) - 1
+        if last == 0:
+            raise ValueError(f"--data {path}: one episode cannot be both trained on and held out; record a second one")
+        held_out_windows, kept[first] = windows(held_out, m, full, [last]), range(last)
+    trained = [windows(source, m, full, episodes) for source, episodes in zip(sources, kept)]
+    return Corpus(sources, weights, kinds, trained, held_out, held_out_windows)

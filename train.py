@@ -41,7 +41,8 @@ def lr_at(step, train):
 def parse(argv):
     parser = Parser(prog="train.py", description=__doc__)
     parser.add_argument("--config", default="conveyor", help=f"one of {', '.join(CONFIGS)}")
-    parser.add_argument("--data", help="dataset folder; 'conveyor' is the embedded world (written if absent)")
+    parser.add_argument("--data", help="dataset folder or mixture.json; 'conveyor' is the embedded world")
+    parser.add_argument("--robot", help="a robot of support/robots.py or a .json file (default: the dataset's)")
     parser.add_argument("--init", choices=("scratch",), help="start the a1_* presets from random weights")
     parser.add_argument("--from", dest="origin", help="start from the weights of this run or checkpoint")
     parser.add_argument("--init_und", help="directory or hub id of the backbone: InternVL3-1B-hf or Qwen3-VL-2B")
@@ -121,7 +122,7 @@ def run(argv):
 
     # ---- data -----------------------------------------------------------------------------------------------
     corpus = open_corpus(conveyor_data(Path("data/conveyor")) if embedded else args.data, config.data.m,
-                         config.data.full_windows)
+                         config.data.full_windows, args.robot)
     stats = statistics(corpus.sources, corpus.windows, config.model.chunk, config.data.action_mode,
                        config.data.std_floor)
     mixture = Mixture(config, stats, corpus.sources, corpus.weights, corpus.windows, config.train.seed)

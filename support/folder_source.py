@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-VIEWS = ("head", "left_wrist", "right_wrist")
+from support.robots import ROBOTS, VIEWS
 
 
 def read_picture(path):
@@ -50,6 +50,7 @@ class FolderSource:
         self.state, self.action = arrays["state"].astype(np.float32), arrays.get("action")
         self.has_action, self.fps = self.action is not None, float(arrays["fps"])
         self.robot = robot or str(arrays.get("robot", self.name))
+        self.relative = ROBOTS[self.robot].relative if self.robot in ROBOTS else ()
         self.ends = arrays.get("ends", np.array([len(self.state)]))
         self.starts = np.concatenate([[0], self.ends[:-1]])
         self.lengths, self.tasks = np.diff(np.concatenate([[0], self.ends])), np.atleast_1d(arrays["task"])

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-SLOTS = ("head", "left_wrist", "right_wrist")
+from support.robots import ROBOTS, VIEWS, Robot
+
 INSTALL = "reading LeRobot datasets needs pyarrow and av: run  pip install -r requirements-robot.txt"
 
 
@@ -120,7 +121,7 @@ def guess_cameras(keys):
     high, head, top or front without a side: the head; with none such, the only camera left over. Others are
     not read. ValueError, listing the cameras: two fit one slot, or none is the head.
     """
-    found, rest = {slot: [] for slot in SLOTS}, []
+    found, rest = {slot: [] for slot in VIEWS}, []
     for key in keys:
         words = key.removeprefix("observation.").lower()
         if re.search("wrist|hand|gripper", words):
@@ -133,7 +134,7 @@ def guess_cameras(keys):
         found["head"] = rest
     if not found["head"] or any(len(candidates) > 1 for candidates in found.values()):
         raise ValueError(f"cannot tell which of the cameras {', '.join(keys)} is the head, which the wrists: "
-                         f"name them, for example cameras={{'head': KEY, 'left_wrist': KEY}}")
+                         f'name them in a --robot file: "cameras": {{"head": KEY, "left_wrist": KEY}}')
     return {slot: candidates[0] for slot, candidates in found.items() if candidates}
 
 
@@ -195,21 +196,23 @@ class LeRobotSource:
     and right_wrist, missing ones absent; state_names, action_names; has_action. stored is None: every frame has its
     pictures.
 
-    cameras: {slot: feature key}, or None for guess_cameras. action_key None, or a dataset without any action
-    feature: human video (has_action False). Faults are ValueError with one line saying what, where and what
-    to do; ImportError, also one line, where a package is missing.
+    robot: a Robot whose features and cameras are taken; None: that of the dataset's robot_type where the table knows it
+    and its features are there, else LeRobot's usual names and guess_cameras. A dataset without any action feature is
+    human video (has_action False). Faults are ValueError with one line saying what, where and what to do;
+    ImportError, also one line, where a package is missing.
     """
 
     stored = None
 
-    def __init__(self, root, cameras=None, state_key="observation.state", action_key="action"):
+    def __init__(self, root, robot=None):
         self.root, self.name = Path(root), Path(root).resolve().name
         self.where = f"dataset {self.root}"
         self.info = self._read_info()
         self.version = self.info["codebase_version"]
-        self.robot, self.fps = self.info.get("robot_type") or self.name, float(self.info["fps"])
-        self._choose_features(state_key, action_key)
-        self.views = self._choose_cameras(cameras)
+        robot = robot or self._known_robot()
+        self.robot, self.fps = robot.name, float(self.info["fps"])
+        self._choose_features(robot)
+        self.views = self._choose_cameras(robot.cameras)
         self._read_episodes()
         self._check_files()
         # A file of v3.0 holds about 100 MB of many episodes: few of them, but whole.
@@ -238,6 +241,14 @@ class LeRobotSource:
             raise ValueError(f"{self.where}: fps is {info['fps']} in {path}; "
                              f"set the recording's frame rate there")
         return info
+
+    def _known_robot(self):
+        """The table's row for info.json's robot_type if its features are all here, else a robot without features."""
+        name, features = self.info.get("robot_type") or self.name, self.info["features"]
+        row = ROBOTS.get(name, Robot(name))
+        here = all(key in features for key in (*row.state, *row.action))
+        cameras = {slot: key for slot, key in row.cameras.items() if key in features}
+        return Robot(name, row.relative, row.state, row.action, cameras=cameras) if here else Robot(name)
 
     def _read_episodes(self):
         """Fill indices, lengths, tasks, files, first_rows, and videos: slot -> (files, seconds), all by episode."""
@@ -302,19 +313,26 @@ class LeRobotSource:
         """Whether a camera's pictures are PNG inside the data files, not mp4."""
         return self.info["features"][key]["dtype"] == "image"
 
-    def _choose_features(self, state_key, action_key):
+    def _choose_features(self, robot):
+        """State and action features: the robot's, or LeRobot's usual names."""
         features = self.info["features"]
-        listed = ", ".join(key for key in features if features[key]["dtype"] not in ("video", "image"))
-        if state_key not in features:
-            raise ValueError(f"{self.where}: no feature '{state_key}'; give state_key, one of {listed}")
+        vectors = [key for key in features if features[key]["dtype"] not in ("video", "image")]
+        state, action = robot.state or ("observation.state",), robot.action or ("action",)
         # Only a dataset without any action is human video: a key that is spelt otherwise must not become one.
-        self.has_action = action_key in features
-        if not self.has_action and action_key is not None and (action_key != "action" or "action" in listed):
-            raise ValueError(f"{self.where}: no feature '{action_key}'; give action_key, one of {listed}, "
-                             f"or None for video without actions")
-        self.state_key, self.action_key = state_key, action_key
-        self.state_names = dimension_names(state_key, features[state_key])
-        self.action_names = dimension_names(action_key, features[action_key]) if self.has_action else []
+        self.has_action = any("action" in key for key in vectors)
+        for kind, keys in (("state", state), ("action", action if self.has_action else ())):
+            absent = [key for key in keys if key not in vectors]
+            if absent:
+                raise ValueError(f"{self.where}: no feature '{absent[0]}'; name the {kind} features in a --robot file, "
+                                 f"of {', '.join(vectors)}")
+        self.state_keys, self.action_keys = state, action if self.has_action else ()
+        self.state_names, self.action_names = (
+            [name for key in keys for name in dimension_names(key, features[key])]
+            for keys in (self.state_keys, self.action_keys))
+        self.relative = robot.relative
+        if self.relative and self.has_action and len(self.relative) != len(self.action_names):
+            raise ValueError(f"{self.where}: robot '{self.robot}' has a delta mask of {len(self.relative)} dimensions, "
+                             f"the actions have {len(self.action_names)}; give a --robot file with the right one")
 
     def _choose_cameras(self, cameras):
         keys = [key for key, feature in self.info["features"].items() if feature["dtype"] in ("video", "image")
@@ -322,15 +340,15 @@ class LeRobotSource:
         if not keys:
             raise ValueError(f"{self.where}: no feature of dtype video or image; without pictures there is nothing "
                              f"to see")
-        if cameras is None:
+        if not cameras:
             try:
                 return guess_cameras(keys)
             except ValueError as error:
                 raise ValueError(f"{self.where}: {error}") from None
         for slot, key in cameras.items():
-            if slot not in SLOTS or key not in keys:
-                raise ValueError(f"{self.where}: camera {slot}={key}: slots are {', '.join(SLOTS)}, "
-                                 f"the cameras are {', '.join(keys)}")
+            if slot not in VIEWS or key not in keys:
+                raise ValueError(f"{self.where}: camera {slot}={key}: slots are {', '.join(VIEWS)}, "
+                                 f"the dataset's cameras are {', '.join(keys)}")
         return dict(cameras)
 
     def _check_files(self):
@@ -345,23 +363,23 @@ class LeRobotSource:
     # ---- what is asked for ----
 
     def numbers(self, e):
-        """Episode e -> state (T, d_q), action (T, d_a) or None; float32, read-only, the dataset's units."""
-        sizes = {self.state_key: len(self.state_names)}
-        if self.has_action:
-            sizes[self.action_key] = len(self.action_names)
+        """Episode e -> state (T, d_q), action (T, d_a) or None; float32, the dataset's units."""
+        keys = self.state_keys + self.action_keys
+        sizes = {key: int(np.prod(self.info["features"][key]["shape"])) for key in keys}
         where = f"{self.where}, episode {self.indices[e]}"
         path, first, T = self.files[e], self.first_rows[e], self.lengths[e]
         arrays = self._numbers.get(path, lambda: read_columns(path, sizes, where))
-        rows = len(arrays[self.state_key])
+        rows = len(arrays[keys[0]])
         if rows < first + T or (self.version == "v2.1" and rows != T):
             raise ValueError(f"{where}: {path} has {rows} rows, meta/ says {first + T}; download the dataset again")
-        parts = {key: values[first:first + T] for key, values in arrays.items()}
-        for key, values in parts.items():
-            bad = np.argwhere(~np.isfinite(values))
+        for key in keys:
+            bad = np.argwhere(~np.isfinite(arrays[key][first:first + T]))
             if len(bad):
                 raise ValueError(f"{where}, frame {bad[0, 0]}: '{key}' is not finite in dimension {bad[0, 1]}; "
                                  f"repair or drop the episode")
-        return parts[self.state_key], parts.get(self.action_key)
+        state, action = (np.concatenate([arrays[key][first:first + T] for key in mine], 1) if mine else None
+                         for mine in (self.state_keys, self.action_keys))
+        return state, action
 
     def frame(self, view, e, t):
         """Picture of `view` (a slot) at frame t of episode e, (H, W, 3) uint8 RGB, as large as recorded."""

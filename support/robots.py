@@ -1,71 +1,106 @@
-"""The robots of Table 3's sources: which dimensions of an action are relative, and what the release calls them.
+"""The robots of Table 3's sources, and a user's own: features of the dataset, camera slots, and the delta mask.
 
-A robot is known by the `robot_type` of its dataset. Dimensions are concatenated in the order of the keys.
+A robot is known by the `robot_type` of its dataset, or by --robot: a name of the table or a JSON file such as
+
+    {"name": "my_arm", "cameras": {"head": "observation.images.top", "left_wrist": "observation.images.wrist"},
+     "state": ["observation.state"], "action": ["action"], "delta": [6, -1]}
+
+where `delta` counts, in the order of the dimensions, 6 that are relative to the state at t and 1 (a gripper) that
+stays absolute.
 """
 
+import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+VIEWS = ("head", "left_wrist", "right_wrist")
+
 
 @dataclass(frozen=True)
 class Robot:
-    """One row of the table. parts: (name, width), where a negative width counts absolute dimensions (grippers).
+    """relative: per dimension, does delta mode subtract the state at t? state, action: features of the dataset,
+    concatenated in order, and widths, their dimensions where known; cameras: slot -> feature. Empty: the reader's
+    defaults. grippers_by_range: scale absolute dimensions to +-0.5 of their range instead of standardising them."""
 
-    state, action: how a part's name becomes a feature of the dataset, in the order of parts. cameras: features of
-    head, left and right wrist, shorter where a robot has fewer.
-    """
+    name: str
+    relative: tuple = ()
+    state: tuple = ()
+    action: tuple = ()
+    widths: tuple = ()
+    cameras: dict = field(default_factory=dict)
+    grippers_by_range: bool = False
 
-    parts: tuple
-    state: str = "states.{}"
-    action: str = "actions.{}"
-    cameras: tuple = ()
 
-    @property
-    def relative(self):
-        """Per dimension: does delta mode subtract the state at t?"""
-        return tuple(width > 0 for _, width in self.parts for _ in range(abs(width)))
+def dims(*runs):
+    """dims(6, -1) -> six relative dimensions and an absolute one."""
+    return tuple(run > 0 for run in runs for _ in range(abs(run)))
 
-    def features(self, kind):
-        """[(feature, width)] of "state" or "action"."""
-        widths = {}
-        for name, width in self.parts:
-            feature = getattr(self, kind).format(name)
-            widths[feature] = widths.get(feature, 0) + abs(width)
-        return list(widths.items())
+
+def _row(names, runs, parts, cameras, state="states.{}", action="actions.{}", **more):
+    """Table rows that differ in nothing but their name. parts: (part of the feature's name, dimensions)."""
+    fields = {"relative": dims(*runs), "state": tuple(state.format(part) for part, _ in parts),
+              "action": tuple(action.format(part) for part, _ in parts), "widths": tuple(n for _, n in parts),
+              "cameras": dict(zip(VIEWS, cameras)), **more}
+    return {name: Robot(name, **fields) for name in names}
 
 
 _INTERN = ("images.rgb.head", "images.rgb.hand_left", "images.rgb.hand_right")
-_TWO_ARMS = Robot((("left_joint.position", 6), ("left_gripper.position", -1), ("right_joint.position", 6),
-                   ("right_gripper.position", -1)), cameras=_INTERN)
-_GENIE = Robot((("left_joint.position", 7), ("right_joint.position", 7), ("left_gripper.position", -1),
-                ("right_gripper.position", -1)), cameras=_INTERN)
-_FRANKA = Robot((("joint.position", 7), ("gripper.position", -1)), cameras=("images.rgb.head", "images.rgb.hand"))
-_WHOLE = {"state": "observation.state", "action": "action"}   # one feature holds all parts
-
 ROBOTS = {
-    "conveyor": Robot((("left", 2), ("left opening", -1), ("right", 2), ("right opening", -1)), "state", "action"),
+    **_row(("conveyor",), (2, -1, 2, -1), (), (), grippers_by_range=True),
     # InternData-A1
-    "ARX Lift-2": _TWO_ARMS, "arx_lift2": _TWO_ARMS, "AgileX Split Aloha": _TWO_ARMS, "split_aloha": _TWO_ARMS,
-    "piper": _TWO_ARMS, "ARX AC One": _TWO_ARMS, "Genie-1": _GENIE, "genie1": _GENIE, "Franka": _FRANKA,
-    "franka": _FRANKA,
+    **_row(("ARX Lift-2", "arx_lift2", "AgileX Split Aloha", "split_aloha", "piper", "ARX AC One"), (6, -1, 6, -1),
+           (("left_joint.position", 6), ("left_gripper.position", 1), ("right_joint.position", 6),
+            ("right_gripper.position", 1)), _INTERN),
+    **_row(("Genie-1", "genie1"), (14, -2),
+           (("left_joint.position", 7), ("right_joint.position", 7), ("left_gripper.position", 1),
+            ("right_gripper.position", 1)), _INTERN),
+    **_row(("Franka", "franka"), (7, -1), (("joint.position", 7), ("gripper.position", 1)),
+           ("images.rgb.head", "images.rgb.hand")),
     # AgiBot-World Beta
-    "a2d": Robot((("joint.position", 14), ("effector.position", -2)), "observation.states.{}",
-                 cameras=("observation.images.head", "observation.images.hand_left", "observation.images.hand_right")),
+    **_row(("a2d",), (14, -2), (("joint.position", 14), ("effector.position", 2)),
+           ("observation.images.head", "observation.images.hand_left", "observation.images.hand_right"),
+           state="observation.states.{}"),
     # RoboTwin
-    "aloha": Robot((("left", 6), ("left gripper", -1), ("right", 6), ("right gripper", -1)), **_WHOLE,
-                   cameras=("observation.images.cam_high", "observation.images.cam_left_wrist",
-                            "observation.images.cam_right_wrist")),
-    # RoboMind: a gripper is the last dimension of each arm's feature
-    "agilex_3rgb": Robot((("joint_position_left", 6), ("joint_position_left", -1), ("joint_position_right", 6),
-                          ("joint_position_right", -1)), "observation.states.{}",
-                         cameras=("observation.images.camera_front", "observation.images.camera_left_wrist",
-                                  "observation.images.camera_right_wrist")),
+    **_row(("aloha",), (6, -1, 6, -1), (("", 14),),
+           ("observation.images.cam_high", "observation.images.cam_left_wrist", "observation.images.cam_right_wrist"),
+           state="observation.state", action="action"),
+    # RoboMind
+    **_row(("agilex_3rgb",), (6, -1, 6, -1), (("joint_position_left", 7), ("joint_position_right", 7)),
+           ("observation.images.camera_front", "observation.images.camera_left_wrist",
+            "observation.images.camera_right_wrist"), state="observation.states.{}"),
     # EgoDex, with the hands tracked; as plain human video it has no actions
-    "dex": Robot((("hands", 14),), **_WHOLE, cameras=("observation.images.top_head",)),
+    **_row(("dex",), (14,), (("", 14),), ("observation.images.top_head",), state="observation.state", action="action"),
 }
+
+
+def find_robot(name_or_file):
+    """A name of the table, or a user's JSON file -> Robot. ValueError: one line."""
+    if name_or_file in ROBOTS:
+        return ROBOTS[name_or_file]
+    path = Path(name_or_file)
+    if path.suffix != ".json":
+        near = difflib.get_close_matches(str(name_or_file), ROBOTS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(ROBOTS)}"
+        raise ValueError(f"--robot {name_or_file}: unknown; {hint}; or give a .json file, see support/robots.py")
+    known = {"name": str, "cameras": dict, "state": list, "action": list, "delta": list}
+    try:
+        row = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--robot {path} cannot be read as JSON ({error})") from error
+    wrong = [key for key, value in row.items() if key not in known or not isinstance(value, known[key])] \
+        if isinstance(row, dict) else ["the whole file"]
+    if wrong or "name" not in row:
+        raise ValueError(f"--robot {path}: {', '.join(wrong) or 'name'} is missing, unknown or of another type; it "
+                         f"takes name (text), cameras (slot -> feature), state, action (features), delta (numbers)")
+    if set(row.get("cameras", {})) - set(VIEWS):
+        raise ValueError(f"--robot {path}: cameras are {', '.join(VIEWS)}, not {', '.join(row['cameras'])}")
+    if not all(isinstance(run, int) and run for run in row.get("delta", [])):
+        raise ValueError(f"--robot {path}: delta counts dimensions, such as [6, -1]; found {row['delta']}")
+    return Robot(row["name"], dims(*row.get("delta", ())), tuple(row.get("state", ())), tuple(row.get("action", ())),
+                 cameras=row.get("cameras", {}))
 
 
 def release_statistics(path, robot, action_mode):
@@ -86,16 +121,16 @@ def release_statistics(path, robot, action_mode):
     if robot not in stored:
         raise ValueError(f"{path} has no statistics of robot '{robot}', only of {', '.join(stored) or 'none'}: "
                          f"give --robot one of these")
-    moments = {}
+    moments, relative = {}, ROBOTS[robot].relative
     for kind in ("state", "action"):
-        keys = [feature for feature, _ in ROBOTS[robot].features(kind)]
+        keys = getattr(ROBOTS[robot], kind)
         absent = [key for key in keys if key not in stored[robot]]
         if absent:
             raise ValueError(f"{path}: robot '{robot}' has no {', '.join(absent)}, only {', '.join(stored[robot])}")
         for moment, add in (("mean", 0.0), ("std", 1e-6)):
             values = np.concatenate([np.ravel(np.asarray(stored[robot][key][moment], np.float64)) for key in keys])
-            if len(values) != len(ROBOTS[robot].relative) or not np.isfinite(values).all():
-                raise ValueError(f"{path}: the {kind} {moment} of robot '{robot}' must be "
-                                 f"{len(ROBOTS[robot].relative)} finite numbers, found {len(values)}")
+            if len(values) != len(relative) or not np.isfinite(values).all():
+                raise ValueError(f"{path}: the {kind} {moment} of robot '{robot}' must be {len(relative)} finite "
+                                 f"numbers, found {len(values)}")
             moments[f"{kind}_{moment}"] = tuple((values + add).tolist())
     return moments

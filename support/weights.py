@@ -356,7 +356,7 @@ def load_state(model, tensors, what):
                    if name not in own or name not in tensors or own[name].shape != tensors[name].shape)
     if wrong:
         raise ValueError(f"{what} does not fit this config: {len(wrong)} tensors are missing, unexpected or of another "
-                         f"shape: {', '.join(compact(wrong))}")
+                         f"shape, such as {', '.join(compact(wrong)[:3])}")
     model.load_state_dict(tensors)
 
 
@@ -451,8 +451,9 @@ def release_settings(directory, config, robot, action_mode, fps=30.0, tokenizer=
     has_words = (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists()
     tokenizer = tokenizer or (str(directory) if has_words else TOKENIZERS.get(preset.model.backbone, ""))
     names = tuple(f"{feature}[{i}]" if width > 1 else feature
-                  for feature, width in ROBOTS[robot].features("action") for i in range(width))
-    stats = Statistics(robot=robot, action_mode=action_mode, fps=fps, windows=0, action_names=names, **moments)
+                  for feature, width in zip(ROBOTS[robot].action, ROBOTS[robot].widths) for i in range(width))
+    stats = Statistics(robot=robot, action_mode=action_mode, fps=fps, windows=0, action_names=names,
+                       relative=ROBOTS[robot].relative, **moments)
     return directory, get_config(config, {"action_mode": action_mode, "tokenizer": tokenizer}), stats
 
 
@@ -492,8 +493,9 @@ def random_release(args):
         make = torch.ones if "norm" in key and key.endswith("weight") and len(shape) == 1 else torch.randn
         tensors[key] = make(shape, dtype=getattr(torch, dtype)).mul_(1 if make is torch.ones else 0.02)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    features = ROBOTS[args.robot].features("state") + ROBOTS[args.robot].features("action")
-    moments = {key: {"mean": [0.0] * width, "std": [1.0] * width} for key, width in features}
+    robot = ROBOTS[args.robot]
+    moments = {key: {"mean": [0.0] * width, "std": [1.0] * width}
+               for keys in (robot.state, robot.action) for key, width in zip(keys, robot.widths)}
     (out / "stats.json").write_text(json.dumps({args.robot: moments}, indent=1) + "\n")
     print(f"wrote {sum(t.numel() for t in tensors.values()) / 1e9:.2f} billion random numbers to {out}")
 
@@ -517,7 +519,7 @@ def parse(argv):
     noise = commands.add_parser("random", help="a random directory of the published form")
     noise.add_argument("dir", help="directory to write")
     noise.add_argument("--keys", required=True, help="tests/data/keys_3b.tsv or keys_2b.tsv")
-    noise.add_argument("--robot", default="genie1", choices=list(ROBOTS))
+    noise.add_argument("--robot", default="genie1", choices=[name for name in ROBOTS if ROBOTS[name].state])
     return parser.parse_args(argv)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from support.lerobot_reader import LeRobotSource, guess_cameras
+from support.robots import ROBOTS, Robot, find_robot
 
 av = pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install -r requirements-robot.txt")
@@ -134,23 +135,22 @@ def test_metadata_and_numbers(dataset):
         state, action = source.numbers(e)
         assert state.dtype == action.dtype == np.float32
         assert (state == numbers_of(e)[0]).all() and (action == numbers_of(e)[1]).all()
-    assert LeRobotSource(dataset, cameras={"right_wrist": WRIST}).views == {"right_wrist": WRIST}
+    turned = LeRobotSource(dataset, Robot("mine", cameras={"right_wrist": WRIST}))
+    assert turned.views == {"right_wrist": WRIST} and turned.robot == "mine"
 
 
 def test_human_video_has_no_action(tmp_path):
     source = LeRobotSource(write_dataset(tmp_path / "human", has_action=False))
     assert not source.has_action and source.action_names == [] and source.numbers(0)[1] is None
-    with pytest.raises(ValueError, match="no feature 'actions'"):
-        LeRobotSource(tmp_path / "human", action_key="actions")
 
 
 def test_an_action_under_another_name_is_not_human_video(dataset):
     features = json.loads((dataset / "meta" / "info.json").read_text())["features"]
     features["action.joints"] = features.pop("action")
     edit_info(dataset, features=features)
-    with pytest.raises(ValueError, match="no feature 'action'; give action_key, one of .*action.joints"):
+    with pytest.raises(ValueError, match="no feature 'action'; name the action features in a --robot .*action.joints"):
         LeRobotSource(dataset)
-    assert not LeRobotSource(dataset, action_key=None).has_action
+    assert LeRobotSource(dataset, Robot("mine", action=("action.joints",))).has_action
 
 
 def _child(source, queue):
@@ -392,3 +392,66 @@ def test_a_million_frames_open_in_two_seconds(tmp_path):
     began = time.perf_counter()
     assert sum(LeRobotSource(root).lengths) == 1_000_000
     assert time.perf_counter() - began < 2
+
+
+# ---- robots ----
+
+def two_arms(root, robot_type):
+    """v2.1 with the four state and four action features, and the three cameras, of InternData-A1."""
+    write_dataset(root)
+    row, features = ROBOTS["arx_lift2"], {}
+    for key, width in [*zip(row.state, row.widths), *zip(row.action, row.widths)]:
+        features[key] = {"dtype": "float32", "shape": [width], "names": None}
+    for key in row.cameras.values():
+        features[key] = {"dtype": "video", "shape": [64, 64, 3], "names": ["height", "width", "channel"]}
+    edit_info(root, features=features, robot_type=robot_type)
+    for e, n in enumerate(LENGTHS):
+        columns, offset = {}, 0
+        for key, feature in features.items():
+            if feature["dtype"] != "video":
+                width = feature["shape"][0]
+                values = np.arange(n)[:, None] + 100 * (offset + np.arange(width))
+                columns[key] = pa.array(values.tolist(), pa.list_(pa.float32())) if width > 1 else \
+                    pa.array(values[:, 0].tolist(), pa.float32())
+                offset += width
+        pq.write_table(pa.table(columns), parquet(root, e))
+        for key in row.cameras.values():
+            write_video(video(root, e, key), n, "hand" in key, "mpeg4", 2, 0)
+    return root
+
+
+def test_a_robot_of_the_table_is_recognised_by_its_type(tmp_path):
+    """Table 3's sources name their features each in its own way; they are concatenated in the table's order."""
+    source = LeRobotSource(two_arms(tmp_path / "toy", "ARX Lift-2"))
+    assert source.views == ROBOTS["ARX Lift-2"].cameras
+    assert source.relative == tuple(([True] * 6 + [False]) * 2)
+    state, action = source.numbers(1)
+    assert state.shape == action.shape == (23, 14)
+    assert state[2].tolist() == [100 * d + 2 for d in range(14)] and action[0, 0] == 1400
+    with pytest.raises(ValueError, match="no feature 'observation.state'; name the state features in a --robot file"):
+        LeRobotSource(two_arms(tmp_path / "unknown", "something else"))
+
+
+def test_a_users_own_robot_is_a_json_file(tmp_path):
+    """Camera slots, features and delta mask without code."""
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"name": "mine", "cameras": {"head": "images.rgb.hand_left"}, "delta": [6, -1],
+                                "state": ["states.left_joint.position", "states.left_gripper.position"],
+                                "action": ["actions.left_joint.position", "actions.left_gripper.position"]}))
+    source = LeRobotSource(two_arms(tmp_path / "toy", None), find_robot(str(path)))
+    assert source.robot == "mine" and source.views == {"head": "images.rgb.hand_left"}
+    assert source.numbers(0)[0].shape == (40, 7) and source.relative == (True,) * 6 + (False,)
+    with pytest.raises(ValueError, match="delta mask of 14 dimensions, the actions have 7"):
+        LeRobotSource(tmp_path / "toy", Robot("mine", (True,) * 14, source.state_keys, source.action_keys))
+
+
+@pytest.mark.parametrize("content, message", [
+    ("{", "cannot be read as JSON"), ('{"nam": "x"}', "nam is missing, unknown"), ('{"cameras": {}}', "name is missing"),
+    ('{"name": "x", "cameras": {"top": "a"}}', "cameras are head, left_wrist, right_wrist, not top"),
+    ('{"name": "x", "delta": [0]}', "delta counts dimensions")])
+def test_a_wrong_robot_file_is_one_line(tmp_path, content, message):
+    (tmp_path / "mine.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        find_robot(tmp_path / "mine.json")
+    with pytest.raises(ValueError, match="unknown; did you mean genie1"):
+        find_robot("genie_1")

@@ -48,13 +48,14 @@ def test_the_enlarged_view_equals_qwens_image_processor():
 @pytest.mark.parametrize("robot", ["genie1", "aloha", "franka"])
 def test_states_and_actions_are_normalised_as_in_the_release(robot, mode, tmp_path):
     """Sec. 3.4: relative to the state at t, grippers absolute, mean and deviation, padded to 32."""
-    features = {kind: ROBOTS[robot].features(kind) for kind in ("state", "action")}
-    assert list(ROBOTS[robot].relative) == STORED[f"in.{robot}.delta_mask"].tolist()
+    row = ROBOTS[robot]
+    features = {"state": list(zip(row.state, row.widths)), "action": list(zip(row.action, row.widths))}
+    assert list(row.relative) == STORED[f"in.{robot}.delta_mask"].tolist()
     moments = {feature: {m: STORED[f"in.{robot}.stats.{feature}.{m}"].tolist() for m in ("mean", "std")}
                for kind in features for feature, _ in features[kind]}
     (tmp_path / "stats.json").write_text(json.dumps({robot: moments}))
     action_mode = {"delta": "delta", "abs": "absolute"}[mode]
-    stats = Statistics(robot, action_mode, 30.0, windows=0,
+    stats = Statistics(robot, action_mode, 30.0, windows=0, relative=row.relative,
                        **release_statistics(tmp_path / "stats.json", robot, action_mode))
 
     def raw(kind):
@@ -62,7 +63,7 @@ def test_states_and_actions_are_normalised_as_in_the_release(robot, mode, tmp_pa
                                for feature, width in features[kind]], -1)
 
     state, action = raw("state")[0], raw("action")
-    relative = action - reference(robot, action_mode, state, action.shape[1])
+    relative = action - reference(row.relative, action_mode, state)
     found = {"state": pad(stats.normalise("state", state), 32, "state"),
              "action": pad(stats.normalise("action", relative), 32, "action")}
     for kind in found:

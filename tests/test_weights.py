@@ -39,7 +39,8 @@ def published(tmp_path):
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     moments = {feature: {"mean": [0.5] * width, "std": [2.0] * width}
-               for kind in ("state", "action") for feature, width in ROBOTS["genie1"].features(kind)}
+               for keys in (ROBOTS["genie1"].state, ROBOTS["genie1"].action)
+               for feature, width in zip(keys, ROBOTS["genie1"].widths)}
     (folder / "stats.json").write_text(json.dumps({"genie1": moments}))
     return folder
 
@@ -176,7 +177,7 @@ def test_a_run_starts_from_anothers_weights_or_from_published_ones(published, sm
     with pytest.raises(ValueError, match="--init_und DIR, which is missing"):
         weights.start(fresh, experts="und")
     other = model_module.InternVLA_A1(ModelConfig(**{**vars(small), "layers": 1}))
-    with pytest.raises(ValueError, match=r"does not fit this config: \d+ tensors .*layers.1.act"):
+    with pytest.raises(ValueError, match=r"does not fit this config: \d+ tensors .*such as layers.0.und"):
         weights.start(other, origin=tmp_path / "run")
 
 
