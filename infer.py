@@ -2,6 +2,7 @@
 
     python infer.py --image-dir DIR --task "right pick green cross"        actions and an imagined future
     python infer.py --closed-loop --episodes 200 --seed 1 --json FILE      success in the embedded world
+    python infer.py --open-loop --data DATA                                predicted beside recorded actions, held out
     python infer.py --weights DIR --config a1_3b_release --robot NAME --action_mode delta --image-dir DIR ...
                                                                            the authors' weights, without a checkpoint
     python infer.py --cut DATA --episode 7 --frame 60 --image-dir DIR      make such a folder from a dataset
@@ -28,9 +29,10 @@ from PIL import Image
 
 import conveyor
 from config import DataConfig, Parser
-from data import VIEWS, letterbox, open_source
+from data import VIEWS, letterbox, open_corpus, open_source
 from support import checkpoint, evaluate, pictures
 from support.folder_source import read_picture
+from support.open_loop import open_loop
 from support.policy import Policy
 from support.weights import load_release, release_settings
 
@@ -58,6 +60,9 @@ def parse(argv):
     parser.add_argument("--json", help="write the closed-loop report to this file")
     parser.add_argument("--controls", action="store_true",
                         help="also evaluate wrong text, shuffled images and holding still")
+    parser.add_argument("--open-loop", action="store_true", help="held-out episodes of --data: plots, errors, rivals")
+    parser.add_argument("--data", help="with --open-loop: dataset folder or mixture.json, as it was trained on")
+    parser.add_argument("--data_robot", help="with --open-loop: --robot of the training run, if one was given")
     parser.add_argument("--cut", help="dataset to cut an image folder from")
     parser.add_argument("--episode", type=int, default=-1, help="with --cut: episode (default the last)")
     parser.add_argument("--frame", type=int, help="with --cut: frame t (default m)")
@@ -167,7 +172,10 @@ def action_names(stats):
 
 
 def foresight_picture(policy, seen, future, z_hat, path):
-    """Per view: t-m, t, imagined t+m, and the true t+m where it is given, all as the generation expert sees them."""
+    """Per view: t-m, t, imagined t+m, and where it is given the true t+m and what the VAE makes of it: the ceiling.
+
+    All as the generation expert sees them.
+    """
     def boxed(picture):
         return None if picture is None else letterbox(picture, policy.config.model.vae_size).permute(1, 2, 0).numpy()
 
@@ -178,9 +186,45 @@ def foresight_picture(policy, seen, future, z_hat, path):
             past, now = (boxed(picture) for picture in seen[view])
             cells = [(f"t - {m}", past), ("t", now), (f"imagined t + {m}", imagined[v])]
             if future:
-                cells.append((f"true t + {m}", boxed(future.get(view))))
+                true = boxed(future.get(view))
+                cells += [(f"true t + {m}", true), (f"t + {m} through the VAE", through_vae(policy.model, true))]
             rows.append((view.replace("_", " "), cells))
     pictures.foresight(rows, path=path)
+
+
+def through_vae(model, picture):
+    """(s, s, 3) uint8 -> encoded and decoded again; None stays None."""
+    if picture is None:
+        return None
+    frames = torch.from_numpy(picture).permute(2, 0, 1)[None, None, None]
+    return model.to_pictures(model.phi_cosmos(frames)[0, 0])[0].permute(1, 2, 0).numpy()
+
+
+def on_recordings(policy, args):
+    """--open-loop: every held-out episode, its plot, a foresight picture from its middle, and all errors as JSON."""
+    if not args.data:
+        raise ValueError("--open-loop needs --data, the dataset or mixture that the policy was trained on")
+    corpus, m = open_corpus(args.data, policy.config.data.m, robot=args.data_robot), policy.config.data.m
+    if corpus.held_out.robot != policy.stats.robot:
+        raise ValueError(f"--data {args.data} is of robot '{corpus.held_out.robot}', the checkpoint drives "
+                         f"'{policy.stats.robot}'")
+    reports, found = open_loop(policy, corpus)
+    out, source = Path(args.out or "open_loop"), corpus.held_out
+    out.mkdir(parents=True, exist_ok=True)
+    for e, (traces, starts) in found.items():
+        rivals = {name: traces[name] for name in traces if name not in ("policy", "true")}
+        pictures.action_plot(traces["policy"], action_names(policy.stats), true=traces["true"], baselines=rivals,
+                             fps=policy.stats.fps, marks=starts, path=out / f"episode_{e}.png")
+        t = min(max(len(traces["true"]) // 2, m), len(traces["true"]) - 1 - m)
+        if policy.config.model.gen_expert and t >= m:
+            seen = {view: [source.frame(view, e, at) for at in (t - m, t)] for view in source.views}
+            future = {view: source.frame(view, e, t + m) for view in source.views}
+            _, z_hat = policy.plan([seen], source.numbers(e)[0][None, t], [str(source.tasks[e])])
+            foresight_picture(policy, seen, future, z_hat[0], out / f"foresight_{e}.png")
+        print(f"episode {e}: mean squared error in training standard deviations: "
+              + "  ".join(f"{name} {row['mse']:.4f}" for name, row in reports[e].items()))
+    (out / "open_loop.json").write_text(json.dumps(reports, indent=1) + "\n")
+    print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")
 
 
 def cut(args):
@@ -272,8 +316,8 @@ def run(argv):
         torch.set_num_threads(args.threads)
     if args.cut:
         return cut(args)
-    if not args.image_dir and not args.closed_loop:
-        raise ValueError("give --image-dir DIR or --closed-loop; --help shows both")
+    if not (args.image_dir or args.closed_loop or args.open_loop):
+        raise ValueError("give --image-dir DIR, --closed-loop or --open-loop; --help shows them")
     if args.weights:
         directory, config, stats = release_settings(args.weights, args.config, args.robot, args.action_mode,
                                                     tokenizer=args.tokenizer)
@@ -286,6 +330,8 @@ def run(argv):
         policy = Policy.load(path, args.seed, args.tokenizer)
     if args.closed_loop:
         in_closed_loop(policy, args)
+    elif args.open_loop:
+        on_recordings(policy, args)
     else:
         on_pictures(policy, args)
 

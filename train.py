@@ -25,6 +25,7 @@ from config import CONFIGS, Parser, add_config_flags, from_dict, get_config, not
 from data import Mixture, Statistics, open_corpus, statistics
 from model import InternVLA_A1, count_parameters
 from support import checkpoint, evaluate, weights
+from support.open_loop import mean_errors, open_loop
 from support.policy import Policy
 
 
@@ -233,8 +234,7 @@ def run(argv):
             print(f"{suite:<8} success {row['success']:.1%}  (95 % interval {row['interval'][0]:.1%} to "
                   f"{row['interval'][1]:.1%}, {row['episodes']} episodes)")
     else:
-        report["open_loop"] = evaluate.open_loop(Policy(model, config, stats, train.seed), corpus.held_out,
-                                                 corpus.held_out_windows)
+        report["open_loop"] = mean_errors(open_loop(Policy(model, config, stats, train.seed), corpus)[0])
         print("held-out actions, mean squared error in training standard deviations: "
               + "  ".join(f"{name} {value:.4f}" for name, value in report["open_loop"].items()))
     report["seconds"] = round(time.time() - began, 1)

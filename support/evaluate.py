@@ -9,7 +9,7 @@ import torch
 
 import conveyor
 import flow
-from data import VIEWS, chunk_at, collate, example, stream
+from data import VIEWS, collate, example, stream
 
 WRONG_ARM = {"left": "right", "right": "left"}
 WRONG_COLOUR = {"red": "green", "green": "blue", "blue": "red"}
@@ -83,26 +83,6 @@ def _crops(crops, source, part, imagined, batch, m):
                       slice(max(0, round(column) - half), round(column) + half))
             pair = [float((picture[window] - true[window]).square().mean()) for picture in (imagined[b].float(), now)]
             crops.setdefault(f"crop_{thing}", []).append(pair)
-
-
-def open_loop(policy, source, rows, limit=64):
-    """Sampled chunks against recorded ones on held-out windows, no robot moving -> dict of two mean squared errors.
-
-    In units of the training standard deviation, over the steps inside the episode: "policy", and "hold the state",
-    the rival that commands the present state throughout (only where state and action have the same dimensions).
-    """
-    k, std = policy.config.model.chunk, np.array(policy.stats.action_std)
-    errors = {"policy": [], "hold the state": []}
-    for e, t in rows[np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int)]:
-        state, action = source.numbers(int(e))
-        seen = {view: [source.frame(view, int(e), int(max(t + d, 0))) for d in (-policy.config.data.m, 0)]
-                for view in source.views}
-        true, inside = chunk_at(action, t, k)
-        planned, _ = policy.plan([seen], state[None, t], [str(source.tasks[e])])
-        errors["policy"].append(np.square((planned[0] - true) / std)[inside].mean())
-        if state.shape[1] == action.shape[1]:
-            errors["hold the state"].append(np.square((state[t] - true) / std)[inside].mean())
-    return {name: float(np.mean(values)) for name, values in errors.items() if values}
 
 
 def closed_loop(policy, episodes, seed, record=0):

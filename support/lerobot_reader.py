@@ -12,17 +12,19 @@ a frame of it.
 The lerobot package is not needed. Not thread-safe: parallel reading is done by processes.
 """
 
+import argparse
 import io
 import json
 import os
 import re
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from support.robots import ROBOTS, VIEWS, Robot
+from support.robots import ROBOTS, VIEWS, Robot, find_robot
 
 INSTALL = "reading LeRobot datasets needs pyarrow and av: run  pip install -r requirements-robot.txt"
 
@@ -404,3 +406,50 @@ class LeRobotSource:
         except (OSError, KeyError, TypeError, UnidentifiedImageError) as error:
             raise ValueError(f"{where}: the picture in {path} cannot be decoded ({error!r}); "
                              f"download the file again") from error
+
+
+# ---- what was matched ----------------------------------------------------------------------------
+
+def inspect(source, m=15, k=50):
+    """Lines that say what the reader makes of a dataset: version, cameras, dimensions and their ranges, lengths."""
+    numbers = [source.numbers(e) for e in range(len(source.lengths))]
+    yield (f"{source.root}: LeRobot {source.version}, robot '{source.robot}', {source.fps:g} frames/s, "
+           f"{len(source.lengths)} episodes of {min(source.lengths)} to {max(source.lengths)} frames, "
+           f"{sum(source.lengths):,} in all, {len(set(source.tasks))} different tasks")
+    yield f"m = {m} frames = {m / source.fps:.2f} s, a chunk of {k} = {k / source.fps:.2f} s"
+    for slot in VIEWS:
+        key = source.views.get(slot)
+        height, width = source.frame(slot, 0, 0).shape[:2] if key else (0, 0)
+        yield f"{slot:<12} {f'{key} ({width} x {height})' if key else 'missing: masked'}"
+    others = [key for key, feature in source.info["features"].items()
+              if feature["dtype"] in ("video", "image") and key not in source.views.values()]
+    if others:
+        yield f"cameras not read: {', '.join(others)}"
+    if not source.has_action:
+        yield "no actions: human video, trains L_gen alone"
+    for i, (kind, names) in enumerate((("state", source.state_names), ("action", source.action_names))):
+        if names:
+            values = np.concatenate([pair[i] for pair in numbers])
+            for d, name in enumerate(names):
+                column = values[:, d]
+                mode = "" if not source.relative else "  relative" if source.relative[d] else "  absolute"
+                constant = "  constant" if column.std() < 1e-3 else ""
+                yield f"{kind} {d:>2}  {name:<32}{column.min():+9.3f} .. {column.max():+9.3f}{mode}{constant}"
+    if source.has_action and not source.relative:
+        yield "no delta mask: --action_mode delta needs a --robot file; absolute actions do not"
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(prog="python -m support.lerobot_reader", description=inspect.__doc__)
+    parser.add_argument("--inspect", required=True, metavar="DIR", help="a LeRobot dataset")
+    parser.add_argument("--robot", help="a robot of support/robots.py or a .json file (default: the dataset's)")
+    args = parser.parse_args(argv)
+    print("\n".join(inspect(LeRobotSource(args.inspect, find_robot(args.robot) if args.robot else None))))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, ImportError) as error:
+        print(f"support.lerobot_reader: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -193,12 +193,13 @@ def gif(frames: Sequence[np.ndarray | Image.Image], path: str | Path, fps: float
 
 def action_plot(predicted: np.ndarray, names: Sequence[str], true: np.ndarray | None = None,
                 baselines: Mapping[str, np.ndarray] | None = None, fps: float | None = None,
-                path: str | Path | None = None) -> Image.Image:
+                path: str | Path | None = None, marks: Sequence[int] = ()) -> Image.Image:
     """An action chunk as small multiples: one panel per dimension, each with its own vertical scale.
 
     predicted, true and every baseline: (k, d), k steps of d dimensions in the robot's own units; names: d
     titles. The ticks are the smallest and largest value shown. Time runs in frames, and in seconds too if fps
-    is given. Returns an RGB image. Raises ValueError for wrong shapes and for values that are not finite.
+    is given. `marks`: steps that get a thin vertical line, such as the starts of chunks. Returns an RGB image.
+    Raises ValueError for wrong shapes and for values that are not finite.
     """
     series = _series(predicted, names, true, baselines)
     if fps is not None and not fps > 0:
@@ -217,6 +218,7 @@ def action_plot(predicted: np.ndarray, names: Sequence[str], true: np.ndarray | 
     large = Image.new("RGB", (size[0] * OVERSAMPLE, size[1] * OVERSAMPLE), PAPER)
     for i, corner in enumerate(corners):
         curves = [(values[:, i], colour, dashed) for _, values, colour, dashed in series]
+        _marks(ImageDraw.Draw(large), corner, marks, steps)
         _curves(ImageDraw.Draw(large), corner, limits[i], curves)
     _legend_lines(ImageDraw.Draw(large), series, MARGIN + left, font)
 
@@ -274,6 +276,14 @@ def _height(value: float, limits: tuple[float, float, list]) -> float:
     """Pixels from the top of a panel down to `value`."""
     bottom, top, _ = limits
     return PANEL_HEIGHT * (top - value) / (top - bottom)
+
+
+def _marks(draw: ImageDraw.ImageDraw, corner: Point, marks: Sequence[int], steps: int) -> None:
+    """Thin vertical lines at some steps of a panel."""
+    x, y = corner
+    for step in marks:
+        across = (x + PANEL_WIDTH * step / max(steps - 1, 1)) * OVERSAMPLE
+        draw.line((across, y * OVERSAMPLE, across, (y + PANEL_HEIGHT) * OVERSAMPLE), HAIR, OVERSAMPLE)
 
 
 def _curves(draw: ImageDraw.ImageDraw, corner: Point, limits: tuple[float, float, list],

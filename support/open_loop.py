@@ -1,0 +1,87 @@
+"""Open loop: what a policy would have commanded on a recorded episode, beside what was commanded, no robot moving.
+
+At t = 0, k, 2k, ... the policy plans a whole chunk from the recorded pictures and state, and the chunks are laid end to
+end. Three rivals do the same without looking: hold the state, the mean action, and a ridge regression from the state to
+the next k actions. A policy that does not beat them has learned nothing that the state did not tell.
+"""
+
+import numpy as np
+
+from data import chunk_at
+
+RIDGE = 1e-2   # times the number of training frames, on standardised states
+
+
+class Rivals:
+    """hold the state, mean action and ridge regression, fitted on the training episodes of a data.Corpus."""
+
+    def __init__(self, corpus, stats, k):
+        self.stats, self.k = stats, k
+        states, chunks, actions = [], [], []
+        for source, rows in zip(corpus.sources, corpus.windows):
+            for e in np.unique(rows[:, 0]) if source.has_action else ():
+                state, action = source.numbers(int(e))
+                states.append(state)
+                actions.append(action)
+                chunks.append(np.stack([chunk_at(action, t, k)[0] for t in range(len(action))]))
+        X, Y = self._features(np.concatenate(states)), np.concatenate(chunks).reshape(sum(map(len, chunks)), -1)
+        penalty = RIDGE * len(X) * np.eye(X.shape[1])
+        penalty[-1, -1] = 0   # the intercept is free
+        self.weights = np.linalg.solve(X.T @ X + penalty, X.T @ Y.astype(np.float64))
+        actions = np.concatenate(actions).astype(np.float64)
+        self.mean, std = actions.mean(0), actions.std(0)
+        self.unit = np.where(std < 1e-3, 1.0, std)   # of the training actions: what errors are measured in
+
+    def _features(self, state):
+        x = self.stats.normalise("state", state).astype(np.float64)
+        return np.concatenate([x, np.ones((len(x), 1))], 1)
+
+    def plan(self, state):
+        """state (d_q,) -> name -> (k, d_a). Holding needs states and actions of the same dimensions."""
+        chunks = {"mean action": np.tile(self.mean, (self.k, 1)),
+                  "ridge regression": (self._features(state[None]) @ self.weights).reshape(self.k, -1)}
+        if len(state) == len(self.mean):
+            chunks["hold the state"] = np.tile(state, (self.k, 1))
+        return chunks
+
+
+def traces(policy, rivals, source, e):
+    """One episode -> name -> (T, d_a) in raw units, with "policy" and "true" among the names, and chunk starts."""
+    state, action = source.numbers(e)
+    T, k, m = len(state), policy.config.model.chunk, policy.config.data.m
+    parts, starts = {"policy": []}, list(range(0, T, k))
+    for t in starts:
+        seen = {view: [source.frame(view, e, max(t + d, 0)) for d in (-m, 0)] for view in source.views}
+        parts["policy"].append(policy.plan([seen], state[None, t], [str(source.tasks[e])])[0][0])
+        for name, chunk in rivals.plan(state[t]).items():
+            parts.setdefault(name, []).append(chunk)
+    return {name: np.concatenate(chunks)[:T] for name, chunks in parts.items()} | {"true": action}, starts
+
+
+def errors(found, rivals, names):
+    """name -> mse in training standard deviations, and by joint: mse and mae in raw units."""
+    report = {}
+    for name, values in found.items():
+        if name != "true":
+            error = values - found["true"]
+            report[name] = {"mse": float(np.mean((error / rivals.unit) ** 2)),
+                            "joints": {joint: {"mse": float(mse), "mae": float(mae)} for joint, mse, mae
+                                       in zip(names, (error ** 2).mean(0), np.abs(error).mean(0))}}
+    return report
+
+
+def open_loop(policy, corpus):
+    """All held-out episodes of a corpus -> ({episode: errors}, {episode: (traces, starts)})."""
+    rivals = Rivals(corpus, policy.stats, policy.config.model.chunk)
+    source, reports, found = corpus.held_out, {}, {}
+    names = list(policy.stats.action_names) or [f"action {d}" for d in range(len(rivals.mean))]
+    for e in np.unique(corpus.held_out_windows[:, 0]).tolist():
+        found[e] = traces(policy, rivals, source, e)
+        reports[e] = errors(found[e][0], rivals, names)
+    return reports, found
+
+
+def mean_errors(reports):
+    """Mean over episodes of each one's mse -> name -> float."""
+    return {name: float(np.mean([report[name]["mse"] for report in reports.values()]))
+            for name in next(iter(reports.values()))}
