@@ -8,9 +8,14 @@ Sampling on top of it: a worker's mass is the summed weight of what it holds (a 
 equally by its replicas). For every sample the main process draws a worker by mass and the worker draws a dataset
 by weight, so on one rank the realised mixture is the wanted one (Table 3), whatever the number of workers.
 
-`python lpt.py` prints the assignment of Table 3's five sources.
+Across ranks that each draw equally often, a rank's own renormalised weights are what counts, so greedy loads leave an
+error in the mixture. `exact` removes it by McNaughton's wrap-around rule: at most K - 1 datasets are split.
+
+    python lpt.py [WORKERS]      the assignment of Table 3's five sources
+    python lpt.py --simulate     their 692 M frames cut into many datasets: greedy, round-robin and exact
 """
 
+import random
 import sys
 
 # Table 3: name, frames in millions, sampling weight.
@@ -56,6 +61,71 @@ def shares(weights, held):
     return [[weights[i] / replicas[i] for i in mine] for mine in held]
 
 
+def exact(weights, workers):
+    """Cut the line of all weights into equal parts, one per worker -> per worker {dataset: share of the whole}."""
+    total, parts, start = sum(weights), [], 0
+    ends = [0.0]
+    for weight in weights:
+        ends.append(ends[-1] + weight / total)
+    for k in range(workers):
+        low, high = k / workers, (k + 1) / workers
+        while start + 1 < len(weights) and ends[start + 1] <= low:
+            start += 1
+        part, i = {}, start
+        while i < len(weights) and ends[i] < high:
+            overlap = min(ends[i + 1], high) - max(ends[i], low)
+            if overlap > 0:
+                part[i] = overlap
+            i += 1
+        parts.append(part)
+    return parts
+
+
+def mixture_error(weights, parts):
+    """Total variation between the wanted mixture and that of ranks which draw equally often, each from its own parts.
+
+    parts: per rank {dataset: weight}. 0 is exact, 1 is disjoint.
+    """
+    total, realised = sum(weights), [0.0] * len(weights)
+    for part in parts:
+        mass = sum(part.values())
+        for i, weight in part.items():
+            realised[i] += weight / mass / len(parts)
+    return sum(abs(weight / total - r) for weight, r in zip(weights, realised)) / 2
+
+
+def cut_up(datasets, seed=0):
+    """Table 3's sources cut into that many datasets of log-normal sizes -> frames, weights (by frames in a source)."""
+    rng, sizes, weights = random.Random(seed), [], []
+    frames = sum(row[1] for row in TABLE_3)
+    for _, millions, weight in TABLE_3:
+        raw = [rng.lognormvariate(0, 1) for _ in range(max(1, round(datasets * millions / frames)))]
+        mine = [max(1, round(x / sum(raw) * millions * 1e6)) for x in raw]
+        sizes += mine
+        weights += [weight * size / sum(mine) for size in mine]
+    return sizes, weights
+
+
+def simulate():
+    """Printable lines: each rule's load and mixture for growing numbers of datasets and workers."""
+    yield (f"{'datasets':>8}{'workers':>9}  {'rule':<12}{'max/mean load':>14}{'mixture error':>15}"
+           f"{'datasets a worker':>19}")
+    for datasets in (200, 1000, 4000):
+        sizes, weights = cut_up(datasets)
+        for workers in (8, 64, 512):
+            dealt = [list(range(k, len(sizes), workers)) or [k % len(sizes)] for k in range(workers)]
+            for rule, held in ("greedy", assign(sizes, workers)), ("round-robin", dealt):
+                parts = [dict(zip(mine, own)) for mine, own in zip(held, shares(weights, held))]
+                yield _row(sizes, workers, rule, f"{imbalance(sizes, held):.3f}", weights, parts)
+            yield _row(sizes, workers, "exact", "-", weights, exact(weights, workers))
+
+
+def _row(sizes, workers, rule, load, weights, parts):
+    held = [len(part) for part in parts]
+    return (f"{len(sizes):>8}{workers:>9}  {rule:<12}{load:>14}{mixture_error(weights, parts):>15.4f}"
+            f"{f'{min(held)} to {max(held)}':>19}")
+
+
 def table(names, sizes, weights, held):
     """The assignment as printable lines, one per worker."""
     lines = []
@@ -67,6 +137,9 @@ def table(names, sizes, weights, held):
 
 
 def main(argv):
+    if argv == ["--simulate"]:
+        print("\n".join(simulate()))
+        return
     workers = int(argv[0]) if argv else 4
     names, sizes, weights = zip(*TABLE_3)
     print("\n".join(table(names, [s * 1_000_000 for s in sizes], weights, assign(sizes, workers))))

@@ -150,3 +150,22 @@ def test_python_lpt_py_prints_the_assignment_of_table_3(capsys):
     assert len(lines) == 5 and lines[0].endswith("396,000,000  InternData-A1") and "mass 0.640" in lines[0]
     assert lines[3].endswith("RoboTwin, RoboMind") and "mass 0.100" in lines[3]
     assert lines[4] == "max/mean load 2.289"
+
+
+def test_the_wrap_around_rule_makes_the_mixture_exact_across_ranks():
+    """Sec. 3.4 and Table 3: greedy loads leave an error in the mixture of equally drawing ranks, exact shares none."""
+    for datasets, workers in ((5, 2), (5, 8), (200, 8), (37, 64)):
+        sizes, weights = lpt.cut_up(datasets)
+        parts = lpt.exact(weights, workers)
+        assert lpt.mixture_error(weights, parts) < 1e-12
+        assert all(abs(sum(part.values()) - 1 / workers) < 1e-12 for part in parts)
+        assert sum(len(part) for part in parts) <= len(weights) + workers - 1
+        held = lpt.assign(sizes, workers)
+        greedy = [dict(zip(mine, own)) for mine, own in zip(held, lpt.shares(weights, held))]
+        assert lpt.mixture_error(weights, greedy) > 1e-3
+
+
+def test_the_mixture_error_is_the_total_variation():
+    """Two ranks of one dataset each realise halves, whatever was wanted."""
+    assert lpt.mixture_error([0.9, 0.1], [{0: 0.9}, {1: 0.1}]) == pytest.approx(0.4)
+    assert lpt.mixture_error([3, 1], [{0: 3, 1: 1}]) == 0
