@@ -1,5 +1,6 @@
 """Who sees whom, Sec. 3.2 Attention Mechanism: seen from outside, by changing one token."""
 
+from dataclasses import replace
 from itertools import combinations, product
 from types import SimpleNamespace
 

@@ -1,18 +1,24 @@
 """Open-loop reports: a policy beside recordings and beside three rivals that do not look."""
 
 import json
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from config import get_config
-from data import Corpus, Statistics, statistics, windows
+from data import Corpus, Statistics, open_corpus, statistics, windows
 from support.open_loop import Rivals, errors, mean_errors, open_loop
 
+from test_bad_input import SMALL, save_checkpoint, write_folder
 from test_data import Fake
 
 K = 16
+ROOT = Path(__file__).parents[1]
 
 
 def corpus_of(make, robot="conveyor"):
@@ -81,3 +87,39 @@ def test_holding_needs_states_like_actions():
     corpus, stats = corpus_of(lambda state: state[:, :4], "arm")
     assert set(Rivals(corpus, stats, K).plan(corpus.held_out.numbers(0)[0][0])) == {"mean action", "ridge regression"}
     assert isinstance(stats, Statistics)
+
+
+def test_infer_reports_the_held_out_episode_with_plot_foresight_and_json(tmp_path, monkeypatch, capsys):
+    """infer.py --open-loop on a folder of two episodes: the last is held out, all rivals stand beside the policy."""
+    root = write_folder(tmp_path / "arm", T=80, ends=np.array([40, 80]))
+    model = replace(get_config("conveyor", SMALL).model, gen_expert=True)
+    path = save_checkpoint(tmp_path / "run", model)
+    monkeypatch.setattr(sys, "argv", ["infer.py", "--open-loop", "--data", str(root), "--checkpoint", str(path),
+                                      "--out", str(tmp_path / "out")])
+    runpy.run_path(str(ROOT / "infer.py"), run_name="__main__")
+    report = json.loads((tmp_path / "out" / "open_loop.json").read_text())
+    assert list(report) == ["1"]
+    assert set(report["1"]) == {"policy", "hold the state", "mean action", "ridge regression"}
+    assert {"episode_1.png", "foresight_1.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert "episode 1: mean squared error in training standard deviations: policy" in capsys.readouterr().out
+
+
+def test_a_mixture_weighs_datasets_of_any_kind_and_holds_out_the_last_episode(tmp_path):
+    """Table 3 in small: weights, kinds, paths relative to the file; without a validation dataset the first with
+    actions gives its last episode."""
+    for name, more in (("one", {}), ("two", {}), ("video", {"action": None})):
+        write_folder(tmp_path / name, **more)
+    rows = [{"path": "video", "weight": 0.1, "kind": "human"}, {"path": "one", "weight": 0.6}, {"path": "two"}]
+    (tmp_path / "mixture.json").write_text(json.dumps({"datasets": rows, "robot": "aloha"}))
+    for path in (tmp_path, tmp_path / "mixture.json"):
+        corpus = open_corpus(path, 3)
+        assert corpus.weights == [0.1, 0.6, 1.0] and corpus.kinds == ["human", "robot", "robot"]
+        assert corpus.held_out is corpus.sources[1] and set(corpus.held_out_windows[:, 0]) == {1}
+        assert [set(rows[:, 0]) for rows in corpus.windows] == [{0, 1}, {0}, {0, 1}]
+        assert {source.robot for source in corpus.sources} == {"aloha"}
+    for text, message in (("[]", "is no mixture"), ('{"datasets": []}', "at least one dataset"),
+                          ('{"datasets": [{"path": "one", "weight": 0}]}', "weights above 0"),
+                          ('{"datasets": [{"path": "one"}], "robot": "r2"}', "--robot r2: unknown")):
+        (tmp_path / "mixture.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            open_corpus(tmp_path, 3)

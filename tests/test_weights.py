@@ -14,7 +14,7 @@ from cosmos_vae import CosmosVAE
 from support import checkpoint, weights
 from support.policy import Policy
 from support.robots import ROBOTS
-from support.weights import (COSMOS, compact, empty_model, export_release, find, load_cosmos, load_release,
+from support.weights import (compact, empty_model, export_release, find, load_cosmos, load_release,
                              release_settings)
 
 from test_parity_release import CONFIGS as SMALL

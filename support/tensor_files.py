@@ -1,0 +1,87 @@
+"""Where foreign tensors come from: a directory or hub id, its safetensors files, or NVIDIA's TorchScript files.
+
+`Tensors` and `TorchScript` have one interface: `where` (the keys), shape(key), read(key), and a `with` statement.
+"""
+
+import json
+import re
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+
+def find(path_or_id, files):
+    """A directory, or a hub id such as Qwen/Qwen3-VL-2B-Instruct -> Path. ValueError says what to fetch and where."""
+    path = Path(path_or_id)
+    if path.is_dir():
+        return path
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_id)) and not path.is_absolute():
+        from huggingface_hub import snapshot_download
+        try:
+            return Path(snapshot_download(str(path_or_id), allow_patterns=list(files)))
+        except Exception as error:   # offline, absent, gated: the hub has a class for each, the answer is the same
+            raise ValueError(f"{path_or_id} is no directory here and could not be fetched from the hub "
+                             f"({type(error).__name__}): download {', '.join(files)} of huggingface.co/{path_or_id} "
+                             f"into a directory and give its path") from error
+    raise ValueError(f"{path_or_id}: no such directory; give a directory with {', '.join(files)}, or a hub id")
+
+
+class Tensors:
+    """The safetensors files of a directory, read key by key; nothing is in memory before it is asked for."""
+
+    def __init__(self, directory):
+        self.directory, self.stack, self.where = Path(directory), ExitStack(), {}
+        index = self.directory / "model.safetensors.index.json"
+        if index.exists():
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        else:
+            names = sorted(path.name for path in self.directory.glob("*.safetensors"))
+        if not names:
+            raise ValueError(f"{directory} holds no weights: expected model.safetensors, or its shards with "
+                             f"model.safetensors.index.json")
+        for name in names:
+            try:
+                file = self.stack.enter_context(safe_open(self.directory / name, "pt"))
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"{self.directory / name} cannot be read ({error}): download it again") from error
+            self.metadata = file.metadata()
+            self.where |= {key: file for key in file.keys()}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.stack.close()
+
+    def shape(self, key):
+        return tuple(self.where[key].get_slice(key).get_shape())
+
+    def read(self, key):
+        return self.where[key].get_tensor(key)
+
+
+class TorchScript:
+    """Tensors of NVIDIA's encoder.jit and decoder.jit: the same interface as `Tensors`."""
+
+    def __init__(self, directory):
+        self.directory, self.where = Path(directory), {}
+        for name in ("encoder.jit", "decoder.jit"):
+            try:
+                module = torch.jit.load(self.directory / name, map_location="cpu")
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"{self.directory / name} cannot be read as TorchScript: download it again") from error
+            self.where |= module.state_dict()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.where = {}
+
+    def shape(self, key):
+        return tuple(self.where[key].shape)
+
+    def read(self, key):
+        return self.where[key]
