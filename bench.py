@@ -133,7 +133,26 @@ def claim(args):
         list(pool.map(one, [(name, best[name], seed) for seed in others for name in arms]))
     result["best_lr"] = best
     path.write_text(json.dumps(result, indent=1) + "\n")
+    print("\n".join(summary(result)))
     print(f"wrote {path}")
+
+
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}   # 97.5 % point of Student's t, by number of seeds
+
+
+def summary(result):
+    """Printable rows of a claim: per arm each seed's success, and the mean with its 95 % interval over seeds."""
+    for name, rate in result["best_lr"].items():
+        runs = sorted((run for run in result["runs"] if run["arm"] == name and run["lr"] == rate),
+                      key=lambda run: run["seed"])
+        parts = []
+        for suite in ("static", "dynamic"):
+            each = [100 * run[suite]["success"] for run in runs]
+            mean, n = sum(each) / len(each), len(each)
+            half = STUDENT[n] * (sum((x - mean) ** 2 for x in each) / (n - 1) / n) ** 0.5 if n in STUDENT else None
+            interval = f" +- {half:.1f}" if half is not None else ""
+            parts.append(f"{suite} {mean:5.1f}{interval} ({', '.join(f'{x:.1f}' for x in each)})")
+        yield f"{name:<22} lr {rate}  {result['steps'][name]} steps  " + "  ".join(parts)
 
 
 def row(report):

@@ -109,6 +109,7 @@ class Statistics:
     action_std: tuple
     windows: int
     action_names: tuple = ()   # where the dataset names them
+    unscaled: tuple = ()       # what was near-constant in training, "state 3" or "action 3": passed through unscaled
     relative: tuple = ()       # which dimensions delta mode takes relative to the state at t, where it is known
 
     @classmethod
@@ -164,7 +165,7 @@ def statistics(sources, window_lists, k, action_mode, std_floor):
                 low, high = ranges.get(kind, (np.inf, -np.inf))
                 ranges[kind] = np.minimum(low, x.min(0)), np.maximum(high, x.max(0))
         count += len(rows)
-    moments = {}
+    moments, unscaled = {}, []
     for kind, (n, (first, second)) in totals.items():
         mean = first / n
         std = np.sqrt(np.maximum(second / n - mean ** 2, 0))
@@ -174,11 +175,12 @@ def statistics(sources, window_lists, k, action_mode, std_floor):
                 raise ValueError(f"robot '{robot}' has {len(joint)} dimensions in support/robots.py, "
                                  f"its data {len(mean)} of {kind}")
             mean, std = np.where(joint, mean, (low + high) / 2), np.where(joint, std, high - low)
+        unscaled += [f"{kind} {d}" for d in np.flatnonzero(std < std_floor)]
         moments[f"{kind}_mean"] = tuple(mean.tolist())
         moments[f"{kind}_std"] = tuple(np.where(std < std_floor, 1.0, std).tolist())
     return Statistics(robot=robot, action_mode=action_mode, fps=with_actions[0][0].fps, windows=count,
                       action_names=tuple(with_actions[0][0].action_names), relative=with_actions[0][0].relative,
-                      **moments)
+                      unscaled=tuple(unscaled), **moments)
 
 
 # ---- one example ------------------------------------------------------------------------------------------------

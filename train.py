@@ -131,7 +131,9 @@ def run(argv):
     print("\n".join(lpt.table(names, mixture.sizes, mixture.weights, mixture.held)))
     print(f"robot {stats.robot}: {len(stats.state_mean)} state and {len(stats.action_mean)} action dimensions, "
           f"{stats.windows:,} windows, m = {config.data.m} frames = {config.data.m / stats.fps:.2f} s, "
-          f"chunk = {config.model.chunk} frames")
+          f"chunk = {config.model.chunk} frames = {config.model.chunk / stats.fps:.2f} s")
+    if stats.unscaled:
+        print(f"near-constant dimensions, passed through unscaled: {', '.join(stats.unscaled)}")
 
     # ---- model ----------------------------------------------------------------------------------------------
     torch.manual_seed(config.train.seed)

@@ -139,40 +139,37 @@ def plan(source, rules, config, own):
 
     own: our name -> tensor to be filled. ValueError lists all missing, unexpected and misshapen keys.
     """
-    keys = set(source.where)
-    if not any(key.endswith("embed_tokens.weight") for key in keys):   # safetensors keeps one of a tied pair
-        rules = [(pattern, "und.embed_tokens.weight" if pattern.endswith(r"lm_head\.weight") and
-                  "und.embed_tokens.weight" in own else ours, change if ours else None)
-                 if pattern.endswith(r"lm_head\.weight") else (pattern, ours, change)
-                 for pattern, ours, change in rules]
-    skip, copies, report, unexpected, wrong = unread(config), [], Report(str(source.directory)), [], []
-    for key in sorted(keys):
-        ours, change = translate(key, rules) or (key, "unknown")
-        if ours is LEFT_OUT:
-            report.left_out.setdefault(change, []).append(key)
-        elif change == "unknown":
+    if not any(key.endswith("embed_tokens.weight") for key in source.where) and "und.embed_tokens.weight" in own:
+        # safetensors keeps one of a tied pair, and it is this one
+        rules = [(r".*lm_head\.weight", "und.embed_tokens.weight", None), *rules]
+    skip, report = unread(config), Report(str(source.directory))
+    copies, unexpected, wrong = {}, [], []   # our name -> (foreign key, our name, change)
+    for key in sorted(source.where):
+        found = translate(key, rules)
+        ours, change = found or (None, None)
+        if found is None or ours in copies:
             unexpected.append(key)
+        elif ours is LEFT_OUT:
+            report.left_out.setdefault(change, []).append(key)
         elif ours in own:
             if source.shape(key) != tuple(own[ours].shape):
                 wrong.append(f"{key} is {list(source.shape(key))}, {ours} is {list(own[ours].shape)}")
-            copies.append((key, ours, change))
-            report.matched += 1
-            if change:
-                report.converted.append(key)
+            copies[ours] = key, ours, change
+            report.converted += [key] if change else []
         elif skip and re.fullmatch(skip[0], ours):
             report.left_out.setdefault(skip[1], []).append(key)
         elif not config.gen_expert and re.match(r"gen\.|vae\.|layers\.\d+\.gen\.", ours):
             report.left_out.setdefault("built without the generation expert", []).append(key)
         else:
             unexpected.append(key)
-    missing = set(own) - {ours for _, ours, _ in copies}
+    report.matched, missing = len(copies), set(own) - set(copies)
     problems = [f"missing for {line}" for line in compact(missing)]
     problems += [f"unexpected {line}" for line in compact(unexpected)]
     problems += [f"shape: {line}" for line in wrong]
     if problems:
         raise ValueError(f"{source.directory} does not fit this model ({len(missing)} missing, {len(unexpected)} "
                          f"unexpected, {len(wrong)} of another shape); nothing was loaded:\n  " + "\n  ".join(problems))
-    return copies, report
+    return list(copies.values()), report
 
 
 def read(source, copies):

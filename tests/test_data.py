@@ -219,7 +219,7 @@ def test_a_near_constant_dimension_is_shifted_but_not_scaled():
     for x in source.rows[0]:
         x[:, 1] = 0.7 + 1e-5 * np.arange(40) / 40
     stats = mixture_of([source]).stats
-    assert stats.state_std[1] == stats.action_std[1] == 1
+    assert stats.state_std[1] == stats.action_std[1] == 1 and stats.unscaled == ("state 1", "action 1")
     assert min(stats.state_std[0], stats.action_std[0]) > 0.3
     normal = stats.normalise("state", source.rows[0][0])
     assert np.abs(normal[:, 1]).max() < 1e-4 and normal[:, 0].std() == pytest.approx(1, abs=1e-5)

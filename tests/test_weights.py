@@ -91,6 +91,15 @@ def test_a_refusal_lists_every_missing_unexpected_and_misshapen_key(published, s
         assert part in str(refusal.value)
 
 
+def test_two_keys_for_one_parameter_are_refused(published, small):
+    path = published / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.gen_in_proj.bias"] = tensors["model.cosmos_in_proj.bias"].clone()   # the 2B's name beside the 3B's
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match="unexpected model.gen_in_proj.bias"):
+        load_release(small, published)
+
+
 def test_a_model_without_the_generation_expert_leaves_it_out_by_name(published, small):
     """Fig. 9."""
     _, (report,) = load_release(ModelConfig(**{**vars(small), "gen_expert": False}), published)
