@@ -47,7 +47,7 @@ def parse(argv):
     parser.add_argument("--checkpoint", help="a run or one checkpoint of it (default: the newest under runs/)")
     parser.add_argument("--weights", help="directory or hub id of the authors' release, instead of a checkpoint")
     parser.add_argument("--config", default="a1_3b_release", help="with --weights: the preset")
-    parser.add_argument("--robot", help="with --weights: a robot of support/robots.py")
+    parser.add_argument("--robot", help="with --weights: one of support/robots.py; with --open-loop: as in training")
     parser.add_argument("--action_mode", choices=("absolute", "delta"), help="with --weights: as it was trained")
     parser.add_argument("--vae", help="with --weights: directory of NVIDIA's encoder.jit and decoder.jit")
     parser.add_argument("--tokenizer", help="directory or hub id of the tokenizer, if it lies elsewhere than it did")
@@ -62,7 +62,6 @@ def parse(argv):
                         help="also evaluate wrong text, shuffled images and holding still")
     parser.add_argument("--open-loop", action="store_true", help="held-out episodes of --data: plots, errors, rivals")
     parser.add_argument("--data", help="with --open-loop: dataset folder or mixture.json, as it was trained on")
-    parser.add_argument("--data_robot", help="with --open-loop: --robot of the training run, if one was given")
     parser.add_argument("--cut", help="dataset to cut an image folder from")
     parser.add_argument("--episode", type=int, default=-1, help="with --cut: episode (default the last)")
     parser.add_argument("--frame", type=int, help="with --cut: frame t (default m)")
@@ -204,7 +203,7 @@ def on_recordings(policy, args):
     """--open-loop: every held-out episode, its plot, a foresight picture from its middle, and all errors as JSON."""
     if not args.data:
         raise ValueError("--open-loop needs --data, the dataset or mixture that the policy was trained on")
-    corpus, m = open_corpus(args.data, policy.config.data.m, robot=args.data_robot), policy.config.data.m
+    corpus, m = open_corpus(args.data, policy.config.data.m, robot=args.robot), policy.config.data.m
     if corpus.held_out.robot != policy.stats.robot:
         raise ValueError(f"--data {args.data} is of robot '{corpus.held_out.robot}', the checkpoint drives "
                          f"'{policy.stats.robot}'")
