@@ -439,7 +439,7 @@ def test_micro_batches_of_any_size_add_up_to_the_same_first_step(variant, build,
 
 # ---- inference ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("tau", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("tau", [0.0, 0.25, 0.875])   # exact in float32: the embedding's shortest period is 0.004
 def test_the_cached_path_is_the_joint_path(variant, build, random_batch, noise, cameras, tau):
     """Sec. 3.2: "utilizing the preceding [...] tokens as the KV cache": seven camera subsets, padded text."""
     model, batch = build(variant), random_batch(variant, 7, cameras)

@@ -56,7 +56,7 @@ def test_the_pictures_of_the_readme_exist():
 
 
 COMMANDS = [command for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()
-            for command in re.split(r" && ", line) if re.search(r"\b(train|infer|bench)\.py\b", command)]
+            for command in re.split(r" && ", line.split("  #")[0]) if re.search(r"\b(train|infer|bench)\.py\b", command)]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -177,7 +177,7 @@ class TwoEpisodes:
     """Moving targets that differ in place and velocity; instruction, arm and start are the same in both."""
 
     name, has_action, robot, fps, views = "two", True, "conveyor", 30.0, conveyor.VIEWS
-    lengths, action_names = np.array([31, 31]), conveyor.STATE_NAMES
+    lengths, action_names, relative = np.array([31, 31]), conveyor.STATE_NAMES, ()
 
     def __init__(self):
         first = conveyor.sample_settings("dynamic", 1, seed=3, distractor=0)[0]
