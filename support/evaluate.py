@@ -62,7 +62,8 @@ def validate(model, config, stats, source, rows, limit):
         report["loss_gen"] = sums[1] / max(counts[1], 1)
     for name, pairs in sorted({**ratios, **crops}.items()):
         imagined, copied = np.sum(pairs, 0)
-        report[f"foresight_{name}"] = float(imagined / copied)
+        if copied > 0:   # where nothing changed at all the ratio says nothing
+            report[f"foresight_{name}"] = float(imagined / copied)
     return report
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from config import get_config
 from data import Corpus, Statistics, open_corpus, statistics, windows
+from model import InternVLA_A1
+from support.evaluate import validate
 from support.open_loop import Rivals, errors, mean_errors, open_loop
 
 from test_bad_input import SMALL, save_checkpoint, write_folder
@@ -123,3 +125,12 @@ def test_a_mixture_weighs_datasets_of_any_kind_and_holds_out_the_last_episode(tm
         (tmp_path / "mixture.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             open_corpus(tmp_path, 3)
+
+
+def test_foresight_is_left_out_where_nothing_changed():
+    """The error over that of copying t: without any change there is nothing to compare with, and no infinity."""
+    config = get_config("conveyor", SMALL)
+    source, stats = Fake(lengths=(40,)), corpus_of(lambda state: state)[1]
+    source.frame = lambda view, e, t: np.full((8, 8, 3), 50, np.uint8)
+    report = validate(InternVLA_A1(config.model), config, stats, source, windows(source, 15), 4)
+    assert set(report) == {"loss_act", "loss_gen"} and all(np.isfinite(value) for value in report.values())
