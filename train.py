@@ -114,8 +114,9 @@ def run(argv):
             "weights: --from RUN, or --init_und DIR and --init_vae DIR, or --init scratch"
         refuse(f"--config {config.name} needs {missing}; "
                f"for example: python train.py --config {config.name} --init scratch --data conveyor")
-    if args.init_und and not config.model.tokenizer:
-        config = replace(config, model=replace(config.model, tokenizer=args.init_und))
+    words = args.init_und or (weights.origin_config(args.origin).tokenizer if args.origin else "")
+    if words and not config.model.tokenizer:   # weights and their vocabulary belong together
+        config = replace(config, model=replace(config.model, tokenizer=words))
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     if not args.resume and out.exists() and any(out.glob("step_*")):

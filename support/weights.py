@@ -280,6 +280,16 @@ def load_state(model, tensors, what):
     model.load_state_dict(tensors)
 
 
+# What may differ between a run and the one its weights come from: how it is trained, not what the network computes.
+TRAINED_ANEW = {"lambda_gen", "gen_target", "action_draws", "tau_density", "noise_on_padding", "euler_steps",
+                "text_tokens", "tokenizer"}
+
+
+def origin_config(path):
+    """The ModelConfig of one of our runs or checkpoints."""
+    return from_dict(json.loads((checkpoint.resolve(path) / checkpoint.STATE).read_text())["config"]).model
+
+
 def start(model, origin=None, und=None, vae=None, experts="scratch"):
     """The weights a training run begins with, over random ones -> list of Reports or lines.
 
@@ -289,7 +299,11 @@ def start(model, origin=None, und=None, vae=None, experts="scratch"):
     if origin and (und or vae or experts != "scratch"):
         raise ValueError("--from already brings all weights: leave out --init_und, --init_vae and --init_experts")
     if origin:
-        path = checkpoint.resolve(origin)
+        path, there, here = checkpoint.resolve(origin), vars(origin_config(origin)), vars(model.config)
+        differ = [f"--{name} {there[name]} there, {here[name]} here" for name in sorted(here.keys() - TRAINED_ANEW)
+                  if there[name] != here[name]]
+        if differ:   # equal shapes are not enough: rotary positions and picture sizes have none
+            raise ValueError(f"--from {path} is another network: {', '.join(differ[:4])}; give its --config")
         load_state(model, checkpoint.load(path)[0], path)
         return [f"weights of {path}; optimizer, schedule and statistics start afresh"]
     if experts == "und" and not und:
@@ -399,15 +413,15 @@ def import_release(args):
 def random_release(args):
     """The command `random`: noise in the published form, to try the other commands on without the real files.
 
-    --keys: lines of key, shape, dtype, such as tests/data/keys_3b.tsv. Norms are ones; the text embedding is left
-    out, as safetensors does with a tied pair. stats.json is made for --robot.
+    --keys: lines of key, shape, dtype, such as tests/data/keys_3b.tsv. Norms are ones; the 3B's text embedding is
+    left out, as safetensors does with a tied pair. stats.json is made for --robot.
     """
     out, tensors = Path(args.dir), {}
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     for line in Path(args.keys).read_text().splitlines():
         key, shape, dtype = line.split("\t")[:3]
-        if key.endswith("embed_tokens.weight"):
+        if key.endswith("embed_tokens.weight") and "qwen3_vl" in key:
             continue
         shape = json.loads(shape)
         make = torch.ones if "norm" in key and key.endswith("weight") and len(shape) == 1 else torch.randn

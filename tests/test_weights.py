@@ -1,6 +1,7 @@
 """support/weights.py: every load is strict, and the way to the release's form and back loses nothing."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import model as model_module
-from config import CONFIGS, Config, DataConfig, ModelConfig, TrainConfig
+from config import CONFIGS, Config, DataConfig, ModelConfig, TrainConfig, to_dict
 from cosmos_vae import CosmosVAE
 from support import checkpoint, weights
 from support.policy import Policy
@@ -172,7 +173,10 @@ def test_a_robot_or_mode_that_cannot_be_derived_is_refused(published, small, rob
 def test_a_run_starts_from_anothers_weights_or_from_published_ones(published, small, tmp_path):
     """Sec. 3.4: post-training goes on from pre-trained weights."""
     model, _ = load_release(small, published)
-    checkpoint.save(tmp_path / "run", 3, model.state_dict(), {}, {"step": 3})
+    other = replace(small, tokenizer="words", tau_density="paper")
+    stored = to_dict(Config("small", other, DataConfig(), TrainConfig()))
+    checkpoint.save(tmp_path / "run", 3, model.state_dict(), {}, {"step": 3, "config": stored})
+    assert weights.origin_config(tmp_path / "run").tokenizer == "words"   # train.py takes it over
     fresh = model_module.InternVLA_A1(small)
     (line,) = weights.start(fresh, origin=tmp_path / "run")
     assert "step_00000003" in line
@@ -185,9 +189,10 @@ def test_a_run_starts_from_anothers_weights_or_from_published_ones(published, sm
         weights.start(fresh, origin=tmp_path / "run", vae=tmp_path)
     with pytest.raises(ValueError, match="--init_und DIR, which is missing"):
         weights.start(fresh, experts="und")
-    other = model_module.InternVLA_A1(ModelConfig(**{**vars(small), "layers": 1}))
-    with pytest.raises(ValueError, match=r"does not fit this config: \d+ tensors .*such as layers.0.und"):
-        weights.start(other, origin=tmp_path / "run")
+    for change, message in (({"layers": 1}, "--layers 2 there, 1 here"),
+                            ({"rope_bf16": True}, "--rope_bf16 False there")):
+        with pytest.raises(ValueError, match=f"is another network: {message}"):   # the second has equal shapes
+            weights.start(model_module.InternVLA_A1(replace(small, **change)), origin=tmp_path / "run")
 
 
 def test_an_absent_hub_id_says_what_to_fetch_and_where_to_put_it(monkeypatch):
