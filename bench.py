@@ -99,7 +99,10 @@ def claim(args):
     """Train every arm with every seed, several at a time, and write all reports to one JSON file as they come in."""
     arms = {name: args.flags.split() + flags for name, flags in {"arms": ARMS, "tau": CELLS}[args.claim].items()}
     work, path = Path(args.work), RESULTS / (args.json or f"{args.claim}.json")
-    if args.claim == "arms":
+    tuned = json.loads(Path(args.tuned).read_text()) if args.tuned else None
+    if tuned:
+        steps, seconds = tuned["steps"], tuned["seconds_per_step"]
+    elif args.claim == "arms":
         steps, seconds = calibrate(arms, args.steps, work)
     else:   # the same network throughout
         steps, seconds = {name: args.steps for name in arms}, None
@@ -123,12 +126,13 @@ def claim(args):
     first, others = args.first_seed, range(args.first_seed + 1, args.first_seed + args.seeds)
     with ThreadPoolExecutor(args.parallel) as pool:
         best = dict.fromkeys(arms, RATES[0])
-        if args.claim == "arms":
-            tuned = list(pool.map(one, [(name, rate, first) for name in arms for rate in RATES]))
+        if args.claim == "arms" and not tuned:
+            reports = list(pool.map(one, [(name, rate, first) for name in arms for rate in RATES]))
             for name in arms:
-                mine = [report for report in tuned if report["arm"] == name]
+                mine = [report for report in reports if report["arm"] == name]
                 best[name] = max(mine, key=lambda r: r["static"]["success"] + r["dynamic"]["success"])["lr"]
         else:
+            best = {name: tuned["best_lr"][name] for name in arms} if tuned else best
             others = range(first, first + args.seeds)
         list(pool.map(one, [(name, best[name], seed) for seed in others for name in arms]))
     result["best_lr"] = best
@@ -289,6 +293,7 @@ def parse(argv):
     parser.add_argument("--eval_seed", type=int, default=4242, help="evaluation seed of training seed 0; then + 1 each")
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
     parser.add_argument("--only", help="comma-separated arms")
+    parser.add_argument("--tuned", metavar="JSON", help="an earlier result whose steps and learning rates are taken")
     parser.add_argument("--flags", default="", help="further train.py flags for every arm")
     parser.add_argument("--work", default="runs/bench", help="where the runs go")
     parser.add_argument("--json", help="file name under bench/results")
