@@ -77,6 +77,7 @@ class Ranks:
             fully_shard(model, mesh=mesh, ignored_params=frozen)
             for module in (model, *model.layers):
                 module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)   # gloo has no scaled sums
             self.wrapped = model
         else:
             self.wrapped = DistributedDataParallel(model)
