@@ -55,8 +55,11 @@ class Ranks:
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(self.device)
         if "RANK" in os.environ and not dist.is_initialized():
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo",
-                                    timeout=timedelta(minutes=MINUTES))
+            store, _, _ = next(dist.rendezvous("env://", self.rank, self.world))
+            # torchrun may hand a restarted group the store of the dead one, with the dead one's addresses in it.
+            store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", store=store, rank=self.rank,
+                                    world_size=self.world, timeout=timedelta(minutes=MINUTES))
         if not self.first:
             sys.stdout = open(os.devnull, "w")   # one voice
 
