@@ -33,8 +33,8 @@ from support import evaluate, memory, optim, weights
 from support.distributed import Ranks
 from support.open_loop import mean_errors, open_loop
 from support.policy import Policy
-from support.run import (Interruption, Keeper, culprits, deaf, effective_batch, impossible, nothing_to_resume,
-                         prepare)
+from support.run import Interruption, Keeper, culprits, deaf, effective_batch, impossible, nothing_to_resume
+from support.training import prepare
 
 
 def lr_at(step, train):

@@ -4,7 +4,6 @@
     Log            log.jsonl, which survives a full disk and is cut back on resume
     Keeper         saves and restores everything a run consists of, whatever the optimizer and the number of ranks
     impossible     combinations of flags and data that cannot work, refused before the model is built
-    prepare        the model as it trains: frozen parts, dtype, device, shards; and its optimizer
     culprits       which samples make a loss that is not finite
 
 A full disk or an unwritable directory is a message, not an end: training goes on, the older checkpoint stands and
@@ -22,11 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from config import PAPER_BATCH, from_dict, to_dict
 from data import Statistics, collate_with_noise
-from support import checkpoint, memory, optim
+from support import checkpoint, memory
 from support.checkpoint import CheckpointError
 from support.distributed import load_state
 from support.weights import empty_model
@@ -225,27 +223,6 @@ def impossible(config, corpus):
     for flag, value in (("batch_size", config.train.batch_size), ("lpt_workers", config.data.lpt_workers)):
         if min(windows) > 0 and value > sum(windows):   # a dataset without windows has a message of its own
             raise ValueError(f"--{flag} {value} is more than the data have samples: {sum(windows)} windows")
-
-
-def prepare(model, train, ranks, shard):
-    """A fresh float32 model on the CPU -> (the module to call, optimizer, average or None).
-
-    The model itself is changed: frozen, cast to its compute dtype, moved, sharded, its layers checkpointed or compiled.
-    """
-    memory.freeze(model, train.frozen)
-    masters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    if train.optimizer != "fp32":
-        model.to_compute(torch.bfloat16)   # gives parameters new storage: the masters keep the float32 one
-    model.to(ranks.device)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema)) if train.ema else None
-    if train.compile:
-        for layer in model.layers:
-            layer.forward = torch.compile(layer.forward, dynamic=False)
-    if train.checkpoint_layers:
-        memory.checkpoint_layers(model)
-    wrapped = ranks.wrap(model, shard)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return wrapped, optim.make(train.optimizer, trained, masters, train), average
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ from data import Batch, Statistics
 from model import InternVLA_A1
 from support import checkpoint, optim
 from support.distributed import Ranks
-from support.run import Keeper, prepare
+from support.run import Keeper
+from support.training import prepare
 
 STEPS = 10
 

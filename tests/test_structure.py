@@ -14,7 +14,7 @@ LAYERS = {
     "scripts": ("train", "infer", "bench"),
     "L5": ("support.engine", "support.policy", "support.evaluate", "support.open_loop", "support.run"),
     "L4": ("support.weights", "support.memory"),
-    "L3": ("model",),
+    "L3": ("model", "support.training"),
     "L2": ("data", "conveyor"),
     "L1": ("experts", "cosmos_vae", "support.folder_source", "support.lerobot_reader", "support.prompts",
            "support.optim", "support.checkpoint", "support.pictures", "support.tensor_files"),
