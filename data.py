@@ -327,11 +327,12 @@ class Mixture(torch.utils.data.Dataset):
         size = train.batch_size
         count = range(first_step * train.accumulate, last_step * train.accumulate)
         numbers = [range(micro * size, (micro + 1) * size) for micro in count]
-        return torch.utils.data.DataLoader(self, batch_sampler=numbers, collate_fn=_collate_with_noise,
+        return torch.utils.data.DataLoader(self, batch_sampler=numbers, collate_fn=collate_with_noise,
                                            num_workers=self.config.data.loaders)
 
 
-def _collate_with_noise(items):
+def collate_with_noise(items):
+    """List of Mixture items -> (Batch, eps (B, R, k, d_a), tau (B, R))."""
     arrays, eps, tau = zip(*items)
     return collate(arrays), torch.stack(eps), torch.stack(tau)
 
