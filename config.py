@@ -129,6 +129,8 @@ class DataConfig:
     lpt_workers: int = _f(4, "workers that LPT spreads the datasets over")
     loaders: int = _f(0, "loader processes (0: in the training process); changes nothing but speed")
     std_floor: float = _f(1e-3, "dimensions with a smaller standard deviation pass through unscaled")
+    on_bad_sample: str = _f("stop", "a sample that cannot be read: stop, or skip it (another is drawn in its place; "
+                            "above 0.1 % the run stops)", choices=("stop", "skip"))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ From disk to a batch, in the order of this file:
 
     open_source    episodes on disk: a plain folder or a LeRobot dataset, both with the same interface (support/)
     windows        which (episode, t) make a tuple; outside an episode frames and actions are clamped and masked
-    Statistics     mean and standard deviation of state and actions over exactly those windows
+    statistics     mean and standard deviation of state and actions over exactly those windows (support/statistics.py)
     Example        one tuple as arrays; observation() makes the same arrays from a live robot
     Mixture        which tuple comes next: a pure function of (seed, rank, sample number), spread by lpt.py
 
@@ -13,6 +13,7 @@ action mask is empty, and it trains L_gen alone.
 """
 
 import json
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -25,9 +26,8 @@ import lpt
 from support.folder_source import FolderSource
 from support.lerobot_reader import LeRobotSource
 from support.prompts import token_ids
-from support.robots import ROBOTS, VIEWS, find_robot
-
-
+from support.robots import VIEWS, find_robot
+from support.statistics import Statistics, statistics
 
 @dataclass
 class Batch:
@@ -89,100 +89,6 @@ def chunk_at(action, t, k):
     return action[np.minimum(steps, len(action) - 1)], steps < len(action)
 
 
-# ---- statistics -------------------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Statistics:
-    """Mean and standard deviation per dimension, over the training windows, after the delta transform.
-
-    A dimension whose deviation is below the floor is shifted but not scaled. The embedded world's grippers
-    hold the middle and the width of their range instead [ours], because standardising a rarely used switch lets a
-    timing error of one frame outweigh every error of position. JSON-able; stored in every checkpoint.
-    """
-
-    robot: str
-    action_mode: str
-    fps: float
-    state_mean: tuple
-    state_std: tuple
-    action_mean: tuple
-    action_std: tuple
-    windows: int
-    action_names: tuple = ()   # where the dataset names them
-    unscaled: tuple = ()       # what was near-constant in training, "state 3" or "action 3": passed through unscaled
-    relative: tuple = ()       # which dimensions delta mode takes relative to the state at t, where it is known
-
-    @classmethod
-    def from_dict(cls, stored):
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
-
-    def normalise(self, kind, x):
-        """Raw units -> standardised, last axis. kind "state" or "action"."""
-        mean, std = np.float32(getattr(self, f"{kind}_mean")), np.float32(getattr(self, f"{kind}_std"))
-        if x.shape[-1] != len(mean):
-            raise ValueError(f"the {kind} has {x.shape[-1]} dimensions, robot '{self.robot}' has {len(mean)}")
-        return (x - mean) / std
-
-    def actions(self, a, state):
-        """Standardised chunk (..., k, 32) and raw state (..., d_q) -> actions in raw units (..., k, d_a)."""
-        mean, std = np.float32(self.action_mean), np.float32(self.action_std)
-        a = a[..., :len(mean)] * std + mean
-        return a + np.expand_dims(reference(self.relative, self.action_mode, state), -2)
-
-
-def reference(relative, action_mode, state):
-    """What a relative action is relative to: the state at t on relative dimensions, else 0. (..., d_a or 1)"""
-    if action_mode == "absolute":
-        return np.zeros(state.shape[:-1] + (1,), np.float32)
-    if len(relative) != state.shape[-1]:
-        raise ValueError(f"--action_mode delta: the robot's delta mask has {len(relative)} dimensions, its data "
-                         f"{state.shape[-1]}; give --robot my_robot.json, see support/robots.py")
-    return np.where(np.array(relative), state, 0).astype(np.float32)
-
-
-def statistics(sources, window_lists, k, action_mode, std_floor):
-    """Statistics over all windows of all sources with actions (one robot). ValueError: none, or unequal widths."""
-    totals, ranges, count, with_actions = {}, {}, 0, [(s, w) for s, w in zip(sources, window_lists) if s.has_action]
-    if not with_actions:
-        raise ValueError("no dataset of the mixture has actions: nothing to standardise, nothing to act on")
-    robots = {s.robot for s, _ in with_actions}
-    if len(robots) > 1:
-        raise ValueError(f"one run trains one robot, the mixture names {sorted(robots)}")
-    robot = robots.pop()
-    for source, rows in with_actions:
-        for e in np.unique(rows[:, 0]):
-            state, action = source.numbers(int(e))
-            first, last = np.searchsorted(rows[:, 0], [e, e + 1])                  # rows are sorted by episode
-            ts = rows[first:last, 1]
-            steps = ts[:, None] + np.arange(k)
-            inside = steps < len(action)
-            a = action[np.minimum(steps, len(action) - 1)].astype(np.float64)
-            a = a - np.expand_dims(reference(source.relative, action_mode, state[ts]), -2)
-            for kind, x in (("state", state[ts].astype(np.float64)), ("action", a[inside])):
-                add = np.array([x.sum(0), (x ** 2).sum(0)])
-                n, total = totals.get(kind, (0, 0))
-                totals[kind] = n + len(x), total + add
-                low, high = ranges.get(kind, (np.inf, -np.inf))
-                ranges[kind] = np.minimum(low, x.min(0)), np.maximum(high, x.max(0))
-        count += len(rows)
-    moments, unscaled = {}, []
-    for kind, (n, (first, second)) in totals.items():
-        mean = first / n
-        std = np.sqrt(np.maximum(second / n - mean ** 2, 0))
-        if robot in ROBOTS and ROBOTS[robot].grippers_by_range:
-            joint, (low, high) = np.array(ROBOTS[robot].relative), ranges[kind]
-            if len(mean) != len(joint):
-                raise ValueError(f"robot '{robot}' has {len(joint)} dimensions in support/robots.py, "
-                                 f"its data {len(mean)} of {kind}")
-            mean, std = np.where(joint, mean, (low + high) / 2), np.where(joint, std, high - low)
-        unscaled += [f"{kind} {d}" for d in np.flatnonzero(std < std_floor)]
-        moments[f"{kind}_mean"] = tuple(mean.tolist())
-        moments[f"{kind}_std"] = tuple(np.where(std < std_floor, 1.0, std).tolist())
-    return Statistics(robot=robot, action_mode=action_mode, fps=with_actions[0][0].fps, windows=count,
-                      action_names=tuple(with_actions[0][0].action_names), relative=with_actions[0][0].relative,
-                      unscaled=tuple(unscaled), **moments)
-
-
 # ---- one example ------------------------------------------------------------------------------------------------
 
 def fit(x, size):
@@ -235,7 +141,7 @@ def observation(model, stats, pictures, state, task):
         views.append(frames[-1][1] if same else letterbox(pictures[view][1], model.view_size))
     ids, mask = token_ids(task, model.text_tokens, model.tokenizer)
     q_t = np.zeros(model.state_dim, np.float32) if state is None else \
-        pad(stats.normalise("state", np.asarray(state, np.float32)), model.state_dim, "the state")
+        pad(stats.normalise("state", np.asarray(state)), model.state_dim, "the state")
     d_a = 0 if state is None else len(stats.action_mean)
     return {"image": torch.stack(views), "frames": torch.stack(frames),
             "view_mask": torch.tensor([view in pictures for view in VIEWS]),
@@ -254,8 +160,7 @@ def example(model, m, stats, source, e, t):
     mask = np.zeros((model.chunk, model.action_dim), bool)
     if source.has_action:
         chunk, inside = chunk_at(action, t, model.chunk)
-        chunk = chunk - reference(stats.relative, stats.action_mode, state[t])
-        a = pad(stats.normalise("action", chunk), model.action_dim, f"the action of {source.name}")
+        a = pad(stats.chunk(chunk, state[t]), model.action_dim, f"the action of {source.name}")
         mask = inside[:, None] & (arrays["dim_mask"].numpy() | model.noise_on_padding)
     arrays.update(action=torch.from_numpy(a), action_mask=torch.from_numpy(mask),
                   future_mask=torch.tensor(t + m < T))
@@ -270,6 +175,8 @@ def collate(examples):
 # ---- the mixture ------------------------------------------------------------------------------------------------
 
 ORDER, WORKER, NOISE = range(3)   # independent random streams
+BAD_SHARE, AT_LEAST = 1e-3, 1000   # --on_bad_sample skip: of this share of samples, or of so many, may be bad
+ATTEMPTS = 100                     # draws for one sample before a corpus counts as unreadable
 
 
 def stream(seed, *key):
@@ -287,6 +194,12 @@ class Mixture(torch.utils.data.Dataset):
         for source, rows in zip(sources, window_lists):
             if len(rows) == 0:
                 raise ValueError(f"dataset {source.name} has no window: every episode is shorter than m needs")
+        for kind, width in (("state", config.model.state_dim), ("action", config.model.action_dim)):
+            found = len(getattr(stats, f"{kind}_mean")) if stats else 0
+            if found > width:
+                raise ValueError(f"the {kind} of robot '{stats.robot}' has {found} dimensions, the model takes at "
+                                 f"most {width}; name fewer features in a --robot file")
+        self.bad_samples = 0   # replaced so far
         self.config, self.stats, self.seed, self.rank = config, stats, seed, rank
         self.sources, self.window_lists = sources, window_lists
         self.sizes = [int(np.sum(source.lengths)) for source in sources]
@@ -296,14 +209,14 @@ class Mixture(torch.utils.data.Dataset):
         self.shares = [np.array(mine) for mine in lpt.shares(self.weights, self.held)]
         self.mass = np.array([mine.sum() for mine in self.shares])
 
-    def draw(self, n):
-        """Sample number n -> (dataset index, episode, t)."""
-        worker = stream(self.seed, ORDER, self.rank, n).choice(len(self.mass), p=self.mass / self.mass.sum())
-        return self.draw_from(worker, n)
+    def draw(self, n, *attempt):
+        """Sample number n -> (dataset index, episode, t). attempt: 1, 2, ... for what stands in for a bad sample."""
+        worker = stream(self.seed, ORDER, self.rank, n, *attempt).choice(len(self.mass), p=self.mass / self.mass.sum())
+        return self.draw_from(worker, n, *attempt)
 
-    def draw_from(self, worker, n):
+    def draw_from(self, worker, n, *attempt):
         """What a worker delivers as sample n; replicas of one dataset have independent streams."""
-        rng = stream(self.seed, WORKER, self.rank, worker, n)
+        rng = stream(self.seed, WORKER, self.rank, worker, n, *attempt)
         i = self.held[worker][rng.choice(len(self.shares[worker]), p=self.shares[worker] / self.mass[worker])]
         e, t = self.window_lists[i][rng.integers(len(self.window_lists[i]))]
         return i, int(e), int(t)
@@ -316,10 +229,18 @@ class Mixture(torch.utils.data.Dataset):
         return torch.from_numpy(eps), torch.from_numpy(tau.astype(np.float32))
 
     def __getitem__(self, n):
-        i, e, t = self.draw(n)
-        arrays = example(self.config.model, self.config.data.m, self.stats, self.sources[i], e, t)
-        eps, tau = self.noise(n)
-        return arrays, eps, tau
+        """Sample n -> (arrays of a Batch, eps, tau, what was wrong with samples that this one stands in for)."""
+        faults = []
+        for attempt in range(ATTEMPTS):
+            i, e, t = self.draw(n, *([attempt] if attempt else []))
+            try:
+                arrays = example(self.config.model, self.config.data.m, self.stats, self.sources[i], e, t)
+                return arrays, *self.noise(n), faults
+            except ValueError as error:
+                if self.config.data.on_bad_sample == "stop":
+                    raise
+                faults.append(str(error))
+        raise ValueError(f"--on_bad_sample skip: {ATTEMPTS} draws in a row were bad; the last: {faults[-1]}")
 
     def loader(self, first_step, last_step):
         """Iterator of (Batch, eps, tau) for the micro-batches of steps first_step .. last_step - 1."""
@@ -327,13 +248,21 @@ class Mixture(torch.utils.data.Dataset):
         size = train.batch_size
         count = range(first_step * train.accumulate, last_step * train.accumulate)
         numbers = [range(micro * size, (micro + 1) * size) for micro in count]
-        return torch.utils.data.DataLoader(self, batch_sampler=numbers, collate_fn=_collate_with_noise,
-                                           num_workers=self.config.data.loaders)
+        batches = torch.utils.data.DataLoader(self, batch_sampler=numbers, collate_fn=_collate_with_noise,
+                                              num_workers=self.config.data.loaders)
+        for part, (*batch, faults) in zip(numbers, batches):
+            for fault in faults:
+                print(f"bad sample, another is drawn: {fault}", file=sys.stderr)
+            self.bad_samples += len(faults)
+            if self.bad_samples > BAD_SHARE * max(part.stop, AT_LEAST):
+                raise ValueError(f"--on_bad_sample skip: {self.bad_samples} of {part.stop} samples were bad, more than "
+                                 f"{BAD_SHARE:.1%}; repair the data; the last: {faults[-1]}")
+            yield tuple(batch)
 
 
 def _collate_with_noise(items):
-    arrays, eps, tau = zip(*items)
-    return collate(arrays), torch.stack(eps), torch.stack(tau)
+    arrays, eps, tau, faults = zip(*items)
+    return collate(arrays), torch.stack(eps), torch.stack(tau), sum(faults, [])
 
 
 @dataclass
@@ -346,6 +275,25 @@ class Corpus:
     windows: list
     held_out: object
     held_out_windows: np.ndarray
+
+    def look(self, m, episodes=16):
+        """Read what statistics() does not, so that it is named before training starts: the numbers of held-out
+        episodes, and the last picture of some of all, where a torn video is seen.
+
+        Yields what is wrong, one line each. episodes: of all datasets together, but at least one of each.
+        """
+        pairs = [*zip(self.sources, self.windows), (self.held_out, self.held_out_windows)]
+        for source, rows in pairs:
+            last = np.flatnonzero(np.diff(rows[:, 0], append=-1))                  # the last window of each episode
+            some = np.linspace(0, len(last) - 1, min(len(last), max(1, episodes // len(pairs)))).astype(int)
+            pictures = [(source.frame, view, e, min(t + m, int(source.lengths[e]) - 1))
+                        for e, t in rows[last[some]].tolist() for view in source.views]
+            held_out = rows[last, 0].tolist() if rows is self.held_out_windows else ()
+            for read, *where in [*((source.numbers, e) for e in held_out), *pictures]:
+                try:
+                    read(*where)
+                except ValueError as error:
+                    yield str(error)
 
 
 def open_corpus(path, m, full=False, robot=None):

@@ -79,6 +79,10 @@ def refuse(line):
     sys.exit(2)
 
 
+def warn(line):
+    print(f"bad data, not used: {line}", file=sys.stderr)
+
+
 def progress_bar(total, first=0):
     return tqdm(total=total, initial=first, disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
@@ -125,14 +129,19 @@ def run(argv):
     # ---- data -----------------------------------------------------------------------------------------------
     corpus = open_corpus(conveyor_data(Path("data/conveyor")) if embedded else args.data, config.data.m,
                          config.data.full_windows, args.robot)
+    bad = {"stop": refuse, "skip": warn}[config.data.on_bad_sample]
+    for fault in corpus.look(config.data.m):
+        bad(fault)
     stats = statistics(corpus.sources, corpus.windows, config.model.chunk, config.data.action_mode,
-                       config.data.std_floor)
+                       config.data.std_floor, bad)
     mixture = Mixture(config, stats, corpus.sources, corpus.weights, corpus.windows, config.train.seed)
     names = [f"{source.name} ({kind})" for source, kind in zip(corpus.sources, corpus.kinds)]
     print("\n".join(lpt.table(names, mixture.sizes, mixture.weights, mixture.held)))
     print(f"robot {stats.robot}: {len(stats.state_mean)} state and {len(stats.action_mean)} action dimensions, "
           f"{stats.windows:,} windows, m = {config.data.m} frames = {config.data.m / stats.fps:.2f} s, "
           f"chunk = {config.model.chunk} frames = {config.model.chunk / stats.fps:.2f} s")
+    if stats.sample:
+        print(f"statistics over a seeded sample of {stats.sample:,} of these windows")
     if stats.unscaled:
         print(f"near-constant dimensions, passed through unscaled: {', '.join(stats.unscaled)}")
 
@@ -166,7 +175,7 @@ def run(argv):
                   f"this is {versions()}")
         model.load_state_dict(tensors)
         load_optimizer(optimizer, trained, checkpoint.load_optimizer(path))
-        first = state["step"]
+        first, mixture.bad_samples = state["step"], state.get("bad_samples", 0)
         checkpoint.truncate_log(log_path, state["log_length"])
         print(f"resuming {path} at step {first}")
     log = open(log_path, "a" if args.resume else "w", buffering=1)
@@ -199,6 +208,7 @@ def run(argv):
             loss = config.model.lambda_gen * gen + act
             row = {"step": done, "loss": loss, "loss_act": act, "loss_gen": gen, "lr": lr_at(step, train),
                    "grad_norm": norm.item(), "n_act": n_act, "n_gen": n_gen}
+            row |= {"bad_samples": mixture.bad_samples} if mixture.bad_samples else {}
             log.write(json.dumps(row) + "\n")
             seconds = (time.time() - clock) / min(train.log_every, done - first)
             timing.write(json.dumps({"step": done, "seconds": seconds}) + "\n")
@@ -217,7 +227,7 @@ def run(argv):
         if done % train.save_every == 0 or done == train.steps:
             log.flush()
             state = {"step": done, "config": to_dict(config), "statistics": asdict(stats), "versions": versions(),
-                     "log_length": log_path.stat().st_size}
+                     "log_length": log_path.stat().st_size, "bad_samples": mixture.bad_samples}
             checkpoint.save(out, done, model.state_dict(), optimizer_tensors(optimizer, trained), state)
     bar.close()
     log.close()

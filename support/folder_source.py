@@ -49,6 +49,8 @@ class FolderSource:
                 raise ValueError(f"dataset {root}: episode.npz has no array '{key}'")
         self.state, self.action = arrays["state"].astype(np.float32), arrays.get("action")
         self.has_action, self.fps = self.action is not None, float(arrays["fps"])
+        if not 0 < self.fps < np.inf:
+            raise ValueError(f"dataset {root}: fps is {self.fps:g}; write the recording's frame rate")
         self.robot = robot or str(arrays.get("robot", self.name))
         self.relative = ROBOTS[self.robot].relative if self.robot in ROBOTS else ()
         self.ends = arrays.get("ends", np.array([len(self.state)]))
@@ -94,6 +96,9 @@ class FolderSource:
                 found[view] = np.load(path, mmap_mode="r") if path.exists() else sorted((self.root / view).iterdir())
             except (ValueError, OSError, EOFError):
                 raise ValueError(f"{path} is no readable .npy file of pictures: write it again")
+            if path.exists() and (found[view].dtype != np.uint8 or found[view].shape[3:] != (3,)):
+                raise ValueError(f"{path} holds {found[view].dtype} of shape {found[view].shape}, expected uint8 "
+                                 f"(frames, height, width, 3): write it again")
             expected = len(self.slot) if self.stored is None else len(self.stored)
             if len(found[view]) != expected:
                 raise ValueError(f"dataset {self.root}: view {view} has {len(found[view])} pictures, not {expected}")

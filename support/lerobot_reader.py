@@ -15,10 +15,12 @@ The lerobot package is not needed. Not thread-safe: parallel reading is done by 
 import argparse
 import io
 import json
+import math
 import os
 import re
 import sys
 from collections import OrderedDict
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +195,33 @@ def dimension_names(key, feature):
     return [f"{key.split('.')[-1]}_{i}" for i in range(size)]
 
 
+def picture_shape(feature):
+    """A camera feature -> (height, width, channels) as info.json promises them, in whichever order it lists them."""
+    names, shape = feature.get("names"), [int(n) for n in feature["shape"]]
+    if isinstance(names, list) and len(names) == 3 and all(isinstance(name, str) for name in names):
+        channels = next((i for i, name in enumerate(names) if name.startswith("channel")), 2)
+    else:
+        channels = 0 if shape[0] == 3 != shape[2] else 2
+    height, width = (n for i, n in enumerate(shape) if i != channels)
+    return height, width, shape[channels]
+
+
+@contextmanager
+def _metadata(where):
+    """Metadata that are no more what a writer of the format wrote may fail anywhere: say so in one line."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, IndexError, KeyError, RecursionError, TypeError, UnicodeError) as error:
+        reason = str(error) if isinstance(error, UnicodeError) else repr(error)
+        raise ValueError(f"{where}: meta/ is damaged or not of this format ({reason[:200]}); download it again"
+                         ) from error
+
+
 # ---- the source ----------------------------------------------------------------------------------
+
+# Columns that say which frame a row is, where the dataset has them: wrong or repeated rows are seen by them.
+ROW_KEYS = ("episode_index", "frame_index", "timestamp")
+
 
 class LeRobotSource:
     """One LeRobot dataset folder, v2.1 or v3.0.
@@ -214,14 +242,16 @@ class LeRobotSource:
     def __init__(self, root, robot=None):
         self.root, self.name = Path(root), Path(root).resolve().name
         self.where = f"dataset {self.root}"
-        self.info = self._read_info()
-        self.version = self.info["codebase_version"]
-        robot = robot or self._known_robot()
-        self.robot, self.fps = robot.name, float(self.info["fps"])
-        self._choose_features(robot)
-        self.views = self._choose_cameras(robot.cameras)
-        self._read_episodes()
-        self._check_files()
+        with _metadata(self.where):
+            self.info = self._read_info()
+            self.version = self.info["codebase_version"]
+            robot = robot or self._known_robot()
+            self.robot, self.fps = robot.name, float(self.info["fps"])
+            self._choose_features(robot)
+            self.views = self._choose_cameras(robot.cameras)
+            self.row_keys = tuple(key for key in ROW_KEYS if key in self.info["features"])
+            self._read_episodes()
+            self._check_files()
         # A file of v3.0 holds about 100 MB of many episodes: few of them, but whole.
         self._numbers, self._pictures = _LRU(16 if self.version == "v2.1" else 4), _LRU(4)
 
@@ -234,7 +264,7 @@ class LeRobotSource:
                              f"give the folder that holds meta/, data/ and videos/")
         try:
             info = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{self.where}: {path} is not JSON ({error}); download it again") from error
         version = info.get("codebase_version")
         if version not in ("v2.1", "v3.0"):
@@ -244,7 +274,7 @@ class LeRobotSource:
         absent |= {"chunks_size"} - info.keys() if version == "v2.1" else set()
         if absent:
             raise ValueError(f"{self.where}: {path} has no '{min(absent)}'; download it again")
-        if not isinstance(info["fps"], (int, float)) or not info["fps"] > 0:
+        if not isinstance(info["fps"], (int, float)) or not 0 < info["fps"] < math.inf:
             raise ValueError(f"{self.where}: fps is {info['fps']} in {path}; "
                              f"set the recording's frame rate there")
         return info
@@ -260,24 +290,36 @@ class LeRobotSource:
     def _read_episodes(self):
         """Fill indices, lengths, tasks, files, first_rows, and videos: slot -> (files, seconds), all by episode."""
         (self._read_v21 if self.version == "v2.1" else self._read_v30)()
-        if not self.lengths or min(self.lengths) < 1:
-            raise ValueError(f"{self.where}: meta/ lists no episode, or one without frames")
+        if not self.lengths:
+            raise ValueError(f"{self.where}: it is empty, meta/ lists no episode; record or download one")
+        for index, length, task in zip(self.indices, self.lengths, self.tasks):
+            if length < 1:
+                raise ValueError(f"{self.where}, episode {index}: it has no frames, meta/ says {length}; "
+                                 f"drop the episode")
+            if not task.isascii() and any("\ud800" <= letter <= "\udfff" for letter in task):
+                raise ValueError(f"{self.where}, episode {index}: its task is not UTF-8: {task!a}; write it again")
         different, rows = len(set(self.indices)), len(self.indices)
         total = self.info.get("total_episodes", rows)
         if not different == rows == total:
             raise ValueError(f"{self.where}: meta/ lists {different} different episodes in {rows} "
                              f"lines, meta/info.json says {total}; download the dataset again")
+        frames = self.info.get("total_frames", sum(self.lengths))
+        if frames != sum(self.lengths):
+            raise ValueError(f"{self.where}: the episodes of meta/ have {sum(self.lengths)} frames, meta/info.json "
+                             f"says {frames}; download the dataset again")
 
     def _read_v21(self):
-        path = self.root / "meta" / "episodes.jsonl"
+        path, rows = self.root / "meta" / "episodes.jsonl", []
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-            rows = [json.loads(line) for line in lines if line.strip()]
-            self.indices = [int(row["episode_index"]) for row in rows]
-            self.lengths = [int(row["length"]) for row in rows]
-            self.tasks = [str(row["tasks"][0]) if row["tasks"] else "" for row in rows]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.where}: {path} cannot be read ({error!r}); download it again") from error
+            for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+                if line.strip():
+                    row = json.loads(line.decode("utf-8"))
+                    rows.append((int(row["episode_index"]), int(row["length"]), str((row["tasks"] or [""])[0])))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            what = "is not UTF-8" if isinstance(error, UnicodeError) else "cannot be read"
+            at = f", line {number}" if not isinstance(error, OSError) else ""
+            raise ValueError(f"{self.where}: {path}{at} {what} ({error}); download it again") from error
+        self.indices, self.lengths, self.tasks = map(list, zip(*rows)) if rows else ([], [], [])
 
         def files(template, **key):   # the templates speak of the episode's own index
             return [self.root / self.info[template].format(episode_chunk=index // self.info["chunks_size"],
@@ -297,9 +339,16 @@ class LeRobotSource:
         columns += [f"{film}/{what}" for film in films.values()
                     for what in ("chunk_index", "file_index", "from_timestamp")]
         tables = [read_table(path, columns, self.where) for path in paths]
-        rows = {name: [value for table in tables for value in table[name].to_pylist()] for name in columns}
+        rows = {name: [value for table in tables for value in table[name].to_pylist()]
+                for name in columns if name != "tasks"}
         self.indices, self.lengths = rows["episode_index"], rows["length"]
-        self.tasks = [str(tasks[0]) if tasks else "" for tasks in rows["tasks"]]
+        self.tasks = []
+        for tasks in (row for table in tables for row in table["tasks"]):
+            try:
+                self.tasks.append(str((tasks.as_py() or [""])[0]))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{self.where}, episode {self.indices[len(self.tasks)]}: its task is not UTF-8 "
+                                 f"({error.reason}); write it again") from error
 
         def files(template, chunks, numbers, **key):
             made = {}   # few files, many episodes
@@ -349,29 +398,40 @@ class LeRobotSource:
                              f"to see")
         if not cameras:
             try:
-                return guess_cameras(keys)
+                cameras = guess_cameras(keys)
             except ValueError as error:
                 raise ValueError(f"{self.where}: {error}") from None
         for slot, key in cameras.items():
             if slot not in VIEWS or key not in keys:
                 raise ValueError(f"{self.where}: camera {slot}={key}: slots are {', '.join(VIEWS)}, "
                                  f"the dataset's cameras are {', '.join(keys)}")
+            channels = picture_shape(self.info["features"][key])[2]
+            if channels != 3:
+                raise ValueError(f"{self.where}: camera '{key}' has {channels} channels in meta/info.json, a picture "
+                                 f"has 3 (red, green, blue); name another camera in a --robot file")
         return dict(cameras)
 
     def _check_files(self):
+        missing = list(self.missing_files())
+        if missing:
+            more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
+            raise ValueError(f"{self.where}, episode {missing[0][0]}: {missing[0][1]} is missing{more}; "
+                             f"download the dataset again")
+
+    def missing_files(self):
+        """Yield (first episode that needs it, path) of every data or video file that is not there."""
         checked = set()
         for e, index in enumerate(self.indices):
             for path in [self.files[e]] + [files[e] for files, _ in self.videos.values()]:
                 if path not in checked and not path.exists():
-                    raise ValueError(f"{self.where}, episode {index}: {path} is missing; "
-                                     f"download the dataset again")
+                    yield index, path
                 checked.add(path)
 
     # ---- what is asked for ----
 
     def numbers(self, e):
         """Episode e -> state (T, d_q), action (T, d_a) or None; float32, the dataset's units."""
-        keys = self.state_keys + self.action_keys
+        keys = self.state_keys + self.action_keys + self.row_keys
         sizes = {key: int(np.prod(self.info["features"][key]["shape"])) for key in keys}
         where = f"{self.where}, episode {self.indices[e]}"
         path, first, T = self.files[e], self.first_rows[e], self.lengths[e]
@@ -384,9 +444,38 @@ class LeRobotSource:
             if len(bad):
                 raise ValueError(f"{where}, frame {bad[0, 0]}: '{key}' is not finite in dimension {bad[0, 1]}; "
                                  f"repair or drop the episode")
+        self._check_rows(e, {key: arrays[key][first:first + T, 0] for key in self.row_keys}, f"{path}: ", where)
         state, action = (np.concatenate([arrays[key][first:first + T] for key in mine], 1) if mine else None
                          for mine in (self.state_keys, self.action_keys))
         return state, action
+
+    def _check_rows(self, e, rows, path, where):
+        """Rows of an episode must be its own, in order, one a frame, at the times at which its pictures are shown."""
+        order, fps = np.arange(self.lengths[e]), self.fps
+        for key, expected in (("episode_index", np.full(len(order), self.indices[e])), ("frame_index", order)):
+            wrong = np.flatnonzero(rows[key] != expected) if key in rows else ()
+            if len(wrong):
+                raise ValueError(f"{where}, frame {wrong[0]}: {path}'{key}' is {rows[key][wrong[0]]:g}, expected "
+                                 f"{expected[wrong[0]]}; download the dataset again")
+        if "timestamp" in rows:
+            times = rows["timestamp"].astype(np.float64)
+            late = np.flatnonzero(np.diff(times) <= 0) + 1
+            if len(late):
+                raise ValueError(f"{where}, frame {late[0]}: {path}'timestamp' {times[late[0]]:g} s is not after the "
+                                 f"frame before it ({times[late[0] - 1]:g} s); repair or drop the episode")
+            far = np.flatnonzero(np.abs(times - times[0] - order / fps) > 0.5 / fps)
+            if len(far):
+                raise ValueError(f"{where}, frame {far[0]}: {path}'timestamp' is {times[far[0]]:g} s, at {fps:g} "
+                                 f"frames/s it should be {times[0] + far[0] / fps:g}; the recording lost frames, or "
+                                 f"fps in meta/info.json is wrong")
+
+    def _right_size(self, picture, key, where):
+        """The decoded picture (H, W, 3), if it is as large as meta/info.json says."""
+        expected = picture_shape(self.info["features"][key])
+        if picture.shape != expected:
+            raise ValueError(f"{where}: the picture is {' x '.join(map(str, picture.shape))} (height, width, channels),"
+                             f" meta/info.json says {' x '.join(map(str, expected))}; download the dataset again")
+        return picture
 
     def frame(self, view, e, t):
         """Picture of `view` (a slot) at frame t of episode e, (H, W, 3) uint8 RGB, as large as recorded."""
@@ -396,7 +485,8 @@ class LeRobotSource:
         if view not in self.videos:
             return self._png(self.views[view], e, t, where)
         files, seconds = self.videos[view]
-        return read_frame(files[e], seconds[e] + t / self.fps, 0.5 / self.fps, where)
+        picture = read_frame(files[e], seconds[e] + t / self.fps, 0.5 / self.fps, where)
+        return self._right_size(picture, self.views[view], where)
 
     def _png(self, key, e, t, where):
         """A picture that lies inside the data file as {bytes, path}."""
@@ -407,10 +497,11 @@ class LeRobotSource:
         stored = column[first + t].as_py() or {}
         try:
             data = stored.get("bytes") or (self.root / stored["path"]).read_bytes()
-            return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
-        except (OSError, KeyError, TypeError, UnidentifiedImageError) as error:
+            picture = np.array(Image.open(io.BytesIO(data)))
+        except (OSError, KeyError, TypeError, SyntaxError, ValueError, UnidentifiedImageError) as error:
             raise ValueError(f"{where}: the picture in {path} cannot be decoded ({error!r}); "
                              f"download the file again") from error
+        return self._right_size(picture if picture.ndim == 3 else picture[..., None], key, where)
 
 
 # ---- what was matched ----------------------------------------------------------------------------

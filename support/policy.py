@@ -35,7 +35,8 @@ class Policy:
         half = any(tensor.dtype == torch.bfloat16 for tensor in tensors.values())
         model = empty_model(config.model, dtype=torch.bfloat16 if half else torch.float32)
         load_state(model, tensors, f"checkpoint {path}")
-        return cls(model, config, Statistics.from_dict(state["statistics"]), seed)
+        stats = Statistics.from_dict(state.get("statistics")).check(config.data.action_mode)
+        return cls(model, config, stats, seed)
 
     def batch(self, pictures, states, tasks):
         """pictures: per sample a dict view -> [o_{t-m}, o_t] uint8 (H, W, 3); states (N, d_q) or None -> Batch."""

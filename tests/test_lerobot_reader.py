@@ -209,7 +209,7 @@ FAULTS_AT_ONCE = {
     "no parquet": (lambda root: parquet(root, 1).unlink(), "episode 1: .*parquet is missing"),
     "no mp4": (lambda root: video(root, 0, WRIST).unlink(), "episode 0: .*cam_left_wrist.*mp4 is missing"),
     "no episodes": (lambda root: (root / "meta/episodes.jsonl").write_text(""), "lists no episode"),
-    "episodes cut": (lambda root: truncate(root / "meta/episodes.jsonl", 90), "jsonl cannot be read"),
+    "episodes cut": (lambda root: truncate(root / "meta/episodes.jsonl", 90), "jsonl, line 2 cannot be read"),
     "episode lost": (lambda root: edit_info(root, total_episodes=3), "2 different episodes .* says 3"),
 }
 

@@ -17,7 +17,7 @@ LAYERS = {
     "L3": ("model",),
     "L2": ("data", "conveyor"),
     "L1": ("experts", "cosmos_vae", "support.folder_source", "support.lerobot_reader", "support.prompts",
-           "support.optim", "support.checkpoint", "support.pictures", "support.tensor_files"),
+           "support.optim", "support.statistics", "support.checkpoint", "support.pictures", "support.tensor_files"),
     "L0": ("config", "attention_mask", "flow", "lpt", "support.robots"),
 }
 HEIGHT = {module: height for height, names in enumerate(reversed(LAYERS.values())) for module in names}
