@@ -27,7 +27,7 @@ from support.folder_source import FolderSource
 from support.lerobot_reader import LeRobotSource
 from support.prompts import token_ids
 from support.robots import VIEWS, find_robot
-from support.statistics import Statistics, statistics
+from support.statistics import Statistics, statistics    # noqa: F401, train.py takes them from here
 
 @dataclass
 class Batch:

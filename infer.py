@@ -32,7 +32,7 @@ from config import DataConfig, Parser
 from data import VIEWS, letterbox, open_corpus, open_source
 from support import checkpoint, evaluate, pictures
 from support.folder_source import read_picture
-from support.open_loop import open_loop
+from support.open_loop import open_loop, replay
 from support.policy import Policy
 from support.weights import load_release, release_settings
 
@@ -207,6 +207,10 @@ def on_recordings(policy, args):
     if corpus.held_out.robot != policy.stats.robot:
         raise ValueError(f"--data {args.data} is of robot '{corpus.held_out.robot}', the checkpoint drives "
                          f"'{policy.stats.robot}'")
+    rows = corpus.held_out_windows[np.linspace(0, len(corpus.held_out_windows) - 1, 8).astype(int)].tolist()
+    worst = max(replay(policy, corpus.held_out, e, t) for e, t in rows)
+    print(f"replay: {len(rows)} recorded windows give the model the same inputs in training and at inference, bit for "
+          f"bit; their actions come back to {worst:.0e} standard deviations")
     reports, found = open_loop(policy, corpus)
     out, source = Path(args.out or "open_loop"), corpus.held_out
     out.mkdir(parents=True, exist_ok=True)

@@ -159,7 +159,6 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None):
     robots = {s.robot for s, _ in with_actions}
     if len(robots) > 1:
         raise ValueError(f"one run trains one robot, the mixture names {sorted(robots)}")
-    robot, (source, _) = robots.pop(), with_actions[0]
     moments, total = {"state": _Moments(), "action": _Moments()}, sum(len(rows) for _, rows in with_actions)
     for (source, _), rows in zip(with_actions, sampled([rows for _, rows in with_actions])):
         cuts = np.flatnonzero(np.diff(rows[:, 0], prepend=-1))                     # rows are sorted by episode
