@@ -27,7 +27,7 @@ from support.folder_source import FolderSource
 from support.lerobot_reader import LeRobotSource
 from support.prompts import token_ids
 from support.robots import VIEWS, find_robot
-from support.statistics import Statistics, statistics    # noqa: F401, train.py takes them from here
+from support.statistics import Statistics, kept_statistics, statistics   # noqa: F401, for train.py
 
 @dataclass
 class Batch:
@@ -275,6 +275,7 @@ class Corpus:
     windows: list
     held_out: object
     held_out_windows: np.ndarray
+    root: Path = None   # the folder that --data names
 
     def look(self, m, episodes=16):
         """Read what statistics() does not, so that it is named before training starts: the numbers of held-out
@@ -333,4 +334,4 @@ def open_corpus(path, m, full=False, robot=None):
             raise ValueError(f"--data {path}: one episode cannot be both trained on and held out; record a second one")
         held_out_windows, kept[first] = windows(held_out, m, full, [last]), range(last)
     trained = [windows(source, m, full, episodes) for source, episodes in zip(sources, kept)]
-    return Corpus(sources, weights, kinds, trained, held_out, held_out_windows)
+    return Corpus(sources, weights, kinds, trained, held_out, held_out_windows, listing.parent)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 import conveyor
 import lpt
 from config import CONFIGS, Parser, add_config_flags, from_dict, get_config, not_built, to_dict
-from data import Mixture, Statistics, open_corpus, statistics
+from data import Mixture, Statistics, kept_statistics, open_corpus
 from model import InternVLA_A1, count_parameters
 from support import checkpoint, evaluate, weights
 from support.open_loop import mean_errors, open_loop
@@ -132,14 +132,15 @@ def run(argv):
     bad = {"stop": refuse, "skip": warn}[config.data.on_bad_sample]
     for fault in corpus.look(config.data.m):
         bad(fault)
-    stats = statistics(corpus.sources, corpus.windows, config.model.chunk, config.data.action_mode,
-                       config.data.std_floor, bad)
+    stats, kept = kept_statistics(corpus.root, corpus.sources, corpus.windows, config.data.m, config.model.chunk,
+                                  config.data.action_mode, config.data.std_floor, bad)
     mixture = Mixture(config, stats, corpus.sources, corpus.weights, corpus.windows, config.train.seed)
     names = [f"{source.name} ({kind})" for source, kind in zip(corpus.sources, corpus.kinds)]
     print("\n".join(lpt.table(names, mixture.sizes, mixture.weights, mixture.held)))
     print(f"robot {stats.robot}: {len(stats.state_mean)} state and {len(stats.action_mean)} action dimensions, "
           f"{stats.windows:,} windows, m = {config.data.m} frames = {config.data.m / stats.fps:.2f} s, "
           f"chunk = {config.model.chunk} frames = {config.model.chunk / stats.fps:.2f} s")
+    print(kept)
     if stats.sample:
         print(f"statistics over a seeded sample of {stats.sample:,} of these windows")
     if stats.unscaled:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from support.record import files_digest
 from support.robots import ROBOTS, VIEWS
 
 
@@ -106,6 +107,10 @@ class FolderSource:
 
     def __getstate__(self):
         return {key: value for key, value in self.__dict__.items() if key != "pictures"}
+
+    def identity(self):
+        """JSON-able: what numbers() depends on. Changed files change it."""
+        return {"files": files_digest([self.root / "episode.npz"])}
 
     def numbers(self, e):
         """Episode e -> state (T, d_q), action (T, d_a) float32 or None."""

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from support.record import files_digest
 from support.robots import ROBOTS, VIEWS, Robot, find_robot
 
 INSTALL = "reading LeRobot datasets needs pyarrow and av: run  pip install -r requirements-robot.txt"
@@ -428,6 +429,12 @@ class LeRobotSource:
                 checked.add(path)
 
     # ---- what is asked for ----
+
+    def identity(self):
+        """JSON-able: what numbers() depends on. Changed files change it."""
+        meta = [path for path in (self.root / "meta").rglob("*") if path.is_file() and "stats" not in path.name]
+        return {"state": list(self.state_keys), "action": list(self.action_keys),
+                "files": files_digest([*self.files, *meta])}
 
     def numbers(self, e):
         """Episode e -> state (T, d_q), action (T, d_a) or None; float32, the dataset's units."""

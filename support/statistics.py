@@ -9,15 +9,21 @@ at t that lie inside the episode, the sums over all windows and steps of x = a_j
 
 where c and the sums over a chunk are differences of cumulative sums. Per episode they are taken in float64 about the
 episode's own mean, and episodes are merged by mean and squared deviation, so no digits cancel.
+
+They are kept beside the dataset, in statistics/, under a hash of all that they depend on.
 """
 
-from dataclasses import dataclass
+import hashlib
+import time
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from support import record
 from support.robots import ROBOTS
 
 SAMPLE, SAMPLE_SEED = 2_000_000, 0   # above so many windows, so many of them, chosen by this seed
+FORMAT = 1                           # of what is kept and how it is computed: raise it when either changes
 
 
 @dataclass(frozen=True)
@@ -196,3 +202,37 @@ def _finished(moments, source, action_mode, std_floor, total):
     return Statistics(robot=robot, action_mode=action_mode, fps=source.fps, windows=total,
                       action_names=tuple(source.action_names), relative=source.relative, unscaled=tuple(unscaled),
                       sample=SAMPLE if total > SAMPLE else 0, **found)
+
+
+# ---- kept beside the dataset --------------------------------------------------------------------
+
+def kept_statistics(folder, sources, window_lists, m, k, action_mode, std_floor, bad=None):
+    """`statistics`, taken from `folder`/statistics where they were computed before -> Statistics, a line that says so.
+
+    A folder that cannot be written to is said and passed over. ValueError, also: a kept file is damaged or was edited.
+    """
+    began, problems = time.perf_counter(), []
+    depends = {"format": FORMAT, "m": m, "k": k, "action_mode": action_mode, "std_floor": std_floor,
+               "sample": [SAMPLE, SAMPLE_SEED], "sources": [
+                   source.identity() | {"robot": source.robot, "relative": list(source.relative),
+                                        "windows": hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()}
+                   for source, rows in zip(sources, window_lists) if source.has_action]}
+    path = folder / record.FOLDER / f"{action_mode}_{record.digest(depends)[:16]}.json"
+    if path.exists():
+        stored = record.read_json(path)
+        if stored.get("depends_on") != depends:
+            raise ValueError(f"{path} holds statistics of something else: delete it to have it made again")
+        return Statistics.from_dict(stored["statistics"]).check(action_mode), f"statistics: {path}"
+
+    def count(error):
+        problems.append(error)
+        bad(error)
+    stats = statistics(sources, window_lists, k, action_mode, std_floor, bad and count)
+    line = f"statistics: computed in {time.perf_counter() - began:.1f} s"
+    if problems:
+        return stats, f"{line}, not kept because of bad episodes"
+    try:
+        record.write_json(path, {"depends_on": depends, "statistics": asdict(stats)})
+    except OSError as error:
+        return stats, f"{line}, not kept: {path.parent} cannot be written ({error.strerror})"
+    return stats, f"{line}, kept in {path}"

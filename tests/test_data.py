@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 import data
 import lpt
+import support.statistics
 from config import get_config
 from data import FolderSource, Mixture, example, letterbox, open_corpus, statistics, windows
 
@@ -401,3 +403,86 @@ def test_a_dataset_without_a_window_is_refused_by_name():
     source = Fake("short", lengths=(10,))
     with pytest.raises(ValueError, match="dataset short has no window"):
         Mixture(tiny(), None, [source], [1.0], [windows(source, 15, full=True)], 0)
+
+
+# ---- statistics: exactness, samples, what is kept ----------------------------------------------------------
+
+@pytest.mark.parametrize("mode", ["absolute", "delta"])
+def test_statistics_lose_no_digits_far_from_zero(mode):
+    """Cumulative sums about each episode's mean: encoder counts near 1e5, moves of 1e-2, to nine digits."""
+    source = Fake(lengths=(40, 60), robot="arm")
+    for state, action in source.rows:
+        state[:], action[:] = 1e5 + state.round(2), 1e5 + action.round(2)
+    rows = windows(source, 15)
+    stats = statistics([source], [rows], 16, mode, 1e-6)
+    for kind, x in zip(("state", "action"), brute_force([source], [rows], 16, mode)):
+        assert getattr(stats, f"{kind}_mean") == pytest.approx(x.mean(0), rel=1e-12, abs=1e-9)
+        assert getattr(stats, f"{kind}_std") == pytest.approx(x.std(0), rel=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["absolute", "delta"])
+def test_above_the_limit_statistics_are_of_a_seeded_sample_of_windows(monkeypatch, mode):
+    """2 million in the code, 50 here: the same windows every time, without repetition, and the size is stored."""
+    monkeypatch.setattr(support.statistics, "SAMPLE", 50)
+    sources = [Fake(lengths=(40, 21), robot="arm"), Fake(lengths=(33,), seed=1, robot="arm"),
+               Fake("egodex", has_action=False)]
+    rows = [windows(source, 15) for source in sources]
+    some = support.statistics.sampled(rows[:2])
+    assert sum(map(len, some)) == 50 and all(len(np.unique(part, axis=0)) == len(part) > 5 for part in some)
+    assert all({*map(tuple, part)} < {*map(tuple, whole)} for part, whole in zip(some, rows))
+    stats = statistics(sources, rows, 16, mode, 1e-3)
+    assert (stats.windows, stats.sample) == (94, 50) and stats == statistics(sources, rows, 16, mode, 1e-3)
+    for kind, x in zip(("state", "action"), brute_force(sources[:2], some, 16, mode)):
+        assert getattr(stats, f"{kind}_mean") == pytest.approx(x.mean(0))
+        assert getattr(stats, f"{kind}_std") == pytest.approx(x.std(0))
+    monkeypatch.setattr(support.statistics, "SAMPLE", 94)
+    assert statistics(sources, rows, 16, mode, 1e-3).sample == 0
+
+
+def kept(corpus, k=16, mode="absolute", floor=1e-3, m=15):
+    return data.kept_statistics(corpus.root, corpus.sources, corpus.windows, m, k, mode, floor)
+
+
+def test_statistics_are_kept_beside_the_dataset_under_all_that_they_depend_on(tmp_path):
+    """Files, m, k, action mode, floor, windows: another one of these is another file, the same ones are read back."""
+    root = write_folder(tmp_path / "arm", ends=np.array([8, 14, 20]), task=np.array(["a", "b", "c"]),
+                        robot=np.array("conveyor"))
+    corpus, (first, line) = open_corpus(root, 3), kept(open_corpus(root, 3))
+    path = next((root / "statistics").iterdir())
+    assert "computed" in line and str(path) in line
+    again, line = kept(open_corpus(root, 3))
+    assert again == first == statistics(corpus.sources, corpus.windows, 16, "absolute", 1e-3)
+    assert line == f"statistics: {path}"
+    for other in (lambda: kept(corpus, k=8), lambda: kept(corpus, mode="delta"), lambda: kept(corpus, floor=1e-2),
+                  lambda: kept(corpus, m=4), lambda: kept(replace(corpus, windows=[corpus.windows[0][1:]]))):
+        before = len(list((root / "statistics").iterdir()))
+        other()
+        assert len(list((root / "statistics").iterdir())) == before + 1
+    write_folder(root, ends=np.array([8, 14, 20]), task=np.array(["a", "b", "c"]), state=np.zeros((20, 6)))
+    assert "computed" in kept(open_corpus(root, 3))[1]
+
+
+@pytest.mark.parametrize("spoil", [lambda text: text[:-20], lambda text: text.replace('"absolute"', '"delta"'),
+                                   lambda text: text.replace("0.", "1.", 1)])
+def test_kept_statistics_that_were_changed_are_refused(tmp_path, spoil):
+    root = write_folder(tmp_path / "arm", ends=np.array([10, 20]), task=np.array(["a", "b"]))
+    kept(open_corpus(root, 3))
+    path = next((root / "statistics").iterdir())
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(ValueError, match="is damaged or was edited: delete it to have it made again"):
+        kept(open_corpus(root, 3))
+
+
+def test_a_dataset_that_cannot_be_written_to_trains_all_the_same(tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "arm", ends=np.array([10, 20]), task=np.array(["a", "b"]))
+    (root / "statistics").write_text("in the way")     # as good as a read-only disk, also for root
+    stats, line = kept(open_corpus(root, 3))
+    assert "not kept" in line and "cannot be written" in line and stats.windows == 10
+
+
+def test_a_million_frames_take_seconds(tmp_path):
+    """A tenth of them here, in delta mode with chunks of 50; measured: 0.3 s."""
+    source = Fake(lengths=(250,) * 400, d=14, robot="arm", relative=(True,) * 14)
+    began = time.perf_counter()
+    statistics([source], [windows(source, 15)], 50, "delta", 1e-3)
+    assert time.perf_counter() - began < 6

@@ -18,7 +18,7 @@ LAYERS = {
     "L2": ("data", "conveyor"),
     "L1": ("experts", "cosmos_vae", "support.folder_source", "support.lerobot_reader", "support.prompts",
            "support.optim", "support.statistics", "support.checkpoint", "support.pictures", "support.tensor_files"),
-    "L0": ("config", "attention_mask", "flow", "lpt", "support.robots"),
+    "L0": ("config", "attention_mask", "flow", "lpt", "support.robots", "support.record"),
 }
 HEIGHT = {module: height for height, names in enumerate(reversed(LAYERS.values())) for module in names}
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL", "tqdm"}   # the hub with transformers
