@@ -27,7 +27,7 @@ from support.folder_source import FolderSource
 from support.lerobot_reader import LeRobotSource
 from support.prompts import token_ids
 from support.robots import VIEWS, find_robot
-from support.statistics import Statistics, kept_statistics, statistics   # noqa: F401, for train.py
+from support.statistics import Statistics, statistics   # noqa: F401, the second step above
 
 @dataclass
 class Batch:
@@ -65,7 +65,7 @@ def open_source(path, robot=None):
     if (path / "meta" / "info.json").exists():
         return LeRobotSource(path, robot)
     if (path / "episode.npz").exists():
-        return FolderSource(path, robot and robot.name)
+        return FolderSource(path, robot)
     raise ValueError(f"{path} holds no dataset: expected mixture.json, meta/info.json (LeRobot) or episode.npz")
 
 
@@ -187,26 +187,27 @@ def stream(seed, *key):
 class Mixture(torch.utils.data.Dataset):
     """Datasets spread over LPT workers and drawn by weight. Item n is sample number n of this rank.
 
-    sources, weights, window_lists: parallel lists. Sample n is a pure function of (seed, rank, n).
+    stats: the robot's Statistics, or {robot: Statistics} of all robots. sources, weights, window_lists: parallel lists.
+    rank draws from its own part of what lpt.deal gives to `world` ranks. Sample n is a pure function of (seed, rank,
+    n).
     """
 
-    def __init__(self, config, stats, sources, weights, window_lists, seed, rank=0):
+    def __init__(self, config, stats, sources, weights, window_lists, seed, rank=0, world=1):
         for source, rows in zip(sources, window_lists):
             if len(rows) == 0:
                 raise ValueError(f"dataset {source.name} has no window: every episode is shorter than m needs")
-        for kind, width in (("state", config.model.state_dim), ("action", config.model.action_dim)):
-            found = len(getattr(stats, f"{kind}_mean")) if stats else 0
-            if found > width:
-                raise ValueError(f"the {kind} of robot '{stats.robot}' has {found} dimensions, the model takes at "
-                                 f"most {width}; name fewer features in a --robot file")
+        self.by_robot = stats if isinstance(stats, dict) else {stats.robot: stats}
+        for of in self.by_robot.values():
+            of.check_width(config.model.state_dim, config.model.action_dim)
         self.bad_samples = 0   # replaced so far
         self.config, self.stats, self.seed, self.rank = config, stats, seed, rank
         self.sources, self.window_lists = sources, window_lists
         self.sizes = [int(np.sum(source.lengths)) for source in sources]
         total = sum(weights)
         self.weights = [weight / total for weight in weights]
-        self.held = lpt.assign(self.sizes, config.data.lpt_workers)
-        self.shares = [np.array(mine) for mine in lpt.shares(self.weights, self.held)]
+        self.ranks = lpt.deal(self.sizes, self.weights, world, config.data.lpt_workers, config.data.balance)
+        self.held, own = self.ranks[rank]
+        self.shares = [np.array(mine) for mine in own]
         self.mass = np.array([mine.sum() for mine in self.shares])
 
     def draw(self, n, *attempt):
@@ -234,7 +235,8 @@ class Mixture(torch.utils.data.Dataset):
         for attempt in range(ATTEMPTS):
             i, e, t = self.draw(n, *([attempt] if attempt else []))
             try:
-                arrays = example(self.config.model, self.config.data.m, self.stats, self.sources[i], e, t)
+                source = self.sources[i]
+                arrays = example(self.config.model, self.config.data.m, self.by_robot.get(source.robot), source, e, t)
                 return arrays, *self.noise(n), faults
             except ValueError as error:
                 if self.config.data.on_bad_sample == "stop":
@@ -297,31 +299,47 @@ class Corpus:
                     yield str(error)
 
 
+def read_mixture(listing, robot=None):
+    """A mixture.json -> its rows, each with its Robot or None; Robot of all, or None; validation, or None."""
+    try:
+        stored = json.loads(listing.read_text())
+        rows = stored["datasets"]
+        unknown = stored.keys() - {"datasets", "robot", "validation"}
+        unknown |= {key for row in rows for key in row} - {"path", "weight", "kind", "robot", "name"}
+        if unknown or not all(isinstance(row["path"], str) for row in rows):
+            raise KeyError(*sorted(unknown))
+        positive = rows and all(0 < float(row.get("weight", 1)) < float("inf") for row in rows)
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{listing} is no mixture ({error!r}): it holds datasets, a list of path, weight, kind, "
+                         f"robot, name; and robot, validation") from error
+    if not positive:
+        raise ValueError(f"{listing}: it needs at least one dataset, and weights above 0")
+
+    def found(named):   # a robot of the table, or a file beside the mixture
+        return find_robot(str(listing.parent / named) if str(named).endswith(".json") else named) if named else None
+    rows = [row | {"robot": robot or found(row.get("robot"))} for row in rows]
+    return rows, robot or found(stored.get("robot")), stored.get("validation")
+
+
 def open_corpus(path, m, full=False, robot=None):
     """A folder with mixture.json, such a file itself, or one dataset. ValueError: one line.
 
-    mixture.json: {"datasets": [{"path", "weight", "kind"}], "robot", "validation"}; paths are relative to it. `robot`
-    (a name or a file) and `validation` (a dataset, all of it held out) may be absent. Without a validation dataset the
-    last episode of the first dataset with actions is held out.
+    mixture.json: {"datasets": [{"path", "weight", "kind", "robot", "name"}], "robot", "validation"}; paths are relative
+    to it; all but the path may be absent. weight: 1. kind "human": no actions, whatever the files hold. robot: a name
+    or a file, of one dataset or of all. validation: a dataset, all of it held out; without one that is the last episode
+    of the first dataset with actions.
     """
     path = Path(path)
     if not path.exists():
         raise ValueError(f"--data {path}: no such folder or mixture file")
     listing = path / "mixture.json" if path.is_dir() else path
-    rows, robot, validation = [{"path": "."}], find_robot(robot) if robot else None, None
-    if listing.exists():
-        try:
-            stored = json.loads(listing.read_text())
-            rows, validation, named = stored["datasets"], stored.get("validation"), stored.get("robot")
-            robot = robot or (find_robot(named) if named else None)
-            weights = [float(row.get("weight", 1)) for row in rows]
-            sources = [open_source(listing.parent / row["path"], robot) for row in rows]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{listing} is no mixture ({error!r}): it holds datasets, a list of path, weight, kind")
-        if not rows or min(weights) <= 0:
-            raise ValueError(f"{listing}: it needs at least one dataset, and weights above 0")
-    else:
-        weights, sources = [1.0], [open_source(path, robot)]
+    robot = find_robot(robot) if robot else None
+    rows, robot, validation = read_mixture(listing, robot) if listing.exists() else ([{"path": "."}], robot, None)
+    weights, sources = [float(row.get("weight", 1)) for row in rows], []
+    for row in rows:
+        sources.append(open_source(listing.parent / row["path"], row.get("robot") or robot))
+        if row.get("kind") == "human":
+            sources[-1].has_action = False   # Sec. 4.4: labels of human video are not used
     kinds = [row.get("kind", "human" if not source.has_action else "robot") for row, source in zip(rows, sources)]
     kept = [range(len(source.lengths)) for source in sources]
     if validation:

@@ -47,7 +47,8 @@ def parse(argv):
     parser.add_argument("--checkpoint", help="a run or one checkpoint of it (default: the newest under runs/)")
     parser.add_argument("--weights", help="directory or hub id of the authors' release, instead of a checkpoint")
     parser.add_argument("--config", default="a1_3b_release", help="with --weights: the preset")
-    parser.add_argument("--robot", help="with --weights: one of support/robots.py; with --open-loop: as in training")
+    parser.add_argument("--robot", help="with --weights: one of support/robots.py; with --open-loop: as in "
+                        "training; else which of the checkpoint's robots, if there are several")
     parser.add_argument("--action_mode", choices=("absolute", "delta"), help="with --weights: as it was trained")
     parser.add_argument("--vae", help="with --weights: directory of NVIDIA's encoder.jit and decoder.jit")
     parser.add_argument("--tokenizer", help="directory or hub id of the tokenizer, if it lies elsewhere than it did")
@@ -61,7 +62,7 @@ def parse(argv):
     parser.add_argument("--controls", action="store_true",
                         help="also evaluate wrong text, shuffled images and holding still")
     parser.add_argument("--open-loop", action="store_true", help="held-out episodes of --data: plots, errors, rivals")
-    parser.add_argument("--data", help="with --open-loop: dataset folder or mixture.json, as it was trained on")
+    parser.add_argument("--data", "--mixture", help="with --open-loop: dataset folder or mixture.json, as trained on")
     parser.add_argument("--cut", help="dataset to cut an image folder from")
     parser.add_argument("--episode", type=int, default=-1, help="with --cut: episode (default the last)")
     parser.add_argument("--frame", type=int, help="with --cut: frame t (default m)")
@@ -330,7 +331,7 @@ def run(argv):
     else:
         path = checkpoint.resolve(args.checkpoint) if args.checkpoint else checkpoint.find_newest_run("runs")
         print(f"checkpoint {path}")
-        policy = Policy.load(path, args.seed, args.tokenizer)
+        policy = Policy.load(path, args.seed, args.tokenizer, None if args.open_loop else args.robot)
     if args.closed_loop:
         in_closed_loop(policy, args)
     elif args.open_loop:

@@ -22,11 +22,12 @@ from tqdm import tqdm
 import conveyor
 import lpt
 from config import CONFIGS, Parser, add_config_flags, from_dict, get_config, not_built, to_dict
-from data import Mixture, Statistics, kept_statistics, open_corpus
+from data import Mixture, open_corpus
 from model import InternVLA_A1, count_parameters
 from support import checkpoint, evaluate, weights
 from support.open_loop import mean_errors, open_loop
 from support.policy import Policy
+from support.statistics import of_checkpoint, statistics_by_robot
 
 
 def lr_at(step, train):
@@ -42,7 +43,7 @@ def lr_at(step, train):
 def parse(argv):
     parser = Parser(prog="train.py", description=__doc__)
     parser.add_argument("--config", default="conveyor", help=f"one of {', '.join(CONFIGS)}")
-    parser.add_argument("--data", help="dataset folder or mixture.json; 'conveyor' is the embedded world")
+    parser.add_argument("--data", "--mixture", help="dataset folder or mixture.json; 'conveyor' is the embedded world")
     parser.add_argument("--robot", help="a robot of support/robots.py or a .json file (default: the dataset's)")
     parser.add_argument("--init", choices=("scratch",), help="start the a1_* presets from random weights")
     parser.add_argument("--from", dest="origin", help="start from the weights of this run or checkpoint")
@@ -132,19 +133,14 @@ def run(argv):
     bad = {"stop": refuse, "skip": warn}[config.data.on_bad_sample]
     for fault in corpus.look(config.data.m):
         bad(fault)
-    stats, kept = kept_statistics(corpus.root, corpus.sources, corpus.windows, config.data.m, config.model.chunk,
-                                  config.data.action_mode, config.data.std_floor, bad)
-    mixture = Mixture(config, stats, corpus.sources, corpus.weights, corpus.windows, config.train.seed)
+    by_robot, kept = statistics_by_robot(corpus.root, corpus.sources, corpus.windows, config.data.m, config.model.chunk,
+                                         config.data.action_mode, config.data.std_floor, bad)
+    stats = by_robot[corpus.held_out.robot]
+    mixture = Mixture(config, by_robot, corpus.sources, corpus.weights, corpus.windows, config.train.seed)
     names = [f"{source.name} ({kind})" for source, kind in zip(corpus.sources, corpus.kinds)]
-    print("\n".join(lpt.table(names, mixture.sizes, mixture.weights, mixture.held)))
-    print(f"robot {stats.robot}: {len(stats.state_mean)} state and {len(stats.action_mean)} action dimensions, "
-          f"{stats.windows:,} windows, m = {config.data.m} frames = {config.data.m / stats.fps:.2f} s, "
-          f"chunk = {config.model.chunk} frames = {config.model.chunk / stats.fps:.2f} s")
-    print(kept)
-    if stats.sample:
-        print(f"statistics over a seeded sample of {stats.sample:,} of these windows")
-    if stats.unscaled:
-        print(f"near-constant dimensions, passed through unscaled: {', '.join(stats.unscaled)}")
+    print("\n".join(lpt.table(names, mixture.sizes, mixture.weights, mixture.ranks)))
+    for of, line in zip(by_robot.values(), kept):
+        print("\n".join([*of.describe(config.data.m, config.model.chunk), line]))
 
     # ---- model ----------------------------------------------------------------------------------------------
     torch.manual_seed(config.train.seed)
@@ -169,7 +165,7 @@ def run(argv):
                    if value != to_dict(config)[title][key] and key not in ("threads", "loaders")]
         if changed:
             refuse(f"{path} was trained with another config (--{', --'.join(changed)}): give the same flags")
-        if Statistics.from_dict(state["statistics"]) != stats:
+        if of_checkpoint(state) != by_robot:
             refuse(f"{path} was trained with other statistics: the data in {args.data or 'data/conveyor'} have changed")
         if state["versions"] != versions():
             print(f"resume is not exact because the checkpoint was made under {state['versions']}, "
@@ -228,6 +224,7 @@ def run(argv):
         if done % train.save_every == 0 or done == train.steps:
             log.flush()
             state = {"step": done, "config": to_dict(config), "statistics": asdict(stats), "versions": versions(),
+                     "statistics_by_robot": {name: asdict(of) for name, of in by_robot.items()},
                      "log_length": log_path.stat().st_size, "bad_samples": mixture.bad_samples}
             checkpoint.save(out, done, model.state_dict(), optimizer_tensors(optimizer, trained), state)
     bar.close()

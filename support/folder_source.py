@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from support.record import files_digest
-from support.robots import ROBOTS, VIEWS
+from support.robots import ROBOTS, VIEWS, Robot
 
 
 def read_picture(path):
@@ -32,7 +32,8 @@ class FolderSource:
     `episode.npz`: state (T, d_q), action (T, d_a) or absent (human video), task (E,) strings, fps; optional ends
     (E,) cumulative frame counts when it holds several episodes, stored (F,) the rows whose pictures exist (absent:
     all), robot, action_names (d_a,). Pictures per view: `<view>.npy` uint8 (F, H, W, 3), memory-mapped, or a folder
-    `<view>/` of files in name order. A view without either is missing and masked.
+    `<view>/` of files in name order. A view without either is missing and masked. robot: a Robot, for its name and its
+    delta mask; None: what the file says.
     """
 
     def __init__(self, root, robot=None):
@@ -52,8 +53,9 @@ class FolderSource:
         self.has_action, self.fps = self.action is not None, float(arrays["fps"])
         if not 0 < self.fps < np.inf:
             raise ValueError(f"dataset {root}: fps is {self.fps:g}; write the recording's frame rate")
-        self.robot = robot or str(arrays.get("robot", self.name))
-        self.relative = ROBOTS[self.robot].relative if self.robot in ROBOTS else ()
+        named = str(arrays.get("robot", self.name))
+        robot = robot or ROBOTS.get(named, Robot(named))
+        self.robot, self.relative = robot.name, robot.relative
         self.ends = arrays.get("ends", np.array([len(self.state)]))
         self.starts = np.concatenate([[0], self.ends[:-1]])
         self.lengths, self.tasks = np.diff(np.concatenate([[0], self.ends])), np.atleast_1d(arrays["task"])

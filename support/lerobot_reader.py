@@ -377,6 +377,8 @@ class LeRobotSource:
         state, action = robot.state or ("observation.state",), robot.action or ("action",)
         # Only a dataset without any action is human video: a key that is spelt otherwise must not become one.
         self.has_action = any("action" in key for key in vectors)
+        if not self.has_action:
+            state = tuple(key for key in state if key in vectors)   # nobody measured the person's joints
         for kind, keys in (("state", state), ("action", action if self.has_action else ())):
             absent = [key for key in keys if key not in vectors]
             if absent:
@@ -442,6 +444,8 @@ class LeRobotSource:
         sizes = {key: int(np.prod(self.info["features"][key]["shape"])) for key in keys}
         where = f"{self.where}, episode {self.indices[e]}"
         path, first, T = self.files[e], self.first_rows[e], self.lengths[e]
+        if not keys:
+            return np.zeros((T, 0), np.float32), None
         arrays = self._numbers.get(path, lambda: read_columns(path, sizes, where))
         rows = len(arrays[keys[0]])
         if rows < first + T or (self.version == "v2.1" and rows != T):
@@ -452,9 +456,10 @@ class LeRobotSource:
                 raise ValueError(f"{where}, frame {bad[0, 0]}: '{key}' is not finite in dimension {bad[0, 1]}; "
                                  f"repair or drop the episode")
         self._check_rows(e, {key: arrays[key][first:first + T, 0] for key in self.row_keys}, f"{path}: ", where)
-        state, action = (np.concatenate([arrays[key][first:first + T] for key in mine], 1) if mine else None
+        none = np.zeros((T, 0), np.float32)
+        state, action = (np.concatenate([none, *(arrays[key][first:first + T] for key in mine)], 1)
                          for mine in (self.state_keys, self.action_keys))
-        return state, action
+        return state, action if self.has_action else None
 
     def _check_rows(self, e, rows, path, where):
         """Rows of an episode must be its own, in order, one a frame, at the times at which its pictures are shown."""

@@ -19,13 +19,14 @@ RIDGE = 1e-2   # times the number of training frames, on standardised states
 
 
 class Rivals:
-    """hold the state, mean action and ridge regression, fitted on the training episodes of a data.Corpus."""
+    """hold the state, mean action and ridge regression, fitted on a data.Corpus: training episodes of the robot of stats."""
 
     def __init__(self, corpus, stats, k):
         self.stats, self.k = stats, k
         states, chunks, actions = [], [], []
         for source, rows in zip(corpus.sources, corpus.windows):
-            for e in np.unique(rows[:, 0]) if source.has_action else ():
+            mine = source.has_action and source.robot == stats.robot
+            for e in np.unique(rows[:, 0]) if mine else ():
                 state, action = source.numbers(int(e))
                 states.append(state)
                 actions.append(action)

@@ -51,7 +51,8 @@ def _hashes(root, progress):
     found, total, done = {}, sum(path.stat().st_size for path in paths), 0
     for path in paths:
         with open(path, "rb") as file:
-            found[path.relative_to(root).as_posix()] = [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+            hashed = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.relative_to(root).as_posix()] = [path.stat().st_size, hashed]
         done += path.stat().st_size
         progress(done, total)
     return found

@@ -60,10 +60,30 @@ class Statistics:
     def check(self, action_mode):
         """ValueError unless these are statistics of actions of that mode."""
         if self.action_mode != action_mode:
-            raise ValueError(f"the statistics of robot '{self.robot}' are of {self.action_mode} actions, the model acts "
-                             f"in {action_mode} ones: actions would be scaled wrongly; train with --action_mode "
-                             f"{self.action_mode}, or without these statistics")
+            raise ValueError(f"the statistics of robot '{self.robot}' are of {self.action_mode} actions, the model "
+                             f"acts in {action_mode} ones: actions would be scaled wrongly; take the checkpoint "
+                             f"as it was written, or train again")
         return self
+
+    def check_width(self, state_dim, action_dim):
+        """ValueError if the model, which takes so many dimensions, is too narrow."""
+        for kind, width, mean in (("state", state_dim, self.state_mean), ("action", action_dim, self.action_mean)):
+            if len(mean) > width:
+                raise ValueError(f"the {kind} of robot '{self.robot}' has {len(mean)} dimensions, the model takes at "
+                                 f"most {width}; name fewer features in a --robot file")
+
+    def describe(self, m, k):
+        """Lines for the start of a run: dimensions, windows, what m and k last, what is not scaled."""
+        yield (f"robot {self.robot}: {len(self.state_mean)} state and {len(self.action_mean)} action dimensions, "
+               f"{self.windows:,} windows, m = {m} frames = {m / self.fps:.2f} s, chunk = {k} frames = "
+               f"{k / self.fps:.2f} s")
+        if self.sample:
+            yield f"statistics over a seeded sample of {self.sample:,} of these windows"
+        if self.unscaled:
+            names = dict(enumerate(self.action_names))
+            said = [f"{kind} {d}" + (f" ({names[int(d)]})" if kind == "action" and names else "")
+                    for kind, d in (item.split() for item in self.unscaled)]
+            yield f"near-constant dimensions, passed through unscaled: {', '.join(said)}"
 
     def normalise(self, kind, x):
         """Raw units -> standardised, last axis, float32. kind "state" or "action"."""
@@ -81,6 +101,13 @@ class Statistics:
         mean, std = np.float64(self.action_mean), np.float64(self.action_std)
         a = a[..., :len(mean)] * std + mean
         return (a + np.expand_dims(reference(self.relative, self.action_mode, state), -2)).astype(np.float32)
+
+
+def of_checkpoint(state):
+    """A checkpoint's state -> {robot: Statistics}, the first the one that it was validated on. ValueError: missing."""
+    first = Statistics.from_dict(state.get("statistics"))
+    return {first.robot: first} | {name: Statistics.from_dict(row)
+                                   for name, row in state.get("statistics_by_robot", {}).items()}
 
 
 def reference(relative, action_mode, state):
@@ -164,7 +191,7 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None):
         raise ValueError("no dataset of the mixture has actions: nothing to standardise, nothing to act on")
     robots = {s.robot for s, _ in with_actions}
     if len(robots) > 1:
-        raise ValueError(f"one run trains one robot, the mixture names {sorted(robots)}")
+        raise ValueError(f"statistics are of one robot, these datasets are of {sorted(robots)}")
     moments, total = {"state": _Moments(), "action": _Moments()}, sum(len(rows) for _, rows in with_actions)
     for (source, _), rows in zip(with_actions, sampled([rows for _, rows in with_actions])):
         cuts = np.flatnonzero(np.diff(rows[:, 0], prepend=-1))                     # rows are sorted by episode
@@ -205,6 +232,19 @@ def _finished(moments, source, action_mode, std_floor, total):
 
 
 # ---- kept beside the dataset --------------------------------------------------------------------
+
+def statistics_by_robot(folder, sources, window_lists, *settings):
+    """kept_statistics of each robot that has actions -> {robot: Statistics}, lines that say where they are kept."""
+    found, lines = {}, []
+    for robot in dict.fromkeys(source.robot for source in sources if source.has_action):
+        mine = [i for i, source in enumerate(sources) if source.robot == robot]
+        found[robot], line = kept_statistics(folder, [sources[i] for i in mine], [window_lists[i] for i in mine],
+                                             *settings)
+        lines.append(line)
+    if not found:
+        raise ValueError("no dataset of the mixture has actions: nothing to standardise, nothing to act on")
+    return found, lines
+
 
 def kept_statistics(folder, sources, window_lists, m, k, action_mode, std_floor, bad=None):
     """`statistics`, taken from `folder`/statistics where they were computed before -> Statistics, a line that says so.

@@ -162,8 +162,8 @@ def test_faults_of_v30_name_episode_frame_and_key(tmp_path):
         Image.fromarray(picture).save(stream, "PNG")
         pictures = [{"bytes": stream.getvalue(), "path": None}] * len(table)
         pq.write_table(table.set_column(table.column_names.index(HEAD), HEAD, pa.array(pictures)), path)
-    for picture, size in ((np.zeros((32, 64, 3), np.uint8), "32 x 64 x 3"), (np.zeros((64, 64), np.uint8), "64 x 64 x 1")):
-        stored(picture)
+    for shape, size in (((32, 64, 3), "32 x 64 x 3"), ((64, 64), "64 x 64 x 1")):
+        stored(np.zeros(shape, np.uint8))
         with pytest.raises(ValueError, match=f"episode 3, frame 2, '{HEAD}': the picture is {size}"):
             LeRobotSource(root).frame("head", 3, 2)
     meta = root / "meta/episodes/chunk-000/file-000.parquet"

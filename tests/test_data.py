@@ -55,11 +55,11 @@ def tiny(**flags):
     return get_config("conveyor", small | flags)
 
 
-def mixture_of(sources, weights=None, config=None, seed=0, rank=0):
+def mixture_of(sources, weights=None, config=None, seed=0, rank=0, world=1):
     config = config or tiny()
     rows = [windows(source, config.data.m) for source in sources]
     stats = statistics(sources, rows, config.model.chunk, config.data.action_mode, config.data.std_floor)
-    return Mixture(config, stats, sources, weights or [1.0] * len(sources), rows, seed, rank)
+    return Mixture(config, stats, sources, weights or [1.0] * len(sources), rows, seed, rank, world)
 
 
 def table_3():
@@ -231,7 +231,7 @@ def test_statistics_survive_json_and_a_mixture_names_one_robot_with_actions():
     """Statistics are stored in every checkpoint; a mixture of two robots, or of none, is refused."""
     stats = mixture_of([Fake()]).stats
     assert data.Statistics.from_dict(json.loads(json.dumps(vars(stats)))) == stats
-    with pytest.raises(ValueError, match="one run trains one robot"):
+    with pytest.raises(ValueError, match="statistics are of one robot"):
         mixture_of([Fake(), Fake(robot="g1")])
     with pytest.raises(ValueError, match="no dataset of the mixture has actions"):
         mixture_of([Fake(has_action=False)])
@@ -345,11 +345,35 @@ def test_replicated_datasets_are_read_with_independent_random_seeds():
         assert sum(a == b for a, b in zip(shifted[0][lag:], shifted[1])) <= 5 + 5 * np.sqrt(5)
 
 
+def test_replicas_on_two_ranks_agree_no_more_often_than_chance():
+    """Sec. 3.4: whatever the balance, (episode, frame) position by position, and (tau, eps) in every pair."""
+    for balance in ("greedy", "exact"):
+        ranks = [mixture_of([Fake(lengths=(200, 120, 80))], config=tiny(balance=balance), rank=rank, world=2)
+                 for rank in (0, 1)]
+        draws, chance = 10_000, 1 / 400
+        agree = sum(ranks[0].draw(n) == ranks[1].draw(n) for n in range(draws))
+        assert agree <= draws * chance + 5 * np.sqrt(draws * chance * (1 - chance))
+        for n in range(1000):
+            (eps, tau), (other, another) = ranks[0].noise(n), ranks[1].noise(n)
+            assert (tau != another).all() and (eps == other).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("balance", ["greedy", "exact"])
+def test_across_ranks_exact_balance_realises_table_3_and_greedy_does_not(balance):
+    """Table 3 over three ranks that draw equally often; chi-square with 4 degrees of freedom, p = 1e-5."""
+    ranks = [mixture_of(table_3(), WEIGHTS, tiny(balance=balance, lpt_workers=1), rank=rank, world=3)
+             for rank in range(3)]
+    draws = 2000
+    seen = np.bincount([ranks[rank].draw(n)[0] for rank in range(3) for n in range(draws)], minlength=5)
+    wanted = np.array(WEIGHTS) * 3 * draws
+    assert (((seen - wanted) ** 2 / wanted).sum() < 28.47) == (balance == "exact")
+
+
 def test_tau_and_eps_differ_for_every_pair_of_samples():
     """Eq. (2): fresh noise for every sample, rank, seed and draw that shares a prefix."""
     seen = []
     for seed, rank in ((0, 0), (0, 1), (1, 0)):
-        mixture = mixture_of([Fake()], seed=seed, rank=rank)
+        mixture = mixture_of([Fake()], seed=seed, rank=rank, world=2)
         for n in range(12):
             eps, tau = mixture.noise(n)
             assert eps.shape == (2, 16, 32) and tau.shape == (2,) and eps.dtype == tau.dtype == torch.float32
@@ -378,7 +402,7 @@ def test_a_sample_is_a_pure_function_of_seed_rank_and_number():
     forwards = [mixture[n] for n in range(8)]
     np.random.seed(5), torch.manual_seed(5)           # the global generators play no part
     assert all(same(again[n], forwards[n]) for n in reversed(range(8)))
-    for other in (mixture_of(sources, seed=1), mixture_of(sources, rank=1)):
+    for other in (mixture_of(sources, seed=1), mixture_of(sources, rank=1, world=2)):
         assert not any(same(other[n][1:], forwards[n][1:]) for n in range(8))
         assert [other.draw(n) for n in range(50)] != [mixture.draw(n) for n in range(50)]
 
@@ -402,7 +426,7 @@ def test_a_dataset_without_a_window_is_refused_by_name():
     """An error names the dataset."""
     source = Fake("short", lengths=(10,))
     with pytest.raises(ValueError, match="dataset short has no window"):
-        Mixture(tiny(), None, [source], [1.0], [windows(source, 15, full=True)], 0)
+        Mixture(tiny(), {}, [source], [1.0], [windows(source, 15, full=True)], 0)
 
 
 # ---- statistics: exactness, samples, what is kept ----------------------------------------------------------
@@ -440,7 +464,7 @@ def test_above_the_limit_statistics_are_of_a_seeded_sample_of_windows(monkeypatc
 
 
 def kept(corpus, k=16, mode="absolute", floor=1e-3, m=15):
-    return data.kept_statistics(corpus.root, corpus.sources, corpus.windows, m, k, mode, floor)
+    return support.statistics.kept_statistics(corpus.root, corpus.sources, corpus.windows, m, k, mode, floor)
 
 
 def test_statistics_are_kept_beside_the_dataset_under_all_that_they_depend_on(tmp_path):

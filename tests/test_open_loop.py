@@ -114,7 +114,8 @@ def test_a_training_sample_replayed_through_inference_is_the_same_bit_for_bit(mo
 def test_a_replay_names_what_differs(monkeypatch, name, spoil):
     """A preprocessing of its own at inference, however close, is an error that names the input."""
     source, config = Fake(lengths=(40,)), get_config("conveyor", SMALL)
-    policy = Policy(InternVLA_A1(config.model), config, statistics([source], [windows(source, 15)], 4, "absolute", 1e-3))
+    stats = statistics([source], [windows(source, 15)], 4, "absolute", 1e-3)
+    policy = Policy(InternVLA_A1(config.model), config, stats)
     right = support.policy.observation
 
     def wrong(*args):
