@@ -24,8 +24,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from tqdm import tqdm
 
+from support import record
 from support.record import files_digest
 from support.robots import ROBOTS, VIEWS, Robot, find_robot
 
@@ -46,6 +48,20 @@ def _av():
     except ImportError as error:
         raise ImportError(INSTALL) from error
     return av
+
+
+@contextmanager
+def _damage(where, what):
+    """Whatever libraries make of bytes that no writer of the format wrote becomes one line; lines of ours pass."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(where):
+            raise
+        reason = " ".join((str(error) if isinstance(error, UnicodeError) else repr(error)).split())[:200]
+        raise ValueError(f"{where}: {what} ({reason}); download it again") from error
 
 
 class _LRU:
@@ -114,7 +130,9 @@ def read_frame(path, seconds, tolerance, where):
     try:
         frame = _nearest(_CONTAINERS.get(key, lambda: _open_video(path)), seconds)
         picture = None if frame is None else frame.to_ndarray(format="rgb24")
-    except (_av().FFmpegError, IndexError) as error:  # IndexError: the file holds no video stream
+    except ImportError:
+        raise
+    except Exception as error:  # FFmpeg's own, and whatever its bindings make of damaged bytes
         _CONTAINERS.drop(key)
         raise ValueError(f"{where}: {path} cannot be decoded ({error}); download the file again") from error
     if frame is None or abs(frame.time - seconds) > tolerance:
@@ -153,16 +171,12 @@ def guess_cameras(keys):
 def read_table(path, columns, where):
     """Columns of a parquet file, as a pyarrow table. ValueError, one line that begins with `where`."""
     pyarrow = _pyarrow()
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            absent = [key for key in columns if key not in file.schema_arrow.names]
-            if absent:
-                raise ValueError(f"{where}: {path} has no column '{absent[0]}', which the dataset's metadata "
-                                 f"promises; download the dataset again")
-            return file.read(columns=list(columns))
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{where}: {path} cannot be read ({reason}); download the file again") from error
+    with _damage(where, f"{path} cannot be read"), pyarrow.parquet.ParquetFile(path) as file:
+        absent = [key for key in columns if key not in file.schema_arrow.names]
+        if absent:
+            raise ValueError(f"{where}: {path} has no column '{absent[0]}', which the dataset's metadata "
+                             f"promises; download the dataset again")
+        return file.read(columns=list(columns))
 
 
 def read_columns(path, sizes, where):
@@ -173,9 +187,10 @@ def read_columns(path, sizes, where):
     """
     table, arrays = read_table(path, sizes, where), {}
     for key, size in sizes.items():
-        column = table[key].combine_chunks()
-        flat = column.flatten() if hasattr(column, "flatten") else column
-        values = np.array(flat.to_numpy(zero_copy_only=False), dtype=np.float32)
+        with _damage(where, f"{path}, '{key}' holds no numbers"):
+            column = table[key].combine_chunks()
+            flat = column.flatten() if hasattr(column, "flatten") else column
+            values = np.array(flat.to_numpy(zero_copy_only=False), dtype=np.float32)
         if values.size != table.num_rows * size:
             raise ValueError(f"{where}: {path}, '{key}' has {values.size} values in {table.num_rows} rows, "
                              f"meta/info.json says {size} each")
@@ -207,17 +222,6 @@ def picture_shape(feature):
     return height, width, shape[channels]
 
 
-@contextmanager
-def _metadata(where):
-    """Metadata that are no more what a writer of the format wrote may fail anywhere: say so in one line."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, IndexError, KeyError, RecursionError, TypeError, UnicodeError) as error:
-        reason = str(error) if isinstance(error, UnicodeError) else repr(error)
-        raise ValueError(f"{where}: meta/ is damaged or not of this format ({reason[:200]}); download it again"
-                         ) from error
-
-
 # ---- the source ----------------------------------------------------------------------------------
 
 # Columns that say which frame a row is, where the dataset has them: wrong or repeated rows are seen by them.
@@ -235,15 +239,15 @@ class LeRobotSource:
     robot: a Robot whose features and cameras are taken; None: that of the dataset's robot_type where the table knows it
     and its features are there, else LeRobot's usual names and guess_cameras. A dataset without any action feature is
     human video (has_action False). Faults are ValueError with one line saying what, where and what to do;
-    ImportError, also one line, where a package is missing.
+    ImportError, also one line, where a package is missing. check_files: refuse a dataset of which a file is missing.
     """
 
     stored = None
 
-    def __init__(self, root, robot=None):
+    def __init__(self, root, robot=None, check_files=True):
         self.root, self.name = Path(root), Path(root).resolve().name
         self.where = f"dataset {self.root}"
-        with _metadata(self.where):
+        with _damage(self.where, "meta/ is damaged or not of this format"):
             self.info = self._read_info()
             self.version = self.info["codebase_version"]
             robot = robot or self._known_robot()
@@ -252,7 +256,8 @@ class LeRobotSource:
             self.views = self._choose_cameras(robot.cameras)
             self.row_keys = tuple(key for key in ROW_KEYS if key in self.info["features"])
             self._read_episodes()
-            self._check_files()
+            if check_files:
+                self._check_files()
         # A file of v3.0 holds about 100 MB of many episodes: few of them, but whole.
         self._numbers, self._pictures = _LRU(16 if self.version == "v2.1" else 4), _LRU(4)
 
@@ -335,15 +340,20 @@ class LeRobotSource:
             raise ValueError(f"{self.where}: {self.root / 'meta' / 'episodes'} holds no parquet file; "
                              f"download the dataset again")
         # Only these columns: per-episode statistics are most of the file.
-        columns = ["episode_index", "tasks", "length", "data/chunk_index", "data/file_index", "dataset_from_index"]
+        columns = ["episode_index", "tasks", "length", "data/chunk_index", "data/file_index", "dataset_from_index",
+                   "dataset_to_index"]
         films = {slot: f"videos/{key}" for slot, key in self.views.items() if not self.in_parquet(key)}
         columns += [f"{film}/{what}" for film in films.values()
                     for what in ("chunk_index", "file_index", "from_timestamp")]
         tables = [read_table(path, columns, self.where) for path in paths]
         rows = {name: [value for table in tables for value in table[name].to_pylist()]
                 for name in columns if name != "tasks"}
-        self.indices, self.lengths = rows["episode_index"], rows["length"]
-        self.tasks = []
+        self.indices, self.lengths, self.tasks = rows["episode_index"], rows["length"], []
+        for index, length, low, high in zip(self.indices, self.lengths, rows["dataset_from_index"],
+                                            rows["dataset_to_index"]):
+            if length != high - low:
+                raise ValueError(f"{self.where}, episode {index}: meta/episodes gives it {length} frames and the rows "
+                                 f"{low} to {high}; download the dataset again")
         for tasks in (row for table in tables for row in table["tasks"]):
             try:
                 self.tasks.append(str((tasks.as_py() or [""])[0]))
@@ -506,28 +516,52 @@ class LeRobotSource:
         column = self._pictures.get((path, key), lambda: read_table(path, [key], where)[key])
         if first + t >= len(column):
             raise ValueError(f"{where}: {path} has {len(column)} rows; download the dataset again")
-        stored = column[first + t].as_py() or {}
-        try:
+        with _damage(where, f"the picture in {path} cannot be decoded"):
+            stored = column[first + t].as_py()
             data = stored.get("bytes") or (self.root / stored["path"]).read_bytes()
             picture = np.array(Image.open(io.BytesIO(data)))
-        except (OSError, KeyError, TypeError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-            raise ValueError(f"{where}: the picture in {path} cannot be decoded ({error!r}); "
-                             f"download the file again") from error
         return self._right_size(picture if picture.ndim == 3 else picture[..., None], key, where)
 
 
 # ---- what was matched ----------------------------------------------------------------------------
 
-def inspect(source, m=15, k=50):
-    """Lines that say what the reader makes of a dataset: version, cameras, dimensions and their ranges, lengths."""
-    numbers = [source.numbers(e) for e in range(len(source.lengths))]
+def faults(source, progress=lambda done, total: None):
+    """Every file, every row and the last picture of every video: what is wrong, one line each, and readable episodes.
+
+    -> (list of lines, list of episode positions whose numbers can be read)
+    """
+    missing = {path: index for index, path in source.missing_files()}
+    lines = [f"{source.where}, episode {index}: {path} is missing" for path, index in missing.items()]
+    readable, looked_at = [], set()
+    for e in reversed(range(len(source.lengths))):         # the last episode of a file is where it is torn
+        progress(len(source.lengths) - e, len(source.lengths))
+        try:
+            if source.files[e] not in missing:
+                source.numbers(e)
+                readable.append(e)
+            for view in source.views:
+                path = source.videos[view][0][e] if view in source.videos else (source.files[e], view)
+                if path not in missing and path not in looked_at and source.files[e] not in missing:
+                    looked_at.add(path)
+                    source.frame(view, e, source.lengths[e] - 1)
+        except ValueError as error:
+            lines.append(str(error))
+    return lines, readable[::-1]
+
+
+def inspect(source, m=15, k=50, episodes=None):
+    """Lines that say what the reader makes of a dataset: version, cameras, dimensions and their ranges, lengths.
+
+    episodes: positions of those to read; None: all.
+    """
+    numbers = [source.numbers(e) for e in (range(len(source.lengths)) if episodes is None else episodes)]
     yield (f"{source.root}: LeRobot {source.version}, robot '{source.robot}', {source.fps:g} frames/s, "
            f"{len(source.lengths)} episodes of {min(source.lengths)} to {max(source.lengths)} frames, "
            f"{sum(source.lengths):,} in all, {len(set(source.tasks))} different tasks")
     yield f"m = {m} frames = {m / source.fps:.2f} s, a chunk of {k} = {k / source.fps:.2f} s"
     for slot in VIEWS:
         key = source.views.get(slot)
-        height, width = source.frame(slot, 0, 0).shape[:2] if key else (0, 0)
+        height, width, _ = picture_shape(source.info["features"][key]) if key else (0, 0, 0)
         yield f"{slot:<12} {f'{key} ({width} x {height})' if key else 'missing: masked'}"
     others = [key for key, feature in source.info["features"].items()
               if feature["dtype"] in ("video", "image") and key not in source.views.values()]
@@ -536,7 +570,7 @@ def inspect(source, m=15, k=50):
     if not source.has_action:
         yield "no actions: human video, trains L_gen alone"
     for i, (kind, names) in enumerate((("state", source.state_names), ("action", source.action_names))):
-        if names:
+        if names and numbers:
             values = np.concatenate([pair[i] for pair in numbers])
             for d, name in enumerate(names):
                 column = values[:, d]
@@ -548,11 +582,42 @@ def inspect(source, m=15, k=50):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(prog="python -m support.lerobot_reader", description=inspect.__doc__)
-    parser.add_argument("--inspect", required=True, metavar="DIR", help="a LeRobot dataset")
+    parser = argparse.ArgumentParser(prog="python -m support.lerobot_reader", description=__doc__.split("\n")[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--inspect", metavar="DIR", help="print what is matched and what is wrong in a LeRobot dataset, and "
+                      "record the SHA-256 of its files")
+    what.add_argument("--verify", metavar="DIR", help="name every file that has changed since it was recorded")
     parser.add_argument("--robot", help="a robot of support/robots.py or a .json file (default: the dataset's)")
     args = parser.parse_args(argv)
-    print("\n".join(inspect(LeRobotSource(args.inspect, find_robot(args.robot) if args.robot else None))))
+    if args.verify:
+        _refuse(record.verify(args.verify, _progress("files")), f"{args.verify} is not as it was recorded")
+        print(f"{args.verify}: every file is as it was recorded")
+        return
+    source = LeRobotSource(args.inspect, find_robot(args.robot) if args.robot else None, check_files=False)
+    wrong, readable = faults(source, _progress("episodes"))
+    print("\n".join(inspect(source, episodes=readable)))
+    _refuse(wrong, f"{args.inspect}: repair this before training on it; its files are not recorded")
+    print(record.record(args.inspect, _progress("files")))
+
+
+SHOWN = 20   # faults that are printed, at most
+
+
+def _refuse(lines, line):
+    """Print what is wrong, if anything is, and end with `line`."""
+    if lines:
+        print("\n".join(lines[:SHOWN] + ([f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])))
+        raise ValueError(f"{line} ({len(lines)} {'fault' if len(lines) == 1 else 'faults'})")
+
+
+def _progress(what):
+    """A callback (done, total) that draws a bar on a terminal."""
+    bar = tqdm(desc=what, disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False)
+
+    def draw(done, total):
+        bar.total = total
+        bar.update(done - bar.n)
+    return draw
 
 
 if __name__ == "__main__":

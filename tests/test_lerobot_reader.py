@@ -394,7 +394,7 @@ def test_a_million_frames_open_in_two_seconds(tmp_path):
     root = write_v30(tmp_path / "toy")
     episodes = pq.read_table(root / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
     many = [{**episodes[0], "episode_index": e, "length": 250, "dataset_from_index": 250 * e,
-             **{f"stats/action/{i}": [0.5] * 16 for i in range(10)}} for e in range(4000)]
+             "dataset_to_index": 250 * e + 250, **{f"stats/action/{i}": [0.5] * 16 for i in range(10)}} for e in range(4000)]
     pq.write_table(pa.Table.from_pylist(many), root / "meta/episodes/chunk-000/file-000.parquet")
     edit_info(root, total_episodes=4000)
     began = time.perf_counter()

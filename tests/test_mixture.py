@@ -53,7 +53,7 @@ def test_a_mixture_of_robots_trains_with_statistics_of_each_and_runs_each(table_
         actions, _ = policy.plan([{"head": [np.zeros((8, 8, 3), np.uint8)] * 2}], np.zeros((1, d)), ["go"])
         assert policy.stats.robot == robot and actions.shape == (1, 4, d)
     assert Policy.load(path).stats.robot == "genie1"     # whose last episode was held out
-    with pytest.raises(ValueError, match="--robot franka: .* was trained on genie1, aloha"):
+    with pytest.raises(ValueError, match="--robot franka: .* was trained on genie1, a2d, agilex_3rgb, aloha"):
         Policy.load(path, robot="franka")
     train.run([*run, "--resume"])
 
