@@ -126,6 +126,8 @@ class DataConfig:
     action_mode: str = _f("absolute", "actions as recorded, or relative to the state at t (grippers stay absolute)",
                           choices=("absolute", "delta"))
     full_windows: bool = _f(False, "[ours] only windows whose t-m and t+m lie inside the episode")
+    hold_out: int = _f(-1, "episode that is held out of the first dataset with actions (-1: the last), unless a "
+                       "mixture names a validation dataset")
     lpt_workers: int = _f(4, "workers of each rank that LPT spreads the datasets over")
     balance: str = _f("greedy", "datasets over ranks: the paper's greedy rule, or weights split so that the mixture is "
                       "exact across ranks too", choices=("greedy", "exact"))

@@ -321,13 +321,13 @@ def read_mixture(listing, robot=None):
     return rows, robot or found(stored.get("robot")), stored.get("validation")
 
 
-def open_corpus(path, m, full=False, robot=None):
+def open_corpus(path, m, full=False, robot=None, hold_out=-1):
     """A folder with mixture.json, such a file itself, or one dataset. ValueError: one line.
 
     mixture.json: {"datasets": [{"path", "weight", "kind", "robot", "name"}], "robot", "validation"}; paths are relative
     to it; all but the path may be absent. weight: 1. kind "human": no actions, whatever the files hold. robot: a name
-    or a file, of one dataset or of all. validation: a dataset, all of it held out; without one that is the last episode
-    of the first dataset with actions.
+    or a file, of one dataset or of all. validation: a dataset, all of it held out; without one that is the episode
+    `hold_out` of the first dataset with actions.
     """
     path = Path(path)
     if not path.exists():
@@ -347,9 +347,12 @@ def open_corpus(path, m, full=False, robot=None):
         held_out_windows = windows(held_out, m, full)
     else:
         first = next((i for i, source in enumerate(sources) if source.has_action), 0)
-        held_out, last = sources[first], len(sources[first].lengths) - 1
-        if last == 0:
+        held_out, episodes = sources[first], len(sources[first].lengths)
+        if episodes == 1:
             raise ValueError(f"--data {path}: one episode cannot be both trained on and held out; record a second one")
-        held_out_windows, kept[first] = windows(held_out, m, full, [last]), range(last)
+        if not -episodes <= hold_out < episodes:
+            raise ValueError(f"--hold_out {hold_out}: dataset {held_out.name} has episodes 0 to {episodes - 1}")
+        held_out_windows = windows(held_out, m, full, [hold_out % episodes])
+        kept[first] = [e for e in range(episodes) if e != hold_out % episodes]
     trained = [windows(source, m, full, episodes) for source, episodes in zip(sources, kept)]
     return Corpus(sources, weights, kinds, trained, held_out, held_out_windows, listing.parent)

@@ -204,7 +204,8 @@ def on_recordings(policy, args):
     """--open-loop: every held-out episode, its plot, a foresight picture from its middle, and all errors as JSON."""
     if not args.data:
         raise ValueError("--open-loop needs --data, the dataset or mixture that the policy was trained on")
-    corpus, m = open_corpus(args.data, policy.config.data.m, robot=args.robot), policy.config.data.m
+    m = policy.config.data.m
+    corpus = open_corpus(args.data, m, robot=args.robot, hold_out=policy.config.data.hold_out)
     if corpus.held_out.robot != policy.stats.robot:
         raise ValueError(f"--data {args.data} is of robot '{corpus.held_out.robot}', the checkpoint drives "
                          f"'{policy.stats.robot}'")

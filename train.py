@@ -45,7 +45,7 @@ def parse(argv):
     parser.add_argument("--config", default="conveyor", help=f"one of {', '.join(CONFIGS)}")
     parser.add_argument("--data", "--mixture", help="dataset folder or mixture.json; 'conveyor' is the embedded world")
     parser.add_argument("--robot", help="a robot of support/robots.py or a .json file (default: the dataset's)")
-    parser.add_argument("--verify", action="store_true", help="first compare the files of every dataset with their record")
+    parser.add_argument("--verify", action="store_true", help="first compare every dataset's files with their record")
     parser.add_argument("--init", choices=("scratch",), help="start the a1_* presets from random weights")
     parser.add_argument("--from", dest="origin", help="start from the weights of this run or checkpoint")
     parser.add_argument("--init_und", help="directory or hub id of the backbone: InternVL3-1B-hf or Qwen3-VL-2B")
@@ -130,7 +130,7 @@ def run(argv):
 
     # ---- data -----------------------------------------------------------------------------------------------
     corpus = open_corpus(conveyor_data(Path("data/conveyor")) if embedded else args.data, config.data.m,
-                         config.data.full_windows, args.robot)
+                         config.data.full_windows, args.robot, config.data.hold_out)
     for root in dict.fromkeys(source.root for source in [*corpus.sources, corpus.held_out] if args.verify):
         changed = record.verify(root)
         if changed:

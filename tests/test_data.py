@@ -298,6 +298,11 @@ def test_the_last_episode_of_one_dataset_is_held_out_and_never_trained_on(tmp_pa
     corpus = open_corpus(write_folder(tmp_path / "three", ends=ends, task=tasks), 15)
     assert set(corpus.windows[0][:, 0]) == {0, 1} and len(corpus.windows[0]) == 14
     assert set(corpus.held_out_windows[:, 0]) == {2} and len(corpus.held_out_windows) == 6
+    corpus = open_corpus(tmp_path / "three", 15, hold_out=1)
+    assert set(corpus.windows[0][:, 0]) == {0, 2} and set(corpus.held_out_windows[:, 0]) == {1}
+    for wrong in (3, -4):
+        with pytest.raises(ValueError, match=f"--hold_out {wrong}: dataset three has episodes 0 to 2"):
+            open_corpus(tmp_path / "three", 15, hold_out=wrong)
     with pytest.raises(ValueError, match="one episode cannot be both trained on and held out"):
         open_corpus(write_folder(tmp_path / "one"), 15)
 
