@@ -283,7 +283,8 @@ class Corpus:
         """Read what statistics() does not, so that it is named before training starts: the numbers of held-out
         episodes, and the last picture of some of all, where a torn video is seen.
 
-        Yields what is wrong, one line each. episodes: of all datasets together, but at least one of each.
+        Yields what is wrong, one line each, and whether it is held out: validation skips nothing. episodes: of all
+        datasets together, but at least one of each.
         """
         pairs = [*zip(self.sources, self.windows), (self.held_out, self.held_out_windows)]
         for source, rows in pairs:
@@ -296,7 +297,7 @@ class Corpus:
                 try:
                     read(*where)
                 except ValueError as error:
-                    yield str(error)
+                    yield str(error), rows is self.held_out_windows
 
 
 def read_mixture(listing, robot=None):

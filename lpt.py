@@ -135,10 +135,14 @@ def cut_up(datasets, seed=0):
     return sizes, weights
 
 
+BYTES_A_FRAME = 17   # of an opened dataset: 16 of its window list, the rest metadata by episode; measured
+
+
 def simulate():
-    """Printable lines: each rule's load and mixture for growing numbers of datasets and workers."""
+    """Printable lines: each rule's load and mixture for growing numbers of datasets and workers, and the memory that
+    the fullest worker needs to open what it holds."""
     yield (f"{'datasets':>8}{'workers':>9}  {'rule':<12}{'max/mean load':>14}{'mixture error':>15}"
-           f"{'datasets a worker':>19}")
+           f"{'datasets a worker':>19}{'start-up memory':>17}")
     for datasets in (200, 1000, 4000):
         sizes, weights = cut_up(datasets)
         for workers in (8, 64, 512):
@@ -150,9 +154,9 @@ def simulate():
 
 
 def _row(sizes, workers, rule, load, weights, parts):
-    held = [len(part) for part in parts]
+    held, most = [len(part) for part in parts], max(sum(sizes[i] for i in part) for part in parts)
     return (f"{len(sizes):>8}{workers:>9}  {rule:<12}{load:>14}{mixture_error(weights, parts):>15.4f}"
-            f"{f'{min(held)} to {max(held)}':>19}")
+            f"{f'{min(held)} to {max(held)}':>19}{most * BYTES_A_FRAME / 2 ** 20:>13,.0f} MiB")
 
 
 def table(names, sizes, weights, ranks):

@@ -136,8 +136,8 @@ def run(argv):
         if changed:
             refuse(f"{changed[0]}" + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
     bad = {"stop": refuse, "skip": warn}[config.data.on_bad_sample]
-    for fault in corpus.look(config.data.m):
-        bad(fault)
+    for fault, held_out in corpus.look(config.data.m):
+        (refuse if held_out else bad)(fault)
     by_robot, kept = statistics_by_robot(corpus.root, corpus.sources, corpus.windows, config.data.m, config.model.chunk,
                                          config.data.action_mode, config.data.std_floor, bad)
     stats = by_robot[corpus.held_out.robot]

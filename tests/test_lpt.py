@@ -206,3 +206,14 @@ def test_exact_balance_removes_the_error_that_greedy_leaves_across_ranks():
         assert f"mixture error across 4 ranks {error[balance]:.4f}" in lines[-1]
         assert ("--balance exact" in lines[-1]) == (balance == "greedy")
     assert error["greedy"] > 0.01 and error["exact"] < 1e-12
+
+
+def test_the_simulation_shows_load_mixture_datasets_and_memory(capsys, monkeypatch):
+    """python lpt.py --simulate: exact shares have no error, fuller workers need more memory than the mean."""
+    lpt.main(["--simulate"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 3 * 3 * 3 and "start-up memory" in lines[0]
+    rows = [line.replace(",", "").split() for line in lines[1:]]
+    assert all(float(row[4]) == 0 for row in rows if row[2] == "exact")
+    mean = {workers: 692e6 * lpt.BYTES_A_FRAME / workers / 2 ** 20 for workers in (8, 64, 512)}
+    assert all(float(row[-2]) >= 0.99 * mean[int(row[1])] for row in rows)
