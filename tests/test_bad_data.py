@@ -237,6 +237,17 @@ def test_a_skipped_sample_is_replaced_by_a_pure_function_of_its_number(capfd):
     assert same(*alone) and "bad sample, another is drawn: dataset torn, episode 3" in capfd.readouterr().err
 
 
+def test_a_worker_whose_only_dataset_is_unreadable_is_stood_in_for_by_the_others():
+    """The worker is drawn anew, too."""
+    good, bad = Grey("good", lengths=(40,)), Grey("bad", lengths=(40,))
+    bad.frame = lambda view, e, t: (_ for _ in ()).throw(ValueError("dataset bad is unreadable"))
+    config = tiny(on_bad_sample="skip", lpt_workers=2)
+    rows = [windows(source, 15) for source in (good, bad)]
+    stats = statistics([good, bad], rows, config.model.chunk, "absolute", 1e-3)
+    mixture = Mixture(config, stats, [good, bad], [1.0, 1.0], rows, 0)
+    assert any(mixture.draw(n)[0] == 1 for n in range(8)) and all(len(mixture[n]) == 4 for n in range(8))
+
+
 def test_more_than_one_bad_sample_in_a_thousand_stops_a_skipping_run():
     mixture = mixture_of(Torn(lengths=(10,) * 4), on_bad_sample="skip")
     with pytest.raises(ValueError, match=r"2 of \d+ samples were bad, more than 0.1%; .* episode 3, frame 7"):

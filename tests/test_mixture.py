@@ -75,13 +75,13 @@ def test_a_wrong_row_of_a_mixture_is_one_line(table_3, change, message):
 
 # ---- human video in LeRobot's format ----------------------------------------------------------------------
 
-@pytest.fixture
-def people(tmp_path):
+@pytest.fixture(params=[(HEAD,), (HEAD, "frame_index")], ids=["pictures alone", "with row numbers"])
+def people(request, tmp_path):
     """EgoDex-like: one head camera and a task; no wrists, no state, no actions."""
     root = write_dataset(tmp_path / "people", has_action=False)
     edit_info(root, features={key: feature for key, feature in
                               json.loads((root / "meta/info.json").read_text())["features"].items()
-                              if key in (HEAD, "frame_index")})
+                              if key in request.param})
     return root
 
 
