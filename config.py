@@ -126,9 +126,15 @@ class DataConfig:
     action_mode: str = _f("absolute", "actions as recorded, or relative to the state at t (grippers stay absolute)",
                           choices=("absolute", "delta"))
     full_windows: bool = _f(False, "[ours] only windows whose t-m and t+m lie inside the episode")
-    lpt_workers: int = _f(4, "workers that LPT spreads the datasets over")
+    hold_out: int = _f(-1, "episode that is held out of the first dataset with actions (-1: the last), unless a "
+                       "mixture names a validation dataset")
+    lpt_workers: int = _f(4, "workers of each rank that LPT spreads the datasets over")
+    balance: str = _f("greedy", "datasets over ranks: the paper's greedy rule, or weights split so that the mixture is "
+                      "exact across ranks too", choices=("greedy", "exact"))
     loaders: int = _f(0, "loader processes (0: in the training process); changes nothing but speed")
     std_floor: float = _f(1e-3, "dimensions with a smaller standard deviation pass through unscaled")
+    on_bad_sample: str = _f("stop", "a sample that cannot be read: stop, or skip it (another is drawn in its place; "
+                            "above 0.1 % the run stops)", choices=("stop", "skip"))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ From disk to a batch, in the order of this file:
 
     open_source    episodes on disk: a plain folder or a LeRobot dataset, both with the same interface (support/)
     windows        which (episode, t) make a tuple; outside an episode frames and actions are clamped and masked
-    Statistics     mean and standard deviation of state and actions over exactly those windows
+    statistics     mean and standard deviation of state and actions over exactly those windows (support/statistics.py)
     Example        one tuple as arrays; observation() makes the same arrays from a live robot
     Mixture        which tuple comes next: a pure function of (seed, rank, sample number), spread by lpt.py
 
@@ -13,6 +13,8 @@ action mask is empty, and it trains L_gen alone.
 """
 
 import json
+import signal
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -25,9 +27,8 @@ import lpt
 from support.folder_source import FolderSource
 from support.lerobot_reader import LeRobotSource
 from support.prompts import token_ids
-from support.robots import ROBOTS, VIEWS, find_robot
-
-
+from support.robots import VIEWS, find_robot
+from support.statistics import Statistics, statistics   # noqa: F401, the second step above
 
 @dataclass
 class Batch:
@@ -65,7 +66,7 @@ def open_source(path, robot=None):
     if (path / "meta" / "info.json").exists():
         return LeRobotSource(path, robot)
     if (path / "episode.npz").exists():
-        return FolderSource(path, robot and robot.name)
+        return FolderSource(path, robot)
     raise ValueError(f"{path} holds no dataset: expected mixture.json, meta/info.json (LeRobot) or episode.npz")
 
 
@@ -87,100 +88,6 @@ def chunk_at(action, t, k):
     """a_{t:t+k} of an episode's actions (T, d_a), clamped, and which steps lie inside: (k, d_a), (k,) bool."""
     steps = t + np.arange(k)
     return action[np.minimum(steps, len(action) - 1)], steps < len(action)
-
-
-# ---- statistics -------------------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Statistics:
-    """Mean and standard deviation per dimension, over the training windows, after the delta transform.
-
-    A dimension whose deviation is below the floor is shifted but not scaled. The embedded world's grippers
-    hold the middle and the width of their range instead [ours], because standardising a rarely used switch lets a
-    timing error of one frame outweigh every error of position. JSON-able; stored in every checkpoint.
-    """
-
-    robot: str
-    action_mode: str
-    fps: float
-    state_mean: tuple
-    state_std: tuple
-    action_mean: tuple
-    action_std: tuple
-    windows: int
-    action_names: tuple = ()   # where the dataset names them
-    unscaled: tuple = ()       # what was near-constant in training, "state 3" or "action 3": passed through unscaled
-    relative: tuple = ()       # which dimensions delta mode takes relative to the state at t, where it is known
-
-    @classmethod
-    def from_dict(cls, stored):
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
-
-    def normalise(self, kind, x):
-        """Raw units -> standardised, last axis. kind "state" or "action"."""
-        mean, std = np.float32(getattr(self, f"{kind}_mean")), np.float32(getattr(self, f"{kind}_std"))
-        if x.shape[-1] != len(mean):
-            raise ValueError(f"the {kind} has {x.shape[-1]} dimensions, robot '{self.robot}' has {len(mean)}")
-        return (x - mean) / std
-
-    def actions(self, a, state):
-        """Standardised chunk (..., k, 32) and raw state (..., d_q) -> actions in raw units (..., k, d_a)."""
-        mean, std = np.float32(self.action_mean), np.float32(self.action_std)
-        a = a[..., :len(mean)] * std + mean
-        return a + np.expand_dims(reference(self.relative, self.action_mode, state), -2)
-
-
-def reference(relative, action_mode, state):
-    """What a relative action is relative to: the state at t on relative dimensions, else 0. (..., d_a or 1)"""
-    if action_mode == "absolute":
-        return np.zeros(state.shape[:-1] + (1,), np.float32)
-    if len(relative) != state.shape[-1]:
-        raise ValueError(f"--action_mode delta: the robot's delta mask has {len(relative)} dimensions, its data "
-                         f"{state.shape[-1]}; give --robot my_robot.json, see support/robots.py")
-    return np.where(np.array(relative), state, 0).astype(np.float32)
-
-
-def statistics(sources, window_lists, k, action_mode, std_floor):
-    """Statistics over all windows of all sources with actions (one robot). ValueError: none, or unequal widths."""
-    totals, ranges, count, with_actions = {}, {}, 0, [(s, w) for s, w in zip(sources, window_lists) if s.has_action]
-    if not with_actions:
-        raise ValueError("no dataset of the mixture has actions: nothing to standardise, nothing to act on")
-    robots = {s.robot for s, _ in with_actions}
-    if len(robots) > 1:
-        raise ValueError(f"one run trains one robot, the mixture names {sorted(robots)}")
-    robot = robots.pop()
-    for source, rows in with_actions:
-        for e in np.unique(rows[:, 0]):
-            state, action = source.numbers(int(e))
-            first, last = np.searchsorted(rows[:, 0], [e, e + 1])                  # rows are sorted by episode
-            ts = rows[first:last, 1]
-            steps = ts[:, None] + np.arange(k)
-            inside = steps < len(action)
-            a = action[np.minimum(steps, len(action) - 1)].astype(np.float64)
-            a = a - np.expand_dims(reference(source.relative, action_mode, state[ts]), -2)
-            for kind, x in (("state", state[ts].astype(np.float64)), ("action", a[inside])):
-                add = np.array([x.sum(0), (x ** 2).sum(0)])
-                n, total = totals.get(kind, (0, 0))
-                totals[kind] = n + len(x), total + add
-                low, high = ranges.get(kind, (np.inf, -np.inf))
-                ranges[kind] = np.minimum(low, x.min(0)), np.maximum(high, x.max(0))
-        count += len(rows)
-    moments, unscaled = {}, []
-    for kind, (n, (first, second)) in totals.items():
-        mean = first / n
-        std = np.sqrt(np.maximum(second / n - mean ** 2, 0))
-        if robot in ROBOTS and ROBOTS[robot].grippers_by_range:
-            joint, (low, high) = np.array(ROBOTS[robot].relative), ranges[kind]
-            if len(mean) != len(joint):
-                raise ValueError(f"robot '{robot}' has {len(joint)} dimensions in support/robots.py, "
-                                 f"its data {len(mean)} of {kind}")
-            mean, std = np.where(joint, mean, (low + high) / 2), np.where(joint, std, high - low)
-        unscaled += [f"{kind} {d}" for d in np.flatnonzero(std < std_floor)]
-        moments[f"{kind}_mean"] = tuple(mean.tolist())
-        moments[f"{kind}_std"] = tuple(np.where(std < std_floor, 1.0, std).tolist())
-    return Statistics(robot=robot, action_mode=action_mode, fps=with_actions[0][0].fps, windows=count,
-                      action_names=tuple(with_actions[0][0].action_names), relative=with_actions[0][0].relative,
-                      unscaled=tuple(unscaled), **moments)
 
 
 # ---- one example ------------------------------------------------------------------------------------------------
@@ -235,7 +142,7 @@ def observation(model, stats, pictures, state, task):
         views.append(frames[-1][1] if same else letterbox(pictures[view][1], model.view_size))
     ids, mask = token_ids(task, model.text_tokens, model.tokenizer)
     q_t = np.zeros(model.state_dim, np.float32) if state is None else \
-        pad(stats.normalise("state", np.asarray(state, np.float32)), model.state_dim, "the state")
+        pad(stats.normalise("state", np.asarray(state)), model.state_dim, "the state")
     d_a = 0 if state is None else len(stats.action_mean)
     return {"image": torch.stack(views), "frames": torch.stack(frames),
             "view_mask": torch.tensor([view in pictures for view in VIEWS]),
@@ -254,8 +161,7 @@ def example(model, m, stats, source, e, t):
     mask = np.zeros((model.chunk, model.action_dim), bool)
     if source.has_action:
         chunk, inside = chunk_at(action, t, model.chunk)
-        chunk = chunk - reference(stats.relative, stats.action_mode, state[t])
-        a = pad(stats.normalise("action", chunk), model.action_dim, f"the action of {source.name}")
+        a = pad(stats.chunk(chunk, state[t]), model.action_dim, f"the action of {source.name}")
         mask = inside[:, None] & (arrays["dim_mask"].numpy() | model.noise_on_padding)
     arrays.update(action=torch.from_numpy(a), action_mask=torch.from_numpy(mask),
                   future_mask=torch.tensor(t + m < T))
@@ -270,6 +176,8 @@ def collate(examples):
 # ---- the mixture ------------------------------------------------------------------------------------------------
 
 ORDER, WORKER, NOISE = range(3)   # independent random streams
+BAD_SHARE, AT_LEAST = 1e-3, 1000   # --on_bad_sample skip: of this share of samples, or of so many, may be bad
+ATTEMPTS = 100                     # draws for one sample before a corpus counts as unreadable
 
 
 def stream(seed, *key):
@@ -280,30 +188,37 @@ def stream(seed, *key):
 class Mixture(torch.utils.data.Dataset):
     """Datasets spread over LPT workers and drawn by weight. Item n is sample number n of this rank.
 
-    sources, weights, window_lists: parallel lists. Sample n is a pure function of (seed, rank, n).
+    stats: the robot's Statistics, or {robot: Statistics} of all robots. sources, weights, window_lists: parallel lists.
+    rank draws from its own part of what lpt.deal gives to `world` ranks. Sample n is a pure function of (seed, rank,
+    n).
     """
 
-    def __init__(self, config, stats, sources, weights, window_lists, seed, rank=0):
+    def __init__(self, config, stats, sources, weights, window_lists, seed, rank=0, world=1):
         for source, rows in zip(sources, window_lists):
             if len(rows) == 0:
                 raise ValueError(f"dataset {source.name} has no window: every episode is shorter than m needs")
+        self.by_robot = stats if isinstance(stats, dict) else {stats.robot: stats}
+        for of in self.by_robot.values():
+            of.check_width(config.model.state_dim, config.model.action_dim)
+        self.bad_samples = 0   # replaced so far
         self.config, self.stats, self.seed, self.rank = config, stats, seed, rank
         self.sources, self.window_lists = sources, window_lists
         self.sizes = [int(np.sum(source.lengths)) for source in sources]
         total = sum(weights)
         self.weights = [weight / total for weight in weights]
-        self.held = lpt.assign(self.sizes, config.data.lpt_workers)
-        self.shares = [np.array(mine) for mine in lpt.shares(self.weights, self.held)]
+        self.ranks = lpt.deal(self.sizes, self.weights, world, config.data.lpt_workers, config.data.balance)
+        self.held, own = self.ranks[rank]
+        self.shares = [np.array(mine) for mine in own]
         self.mass = np.array([mine.sum() for mine in self.shares])
 
-    def draw(self, n):
-        """Sample number n -> (dataset index, episode, t)."""
-        worker = stream(self.seed, ORDER, self.rank, n).choice(len(self.mass), p=self.mass / self.mass.sum())
-        return self.draw_from(worker, n)
+    def draw(self, n, *attempt):
+        """Sample number n -> (dataset index, episode, t). attempt: 1, 2, ... for what stands in for a bad sample."""
+        worker = stream(self.seed, ORDER, self.rank, n, *attempt).choice(len(self.mass), p=self.mass / self.mass.sum())
+        return self.draw_from(worker, n, *attempt)
 
-    def draw_from(self, worker, n):
+    def draw_from(self, worker, n, *attempt):
         """What a worker delivers as sample n; replicas of one dataset have independent streams."""
-        rng = stream(self.seed, WORKER, self.rank, worker, n)
+        rng = stream(self.seed, WORKER, self.rank, worker, n, *attempt)
         i = self.held[worker][rng.choice(len(self.shares[worker]), p=self.shares[worker] / self.mass[worker])]
         e, t = self.window_lists[i][rng.integers(len(self.window_lists[i]))]
         return i, int(e), int(t)
@@ -316,10 +231,19 @@ class Mixture(torch.utils.data.Dataset):
         return torch.from_numpy(eps), torch.from_numpy(tau.astype(np.float32))
 
     def __getitem__(self, n):
-        i, e, t = self.draw(n)
-        arrays = example(self.config.model, self.config.data.m, self.stats, self.sources[i], e, t)
-        eps, tau = self.noise(n)
-        return arrays, eps, tau
+        """Sample n -> (arrays of a Batch, eps, tau, what was wrong with samples that this one stands in for)."""
+        faults = []
+        for attempt in range(ATTEMPTS):
+            i, e, t = self.draw(n, *([attempt] if attempt else []))
+            try:
+                source = self.sources[i]
+                arrays = example(self.config.model, self.config.data.m, self.by_robot.get(source.robot), source, e, t)
+                return arrays, *self.noise(n), faults
+            except ValueError as error:
+                if self.config.data.on_bad_sample == "stop":
+                    raise
+                faults.append(str(error))
+        raise ValueError(f"--on_bad_sample skip: {ATTEMPTS} draws in a row were bad; the last: {faults[-1]}")
 
     def loader(self, first_step, last_step):
         """Iterator of (Batch, eps, tau) for the micro-batches of steps first_step .. last_step - 1."""
@@ -327,14 +251,28 @@ class Mixture(torch.utils.data.Dataset):
         size = train.batch_size
         count = range(first_step * train.accumulate, last_step * train.accumulate)
         numbers = [range(micro * size, (micro + 1) * size) for micro in count]
-        return torch.utils.data.DataLoader(self, batch_sampler=numbers, collate_fn=collate_with_noise,
-                                           num_workers=self.config.data.loaders)
+        batches = torch.utils.data.DataLoader(self, batch_sampler=numbers, collate_fn=collate_with_noise,
+                                              num_workers=self.config.data.loaders, worker_init_fn=_deaf)
+        for part, (*batch, faults) in zip(numbers, batches):
+            for fault in faults:
+                print(f"bad sample, another is drawn: {fault}", file=sys.stderr)
+            self.bad_samples += len(faults)
+            if self.bad_samples > BAD_SHARE * max(part.stop, AT_LEAST):
+                raise ValueError(f"--on_bad_sample skip: {self.bad_samples} of {part.stop} samples were bad, more than "
+                                 f"{BAD_SHARE:.1%}; repair the data; the last: {faults[-1]}")
+            yield tuple(batch)
+
+
+def _deaf(_):
+    """A loader process leaves signals to the process it serves, which still wants its batches."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def collate_with_noise(items):
-    """List of Mixture items -> (Batch, eps (B, R, k, d_a), tau (B, R))."""
-    arrays, eps, tau = zip(*items)
-    return collate(arrays), torch.stack(eps), torch.stack(tau)
+    """List of Mixture items -> (Batch, eps (B, R, k, d_a), tau (B, R), faults)."""
+    arrays, eps, tau, faults = zip(*items)
+    return collate(arrays), torch.stack(eps), torch.stack(tau), sum(faults, [])
 
 
 @dataclass
@@ -347,33 +285,70 @@ class Corpus:
     windows: list
     held_out: object
     held_out_windows: np.ndarray
+    root: Path = None   # the folder that --data names
+
+    def look(self, m, episodes=16):
+        """Read what statistics() does not, so that it is named before training starts: the numbers of held-out
+        episodes, and the last picture of some of all, where a torn video is seen.
+
+        Yields what is wrong, one line each, and whether it is held out: validation skips nothing. episodes: of all
+        datasets together, but at least one of each.
+        """
+        pairs = [*zip(self.sources, self.windows), (self.held_out, self.held_out_windows)]
+        for source, rows in pairs:
+            last = np.flatnonzero(np.diff(rows[:, 0], append=-1))                  # the last window of each episode
+            some = np.linspace(0, len(last) - 1, min(len(last), max(1, episodes // len(pairs)))).astype(int)
+            pictures = [(source.frame, view, e, min(t + m, int(source.lengths[e]) - 1))
+                        for e, t in rows[last[some]].tolist() for view in source.views]
+            held_out = rows[last, 0].tolist() if rows is self.held_out_windows else ()
+            for read, *where in [*((source.numbers, e) for e in held_out), *pictures]:
+                try:
+                    read(*where)
+                except ValueError as error:
+                    yield str(error), rows is self.held_out_windows
 
 
-def open_corpus(path, m, full=False, robot=None):
+def read_mixture(listing, robot=None):
+    """A mixture.json -> its rows, each with its Robot or None; Robot of all, or None; validation, or None."""
+    try:
+        stored = json.loads(listing.read_text())
+        rows = stored["datasets"]
+        unknown = stored.keys() - {"datasets", "robot", "validation"}
+        unknown |= {key for row in rows for key in row} - {"path", "weight", "kind", "robot", "name"}
+        if unknown or not all(isinstance(row["path"], str) for row in rows):
+            raise KeyError(*sorted(unknown))
+        positive = rows and all(0 < float(row.get("weight", 1)) < float("inf") for row in rows)
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{listing} is no mixture ({error!r}): it holds datasets, a list of path, weight, kind, "
+                         f"robot, name; and robot, validation") from error
+    if not positive:
+        raise ValueError(f"{listing}: it needs at least one dataset, and weights above 0")
+
+    def found(named):   # a robot of the table, or a file beside the mixture
+        return find_robot(str(listing.parent / named) if str(named).endswith(".json") else named) if named else None
+    rows = [row | {"robot": robot or found(row.get("robot"))} for row in rows]
+    return rows, robot or found(stored.get("robot")), stored.get("validation")
+
+
+def open_corpus(path, m, full=False, robot=None, hold_out=-1):
     """A folder with mixture.json, such a file itself, or one dataset. ValueError: one line.
 
-    mixture.json: {"datasets": [{"path", "weight", "kind"}], "robot", "validation"}; paths are relative to it. `robot`
-    (a name or a file) and `validation` (a dataset, all of it held out) may be absent. Without a validation dataset the
-    last episode of the first dataset with actions is held out.
+    mixture.json: {"datasets": [{"path", "weight", "kind", "robot", "name"}], "robot", "validation"}; paths are relative
+    to it; all but the path may be absent. weight: 1. kind "human": no actions, whatever the files hold. robot: a name
+    or a file, of one dataset or of all. validation: a dataset, all of it held out; without one that is the episode
+    `hold_out` of the first dataset with actions.
     """
     path = Path(path)
     if not path.exists():
         raise ValueError(f"--data {path}: no such folder or mixture file")
     listing = path / "mixture.json" if path.is_dir() else path
-    rows, robot, validation = [{"path": "."}], find_robot(robot) if robot else None, None
-    if listing.exists():
-        try:
-            stored = json.loads(listing.read_text())
-            rows, validation, named = stored["datasets"], stored.get("validation"), stored.get("robot")
-            robot = robot or (find_robot(named) if named else None)
-            weights = [float(row.get("weight", 1)) for row in rows]
-            sources = [open_source(listing.parent / row["path"], robot) for row in rows]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{listing} is no mixture ({error!r}): it holds datasets, a list of path, weight, kind")
-        if not rows or min(weights) <= 0:
-            raise ValueError(f"{listing}: it needs at least one dataset, and weights above 0")
-    else:
-        weights, sources = [1.0], [open_source(path, robot)]
+    robot = find_robot(robot) if robot else None
+    rows, robot, validation = read_mixture(listing, robot) if listing.exists() else ([{"path": "."}], robot, None)
+    weights, sources = [float(row.get("weight", 1)) for row in rows], []
+    for row in rows:
+        sources.append(open_source(listing.parent / row["path"], row.get("robot") or robot))
+        if row.get("kind") == "human":
+            sources[-1].has_action = False   # Sec. 4.4: labels of human video are not used
     kinds = [row.get("kind", "human" if not source.has_action else "robot") for row, source in zip(rows, sources)]
     kept = [range(len(source.lengths)) for source in sources]
     if validation:
@@ -381,9 +356,12 @@ def open_corpus(path, m, full=False, robot=None):
         held_out_windows = windows(held_out, m, full)
     else:
         first = next((i for i, source in enumerate(sources) if source.has_action), 0)
-        held_out, last = sources[first], len(sources[first].lengths) - 1
-        if last == 0:
+        held_out, episodes = sources[first], len(sources[first].lengths)
+        if episodes == 1:
             raise ValueError(f"--data {path}: one episode cannot be both trained on and held out; record a second one")
-        held_out_windows, kept[first] = windows(held_out, m, full, [last]), range(last)
+        if not -episodes <= hold_out < episodes:
+            raise ValueError(f"--hold_out {hold_out}: dataset {held_out.name} has episodes 0 to {episodes - 1}")
+        held_out_windows = windows(held_out, m, full, [hold_out % episodes])
+        kept[first] = [e for e in range(episodes) if e != hold_out % episodes]
     trained = [windows(source, m, full, episodes) for source, episodes in zip(sources, kept)]
-    return Corpus(sources, weights, kinds, trained, held_out, held_out_windows)
+    return Corpus(sources, weights, kinds, trained, held_out, held_out_windows, listing.parent)

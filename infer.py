@@ -32,7 +32,7 @@ from config import DataConfig, Parser
 from data import VIEWS, letterbox, open_corpus, open_source
 from support import checkpoint, evaluate, pictures
 from support.folder_source import read_picture
-from support.open_loop import open_loop
+from support.open_loop import open_loop, replay
 from support.policy import Policy
 from support.weights import load_release, release_settings
 
@@ -47,7 +47,8 @@ def parse(argv):
     parser.add_argument("--checkpoint", help="a run or one checkpoint of it (default: the newest under runs/)")
     parser.add_argument("--weights", help="directory or hub id of the authors' release, instead of a checkpoint")
     parser.add_argument("--config", default="a1_3b_release", help="with --weights: the preset")
-    parser.add_argument("--robot", help="with --weights: one of support/robots.py; with --open-loop: as in training")
+    parser.add_argument("--robot", help="with --weights: one of support/robots.py; with --open-loop: as in "
+                        "training; else which of the checkpoint's robots, if there are several")
     parser.add_argument("--action_mode", choices=("absolute", "delta"), help="with --weights: as it was trained")
     parser.add_argument("--vae", help="with --weights: directory of NVIDIA's encoder.jit and decoder.jit")
     parser.add_argument("--tokenizer", help="directory or hub id of the tokenizer, if it lies elsewhere than it did")
@@ -61,7 +62,7 @@ def parse(argv):
     parser.add_argument("--controls", action="store_true",
                         help="also evaluate wrong text, shuffled images and holding still")
     parser.add_argument("--open-loop", action="store_true", help="held-out episodes of --data: plots, errors, rivals")
-    parser.add_argument("--data", help="with --open-loop: dataset folder or mixture.json, as it was trained on")
+    parser.add_argument("--data", "--mixture", help="with --open-loop: dataset folder or mixture.json, as trained on")
     parser.add_argument("--cut", help="dataset to cut an image folder from")
     parser.add_argument("--episode", type=int, default=-1, help="with --cut: episode (default the last)")
     parser.add_argument("--frame", type=int, help="with --cut: frame t (default m)")
@@ -203,10 +204,15 @@ def on_recordings(policy, args):
     """--open-loop: every held-out episode, its plot, a foresight picture from its middle, and all errors as JSON."""
     if not args.data:
         raise ValueError("--open-loop needs --data, the dataset or mixture that the policy was trained on")
-    corpus, m = open_corpus(args.data, policy.config.data.m, robot=args.robot), policy.config.data.m
+    m = policy.config.data.m
+    corpus = open_corpus(args.data, m, robot=args.robot, hold_out=policy.config.data.hold_out)
     if corpus.held_out.robot != policy.stats.robot:
         raise ValueError(f"--data {args.data} is of robot '{corpus.held_out.robot}', the checkpoint drives "
                          f"'{policy.stats.robot}'")
+    rows = corpus.held_out_windows[np.linspace(0, len(corpus.held_out_windows) - 1, 8).astype(int)].tolist()
+    worst = max(replay(policy, corpus.held_out, e, t) for e, t in rows)
+    print(f"replay: {len(rows)} recorded windows give the model the same inputs in training and at inference, bit for "
+          f"bit; their actions come back to {worst:.0e} standard deviations")
     reports, found = open_loop(policy, corpus)
     out, source = Path(args.out or "open_loop"), corpus.held_out
     out.mkdir(parents=True, exist_ok=True)
@@ -326,7 +332,7 @@ def run(argv):
     else:
         path = checkpoint.resolve(args.checkpoint) if args.checkpoint else checkpoint.find_newest_run("runs")
         print(f"checkpoint {path}")
-        policy = Policy.load(path, args.seed, args.tokenizer)
+        policy = Policy.load(path, args.seed, args.tokenizer, None if args.open_loop else args.robot)
     if args.closed_loop:
         in_closed_loop(policy, args)
     elif args.open_loop:

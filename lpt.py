@@ -81,6 +81,35 @@ def exact(weights, workers):
     return parts
 
 
+def deal(sizes, weights, world, workers, balance="greedy"):
+    """Datasets to `world` ranks of `workers` each -> per rank (datasets by worker, their shares of the whole weight).
+
+    greedy: one schedule over all workers, of which rank r has every world-th. exact: `exact` over ranks, and the greedy
+    schedule among a rank's own workers.
+    """
+    if balance == "greedy":
+        held = assign(sizes, world * workers)
+        own = shares(weights, held)
+        return [(held[rank::world], own[rank::world]) for rank in range(world)]
+    ranks = []
+    for part in exact(weights, world):
+        mine = sorted(part)
+        held = assign([sizes[i] for i in mine], workers)
+        ranks.append(([[mine[i] for i in worker] for worker in held], shares([part[i] for i in mine], held)))
+    return ranks
+
+
+def parts_of(ranks):
+    """What `deal` returned -> per rank {dataset: share}, for `mixture_error`."""
+    parts = []
+    for held, own in ranks:
+        part = {}
+        for i, share in ((i, share) for mine, row in zip(held, own) for i, share in zip(mine, row)):
+            part[i] = part.get(i, 0) + share
+        parts.append(part)
+    return parts
+
+
 def mixture_error(weights, parts):
     """Total variation between the wanted mixture and that of ranks which draw equally often, each from its own parts.
 
@@ -106,10 +135,14 @@ def cut_up(datasets, seed=0):
     return sizes, weights
 
 
+BYTES_A_FRAME = 17   # of an opened dataset: 16 of its window list, the rest metadata by episode; measured
+
+
 def simulate():
-    """Printable lines: each rule's load and mixture for growing numbers of datasets and workers."""
+    """Printable lines: each rule's load and mixture for growing numbers of datasets and workers, and the memory that
+    the fullest worker needs to open what it holds."""
     yield (f"{'datasets':>8}{'workers':>9}  {'rule':<12}{'max/mean load':>14}{'mixture error':>15}"
-           f"{'datasets a worker':>19}")
+           f"{'datasets a worker':>19}{'start-up memory':>17}")
     for datasets in (200, 1000, 4000):
         sizes, weights = cut_up(datasets)
         for workers in (8, 64, 512):
@@ -121,18 +154,24 @@ def simulate():
 
 
 def _row(sizes, workers, rule, load, weights, parts):
-    held = [len(part) for part in parts]
+    held, most = [len(part) for part in parts], max(sum(sizes[i] for i in part) for part in parts)
     return (f"{len(sizes):>8}{workers:>9}  {rule:<12}{load:>14}{mixture_error(weights, parts):>15.4f}"
-            f"{f'{min(held)} to {max(held)}':>19}")
+            f"{f'{min(held)} to {max(held)}':>19}{most * BYTES_A_FRAME / 2 ** 20:>13,.0f} MiB")
 
 
-def table(names, sizes, weights, held):
-    """The assignment as printable lines, one per worker."""
+def table(names, sizes, weights, ranks):
+    """What `deal` returned as printable lines: one per worker, then load, and between ranks the mixture's error."""
     lines = []
-    for k, (mine, mass) in enumerate(zip(held, shares(weights, held))):
-        load = sum(sizes[i] for i in mine)
-        lines.append(f"worker {k}: mass {sum(mass):.3f}  frames {load:>12,}  {', '.join(names[i] for i in mine)}")
-    lines.append(f"max/mean load {imbalance(sizes, held):.3f}")
+    for rank, (held, own) in enumerate(ranks):
+        for k, (mine, mass) in enumerate(zip(held, own)):
+            load, who = sum(sizes[i] for i in mine), f"rank {rank} worker {k}" if len(ranks) > 1 else f"worker {k}"
+            lines.append(f"{who}: mass {sum(mass):.3f}  frames {load:>12,}  {', '.join(names[i] for i in mine)}")
+    lines.append(f"max/mean load {imbalance(sizes, [mine for held, _ in ranks for mine in held]):.3f}")
+    if len(ranks) > 1:
+        error = mixture_error(weights, parts_of(ranks))
+        lines[-1] += f", of ranks {imbalance(sizes, [sum(held, []) for held, _ in ranks]):.3f}"
+        lines.append(f"mixture error across {len(ranks)} ranks {error:.4f} (total variation)"
+                     + (": --balance exact makes it 0" if error > 1e-9 else ""))
     return lines
 
 
@@ -142,7 +181,7 @@ def main(argv):
         return
     workers = int(argv[0]) if argv else 4
     names, sizes, weights = zip(*TABLE_3)
-    print("\n".join(table(names, [s * 1_000_000 for s in sizes], weights, assign(sizes, workers))))
+    print("\n".join(table(names, [s * 1_000_000 for s in sizes], weights, deal(sizes, weights, 1, workers))))
 
 
 if __name__ == "__main__":

@@ -27,13 +27,14 @@ from tqdm import tqdm
 import conveyor
 import lpt
 from config import CONFIGS, Parser, add_config_flags, get_config, not_built
-from data import Mixture, open_corpus, statistics
+from data import Mixture, open_corpus
 from model import InternVLA_A1, count_parameters
-from support import evaluate, memory, optim, weights
+from support import evaluate, memory, optim, record, weights
 from support.distributed import Ranks
 from support.open_loop import mean_errors, open_loop
 from support.policy import Policy
-from support.run import Interruption, Keeper, culprits, deaf, effective_batch, impossible, nothing_to_resume
+from support.run import Interruption, Keeper, culprits, effective_batch, impossible, nothing_to_resume
+from support.statistics import statistics_by_robot
 from support.training import prepare
 
 
@@ -50,8 +51,9 @@ def lr_at(step, train):
 def parse(argv):
     parser = Parser(prog="train.py", description=__doc__)
     parser.add_argument("--config", default="conveyor", help=f"one of {', '.join(CONFIGS)}")
-    parser.add_argument("--data", help="dataset folder or mixture.json; 'conveyor' is the embedded world")
+    parser.add_argument("--data", "--mixture", help="dataset folder or mixture.json; 'conveyor' is the embedded world")
     parser.add_argument("--robot", help="a robot of support/robots.py or a .json file (default: the dataset's)")
+    parser.add_argument("--verify", action="store_true", help="first compare every dataset's files with their record")
     parser.add_argument("--init", choices=("scratch",), help="start the a1_* presets from random weights")
     parser.add_argument("--from", dest="origin", help="start from the weights of this run or checkpoint")
     parser.add_argument("--weights", help="directory of published files: the release's, or a backbone's and Cosmos'")
@@ -90,6 +92,10 @@ def parameter_table(config):
 def refuse(line):
     print(f"train.py: {line}", file=sys.stderr)
     sys.exit(2)
+
+
+def warn(line):
+    print(f"bad data, not used: {line}", file=sys.stderr)
 
 
 def progress_bar(total, first=0):
@@ -169,19 +175,25 @@ def run(argv):
         conveyor_data(Path("data/conveyor"))
     ranks.agree(None)   # the others wait for it
     corpus = open_corpus(Path("data/conveyor") if embedded else args.data, config.data.m,
-                         config.data.full_windows, args.robot)
+                         config.data.full_windows, args.robot, config.data.hold_out)
     impossible(config, corpus)
-    stats = statistics(corpus.sources, corpus.windows, config.model.chunk, config.data.action_mode,
-                       config.data.std_floor)
-    mixture = Mixture(config, stats, corpus.sources, corpus.weights, corpus.windows, train.seed,
-                      rank=ranks.rank)
+    for root in dict.fromkeys(source.root for source in [*corpus.sources, corpus.held_out] if args.verify):
+        changed = record.verify(root)
+        if changed:
+            refuse(f"{changed[0]}" + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
+    bad = {"stop": refuse, "skip": warn}[config.data.on_bad_sample]
+    for fault, held_out in corpus.look(config.data.m):
+        (refuse if held_out else bad)(fault)
+    by_robot, kept = statistics_by_robot(corpus.root, corpus.sources, corpus.windows, config.data.m, config.model.chunk,
+                                         config.data.action_mode, config.data.std_floor, bad)
+    stats = by_robot[corpus.held_out.robot]
+    by_robot = {stats.robot: stats} | by_robot
+    mixture = Mixture(config, by_robot, corpus.sources, corpus.weights, corpus.windows, train.seed,
+                      ranks.rank, ranks.world)
     names = [f"{source.name} ({kind})" for source, kind in zip(corpus.sources, corpus.kinds)]
-    print("\n".join(lpt.table(names, mixture.sizes, mixture.weights, mixture.held)))
-    print(f"robot {stats.robot}: {len(stats.state_mean)} state and {len(stats.action_mean)} action dimensions, "
-          f"{stats.windows:,} windows, m = {config.data.m} frames = {config.data.m / stats.fps:.2f} s, "
-          f"chunk = {config.model.chunk} frames = {config.model.chunk / stats.fps:.2f} s")
-    if stats.unscaled:
-        print(f"near-constant dimensions, passed through unscaled: {', '.join(stats.unscaled)}")
+    print("\n".join(lpt.table(names, mixture.sizes, mixture.weights, mixture.ranks)))
+    for of, line in zip(by_robot.values(), kept):
+        print("\n".join([*of.describe(config.data.m, config.model.chunk), line]))
 
     # ---- model ----------------------------------------------------------------------------------------------
     torch.manual_seed(train.seed)
@@ -195,10 +207,11 @@ def run(argv):
     print(effective_batch(train, ranks.world))
 
     # ---- resume ---------------------------------------------------------------------------------------------
-    keeper = Keeper(out, ranks, config, stats, model, optimizer, average)
+    keeper = Keeper(out, ranks, config, by_robot, model, optimizer, average)
     print(keeper.disk_need())
-    first, skipped, lines = keeper.begin(resume)
+    first, progress, lines = keeper.begin(resume)
     print(*lines, sep="\n", end="\n" if lines else "")
+    skipped, mixture.bad_samples = progress.get("skipped", 0), progress.get("bad_samples", 0)
     log, timing, problem = keeper.log, keeper.timing, ""
     final = average.module if average else model
 
@@ -206,13 +219,11 @@ def run(argv):
         return evaluate.validate(final, config, stats, corpus.held_out, corpus.held_out_windows, train.eval_windows)
 
     # ---- the loop -------------------------------------------------------------------------------------------
-    loader = mixture.loader(first, train.steps)
-    loader.worker_init_fn = deaf
     per_step = train.accumulate * train.batch_size
     bar, clock = progress_bar(train.steps, first), time.time()
     model.train()
     with Interruption() as interruption, memory.explained(train, ranks.device):
-        batches = iter(loader)
+        batches = mixture.loader(first, train.steps)
         for step in range(first, train.steps):
             micro = [next(batches) for _ in range(train.accumulate)]
             counts = [model.counts(batch, config.model.action_draws) for batch, _, _ in micro]
@@ -235,6 +246,7 @@ def run(argv):
             bar.update()
             row = {"step": done, "loss": loss, "loss_act": act, "loss_gen": gen, "lr": lr, "grad_norm": float(norm),
                    "n_act": counts[0], "n_gen": counts[1]}
+            row |= {"bad_samples": mixture.bad_samples} if mixture.bad_samples else {}
             if not finite:
                 log.append({"step": done, "skipped": True, "lr": lr, "n_act": counts[0], "n_gen": counts[1]})
                 tqdm.write(f"step {done}: loss or gradient is not finite, the step is skipped")
@@ -254,7 +266,7 @@ def run(argv):
                            + "  ".join(f"{k} {v:.3f}" for k, v in held_out.items()))
                 clock = time.time()
             if done % train.save_every == 0 or done == train.steps or stop or skipped == 3:
-                problem = keeper.save(done, skipped % 3)
+                problem = keeper.save(done, skipped=skipped % 3, bad_samples=mixture.bad_samples)
             if skipped == 3:
                 last = range((step - 2) * per_step, done * per_step)
                 refuse(f"steps {done - 2} to {done} were skipped, the run is saved and stopped; "

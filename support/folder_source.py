@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from support.robots import ROBOTS, VIEWS
+from support.record import files_digest
+from support.robots import ROBOTS, VIEWS, Robot
 
 
 def read_picture(path):
@@ -31,7 +32,8 @@ class FolderSource:
     `episode.npz`: state (T, d_q), action (T, d_a) or absent (human video), task (E,) strings, fps; optional ends
     (E,) cumulative frame counts when it holds several episodes, stored (F,) the rows whose pictures exist (absent:
     all), robot, action_names (d_a,). Pictures per view: `<view>.npy` uint8 (F, H, W, 3), memory-mapped, or a folder
-    `<view>/` of files in name order. A view without either is missing and masked.
+    `<view>/` of files in name order. A view without either is missing and masked. robot: a Robot, for its name and its
+    delta mask; None: what the file says.
     """
 
     def __init__(self, root, robot=None):
@@ -49,8 +51,11 @@ class FolderSource:
                 raise ValueError(f"dataset {root}: episode.npz has no array '{key}'")
         self.state, self.action = arrays["state"].astype(np.float32), arrays.get("action")
         self.has_action, self.fps = self.action is not None, float(arrays["fps"])
-        self.robot = robot or str(arrays.get("robot", self.name))
-        self.relative = ROBOTS[self.robot].relative if self.robot in ROBOTS else ()
+        if not 0 < self.fps < np.inf:
+            raise ValueError(f"dataset {root}: fps is {self.fps:g}; write the recording's frame rate")
+        named = str(arrays.get("robot", self.name))
+        robot = robot or ROBOTS.get(named, Robot(named))
+        self.robot, self.relative = robot.name, robot.relative
         self.ends = arrays.get("ends", np.array([len(self.state)]))
         self.starts = np.concatenate([[0], self.ends[:-1]])
         self.lengths, self.tasks = np.diff(np.concatenate([[0], self.ends])), np.atleast_1d(arrays["task"])
@@ -94,6 +99,9 @@ class FolderSource:
                 found[view] = np.load(path, mmap_mode="r") if path.exists() else sorted((self.root / view).iterdir())
             except (ValueError, OSError, EOFError):
                 raise ValueError(f"{path} is no readable .npy file of pictures: write it again")
+            if path.exists() and (found[view].dtype != np.uint8 or found[view].shape[3:] != (3,)):
+                raise ValueError(f"{path} holds {found[view].dtype} of shape {found[view].shape}, expected uint8 "
+                                 f"(frames, height, width, 3): write it again")
             expected = len(self.slot) if self.stored is None else len(self.stored)
             if len(found[view]) != expected:
                 raise ValueError(f"dataset {self.root}: view {view} has {len(found[view])} pictures, not {expected}")
@@ -101,6 +109,10 @@ class FolderSource:
 
     def __getstate__(self):
         return {key: value for key, value in self.__dict__.items() if key != "pictures"}
+
+    def identity(self):
+        """JSON-able: what numbers() depends on. Changed files change it."""
+        return {"files": files_digest([self.root / "episode.npz"])}
 
     def numbers(self, e):
         """Episode e -> state (T, d_q), action (T, d_a) float32 or None."""

@@ -15,15 +15,20 @@ The lerobot package is not needed. Not thread-safe: parallel reading is done by 
 import argparse
 import io
 import json
+import math
 import os
 import re
 import sys
 from collections import OrderedDict
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from tqdm import tqdm
 
+from support import record
+from support.record import files_digest
 from support.robots import ROBOTS, VIEWS, Robot, find_robot
 
 INSTALL = "reading LeRobot datasets needs pyarrow and av: run  pip install -r requirements-robot.txt"
@@ -43,6 +48,20 @@ def _av():
     except ImportError as error:
         raise ImportError(INSTALL) from error
     return av
+
+
+@contextmanager
+def _damage(where, what):
+    """Whatever libraries make of bytes that no writer of the format wrote becomes one line; lines of ours pass."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(where):
+            raise
+        reason = " ".join((str(error) if isinstance(error, UnicodeError) else repr(error)).split())[:200]
+        raise ValueError(f"{where}: {what} ({reason}); download it again") from error
 
 
 class _LRU:
@@ -111,7 +130,9 @@ def read_frame(path, seconds, tolerance, where):
     try:
         frame = _nearest(_CONTAINERS.get(key, lambda: _open_video(path)), seconds)
         picture = None if frame is None else frame.to_ndarray(format="rgb24")
-    except (_av().FFmpegError, IndexError) as error:  # IndexError: the file holds no video stream
+    except ImportError:
+        raise
+    except Exception as error:  # FFmpeg's own, and whatever its bindings make of damaged bytes
         _CONTAINERS.drop(key)
         raise ValueError(f"{where}: {path} cannot be decoded ({error}); download the file again") from error
     if frame is None or abs(frame.time - seconds) > tolerance:
@@ -150,16 +171,12 @@ def guess_cameras(keys):
 def read_table(path, columns, where):
     """Columns of a parquet file, as a pyarrow table. ValueError, one line that begins with `where`."""
     pyarrow = _pyarrow()
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            absent = [key for key in columns if key not in file.schema_arrow.names]
-            if absent:
-                raise ValueError(f"{where}: {path} has no column '{absent[0]}', which the dataset's metadata "
-                                 f"promises; download the dataset again")
-            return file.read(columns=list(columns))
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{where}: {path} cannot be read ({reason}); download the file again") from error
+    with _damage(where, f"{path} cannot be read"), pyarrow.parquet.ParquetFile(path) as file:
+        absent = [key for key in columns if key not in file.schema_arrow.names]
+        if absent:
+            raise ValueError(f"{where}: {path} has no column '{absent[0]}', which the dataset's metadata "
+                             f"promises; download the dataset again")
+        return file.read(columns=list(columns))
 
 
 def read_columns(path, sizes, where):
@@ -170,9 +187,10 @@ def read_columns(path, sizes, where):
     """
     table, arrays = read_table(path, sizes, where), {}
     for key, size in sizes.items():
-        column = table[key].combine_chunks()
-        flat = column.flatten() if hasattr(column, "flatten") else column
-        values = np.array(flat.to_numpy(zero_copy_only=False), dtype=np.float32)
+        with _damage(where, f"{path}, '{key}' holds no numbers"):
+            column = table[key].combine_chunks()
+            flat = column.flatten() if hasattr(column, "flatten") else column
+            values = np.array(flat.to_numpy(zero_copy_only=False), dtype=np.float32)
         if values.size != table.num_rows * size:
             raise ValueError(f"{where}: {path}, '{key}' has {values.size} values in {table.num_rows} rows, "
                              f"meta/info.json says {size} each")
@@ -193,7 +211,22 @@ def dimension_names(key, feature):
     return [f"{key.split('.')[-1]}_{i}" for i in range(size)]
 
 
+def picture_shape(feature):
+    """A camera feature -> (height, width, channels) as info.json promises them, in whichever order it lists them."""
+    names, shape = feature.get("names"), [int(n) for n in feature["shape"]]
+    if isinstance(names, list) and len(names) == 3 and all(isinstance(name, str) for name in names):
+        channels = next((i for i, name in enumerate(names) if name.startswith("channel")), 2)
+    else:
+        channels = 0 if shape[0] == 3 != shape[2] else 2
+    height, width = (n for i, n in enumerate(shape) if i != channels)
+    return height, width, shape[channels]
+
+
 # ---- the source ----------------------------------------------------------------------------------
+
+# Columns that say which frame a row is, where the dataset has them: wrong or repeated rows are seen by them.
+ROW_KEYS = ("episode_index", "frame_index", "timestamp")
+
 
 class LeRobotSource:
     """One LeRobot dataset folder, v2.1 or v3.0.
@@ -206,22 +239,25 @@ class LeRobotSource:
     robot: a Robot whose features and cameras are taken; None: that of the dataset's robot_type where the table knows it
     and its features are there, else LeRobot's usual names and guess_cameras. A dataset without any action feature is
     human video (has_action False). Faults are ValueError with one line saying what, where and what to do;
-    ImportError, also one line, where a package is missing.
+    ImportError, also one line, where a package is missing. check_files: refuse a dataset of which a file is missing.
     """
 
     stored = None
 
-    def __init__(self, root, robot=None):
+    def __init__(self, root, robot=None, check_files=True):
         self.root, self.name = Path(root), Path(root).resolve().name
         self.where = f"dataset {self.root}"
-        self.info = self._read_info()
-        self.version = self.info["codebase_version"]
-        robot = robot or self._known_robot()
-        self.robot, self.fps = robot.name, float(self.info["fps"])
-        self._choose_features(robot)
-        self.views = self._choose_cameras(robot.cameras)
-        self._read_episodes()
-        self._check_files()
+        with _damage(self.where, "meta/ is damaged or not of this format"):
+            self.info = self._read_info()
+            self.version = self.info["codebase_version"]
+            robot = robot or self._known_robot()
+            self.robot, self.fps = robot.name, float(self.info["fps"])
+            self._choose_features(robot)
+            self.views = self._choose_cameras(robot.cameras)
+            self.row_keys = tuple(key for key in ROW_KEYS if key in self.info["features"])
+            self._read_episodes()
+            if check_files:
+                self._check_files()
         # A file of v3.0 holds about 100 MB of many episodes: few of them, but whole.
         self._numbers, self._pictures = _LRU(16 if self.version == "v2.1" else 4), _LRU(4)
 
@@ -234,7 +270,7 @@ class LeRobotSource:
                              f"give the folder that holds meta/, data/ and videos/")
         try:
             info = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{self.where}: {path} is not JSON ({error}); download it again") from error
         version = info.get("codebase_version")
         if version not in ("v2.1", "v3.0"):
@@ -244,7 +280,7 @@ class LeRobotSource:
         absent |= {"chunks_size"} - info.keys() if version == "v2.1" else set()
         if absent:
             raise ValueError(f"{self.where}: {path} has no '{min(absent)}'; download it again")
-        if not isinstance(info["fps"], (int, float)) or not info["fps"] > 0:
+        if not isinstance(info["fps"], (int, float)) or not 0 < info["fps"] < math.inf:
             raise ValueError(f"{self.where}: fps is {info['fps']} in {path}; "
                              f"set the recording's frame rate there")
         return info
@@ -260,24 +296,36 @@ class LeRobotSource:
     def _read_episodes(self):
         """Fill indices, lengths, tasks, files, first_rows, and videos: slot -> (files, seconds), all by episode."""
         (self._read_v21 if self.version == "v2.1" else self._read_v30)()
-        if not self.lengths or min(self.lengths) < 1:
-            raise ValueError(f"{self.where}: meta/ lists no episode, or one without frames")
+        if not self.lengths:
+            raise ValueError(f"{self.where}: it is empty, meta/ lists no episode; record or download one")
+        for index, length, task in zip(self.indices, self.lengths, self.tasks):
+            if length < 1:
+                raise ValueError(f"{self.where}, episode {index}: it has no frames, meta/ says {length}; "
+                                 f"drop the episode")
+            if not task.isascii() and any("\ud800" <= letter <= "\udfff" for letter in task):
+                raise ValueError(f"{self.where}, episode {index}: its task is not UTF-8: {task!a}; write it again")
         different, rows = len(set(self.indices)), len(self.indices)
         total = self.info.get("total_episodes", rows)
         if not different == rows == total:
             raise ValueError(f"{self.where}: meta/ lists {different} different episodes in {rows} "
                              f"lines, meta/info.json says {total}; download the dataset again")
+        frames = self.info.get("total_frames", sum(self.lengths))
+        if frames != sum(self.lengths):
+            raise ValueError(f"{self.where}: the episodes of meta/ have {sum(self.lengths)} frames, meta/info.json "
+                             f"says {frames}; download the dataset again")
 
     def _read_v21(self):
-        path = self.root / "meta" / "episodes.jsonl"
+        path, rows = self.root / "meta" / "episodes.jsonl", []
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-            rows = [json.loads(line) for line in lines if line.strip()]
-            self.indices = [int(row["episode_index"]) for row in rows]
-            self.lengths = [int(row["length"]) for row in rows]
-            self.tasks = [str(row["tasks"][0]) if row["tasks"] else "" for row in rows]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.where}: {path} cannot be read ({error!r}); download it again") from error
+            for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+                if line.strip():
+                    row = json.loads(line.decode("utf-8"))
+                    rows.append((int(row["episode_index"]), int(row["length"]), str((row["tasks"] or [""])[0])))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            what = "is not UTF-8" if isinstance(error, UnicodeError) else "cannot be read"
+            at = f", line {number}" if not isinstance(error, OSError) else ""
+            raise ValueError(f"{self.where}: {path}{at} {what} ({error}); download it again") from error
+        self.indices, self.lengths, self.tasks = map(list, zip(*rows)) if rows else ([], [], [])
 
         def files(template, **key):   # the templates speak of the episode's own index
             return [self.root / self.info[template].format(episode_chunk=index // self.info["chunks_size"],
@@ -292,14 +340,26 @@ class LeRobotSource:
             raise ValueError(f"{self.where}: {self.root / 'meta' / 'episodes'} holds no parquet file; "
                              f"download the dataset again")
         # Only these columns: per-episode statistics are most of the file.
-        columns = ["episode_index", "tasks", "length", "data/chunk_index", "data/file_index", "dataset_from_index"]
+        columns = ["episode_index", "tasks", "length", "data/chunk_index", "data/file_index", "dataset_from_index",
+                   "dataset_to_index"]
         films = {slot: f"videos/{key}" for slot, key in self.views.items() if not self.in_parquet(key)}
         columns += [f"{film}/{what}" for film in films.values()
                     for what in ("chunk_index", "file_index", "from_timestamp")]
         tables = [read_table(path, columns, self.where) for path in paths]
-        rows = {name: [value for table in tables for value in table[name].to_pylist()] for name in columns}
-        self.indices, self.lengths = rows["episode_index"], rows["length"]
-        self.tasks = [str(tasks[0]) if tasks else "" for tasks in rows["tasks"]]
+        rows = {name: [value for table in tables for value in table[name].to_pylist()]
+                for name in columns if name != "tasks"}
+        self.indices, self.lengths, self.tasks = rows["episode_index"], rows["length"], []
+        for index, length, low, high in zip(self.indices, self.lengths, rows["dataset_from_index"],
+                                            rows["dataset_to_index"]):
+            if length != high - low:
+                raise ValueError(f"{self.where}, episode {index}: meta/episodes gives it {length} frames and the rows "
+                                 f"{low} to {high}; download the dataset again")
+        for tasks in (row for table in tables for row in table["tasks"]):
+            try:
+                self.tasks.append(str((tasks.as_py() or [""])[0]))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{self.where}, episode {self.indices[len(self.tasks)]}: its task is not UTF-8 "
+                                 f"({error.reason}); write it again") from error
 
         def files(template, chunks, numbers, **key):
             made = {}   # few files, many episodes
@@ -327,6 +387,8 @@ class LeRobotSource:
         state, action = robot.state or ("observation.state",), robot.action or ("action",)
         # Only a dataset without any action is human video: a key that is spelt otherwise must not become one.
         self.has_action = any("action" in key for key in vectors)
+        if not self.has_action:
+            state = tuple(key for key in state if key in vectors)   # nobody measured the person's joints
         for kind, keys in (("state", state), ("action", action if self.has_action else ())):
             absent = [key for key in keys if key not in vectors]
             if absent:
@@ -349,32 +411,51 @@ class LeRobotSource:
                              f"to see")
         if not cameras:
             try:
-                return guess_cameras(keys)
+                cameras = guess_cameras(keys)
             except ValueError as error:
                 raise ValueError(f"{self.where}: {error}") from None
         for slot, key in cameras.items():
             if slot not in VIEWS or key not in keys:
                 raise ValueError(f"{self.where}: camera {slot}={key}: slots are {', '.join(VIEWS)}, "
                                  f"the dataset's cameras are {', '.join(keys)}")
+            channels = picture_shape(self.info["features"][key])[2]
+            if channels != 3:
+                raise ValueError(f"{self.where}: camera '{key}' has {channels} channels in meta/info.json, a picture "
+                                 f"has 3 (red, green, blue); name another camera in a --robot file")
         return dict(cameras)
 
     def _check_files(self):
+        missing = list(self.missing_files())
+        if missing:
+            more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
+            raise ValueError(f"{self.where}, episode {missing[0][0]}: {missing[0][1]} is missing{more}; "
+                             f"download the dataset again")
+
+    def missing_files(self):
+        """Yield (first episode that needs it, path) of every data or video file that is not there."""
         checked = set()
         for e, index in enumerate(self.indices):
             for path in [self.files[e]] + [files[e] for files, _ in self.videos.values()]:
                 if path not in checked and not path.exists():
-                    raise ValueError(f"{self.where}, episode {index}: {path} is missing; "
-                                     f"download the dataset again")
+                    yield index, path
                 checked.add(path)
 
     # ---- what is asked for ----
 
+    def identity(self):
+        """JSON-able: what numbers() depends on. Changed files change it."""
+        meta = [path for path in (self.root / "meta").rglob("*") if path.is_file() and "stats" not in path.name]
+        return {"state": list(self.state_keys), "action": list(self.action_keys),
+                "files": files_digest([*self.files, *meta])}
+
     def numbers(self, e):
         """Episode e -> state (T, d_q), action (T, d_a) or None; float32, the dataset's units."""
-        keys = self.state_keys + self.action_keys
+        keys = self.state_keys + self.action_keys + self.row_keys
         sizes = {key: int(np.prod(self.info["features"][key]["shape"])) for key in keys}
         where = f"{self.where}, episode {self.indices[e]}"
         path, first, T = self.files[e], self.first_rows[e], self.lengths[e]
+        if not keys:
+            return np.zeros((T, 0), np.float32), None
         arrays = self._numbers.get(path, lambda: read_columns(path, sizes, where))
         rows = len(arrays[keys[0]])
         if rows < first + T or (self.version == "v2.1" and rows != T):
@@ -384,9 +465,39 @@ class LeRobotSource:
             if len(bad):
                 raise ValueError(f"{where}, frame {bad[0, 0]}: '{key}' is not finite in dimension {bad[0, 1]}; "
                                  f"repair or drop the episode")
-        state, action = (np.concatenate([arrays[key][first:first + T] for key in mine], 1) if mine else None
+        self._check_rows(e, {key: arrays[key][first:first + T, 0] for key in self.row_keys}, f"{path}: ", where)
+        none = np.zeros((T, 0), np.float32)
+        state, action = (np.concatenate([none, *(arrays[key][first:first + T] for key in mine)], 1)
                          for mine in (self.state_keys, self.action_keys))
-        return state, action
+        return state, action if self.has_action else None
+
+    def _check_rows(self, e, rows, path, where):
+        """Rows of an episode must be its own, in order, one a frame, at the times at which its pictures are shown."""
+        order, fps = np.arange(self.lengths[e]), self.fps
+        for key, expected in (("episode_index", np.full(len(order), self.indices[e])), ("frame_index", order)):
+            wrong = np.flatnonzero(rows[key] != expected) if key in rows else ()
+            if len(wrong):
+                raise ValueError(f"{where}, frame {wrong[0]}: {path}'{key}' is {rows[key][wrong[0]]:g}, expected "
+                                 f"{expected[wrong[0]]}; download the dataset again")
+        if "timestamp" in rows:
+            times = rows["timestamp"].astype(np.float64)
+            late = np.flatnonzero(np.diff(times) <= 0) + 1
+            if len(late):
+                raise ValueError(f"{where}, frame {late[0]}: {path}'timestamp' {times[late[0]]:g} s is not after the "
+                                 f"frame before it ({times[late[0] - 1]:g} s); repair or drop the episode")
+            far = np.flatnonzero(np.abs(times - times[0] - order / fps) > 0.5 / fps)
+            if len(far):
+                raise ValueError(f"{where}, frame {far[0]}: {path}'timestamp' is {times[far[0]]:g} s, at {fps:g} "
+                                 f"frames/s it should be {times[0] + far[0] / fps:g}; the recording lost frames, or "
+                                 f"fps in meta/info.json is wrong")
+
+    def _right_size(self, picture, key, where):
+        """The decoded picture (H, W, 3), if it is as large as meta/info.json says."""
+        expected = picture_shape(self.info["features"][key])
+        if picture.shape != expected:
+            raise ValueError(f"{where}: the picture is {' x '.join(map(str, picture.shape))} (height, width, channels),"
+                             f" meta/info.json says {' x '.join(map(str, expected))}; download the dataset again")
+        return picture
 
     def frame(self, view, e, t):
         """Picture of `view` (a slot) at frame t of episode e, (H, W, 3) uint8 RGB, as large as recorded."""
@@ -396,7 +507,8 @@ class LeRobotSource:
         if view not in self.videos:
             return self._png(self.views[view], e, t, where)
         files, seconds = self.videos[view]
-        return read_frame(files[e], seconds[e] + t / self.fps, 0.5 / self.fps, where)
+        picture = read_frame(files[e], seconds[e] + t / self.fps, 0.5 / self.fps, where)
+        return self._right_size(picture, self.views[view], where)
 
     def _png(self, key, e, t, where):
         """A picture that lies inside the data file as {bytes, path}."""
@@ -404,27 +516,52 @@ class LeRobotSource:
         column = self._pictures.get((path, key), lambda: read_table(path, [key], where)[key])
         if first + t >= len(column):
             raise ValueError(f"{where}: {path} has {len(column)} rows; download the dataset again")
-        stored = column[first + t].as_py() or {}
-        try:
+        with _damage(where, f"the picture in {path} cannot be decoded"):
+            stored = column[first + t].as_py()
             data = stored.get("bytes") or (self.root / stored["path"]).read_bytes()
-            return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
-        except (OSError, KeyError, TypeError, UnidentifiedImageError) as error:
-            raise ValueError(f"{where}: the picture in {path} cannot be decoded ({error!r}); "
-                             f"download the file again") from error
+            picture = np.array(Image.open(io.BytesIO(data)))
+        return self._right_size(picture if picture.ndim == 3 else picture[..., None], key, where)
 
 
 # ---- what was matched ----------------------------------------------------------------------------
 
-def inspect(source, m=15, k=50):
-    """Lines that say what the reader makes of a dataset: version, cameras, dimensions and their ranges, lengths."""
-    numbers = [source.numbers(e) for e in range(len(source.lengths))]
+def faults(source, progress=lambda done, total: None):
+    """Every file, every row and the last picture of every video: what is wrong, one line each, and readable episodes.
+
+    -> (list of lines, list of episode positions whose numbers can be read)
+    """
+    missing = {path: index for index, path in source.missing_files()}
+    lines = [f"{source.where}, episode {index}: {path} is missing" for path, index in missing.items()]
+    readable, looked_at = [], set()
+    for e in reversed(range(len(source.lengths))):         # the last episode of a file is where it is torn
+        progress(len(source.lengths) - e, len(source.lengths))
+        try:
+            if source.files[e] not in missing:
+                source.numbers(e)
+                readable.append(e)
+            for view in source.views:
+                path = source.videos[view][0][e] if view in source.videos else (source.files[e], view)
+                if path not in missing and path not in looked_at and source.files[e] not in missing:
+                    looked_at.add(path)
+                    source.frame(view, e, source.lengths[e] - 1)
+        except ValueError as error:
+            lines.append(str(error))
+    return lines, readable[::-1]
+
+
+def inspect(source, m=15, k=50, episodes=None):
+    """Lines that say what the reader makes of a dataset: version, cameras, dimensions and their ranges, lengths.
+
+    episodes: positions of those to read; None: all.
+    """
+    numbers = [source.numbers(e) for e in (range(len(source.lengths)) if episodes is None else episodes)]
     yield (f"{source.root}: LeRobot {source.version}, robot '{source.robot}', {source.fps:g} frames/s, "
            f"{len(source.lengths)} episodes of {min(source.lengths)} to {max(source.lengths)} frames, "
            f"{sum(source.lengths):,} in all, {len(set(source.tasks))} different tasks")
     yield f"m = {m} frames = {m / source.fps:.2f} s, a chunk of {k} = {k / source.fps:.2f} s"
     for slot in VIEWS:
         key = source.views.get(slot)
-        height, width = source.frame(slot, 0, 0).shape[:2] if key else (0, 0)
+        height, width, _ = picture_shape(source.info["features"][key]) if key else (0, 0, 0)
         yield f"{slot:<12} {f'{key} ({width} x {height})' if key else 'missing: masked'}"
     others = [key for key, feature in source.info["features"].items()
               if feature["dtype"] in ("video", "image") and key not in source.views.values()]
@@ -433,7 +570,7 @@ def inspect(source, m=15, k=50):
     if not source.has_action:
         yield "no actions: human video, trains L_gen alone"
     for i, (kind, names) in enumerate((("state", source.state_names), ("action", source.action_names))):
-        if names:
+        if names and numbers:
             values = np.concatenate([pair[i] for pair in numbers])
             for d, name in enumerate(names):
                 column = values[:, d]
@@ -445,11 +582,42 @@ def inspect(source, m=15, k=50):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(prog="python -m support.lerobot_reader", description=inspect.__doc__)
-    parser.add_argument("--inspect", required=True, metavar="DIR", help="a LeRobot dataset")
+    parser = argparse.ArgumentParser(prog="python -m support.lerobot_reader", description=__doc__.split("\n")[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--inspect", metavar="DIR", help="print what is matched and what is wrong in a LeRobot dataset, and "
+                      "record the SHA-256 of its files")
+    what.add_argument("--verify", metavar="DIR", help="name every file that has changed since it was recorded")
     parser.add_argument("--robot", help="a robot of support/robots.py or a .json file (default: the dataset's)")
     args = parser.parse_args(argv)
-    print("\n".join(inspect(LeRobotSource(args.inspect, find_robot(args.robot) if args.robot else None))))
+    if args.verify:
+        _refuse(record.verify(args.verify, _progress("files")), f"{args.verify} is not as it was recorded")
+        print(f"{args.verify}: every file is as it was recorded")
+        return
+    source = LeRobotSource(args.inspect, find_robot(args.robot) if args.robot else None, check_files=False)
+    wrong, readable = faults(source, _progress("episodes"))
+    print("\n".join(inspect(source, episodes=readable)))
+    _refuse(wrong, f"{args.inspect}: repair this before training on it; its files are not recorded")
+    print(record.record(args.inspect, _progress("files")))
+
+
+SHOWN = 20   # faults that are printed, at most
+
+
+def _refuse(lines, line):
+    """Print what is wrong, if anything is, and end with `line`."""
+    if lines:
+        print("\n".join(lines[:SHOWN] + ([f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])))
+        raise ValueError(f"{line} ({len(lines)} {'fault' if len(lines) == 1 else 'faults'})")
+
+
+def _progress(what):
+    """A callback (done, total) that draws a bar on a terminal."""
+    bar = tqdm(desc=what, disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False)
+
+    def draw(done, total):
+        bar.total = total
+        bar.update(done - bar.n)
+    return draw
 
 
 if __name__ == "__main__":

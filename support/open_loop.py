@@ -3,23 +3,30 @@
 At t = 0, k, 2k, ... the policy plans a whole chunk from the recorded pictures and state, and the chunks are laid end to
 end. Three rivals do the same without looking: hold the state, the mean action, and a ridge regression from the state to
 the next k actions. A policy that does not beat them has learned nothing that the state did not tell.
+
+Before it counts, `replay` feeds training tuples through the path that a live robot's observations take: what the model
+reads must be the same bit for bit.
 """
 
-import numpy as np
+from dataclasses import fields
 
-from data import chunk_at
+import numpy as np
+import torch
+
+from data import chunk_at, example
 
 RIDGE = 1e-2   # times the number of training frames, on standardised states
 
 
 class Rivals:
-    """hold the state, mean action and ridge regression, fitted on the training episodes of a data.Corpus."""
+    """hold the state, mean action and ridge regression, fitted on a data.Corpus: training episodes of the robot of stats."""
 
     def __init__(self, corpus, stats, k):
         self.stats, self.k = stats, k
         states, chunks, actions = [], [], []
         for source, rows in zip(corpus.sources, corpus.windows):
-            for e in np.unique(rows[:, 0]) if source.has_action else ():
+            mine = source.has_action and source.robot == stats.robot
+            for e in np.unique(rows[:, 0]) if mine else ():
                 state, action = source.numbers(int(e))
                 states.append(state)
                 actions.append(action)
@@ -45,15 +52,37 @@ class Rivals:
         return chunks
 
 
+def observed(source, e, t, m):
+    """What a robot would send at frame t of a recorded episode -> (view -> [o_{t-m}, o_t], state (d_q,), task)."""
+    pictures = {view: [source.frame(view, e, max(t + d, 0)) for d in (-m, 0)] for view in source.views}
+    return pictures, source.numbers(e)[0][t], str(source.tasks[e])
+
+
+def replay(policy, source, e, t):
+    """A training tuple beside the same observation through Policy.batch -> error of its actions, there and back, in
+    standard deviations. ValueError names the first input of the model that is not the same bit for bit."""
+    stats, model, m = policy.stats, policy.config.model, policy.config.data.m
+    trained, (pictures, state, task) = example(model, m, stats, source, e, t), observed(source, e, t, m)
+    live = policy.batch([pictures], state[None], [task])
+    for name in (item.name for item in fields(live)):
+        seen, expected = getattr(live, name), trained[name][None]
+        expected = expected[:, :, :2] if name == "frames" else expected            # t + m is for training only
+        if seen is not None and not torch.equal(seen, expected):
+            raise ValueError(f"replay: '{name}' of dataset {source.name}, episode {e}, frame {t} is not the same in "
+                             f"training and at inference: the policy would be run on inputs it was not trained on")
+    back = stats.actions(trained["action"].numpy(), state)
+    return float((np.abs(back - chunk_at(source.numbers(e)[1], t, model.chunk)[0]) / stats.action_std).max())
+
+
 def traces(policy, rivals, source, e):
     """One episode -> name -> (T, d_a) in raw units, with "policy" and "true" among the names, and chunk starts."""
     state, action = source.numbers(e)
     T, k, m = len(state), policy.config.model.chunk, policy.config.data.m
     parts, starts = {"policy": []}, list(range(0, T, k))
     for t in starts:
-        seen = {view: [source.frame(view, e, max(t + d, 0)) for d in (-m, 0)] for view in source.views}
-        parts["policy"].append(policy.plan([seen], state[None, t], [str(source.tasks[e])])[0][0])
-        for name, chunk in rivals.plan(state[t]).items():
+        seen, q_t, task = observed(source, e, t, m)
+        parts["policy"].append(policy.plan([seen], q_t[None], [task])[0][0])
+        for name, chunk in rivals.plan(q_t).items():
             parts.setdefault(name, []).append(chunk)
     return {name: np.concatenate(chunks)[:T] for name, chunks in parts.items()} | {"true": action}, starts
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 import config as configs
-from data import VIEWS, Statistics, collate, observation
+from data import VIEWS, collate, observation
 from support import checkpoint
+from support.statistics import of_checkpoint
 from support.weights import empty_model, load_state
 
 
@@ -22,9 +23,9 @@ class Policy:
         self.model, self.config, self.stats, self.seed, self.calls = model.eval(), config, stats, seed, 0
 
     @classmethod
-    def load(cls, path, seed=0, tokenizer=None):
+    def load(cls, path, seed=0, tokenizer=None, robot=None):
         """path: a run or one checkpoint of it; it computes in bfloat16 if its weights are stored so. tokenizer: where
-        that lies now, if not where the checkpoint says.
+        that lies now, if not where the checkpoint says. robot: which, if it was trained on several.
 
         CheckpointError or ValueError: one line.
         """
@@ -35,7 +36,11 @@ class Policy:
         half = any(tensor.dtype == torch.bfloat16 for tensor in tensors.values())
         model = empty_model(config.model, dtype=torch.bfloat16 if half else torch.float32)
         load_state(model, tensors, f"checkpoint {path}")
-        return cls(model, config, Statistics.from_dict(state["statistics"]), seed)
+        by_robot = of_checkpoint(state)
+        robot = robot or next(iter(by_robot))
+        if robot not in by_robot:
+            raise ValueError(f"--robot {robot}: {path} was trained on {', '.join(by_robot)}")
+        return cls(model, config, by_robot[robot].check(config.data.action_mode), seed)
 
     def batch(self, pictures, states, tasks):
         """pictures: per sample a dict view -> [o_{t-m}, o_t] uint8 (H, W, 3); states (N, d_q) or None -> Batch."""

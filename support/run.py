@@ -23,10 +23,11 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from config import PAPER_BATCH, from_dict, to_dict
-from data import Statistics, collate_with_noise
+from data import collate_with_noise
 from support import checkpoint, memory
 from support.checkpoint import CheckpointError
 from support.distributed import load_state
+from support.statistics import of_checkpoint
 from support.weights import empty_model
 
 FREE = ("threads", "loaders", "checkpoint_layers", "save_every")   # a resumed run may change these
@@ -51,12 +52,6 @@ class Interruption:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal = number
-
-
-def deaf(_):
-    """A loader process leaves signals to the process it serves, which still wants its batches."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Log:
@@ -98,10 +93,11 @@ class Log:
 
 
 class Keeper:
-    """Saves and restores a run. average: the AveragedModel of --ema or None. log, timing: its two files."""
+    """Saves and restores a run. by_robot: {robot: Statistics}, the robot of the held-out episode first; average: the
+    AveragedModel of --ema or None. log, timing: its two files."""
 
-    def __init__(self, out, ranks, config, stats, model, optimizer, average=None):
-        self.out, self.ranks, self.config, self.stats = Path(out), ranks, config, stats
+    def __init__(self, out, ranks, config, by_robot, model, optimizer, average=None):
+        self.out, self.ranks, self.config, self.by_robot = Path(out), ranks, config, by_robot
         self.model, self.optimizer, self.average = model, optimizer, average
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -124,13 +120,17 @@ class Keeper:
         kept |= {f"trained.{name}": x for name, x in own.items()} | {"averaged": self.average.n_averaged}
         return self.average.module.state_dict(), kept
 
-    def save(self, step, skipped=0):
-        """Write checkpoint `step` -> "" or, on every rank, the one line that says why it could not be."""
+    def save(self, step, **progress):
+        """Write checkpoint `step` -> "" or, on every rank, the one line that says why it could not be.
+
+        progress: what else the loop counts, JSON values; `begin` gives it back.
+        """
         model, optimizer = self.tensors()
         problem = ""
         if self.ranks.first:
-            state = {"step": step, "config": to_dict(self.config), "statistics": asdict(self.stats),
-                     "versions": self.versions(), "skipped": skipped}
+            stored = {name: asdict(stats) for name, stats in self.by_robot.items()}
+            state = {"step": step, "config": to_dict(self.config), "statistics": next(iter(stored.values())),
+                     "statistics_by_robot": stored, "versions": self.versions(), "progress": progress}
             try:
                 if not self.log.flush(sync=True):
                     raise CheckpointError(f"step {step} was not saved: {self.log.path} cannot be written; older "
@@ -164,11 +164,11 @@ class Keeper:
         return line + ("" if peak <= free else ": too little for the peak, a later save will fail until space is made")
 
     def begin(self, resume):
-        """Start at step 0 or from the newest good checkpoint -> (step, steps just skipped in a row, lines to print)."""
+        """Start at step 0 or from the newest good checkpoint -> (step, progress, lines to print)."""
         if resume:
             return self._resume()
         self.log = Log(self.log_path)
-        return 0, 0, []
+        return 0, {}, []
 
     def _resume(self):
         """ValueError: there is no good checkpoint, or it is another run's."""
@@ -179,7 +179,7 @@ class Keeper:
                    if value != to_dict(self.config)[title][key] and key not in FREE]
         if changed:
             raise ValueError(f"{path} was trained with another config (--{', --'.join(changed)}): give the same flags")
-        if Statistics.from_dict(state["statistics"]) != self.stats:
+        if of_checkpoint(state) != self.by_robot:
             raise ValueError(f"{path} was trained with other statistics: the data have changed; give the same --data")
         if state["versions"] != self.versions():
             lines.append(f"resume is not exact because the checkpoint was made under {state['versions']}, "
@@ -192,7 +192,7 @@ class Keeper:
         load_state(self.model, tensors)
         self.optimizer.load(kept)
         self.log = Log(self.log_path, state["log_length"])
-        return state["step"], state.get("skipped", 0), lines + [f"resuming {path} at step {state['step']}"]
+        return state["step"], state.get("progress", {}), lines + [f"resuming {path} at step {state['step']}"]
 
 
 def nothing_to_resume(out, ranks):
@@ -230,7 +230,7 @@ def culprits(model, mixture, numbers, ranks):
     """Which of these samples give a loss that is not finite on their own -> a text for people. All ranks call it."""
     found = []
     for n in numbers:
-        batch, eps, tau = collate_with_noise([mixture[n]])
+        batch, eps, tau, _ = collate_with_noise([mixture[n]])
         losses = model(batch.to(ranks.device), eps.to(ranks.device), tau.to(ranks.device))
         if not bool(torch.isfinite(losses.act_sum + losses.gen_sum)):
             i, e, t = mixture.draw(n)

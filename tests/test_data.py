@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 import data
 import lpt
+import support.statistics
 from config import get_config
 from data import FolderSource, Mixture, example, letterbox, open_corpus, statistics, windows
 
@@ -53,11 +55,11 @@ def tiny(**flags):
     return get_config("conveyor", small | flags)
 
 
-def mixture_of(sources, weights=None, config=None, seed=0, rank=0):
+def mixture_of(sources, weights=None, config=None, seed=0, rank=0, world=1):
     config = config or tiny()
     rows = [windows(source, config.data.m) for source in sources]
     stats = statistics(sources, rows, config.model.chunk, config.data.action_mode, config.data.std_floor)
-    return Mixture(config, stats, sources, weights or [1.0] * len(sources), rows, seed, rank)
+    return Mixture(config, stats, sources, weights or [1.0] * len(sources), rows, seed, rank, world)
 
 
 def table_3():
@@ -229,7 +231,7 @@ def test_statistics_survive_json_and_a_mixture_names_one_robot_with_actions():
     """Statistics are stored in every checkpoint; a mixture of two robots, or of none, is refused."""
     stats = mixture_of([Fake()]).stats
     assert data.Statistics.from_dict(json.loads(json.dumps(vars(stats)))) == stats
-    with pytest.raises(ValueError, match="one run trains one robot"):
+    with pytest.raises(ValueError, match="statistics are of one robot"):
         mixture_of([Fake(), Fake(robot="g1")])
     with pytest.raises(ValueError, match="no dataset of the mixture has actions"):
         mixture_of([Fake(has_action=False)])
@@ -296,6 +298,11 @@ def test_the_last_episode_of_one_dataset_is_held_out_and_never_trained_on(tmp_pa
     corpus = open_corpus(write_folder(tmp_path / "three", ends=ends, task=tasks), 15)
     assert set(corpus.windows[0][:, 0]) == {0, 1} and len(corpus.windows[0]) == 14
     assert set(corpus.held_out_windows[:, 0]) == {2} and len(corpus.held_out_windows) == 6
+    corpus = open_corpus(tmp_path / "three", 15, hold_out=1)
+    assert set(corpus.windows[0][:, 0]) == {0, 2} and set(corpus.held_out_windows[:, 0]) == {1}
+    for wrong in (3, -4):
+        with pytest.raises(ValueError, match=f"--hold_out {wrong}: dataset three has episodes 0 to 2"):
+            open_corpus(tmp_path / "three", 15, hold_out=wrong)
     with pytest.raises(ValueError, match="one episode cannot be both trained on and held out"):
         open_corpus(write_folder(tmp_path / "one"), 15)
 
@@ -343,11 +350,35 @@ def test_replicated_datasets_are_read_with_independent_random_seeds():
         assert sum(a == b for a, b in zip(shifted[0][lag:], shifted[1])) <= 5 + 5 * np.sqrt(5)
 
 
+def test_replicas_on_two_ranks_agree_no_more_often_than_chance():
+    """Sec. 3.4: whatever the balance, (episode, frame) position by position, and (tau, eps) in every pair."""
+    for balance in ("greedy", "exact"):
+        ranks = [mixture_of([Fake(lengths=(200, 120, 80))], config=tiny(balance=balance), rank=rank, world=2)
+                 for rank in (0, 1)]
+        draws, chance = 10_000, 1 / 400
+        agree = sum(ranks[0].draw(n) == ranks[1].draw(n) for n in range(draws))
+        assert agree <= draws * chance + 5 * np.sqrt(draws * chance * (1 - chance))
+        for n in range(1000):
+            (eps, tau), (other, another) = ranks[0].noise(n), ranks[1].noise(n)
+            assert (tau != another).all() and (eps == other).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("balance", ["greedy", "exact"])
+def test_across_ranks_exact_balance_realises_table_3_and_greedy_does_not(balance):
+    """Table 3 over three ranks that draw equally often; chi-square with 4 degrees of freedom, p = 1e-5."""
+    ranks = [mixture_of(table_3(), WEIGHTS, tiny(balance=balance, lpt_workers=1), rank=rank, world=3)
+             for rank in range(3)]
+    draws = 2000
+    seen = np.bincount([ranks[rank].draw(n)[0] for rank in range(3) for n in range(draws)], minlength=5)
+    wanted = np.array(WEIGHTS) * 3 * draws
+    assert (((seen - wanted) ** 2 / wanted).sum() < 28.47) == (balance == "exact")
+
+
 def test_tau_and_eps_differ_for_every_pair_of_samples():
     """Eq. (2): fresh noise for every sample, rank, seed and draw that shares a prefix."""
     seen = []
     for seed, rank in ((0, 0), (0, 1), (1, 0)):
-        mixture = mixture_of([Fake()], seed=seed, rank=rank)
+        mixture = mixture_of([Fake()], seed=seed, rank=rank, world=2)
         for n in range(12):
             eps, tau = mixture.noise(n)
             assert eps.shape == (2, 16, 32) and tau.shape == (2,) and eps.dtype == tau.dtype == torch.float32
@@ -376,7 +407,7 @@ def test_a_sample_is_a_pure_function_of_seed_rank_and_number():
     forwards = [mixture[n] for n in range(8)]
     np.random.seed(5), torch.manual_seed(5)           # the global generators play no part
     assert all(same(again[n], forwards[n]) for n in reversed(range(8)))
-    for other in (mixture_of(sources, seed=1), mixture_of(sources, rank=1)):
+    for other in (mixture_of(sources, seed=1), mixture_of(sources, rank=1, world=2)):
         assert not any(same(other[n][1:], forwards[n][1:]) for n in range(8))
         assert [other.draw(n) for n in range(50)] != [mixture.draw(n) for n in range(50)]
 
@@ -400,4 +431,87 @@ def test_a_dataset_without_a_window_is_refused_by_name():
     """An error names the dataset."""
     source = Fake("short", lengths=(10,))
     with pytest.raises(ValueError, match="dataset short has no window"):
-        Mixture(tiny(), None, [source], [1.0], [windows(source, 15, full=True)], 0)
+        Mixture(tiny(), {}, [source], [1.0], [windows(source, 15, full=True)], 0)
+
+
+# ---- statistics: exactness, samples, what is kept ----------------------------------------------------------
+
+@pytest.mark.parametrize("mode", ["absolute", "delta"])
+def test_statistics_lose_no_digits_far_from_zero(mode):
+    """Cumulative sums about each episode's mean: encoder counts near 1e5, moves of 1e-2, to nine digits."""
+    source = Fake(lengths=(40, 60), robot="arm")
+    for state, action in source.rows:
+        state[:], action[:] = 1e5 + state.round(2), 1e5 + action.round(2)
+    rows = windows(source, 15)
+    stats = statistics([source], [rows], 16, mode, 1e-6)
+    for kind, x in zip(("state", "action"), brute_force([source], [rows], 16, mode)):
+        assert getattr(stats, f"{kind}_mean") == pytest.approx(x.mean(0), rel=1e-12, abs=1e-9)
+        assert getattr(stats, f"{kind}_std") == pytest.approx(x.std(0), rel=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["absolute", "delta"])
+def test_above_the_limit_statistics_are_of_a_seeded_sample_of_windows(monkeypatch, mode):
+    """2 million in the code, 50 here: the same windows every time, without repetition, and the size is stored."""
+    monkeypatch.setattr(support.statistics, "SAMPLE", 50)
+    sources = [Fake(lengths=(40, 21), robot="arm"), Fake(lengths=(33,), seed=1, robot="arm"),
+               Fake("egodex", has_action=False)]
+    rows = [windows(source, 15) for source in sources]
+    some = support.statistics.sampled(rows[:2])
+    assert sum(map(len, some)) == 50 and all(len(np.unique(part, axis=0)) == len(part) > 5 for part in some)
+    assert all({*map(tuple, part)} < {*map(tuple, whole)} for part, whole in zip(some, rows))
+    stats = statistics(sources, rows, 16, mode, 1e-3)
+    assert (stats.windows, stats.sample) == (94, 50) and stats == statistics(sources, rows, 16, mode, 1e-3)
+    for kind, x in zip(("state", "action"), brute_force(sources[:2], some, 16, mode)):
+        assert getattr(stats, f"{kind}_mean") == pytest.approx(x.mean(0))
+        assert getattr(stats, f"{kind}_std") == pytest.approx(x.std(0))
+    monkeypatch.setattr(support.statistics, "SAMPLE", 94)
+    assert statistics(sources, rows, 16, mode, 1e-3).sample == 0
+
+
+def kept(corpus, k=16, mode="absolute", floor=1e-3, m=15):
+    return support.statistics.kept_statistics(corpus.root, corpus.sources, corpus.windows, m, k, mode, floor)
+
+
+def test_statistics_are_kept_beside_the_dataset_under_all_that_they_depend_on(tmp_path):
+    """Files, m, k, action mode, floor, windows: another one of these is another file, the same ones are read back."""
+    root = write_folder(tmp_path / "arm", ends=np.array([8, 14, 20]), task=np.array(["a", "b", "c"]),
+                        robot=np.array("conveyor"))
+    corpus, (first, line) = open_corpus(root, 3), kept(open_corpus(root, 3))
+    path = next((root / "statistics").iterdir())
+    assert "computed" in line and str(path) in line
+    again, line = kept(open_corpus(root, 3))
+    assert again == first == statistics(corpus.sources, corpus.windows, 16, "absolute", 1e-3)
+    assert line == f"statistics: {path}"
+    for other in (lambda: kept(corpus, k=8), lambda: kept(corpus, mode="delta"), lambda: kept(corpus, floor=1e-2),
+                  lambda: kept(corpus, m=4), lambda: kept(replace(corpus, windows=[corpus.windows[0][1:]]))):
+        before = len(list((root / "statistics").iterdir()))
+        other()
+        assert len(list((root / "statistics").iterdir())) == before + 1
+    write_folder(root, ends=np.array([8, 14, 20]), task=np.array(["a", "b", "c"]), state=np.zeros((20, 6)))
+    assert "computed" in kept(open_corpus(root, 3))[1]
+
+
+@pytest.mark.parametrize("spoil", [lambda text: text[:-20], lambda text: text.replace('"absolute"', '"delta"'),
+                                   lambda text: text.replace("0.", "1.", 1)])
+def test_kept_statistics_that_were_changed_are_refused(tmp_path, spoil):
+    root = write_folder(tmp_path / "arm", ends=np.array([10, 20]), task=np.array(["a", "b"]))
+    kept(open_corpus(root, 3))
+    path = next((root / "statistics").iterdir())
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(ValueError, match="is damaged or was edited: delete it to have it made again"):
+        kept(open_corpus(root, 3))
+
+
+def test_a_dataset_that_cannot_be_written_to_trains_all_the_same(tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "arm", ends=np.array([10, 20]), task=np.array(["a", "b"]))
+    (root / "statistics").write_text("in the way")     # as good as a read-only disk, also for root
+    stats, line = kept(open_corpus(root, 3))
+    assert "not kept" in line and "cannot be written" in line and stats.windows == 10
+
+
+def test_a_million_frames_take_seconds(tmp_path):
+    """A tenth of them here, in delta mode with chunks of 50; measured: 0.3 s."""
+    source = Fake(lengths=(250,) * 400, d=14, robot="arm", relative=(True,) * 14)
+    began = time.perf_counter()
+    statistics([source], [windows(source, 15)], 50, "delta", 1e-3)
+    assert time.perf_counter() - began < 6

@@ -58,7 +58,7 @@ def train_on(ranks, config, fixed, micros, shard=False, out=None):
         for p in optimizer.parameters.values():
             p.grad = None
     if out is not None:
-        keeper = Keeper(out, ranks, config, STATS, model, optimizer)
+        keeper = Keeper(out, ranks, config, {STATS.robot: STATS}, model, optimizer)
         keeper.begin(False)
         assert keeper.save(STEPS) == ""
     return first, losses
@@ -137,7 +137,7 @@ def test_a_checkpoint_of_a_sharded_run_goes_on_unsharded(config, two_ranks, tmp_
     torch.manual_seed(5)
     model = InternVLA_A1(config.model)
     _, optimizer, _ = prepare(model, config.train, Ranks(), False)
-    keeper = Keeper(two_ranks[1] / "fsdp", Ranks(), config, STATS, model, optimizer)
+    keeper = Keeper(two_ranks[1] / "fsdp", Ranks(), config, {STATS.robot: STATS}, model, optimizer)
     step, _, lines = keeper.begin(True)
     stored = checkpoint.load_optimizer(two_ranks[1] / "fsdp" / f"step_{STEPS:08d}")
     own = optimizer.tensors()

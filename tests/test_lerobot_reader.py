@@ -209,7 +209,7 @@ FAULTS_AT_ONCE = {
     "no parquet": (lambda root: parquet(root, 1).unlink(), "episode 1: .*parquet is missing"),
     "no mp4": (lambda root: video(root, 0, WRIST).unlink(), "episode 0: .*cam_left_wrist.*mp4 is missing"),
     "no episodes": (lambda root: (root / "meta/episodes.jsonl").write_text(""), "lists no episode"),
-    "episodes cut": (lambda root: truncate(root / "meta/episodes.jsonl", 90), "jsonl cannot be read"),
+    "episodes cut": (lambda root: truncate(root / "meta/episodes.jsonl", 90), "jsonl, line 2 cannot be read"),
     "episode lost": (lambda root: edit_info(root, total_episodes=3), "2 different episodes .* says 3"),
 }
 
@@ -394,7 +394,7 @@ def test_a_million_frames_open_in_two_seconds(tmp_path):
     root = write_v30(tmp_path / "toy")
     episodes = pq.read_table(root / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
     many = [{**episodes[0], "episode_index": e, "length": 250, "dataset_from_index": 250 * e,
-             **{f"stats/action/{i}": [0.5] * 16 for i in range(10)}} for e in range(4000)]
+             "dataset_to_index": 250 * e + 250, **{f"stats/action/{i}": [0.5] * 16 for i in range(10)}} for e in range(4000)]
     pq.write_table(pa.Table.from_pylist(many), root / "meta/episodes/chunk-000/file-000.parquet")
     edit_info(root, total_episodes=4000)
     began = time.perf_counter()

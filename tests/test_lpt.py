@@ -169,3 +169,51 @@ def test_the_mixture_error_is_the_total_variation():
     """Two ranks of one dataset each realise halves, whatever was wanted."""
     assert lpt.mixture_error([0.9, 0.1], [{0: 0.9}, {1: 0.1}]) == pytest.approx(0.4)
     assert lpt.mixture_error([3, 1], [{0: 3, 1: 1}]) == 0
+
+
+@pytest.mark.parametrize("balance", ["greedy", "exact"])
+def test_every_worker_of_every_rank_has_a_dataset_and_no_weight_is_lost(balance):
+    """lpt.deal: over one rank or many, few datasets or many."""
+    for datasets, world, workers in ((5, 1, 4), (5, 2, 4), (1, 3, 2), (200, 8, 3), (7, 16, 1)):
+        sizes, weights = lpt.cut_up(datasets) if datasets > 5 else ([50, 40, 30, 20, 10][:datasets],
+                                                                    [0.4, 0.3, 0.2, 0.06, 0.04][:datasets])
+        ranks = lpt.deal(sizes, weights, world, workers, balance)
+        assert len(ranks) == world and all(len(held) == workers and all(held) for held, _ in ranks)
+        total = np.zeros(len(sizes))
+        for part in lpt.parts_of(ranks):
+            total[list(part)] += list(part.values())
+        assert total == pytest.approx(np.array(weights) / (1 if balance == "greedy" else sum(weights)))
+
+
+def test_on_one_rank_greedy_and_exact_are_the_papers_schedule():
+    """Sec. 3.4: one rank draws its workers by mass, so nothing needs to be split."""
+    _, sizes, weights = zip(*lpt.TABLE_3)
+    for balance in ("greedy", "exact"):
+        [(held, own)] = lpt.deal(sizes, weights, 1, 4, balance)
+        assert held == lpt.assign(sizes, 4)
+        assert [sum(row) for row in own] == pytest.approx([sum(row) for row in lpt.shares(weights, held)])
+
+
+def test_exact_balance_removes_the_error_that_greedy_leaves_across_ranks():
+    """--balance: the error that is printed at training start, and the line that names the way out."""
+    sizes, weights = lpt.cut_up(40)
+    names, error = [str(i) for i in range(len(sizes))], {}
+    for balance in ("greedy", "exact"):
+        ranks = lpt.deal(sizes, weights, 4, 2, balance)
+        error[balance] = lpt.mixture_error(weights, lpt.parts_of(ranks))
+        lines = lpt.table(names, sizes, weights, ranks)
+        assert len(lines) == 4 * 2 + 2 and "of ranks" in lines[-2]
+        assert f"mixture error across 4 ranks {error[balance]:.4f}" in lines[-1]
+        assert ("--balance exact" in lines[-1]) == (balance == "greedy")
+    assert error["greedy"] > 0.01 and error["exact"] < 1e-12
+
+
+def test_the_simulation_shows_load_mixture_datasets_and_memory(capsys, monkeypatch):
+    """python lpt.py --simulate: exact shares have no error, fuller workers need more memory than the mean."""
+    lpt.main(["--simulate"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 3 * 3 * 3 and "start-up memory" in lines[0]
+    rows = [line.replace(",", "").split() for line in lines[1:]]
+    assert all(float(row[4]) == 0 for row in rows if row[2] == "exact")
+    mean = {workers: 692e6 * lpt.BYTES_A_FRAME / workers / 2 ** 20 for workers in (8, 64, 512)}
+    assert all(float(row[-2]) >= 0.99 * mean[int(row[1])] for row in rows)

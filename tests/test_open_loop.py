@@ -9,12 +9,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+import support.policy
 from config import get_config
-from data import Corpus, Statistics, open_corpus, statistics, windows
+from data import Corpus, Statistics, example, open_corpus, open_source, statistics, windows
 from model import InternVLA_A1
 from support.evaluate import validate
-from support.open_loop import Rivals, errors, mean_errors, open_loop
+from support.open_loop import Rivals, errors, mean_errors, open_loop, replay
+from support.policy import Policy
 
 from test_bad_input import SMALL, save_checkpoint, write_folder
 from test_data import Fake
@@ -91,6 +94,57 @@ def test_holding_needs_states_like_actions():
     assert isinstance(stats, Statistics)
 
 
+@pytest.mark.parametrize("mode", ["absolute", "delta"])
+def test_a_training_sample_replayed_through_inference_is_the_same_bit_for_bit(mode):
+    """Policy.batch and data.example: one preprocessing; start, middle and end of an episode, clamped past included."""
+    source = Fake(lengths=(40,), views=("head", "right_wrist"))
+    config = get_config("conveyor", SMALL | {"action_mode": mode, "chunk": 16, "text_tokens": 5})
+    stats = statistics([source], [windows(source, 15)], K, mode, 1e-3)
+    policy = Policy(InternVLA_A1(config.model), config, stats)
+    for t in (0, 3, 20, 39):
+        assert replay(policy, source, 0, t) < 1e-6
+
+
+@pytest.mark.parametrize("name, spoil", [
+    ("state", lambda arrays: arrays["state"].add_(1e-7)),
+    ("image", lambda arrays: arrays["image"][0, 0, 3].add_(1)),
+    ("frames", lambda arrays: arrays["frames"][0, 0].copy_(arrays["frames"][0, 1])),
+    ("text_ids", lambda arrays: arrays["text_ids"][0].add_(1)),
+    ("view_mask", lambda arrays: arrays["view_mask"].logical_not_())])
+def test_a_replay_names_what_differs(monkeypatch, name, spoil):
+    """A preprocessing of its own at inference, however close, is an error that names the input."""
+    source, config = Fake(lengths=(40,)), get_config("conveyor", SMALL)
+    stats = statistics([source], [windows(source, 15)], 4, "absolute", 1e-3)
+    policy = Policy(InternVLA_A1(config.model), config, stats)
+    right = support.policy.observation
+
+    def wrong(*args):
+        arrays = right(*args)
+        spoil(arrays)
+        return arrays
+    monkeypatch.setattr(support.policy, "observation", wrong)
+    with pytest.raises(ValueError, match=f"replay: '{name}' of dataset fake, episode 0, frame 20 is not the same"):
+        replay(policy, source, 0, 20)
+
+
+def test_an_image_folder_cut_from_a_dataset_gives_the_training_inputs_bit_for_bit(tmp_path, monkeypatch):
+    """infer.py --cut, then --image-dir: pictures, state and task survive the files."""
+    root, folder = write_folder(tmp_path / "arm", T=40, ends=np.array([38, 40])), tmp_path / "cut"
+    monkeypatch.setattr(sys, "argv", ["infer.py", "--cut", str(root), "--episode", "0", "--frame", "20",
+                                      "--image-dir", str(folder)])
+    runpy.run_path(str(ROOT / "infer.py"), run_name="__main__")
+    source, config = open_source(root), get_config("conveyor", SMALL)
+    stats = statistics([source], [windows(source, 15)], 4, "absolute", 1e-3)
+    policy = Policy(InternVLA_A1(config.model), config, stats)
+    infer = runpy.run_path(str(ROOT / "infer.py"))
+    live = policy.batch([infer["read_folder"](folder)[0]], infer["read_state"](folder / "state.npy", stats)[None],
+                        [(folder / "task.txt").read_text().strip()])
+    trained = example(config.model, 15, stats, source, 0, 20)
+    assert torch.equal(live.frames[0], trained["frames"][:, :2])
+    assert all(torch.equal(getattr(live, name)[0], trained[name])
+               for name in ("image", "view_mask", "text_ids", "text_mask", "state", "dim_mask"))
+
+
 def test_infer_reports_the_held_out_episode_with_plot_foresight_and_json(tmp_path, monkeypatch, capsys):
     """infer.py --open-loop on a folder of two episodes: the last is held out, all rivals stand beside the policy."""
     root = write_folder(tmp_path / "arm", T=80, ends=np.array([40, 80]))
@@ -103,7 +157,9 @@ def test_infer_reports_the_held_out_episode_with_plot_foresight_and_json(tmp_pat
     assert list(report) == ["1"]
     assert set(report["1"]) == {"policy", "hold the state", "mean action", "ridge regression"}
     assert {"episode_1.png", "foresight_1.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
-    assert "episode 1: mean squared error in training standard deviations: policy" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "episode 1: mean squared error in training standard deviations: policy" in printed
+    assert "replay: 8 recorded windows give the model the same inputs in training and at inference" in printed
 
 
 def test_a_mixture_weighs_datasets_of_any_kind_and_holds_out_the_last_episode(tmp_path):

@@ -17,8 +17,8 @@ LAYERS = {
     "L3": ("model", "support.training"),
     "L2": ("data", "conveyor"),
     "L1": ("experts", "cosmos_vae", "support.folder_source", "support.lerobot_reader", "support.prompts",
-           "support.optim", "support.checkpoint", "support.pictures", "support.tensor_files"),
-    "L0": ("config", "attention_mask", "flow", "lpt", "support.robots", "support.distributed"),
+           "support.optim", "support.statistics", "support.checkpoint", "support.pictures", "support.tensor_files"),
+    "L0": ("config", "attention_mask", "flow", "lpt", "support.robots", "support.record", "support.distributed"),
 }
 HEIGHT = {module: height for height, names in enumerate(reversed(LAYERS.values())) for module in names}
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL", "tqdm"}   # the hub with transformers

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from config import CONFIGS, ModelConfig
-from data import Statistics, fit, letterbox, pad, reference
+from data import Statistics, fit, letterbox, pad
 from experts import UndExpert
 from support import prompts
 from support.robots import ROBOTS, release_statistics
+from support.statistics import reference
 
 DATA = Path(__file__).parent / "data"
 STORED = load_file(DATA / "transforms.safetensors")
