@@ -155,7 +155,7 @@ class Keeper:
 
     def disk_need(self):
         """One line on the disk that this run needs. ValueError: not even one checkpoint fits."""
-        size = memory.checkpoint_bytes(self.model, self.config.train)
+        size = memory.predict(self.config, memory.Activations(0, 0)).disk
         peak, free = (KEEP + 1) * size, shutil.disk_usage(self.out).free   # a new one is written before an old one goes
         line = f"disk: a checkpoint takes {size / 1e9:.3f} GB, {KEEP} are kept, {peak / 1e9:.3f} GB at the peak; " \
                f"{free / 1e9:.3f} GB are free in {self.out}"
