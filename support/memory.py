@@ -285,8 +285,9 @@ def real_step(config):
             peak.peak = peak.now
         for micro_batches in (1, 2):
             for _ in range(micro_batches):
-                batch, eps, tau = (x.to(ranks.device) for x in synthetic(config.model, config.train.batch_size))
-                model(batch, eps, tau).total(1.0, 1, 1).backward()
+                tensors = (x.to(ranks.device) for x in synthetic(config.model, config.train.batch_size))
+                model(*tensors).total(1.0, 1, 1).backward()
+                del tensors
             norm = optim.global_norm(optimizer.parameters.values())
             optimizer.step(config.train.lr, optim.clip_scale(norm, config.train.clip))
             for p in optimizer.parameters.values():
