@@ -124,6 +124,7 @@ def gradients(model, micro, config, ranks, counts):
             losses.total(config.model.lambda_gen, *counts).backward()                      # Eq. (4)
         act = act + losses.act_sum.detach().double() / max(counts[0], 1)
         gen = gen + losses.gen_sum.detach().double() / max(counts[1], 1)
+    ranks.complete()
     return float(act), float(gen)
 
 
@@ -154,7 +155,7 @@ def run(argv):
             "weights: --weights DIR, or --from RUN, or --init_und DIR and --init_vae DIR, or --init scratch"
         refuse(f"--config {config.name} needs {missing}; "
                f"for example: python train.py --config {config.name} --init scratch --data conveyor")
-    words = start["und"] or (weights.origin_config(start["origin"]).tokenizer if start["origin"] else "")
+    words = weights.tokenizer_of(start, config.model)
     if words and not config.model.tokenizer:   # weights and their vocabulary belong together
         config = replace(config, model=replace(config.model, tokenizer=words))
     train = config.train
