@@ -145,10 +145,12 @@ def run(argv):
     embedded = args.data == "conveyor" or (args.data is None and config.name == "conveyor")
     published = "release" in start or start["und"] and (
         start["vae"] or config.model.vae != "cosmos" or not config.model.gen_expert)
+    gib = args.memory_gb or memory.card(ranks.device)
     if args.fit:
-        config = memory.fit(config, args.memory_gb or memory.card(ranks.device), ranks.world)
+        config = memory.fit(config, gib)
+        print(f"--fit chose {memory.describe(config.train)} for {gib:.0f} GiB")
     if args.dry_run:
-        return memory.dry_run(config, ranks.device, args.memory_gb or memory.card(ranks.device))
+        return memory.dry_run(config, ranks.device, gib)
     if config.name != "conveyor" and (args.data is None or not (args.init or start["origin"] or published)):
         print("\n".join(parameter_table(config)))
         missing = "--data DIR (a dataset folder, or 'conveyor')" if args.data is None else \
