@@ -65,8 +65,8 @@ class Peak(TorchDispatchMode):
 
 @contextlib.contextmanager
 def card_attention():
-    """Attention as a CUDA card does it. Grouped heads with a mask have no fused kernel there and go the plain way, which
-    keeps the scores; all else is fused."""
+    """Attention as a CUDA card does it. Grouped heads with a mask have no fused kernel there and go the plain way,
+    which keeps the scores; all else is fused."""
     fused = F.scaled_dot_product_attention
 
     def attend(*args, enable_gqa=False, attn_mask=None, **kwargs):
@@ -192,7 +192,8 @@ def settings(config):
     micro-batch without recomputation from 4 on, then with it. The effective batch stays, and so does --freeze."""
     total, kinds = config.train.batch_size * config.train.accumulate, ["split", "offload"]
     kinds = ["fp32", *kinds] if config.train.optimizer == "fp32" else kinds
-    order = [(False, config.train.batch_size), (False, 8), (False, 4), (True, 16), (True, 8), (True, 4), (False, 2), (True, 2), (True, 1)]
+    order = [(False, config.train.batch_size), (False, 8), (False, 4), (True, 16), (True, 8), (True, 4), (False, 2),
+             (True, 2), (True, 1)]
     for kind in kinds:
         for recompute, B in order:
             if total % B == 0 and not (kind != "fp32" and config.train.ema):
@@ -261,7 +262,8 @@ def dry_run(config, device, memory_gb):
     predictor = Predictor()
     print("\n".join(table(config, memory_gb, predictor)), flush=True)
     need = predictor(config)
-    here = card(device) * 2 ** 30 if device.type == "cuda" else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    here = card(device) * 2 ** 30 if device.type == "cuda" else free
     wanted = need.device + (0 if device.type == "cuda" else need.host)
     if wanted > 0.9 * here:
         print(f"no real step: it needs {wanted / 2 ** 30:.1f} GiB, this machine has {here / 2 ** 30:.1f} "
