@@ -11,6 +11,7 @@ the next save tries again.
 """
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -59,6 +60,13 @@ def deaf(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def finite(x):
+    """JSON values with None in place of NaN and infinity, which JSON does not have."""
+    if isinstance(x, dict):
+        return {key: finite(value) for key, value in x.items()}
+    return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
 class Log:
     """One JSON object a line. What a full disk refuses is kept and written with the next line.
 
@@ -76,7 +84,7 @@ class Log:
         return cls(path, path.stat().st_size if path is not None and path.exists() else 0)
 
     def append(self, row):
-        self.waiting += (json.dumps(row, allow_nan=False) + "\n").encode()
+        self.waiting += (json.dumps(finite(row), allow_nan=False) + "\n").encode()
         self.flush()
 
     def flush(self, sync=False):

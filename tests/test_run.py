@@ -140,6 +140,13 @@ def test_a_log_that_a_full_disk_refuses_is_whole_once_there_is_room(tmp_path, mo
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n' and log.length == path.stat().st_size
 
 
+def test_a_validation_that_is_not_finite_does_not_end_a_run(tmp_path):
+    """JSON has no NaN: the line says null."""
+    log = run.Log(tmp_path / "log.jsonl")
+    log.append({"step": 1, "held_out": {"loss_act": float("nan"), "loss_gen": float("inf"), "x": 0.5}})
+    assert json.loads((tmp_path / "log.jsonl").read_text())["held_out"] == {"loss_act": None, "loss_gen": None, "x": 0.5}
+
+
 def test_a_save_that_fails_is_one_message_and_training_goes_on(go, tmp_path, monkeypatch):
     """The first save finds no room: one line on stderr, the later ones stand, the log is that of an undisturbed run."""
     undisturbed, _ = go("good")
