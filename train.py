@@ -130,6 +130,7 @@ def gradients(model, micro, config, ranks, counts):
             losses.total(config.model.lambda_gen, *counts).backward()                      # Eq. (4)
         act = act + losses.act_sum.detach().double() / max(counts[0], 1)
         gen = gen + losses.gen_sum.detach().double() / max(counts[1], 1)
+    ranks.complete()
     return float(act), float(gen)
 
 
@@ -150,17 +151,19 @@ def run(argv):
     embedded = args.data == "conveyor" or (args.data is None and config.name == "conveyor")
     published = "release" in start or start["und"] and (
         start["vae"] or config.model.vae != "cosmos" or not config.model.gen_expert)
+    gib = args.memory_gb or memory.card(ranks.device)
     if args.fit:
-        config = memory.fit(config, args.memory_gb or memory.card(ranks.device), ranks.world)
+        config = memory.fit(config, gib)
+        print(f"--fit chose {memory.describe(config.train)} for {gib:.0f} GiB")
     if args.dry_run:
-        return memory.dry_run(config, ranks.device, args.memory_gb or memory.card(ranks.device))
+        return memory.dry_run(config, ranks.device, gib)
     if config.name != "conveyor" and (args.data is None or not (args.init or start["origin"] or published)):
         print("\n".join(parameter_table(config)))
         missing = "--data DIR (a dataset folder, or 'conveyor')" if args.data is None else \
             "weights: --weights DIR, or --from RUN, or --init_und DIR and --init_vae DIR, or --init scratch"
         refuse(f"--config {config.name} needs {missing}; "
                f"for example: python train.py --config {config.name} --init scratch --data conveyor")
-    words = start["und"] or (weights.origin_config(start["origin"]).tokenizer if start["origin"] else "")
+    words = weights.tokenizer_of(start, config.model)
     if words and not config.model.tokenizer:   # weights and their vocabulary belong together
         config = replace(config, model=replace(config.model, tokenizer=words))
     train = config.train

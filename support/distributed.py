@@ -50,7 +50,7 @@ class Ranks:
     def __init__(self):
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        self.device, self.wrapped = torch.device("cpu"), None
+        self.device, self.wrapped, self.replicated = torch.device("cpu"), None, []
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(self.device)
@@ -70,14 +70,18 @@ class Ranks:
 
     def wrap(self, model, shard):
         """The module whose forward pass synchronises gradients, as sums."""
+        self.replicated = []
         if not dist.is_initialized():
             return model
         if shard:
             mesh = init_device_mesh(self.device.type, (self.world,))
-            frozen = {p for p in model.parameters() if not p.requires_grad}   # kept whole: the VAE, and --freeze
+            # Kept whole: what is frozen, and beside bfloat16 weights the few float32 ones, since FSDP2 wants one dtype.
+            frozen = {p for p in model.parameters() if not p.requires_grad}
+            self.replicated = [p for p in model.parameters() if p.requires_grad and p.dtype != model.dtype]
+            ignored = frozen.union(self.replicated)
             for layer in model.layers:
-                fully_shard(layer, mesh=mesh, ignored_params=frozen)
-            fully_shard(model, mesh=mesh, ignored_params=frozen)
+                fully_shard(layer, mesh=mesh, ignored_params=ignored)
+            fully_shard(model, mesh=mesh, ignored_params=ignored)
             for module in (model, *model.layers):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)   # gloo has no scaled sums
@@ -94,6 +98,11 @@ class Ranks:
         if self.wrapped is not None and not isinstance(model, DistributedDataParallel):
             model.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
+
+    def complete(self):
+        """After the last micro-batch of a step: add up the gradients that sharding left to each rank."""
+        for p in self.replicated:
+            dist.all_reduce(p.grad)
 
     def sums(self, *values):
         """Each value (python number) summed over all ranks -> list of floats. Whole numbers stay exact to 2^53."""

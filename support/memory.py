@@ -1,20 +1,22 @@
 """Will it fit? Memory of training, predicted before anything is allocated.
 
 Weights, gradients and optimizer states are arithmetic. Activations come from fake tensors, which have shapes and no
-memory: networks of the preset's width with two or three layers are run forward and backward, their peak is
-recorded, and the differences are what one more joint layer, vision layer or sample costs. That follows the code as it
-is, takes seconds for a 3B network, and is checked against whole steps in tests/test_memory.py.
+memory: the network is run forward and backward at two micro-batches and the peak recorded, half a minute for the
+largest. That follows the code as it is; tests/test_memory.py compares it with real tensors and with whole steps.
 
 The prediction is of the memory that tensors take. A CUDA context and fragmentation come on top: MARGIN.
 """
 
 import contextlib
+import functools
 import os
 import resource
 import weakref
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -42,6 +44,8 @@ class Peak(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        if func is torch.ops.prim.device.default:   # most of the calls of a fake step
+            return out
         for x in tree_leaves(out):
             if isinstance(x, torch.Tensor) and x.device.type != "meta":
                 self._follow(x.untyped_storage())
@@ -59,11 +63,20 @@ class Peak(TorchDispatchMode):
         self.now -= self.live.pop(key)
 
 
-def attention(model):
-    """Context: the attention that a card takes for this network. Grouped heads with a mask have no fused kernel there
-    and go the plain way, which keeps the scores."""
-    grouped = model.heads != model.kv_heads
-    return sdpa_kernel(SDPBackend.MATH) if grouped else contextlib.nullcontext()
+@contextlib.contextmanager
+def card_attention():
+    """Attention as a CUDA card does it. Grouped heads with a mask have no fused kernel there and go the plain way,
+    which keeps the scores; all else is fused."""
+    fused = F.scaled_dot_product_attention
+
+    def attend(*args, enable_gqa=False, attn_mask=None, **kwargs):
+        plain = sdpa_kernel(SDPBackend.MATH) if enable_gqa and attn_mask is not None else contextlib.nullcontext()
+        with plain:
+            return fused(*args, enable_gqa=enable_gqa, attn_mask=attn_mask, **kwargs)
+
+    # Replaced rather than intercepted by a torch mode: recomputation in the backward pass would escape a mode.
+    with mock.patch.object(F, "scaled_dot_product_attention", attend):
+        yield
 
 
 def synthetic(config, B):
@@ -82,23 +95,28 @@ def synthetic(config, B):
     return batch, torch.randn(B, config.action_draws, k, d), torch.rand(B, config.action_draws)
 
 
-def skeleton(config, train):
-    """The network in its training dtypes, on the meta device, with frozen parts frozen."""
+def skeleton(config, fp32, frozen):
+    """The network in its training dtypes, on the meta device. fp32: or else bfloat16; frozen: as for `freeze`."""
     with torch.device("meta"):
         model = InternVLA_A1(config)
-    freeze(model, train.frozen)
-    return model if train.optimizer == "fp32" else model.to_compute(torch.bfloat16)
+    freeze(model, frozen)
+    return model if fp32 else model.to_compute(torch.bfloat16)
+
+
+def allocate(model):
+    """Give a skeleton memory, without values; inside a FakeTensorMode that memory is fake."""
+    for module in model.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            setattr(module, name, torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), p.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
 def fake_step(config, train, B):
     """Bytes that a micro-batch of B takes at its peak, above weights and gradients, which are there already."""
-    model = skeleton(config, train)
-    with FakeTensorMode(), Peak() as peak, attention(config):
-        for module in model.modules():   # allocated inside the mode: fake, on the device that computes
-            for name, p in list(module.named_parameters(recurse=False)):
-                setattr(module, name, torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), p.requires_grad))
-            for name, buffer in list(module.named_buffers(recurse=False)):
-                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+    model = skeleton(config, train.optimizer == "fp32", train.frozen)
+    with FakeTensorMode(), Peak() as peak, card_attention():
+        allocate(model)
         for p in model.parameters():
             p.grad = torch.empty_like(p) if p.requires_grad else None
         if train.checkpoint_layers:
@@ -110,27 +128,22 @@ def fake_step(config, train, B):
 
 @dataclass(frozen=True)
 class Activations:
-    """What fake_step gives, as a function of the micro-batch: fixed + B * sample."""
+    """What fake_step gives, as a function of the micro-batch: a line through two measured sizes.
 
-    fixed: float
-    sample: float
+    The peak is the largest of several moments that each grow with the batch, so between the two sizes the line is an
+    upper bound.
+    """
+
+    one: float     # at a micro-batch of 1
+    eight: float   # and of 8
 
     @classmethod
     def measure(cls, config, train):
-        """From four small networks. config: ModelConfig; train: its checkpoint_layers, dtype and frozen parts count."""
-        def at(layers, vision, B):
-            small = replace(config, layers=layers, vit_layers=vision)
-            return fake_step(small, train, B)
-
-        vision = 2 if config.vit_layers else 0
-        small, large = at(2, vision, 2), at(2, vision, 4)
-        joint = (at(3, vision, 2) - small) / 2
-        tower = (at(2, vision + 1, 2) - small) / 2 if vision else 0
-        sample = (large - small) / 2
-        return cls(small - 2 * sample, sample + (config.layers - 2) * joint + (config.vit_layers - vision) * tower)
+        """config: ModelConfig; train: its checkpoint_layers, dtype and frozen parts count."""
+        return cls(fake_step(config, train, 1), fake_step(config, train, 8))
 
     def __call__(self, B):
-        return self.fixed + B * self.sample
+        return self.one + (B - 1) * (self.eight - self.one) / 7
 
 
 # ---- prediction -------------------------------------------------------------------------------------------------
@@ -151,27 +164,27 @@ class Need:
         return self.weights + self.gradients + self.states + self.activations
 
 
+@functools.lru_cache
+def sizes(config, fp32, frozen):
+    """Of a network in its training dtypes: (bytes of all weights, of the trained ones and of the largest of those,
+    number of trained ones, and of those among them that compute in float32 whatever the rest does)."""
+    model = skeleton(config, fp32, frozen)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    bytes_of = [p.numel() * p.element_size() for p in trained]
+    return (sum(p.numel() * p.element_size() for p in model.parameters()), sum(bytes_of), max(bytes_of),
+            sum(p.numel() for p in trained), sum(p.numel() for p in trained if p.dtype == torch.float32))
+
+
 def predict(config, activations=None):
     """Config -> Need, for one card that holds everything. activations: an Activations, measured if not given."""
-    model, train = skeleton(config.model, config.train), config.train
-    trained = [p for p in model.parameters() if p.requires_grad]
-    n, gradients = sum(p.numel() for p in trained), sum(p.numel() * p.element_size() for p in trained)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    buffers = 4 * max(p.numel() * p.element_size() for p in trained) if train.optimizer == "offload" else 0
-    low = sum(p.numel() for p in trained if p.dtype == torch.float32) if train.optimizer == "split" else 0
+    train = config.train
     activations = activations or Activations.measure(config.model, train)
-    return Need(weights=weights * (2 if train.ema else 1), gradients=gradients,
-                states=0 if train.optimizer == "offload" else STATE[train.optimizer] * n - 2 * low,
-                activations=activations(train.batch_size),
-                host=STATE["offload"] * n + buffers if train.optimizer == "offload" else 0,
-                disk=checkpoint_bytes(model, train))
-
-
-def checkpoint_bytes(model, train):
-    """Size of one checkpoint: weights and optimizer state as full tensors."""
-    size = sum(x.numel() * x.element_size() for x in model.state_dict().values())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return size * (2 if train.ema else 1) + STATE[train.optimizer] * trained
+    weights, gradients, largest, n, exact = sizes(config.model, train.optimizer == "fp32", frozenset(train.frozen))
+    state = STATE[train.optimizer] * n - (2 * exact if train.optimizer == "split" else 0)   # these need no low bits
+    away = train.optimizer == "offload"
+    return Need(weights=weights * (2 if train.ema else 1), gradients=gradients, states=0 if away else state,
+                activations=activations(train.batch_size), host=state + 4 * largest if away else 0,   # four buffers
+                disk=weights * (2 if train.ema else 1) + state)
 
 
 def settings(config):
@@ -179,7 +192,8 @@ def settings(config):
     micro-batch without recomputation from 4 on, then with it. The effective batch stays, and so does --freeze."""
     total, kinds = config.train.batch_size * config.train.accumulate, ["split", "offload"]
     kinds = ["fp32", *kinds] if config.train.optimizer == "fp32" else kinds
-    order = [(False, config.train.batch_size), (False, 8), (False, 4), (True, 16), (True, 8), (True, 4), (False, 2), (True, 2), (True, 1)]
+    order = [(False, config.train.batch_size), (False, 8), (False, 4), (True, 16), (True, 8), (True, 4), (False, 2),
+             (True, 2), (True, 1)]
     for kind in kinds:
         for recompute, B in order:
             if total % B == 0 and not (kind != "fp32" and config.train.ema):
@@ -248,32 +262,38 @@ def dry_run(config, device, memory_gb):
     predictor = Predictor()
     print("\n".join(table(config, memory_gb, predictor)), flush=True)
     need = predictor(config)
-    here = card(device) * 2 ** 30 if device.type == "cuda" else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    here = card(device) * 2 ** 30 if device.type == "cuda" else free
     wanted = need.device + (0 if device.type == "cuda" else need.host)
     if wanted > 0.9 * here:
         print(f"no real step: it needs {wanted / 2 ** 30:.1f} GiB, this machine has {here / 2 ** 30:.1f} "
               f"({'one card' if device.type == 'cuda' else 'free memory; no CUDA device here'})")
         return
     measured = real_step(config)
-    print(f"one real step on {device.type}: predicted {need.device / 2 ** 30:.3f} GiB, measured "
+    print(f"real steps on {device.type}: predicted {need.device / 2 ** 30:.3f} GiB, measured "
           f"{measured / 2 ** 30:.3f} ({measured / need.device:.1%})")
 
 
 def real_step(config):
-    """One optimizer step of two micro-batches of noise -> bytes on the device at its peak."""
+    """Two optimizer steps on noise, the second of two micro-batches -> bytes on the device at the peak: by then the
+    optimizer's states exist, and gradients while activations are made."""
     ranks = Ranks()
     peak = Peak() if ranks.device.type == "cpu" else contextlib.nullcontext()
-    with peak, attention(config.model):
+    with peak, card_attention() if ranks.device.type == "cpu" else contextlib.nullcontext():
         model = InternVLA_A1(config.model)
         _, optimizer, _ = prepare(model, config.train, ranks, False)
         base = host_bytes(optimizer) if ranks.device.type == "cpu" else 0
         if ranks.device.type == "cpu":
             peak.peak = peak.now
-        for _ in range(2):
-            batch, eps, tau = (x.to(ranks.device) for x in synthetic(config.model, config.train.batch_size))
-            model(batch, eps, tau).total(1.0, 1, 1).backward()
-        norm = optim.global_norm(optimizer.parameters.values())
-        optimizer.step(config.train.lr, optim.clip_scale(norm, config.train.clip))
+        for micro_batches in (1, 2):
+            for _ in range(micro_batches):
+                tensors = (x.to(ranks.device) for x in synthetic(config.model, config.train.batch_size))
+                model(*tensors).total(1.0, 1, 1).backward()
+                del tensors
+            norm = optim.global_norm(optimizer.parameters.values())
+            optimizer.step(config.train.lr, optim.clip_scale(norm, config.train.clip))
+            for p in optimizer.parameters.values():
+                p.grad = None
     return torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else peak.peak - base
 
 

@@ -88,10 +88,10 @@ class Split(Fp32):
     keys = ("step", "exp_avg", "exp_avg_sq", "low")
 
     def __init__(self, parameters, masters, settings):
-        self.parameters, self.settings, self.kept = parameters, settings, {}
+        self.parameters, self.settings, self.kept, self.steps = parameters, settings, {}, 0
         for name, p in parameters.items():
             weight = local(p.detach())
-            state = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(weight, dtype=torch.bfloat16),
+            state = {"exp_avg": torch.zeros_like(weight, dtype=torch.bfloat16),
                      "exp_avg_sq": torch.zeros_like(weight, dtype=torch.bfloat16)}
             if p.dtype == torch.bfloat16:
                 state["low"] = torch.zeros_like(weight, dtype=torch.int16)
@@ -101,26 +101,26 @@ class Split(Fp32):
             self.kept[name] = state
 
     def state(self, name):
-        return self.kept[name]
+        return {"step": torch.tensor(float(self.steps))} | self.kept[name]
 
     @torch.no_grad()
     def step(self, lr, scale):
+        self.steps += 1
         for name, p in self.parameters.items():
             state, weight = self.kept[name], local(p.detach())
-            state["step"] += 1
             low = state.get("low", weight)
             for hi, low, m, v, g in pieces(weight, low, state["exp_avg"], state["exp_avg_sq"], local(p.grad)):
                 exact = hi.dtype == torch.float32
                 master = hi if exact else get_master(hi, low)
-                adamw(master, g.float() * scale, m, v, int(state["step"]), lr, **self.settings)
+                adamw(master, g.float() * scale, m, v, self.steps, lr, **self.settings)
                 if not exact:
                     put_master(master, hi, low)
 
     def load(self, tensors):
-        for name in self.parameters:
+        for name, p in self.parameters.items():
+            self.steps = int(tensors[f"{name}.step"])
             for key, part in self.kept[name].items():
-                full = tensors[f"{name}.{key}"]
-                part.copy_(full if key == "step" else share(full, self.parameters[name]))
+                part.copy_(share(tensors[f"{name}.{key}"], p))
 
     def masters(self):
         """name -> fp32 master of this rank's part."""

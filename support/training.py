@@ -19,7 +19,7 @@ def vision_layers(model):
 
 
 def freeze(model, names):
-    """Switch off gradients. names: a set out of "und" (the whole understanding expert), "vision", "embed" (its parts)."""
+    """Switch off gradients. names: a set out of "und" (the understanding expert), "vision" and "embed" (its parts)."""
     parts = {"vision": [model.und.visual], "embed": [model.und.embed_tokens],
              "und": [model.und, *(layer.und for layer in model.layers)]}
     for name in names:

@@ -300,6 +300,8 @@ def start(model, origin=None, und=None, vae=None, experts="scratch", release=Non
         raise ValueError("--from and the release's directory bring all weights: leave out --init_und, --init_vae and "
                          "--init_experts")
     if release:
+        if not model.config.rope_bf16:   # equal shapes are not enough here either
+            raise ValueError(f"--weights {release} holds the authors' weights, which expect --config a1_3b_release")
         with Tensors(find(release, RELEASE_FILES)) as source:
             return [fill(model, source, RELEASE, "")]
     if origin:
@@ -344,6 +346,15 @@ def identify(directory):
                          "(model.safetensors and stats.json), nor a backbone (a config.json of InternVL3-1B-hf or "
                          "Qwen3-VL-2B, here or in a folder of it; Cosmos' encoder.jit and decoder.jit beside it)")
     return found
+
+
+def tokenizer_of(start, model):
+    """The tokenizer that belongs to the weights a run starts with, "" if they bring none. start: arguments of `start`."""
+    if start.get("release"):
+        directory = Path(start["release"])
+        own = (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists()
+        return str(directory) if own else TOKENIZERS[model.backbone]
+    return start["und"] or (origin_config(start["origin"]).tokenizer if start["origin"] else "")
 
 
 RELEASE_FILES = ("config.json", "model.safetensors", "stats.json")

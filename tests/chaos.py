@@ -43,7 +43,7 @@ import conveyor                                                                 
 import train                                                                       # noqa: E402
 from support import checkpoint                                                     # noqa: E402
 
-STEPS, TIMEOUT = 24, 120
+STEPS, TIMEOUT = 24, 600
 RUN = (f"--steps {STEPS} --batch_size 2 --action_draws 1 --layers 1 --text_tokens 24 --threads 1 --episodes 1 "
        "--save_every 2 --log_every 1 --eval_every 12 --eval_windows 2").split()
 

@@ -276,3 +276,30 @@ def test_every_published_key_has_its_place_at_full_size(name, monkeypatch, reque
 def test_keys_fold_by_layer():
     assert compact(["a.0.w", "a.1.w", "b"]) == ["a.{0,1}.w", "b"]
     assert compact(["a.0.b.3.w"]) == ["a.0.b.3.w"]
+
+
+# ---- --weights DIR ----------------------------------------------------------------------------------------------
+
+def test_a_directory_of_published_files_is_told_apart_by_what_it_holds(tmp_path):
+    """--weights: a run, the release's directory, or a backbone, Qwen3-0.6B and Cosmos in folders of one directory."""
+    from support import weights
+
+    def make(name, **files):
+        for path, text in files.items():
+            target = tmp_path / name / path.replace("__", "/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
+        return tmp_path / name
+
+    three = make("three", **{"eyes__config.json": '{"model_type": "qwen3_vl"}', "words__config.json":
+                             '{"model_type": "qwen3"}', "cosmos__encoder.jit": "", "notes__README": ""})
+    assert weights.identify(three) == {"und": str(three / "eyes"), "experts": str(three / "words"),
+                                       "vae": str(three / "cosmos")}
+    one = make("one", **{"config.json": '{"model_type": "internvl"}', "encoder.jit": ""})
+    assert weights.identify(one) == {"und": str(one), "vae": str(one)}
+    release = make("release", **{"config.json": "{}", "stats.json": "{}", "model.safetensors": ""})
+    assert weights.identify(release) == {"release": release}
+    run = make("run", **{"step_00000003__manifest.json": "{}"})
+    assert weights.identify(run) == {"origin": run}
+    with pytest.raises(ValueError, match="found neither a run.*nor the release's files.*nor a backbone"):
+        weights.identify(make("nothing", README=""))
