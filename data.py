@@ -27,7 +27,8 @@ from support.folder_source import FolderSource
 from support.lerobot_reader import LeRobotSource
 from support.prompts import token_ids
 from support.robots import VIEWS, find_robot
-from support.statistics import Statistics, statistics   # noqa: F401, the second step above
+from support.statistics import Statistics, statistics   # noqa: F401, the third step above
+
 
 @dataclass
 class Batch:
@@ -256,7 +257,7 @@ class Mixture(torch.utils.data.Dataset):
             for fault in faults:
                 print(f"bad sample, another is drawn: {fault}", file=sys.stderr)
             self.bad_samples += len(faults)
-            if self.bad_samples > BAD_SHARE * max(part.stop, AT_LEAST):
+            if faults and self.bad_samples > BAD_SHARE * max(part.stop, AT_LEAST):
                 raise ValueError(f"--on_bad_sample skip: {self.bad_samples} of {part.stop} samples were bad, more than "
                                  f"{BAD_SHARE:.1%}; repair the data; the last: {faults[-1]}")
             yield tuple(batch)
