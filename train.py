@@ -1,7 +1,8 @@
 """Train InternVLA-A1: Eq. (4) with AdamW, flat from top to bottom.
 
     python train.py --config conveyor                          the embedded world, minutes on a laptop CPU
-    python train.py --config conveyor --data PATH              a LeRobot v2.1 dataset or an episode folder
+    python train.py --config conveyor --data PATH              a LeRobot v2.1 or v3.0 dataset, or an episode folder
+    python train.py --config a1_2b --mixture FILE ...          several, by weight, as in examples/mixture_table3.json
     python train.py --config conveyor --resume                 go on from the newest good checkpoint, exactly
 
 A run is a folder, runs/<config> or --out DIR: log.jsonl (pure functions of the run), timing.jsonl, checkpoints
@@ -24,7 +25,7 @@ import lpt
 from config import CONFIGS, Parser, add_config_flags, from_dict, get_config, not_built, to_dict
 from data import Mixture, open_corpus
 from model import InternVLA_A1, count_parameters
-from support import checkpoint, evaluate, record, weights
+from support import checkpoint, evaluate, inspection, record, weights
 from support.open_loop import mean_errors, open_loop
 from support.policy import Policy
 from support.statistics import of_checkpoint, statistics_by_robot
@@ -132,7 +133,7 @@ def run(argv):
     corpus = open_corpus(conveyor_data(Path("data/conveyor")) if embedded else args.data, config.data.m,
                          config.data.full_windows, args.robot, config.data.hold_out)
     for root in dict.fromkeys(source.root for source in [*corpus.sources, corpus.held_out] if args.verify):
-        changed = record.verify(root)
+        changed = record.verify(root, inspection.progress(f"verifying {root}"))
         if changed:
             refuse(f"{changed[0]}" + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
     bad = {"stop": refuse, "skip": warn}[config.data.on_bad_sample]
@@ -167,7 +168,7 @@ def run(argv):
         tensors, state = checkpoint.load(path)
         stored = from_dict(state["config"])
         changed = [key for title in ("model", "data", "train") for key, value in to_dict(stored)[title].items()
-                   if value != to_dict(config)[title][key] and key not in ("threads", "loaders")]
+                   if value != to_dict(config)[title][key] and key not in ("threads", "loaders", "on_bad_sample")]
         if changed:
             refuse(f"{path} was trained with another config (--{', --'.join(changed)}): give the same flags")
         if of_checkpoint(state) != by_robot:
