@@ -13,7 +13,6 @@ action mask is empty, and it trains L_gen alone.
 """
 
 import json
-import signal
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -28,7 +27,8 @@ from support.folder_source import FolderSource
 from support.lerobot_reader import LeRobotSource
 from support.prompts import token_ids
 from support.robots import VIEWS, find_robot
-from support.statistics import Statistics, statistics   # noqa: F401, the second step above
+from support.statistics import Statistics, statistics   # noqa: F401, the third step above
+
 
 @dataclass
 class Batch:
@@ -245,32 +245,29 @@ class Mixture(torch.utils.data.Dataset):
                 faults.append(str(error))
         raise ValueError(f"--on_bad_sample skip: {ATTEMPTS} draws in a row were bad; the last: {faults[-1]}")
 
-    def loader(self, first_step, last_step):
-        """Iterator of (Batch, eps, tau) for the micro-batches of steps first_step .. last_step - 1."""
+    def loader(self, first_step, last_step, worker_init_fn=None):
+        """Iterator of (Batch, eps, tau) for the micro-batches of steps first_step .. last_step - 1.
+
+        Names and counts the samples that were replaced; ValueError when they are too many.
+        """
         train = self.config.train
         size = train.batch_size
         count = range(first_step * train.accumulate, last_step * train.accumulate)
         numbers = [range(micro * size, (micro + 1) * size) for micro in count]
         batches = torch.utils.data.DataLoader(self, batch_sampler=numbers, collate_fn=collate_with_noise,
-                                              num_workers=self.config.data.loaders, worker_init_fn=_deaf)
+                                              num_workers=self.config.data.loaders, worker_init_fn=worker_init_fn)
         for part, (*batch, faults) in zip(numbers, batches):
             for fault in faults:
                 print(f"bad sample, another is drawn: {fault}", file=sys.stderr)
             self.bad_samples += len(faults)
-            if self.bad_samples > BAD_SHARE * max(part.stop, AT_LEAST):
+            if faults and self.bad_samples > BAD_SHARE * max(part.stop, AT_LEAST):
                 raise ValueError(f"--on_bad_sample skip: {self.bad_samples} of {part.stop} samples were bad, more than "
                                  f"{BAD_SHARE:.1%}; repair the data; the last: {faults[-1]}")
             yield tuple(batch)
 
 
-def _deaf(_):
-    """A loader process leaves signals to the process it serves, which still wants its batches."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def collate_with_noise(items):
-    """List of Mixture items -> (Batch, eps (B, R, k, d_a), tau (B, R), faults)."""
+    """List of Mixture items -> (Batch, eps (B, R, k, d_a), tau (B, R), what was wrong with replaced samples)."""
     arrays, eps, tau, faults = zip(*items)
     return collate(arrays), torch.stack(eps), torch.stack(tau), sum(faults, [])
 

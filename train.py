@@ -1,7 +1,8 @@
 """Train InternVLA-A1: Eq. (4) with AdamW, flat from top to bottom.
 
     python train.py --config conveyor                          the embedded world, minutes on a laptop CPU
-    python train.py --config conveyor --data PATH              a LeRobot dataset, an episode folder or a mixture.json
+    python train.py --config conveyor --data PATH              a LeRobot dataset or an episode folder
+    python train.py --config a1_2b --mixture FILE ...          several, by weight, as in examples/mixture_table3.json
     python train.py --config conveyor --resume                 go on from the newest good checkpoint, exactly
     python train.py --config a1_3b --dry-run                   what fits a card, before anything is allocated
     python train.py --config a1_3b --data DIR --weights DIR    all parameters, on one card of 24 GB
@@ -29,11 +30,11 @@ import lpt
 from config import CONFIGS, Parser, add_config_flags, get_config, not_built
 from data import Mixture, open_corpus
 from model import InternVLA_A1, count_parameters
-from support import evaluate, memory, optim, record, weights
+from support import evaluate, inspection, memory, optim, record, weights
 from support.distributed import Ranks
 from support.open_loop import mean_errors, open_loop
 from support.policy import Policy
-from support.run import Interruption, Keeper, culprits, effective_batch, impossible, nothing_to_resume
+from support.run import Interruption, Keeper, culprits, deaf, effective_batch, impossible, nothing_to_resume
 from support.statistics import statistics_by_robot
 from support.training import prepare
 
@@ -181,7 +182,7 @@ def run(argv):
                          config.data.full_windows, args.robot, config.data.hold_out)
     impossible(config, corpus)
     for root in dict.fromkeys(source.root for source in [*corpus.sources, corpus.held_out] if args.verify):
-        changed = record.verify(root)
+        changed = record.verify(root, inspection.progress(f"verifying {root}"))
         if changed:
             refuse(f"{changed[0]}" + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
     bad = {"stop": refuse, "skip": warn}[config.data.on_bad_sample]
@@ -226,7 +227,7 @@ def run(argv):
     bar, clock = progress_bar(train.steps, first), time.time()
     model.train()
     with Interruption() as interruption, memory.explained(train, ranks.device):
-        batches = mixture.loader(first, train.steps)
+        batches = mixture.loader(first, train.steps, deaf)
         for step in range(first, train.steps):
             micro = [next(batches) for _ in range(train.accumulate)]
             counts = [model.counts(batch, config.model.action_draws) for batch, _, _ in micro]

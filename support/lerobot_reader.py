@@ -25,9 +25,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from support import record
+from support import inspection, record
 from support.record import files_digest
 from support.robots import ROBOTS, VIEWS, Robot, find_robot
 
@@ -259,6 +258,7 @@ class LeRobotSource:
             if check_files:
                 self._check_files()
         # A file of v3.0 holds about 100 MB of many episodes: few of them, but whole.
+        self._checked = set()   # episodes whose rows have passed
         self._numbers, self._pictures = _LRU(16 if self.version == "v2.1" else 4), _LRU(4)
 
     # ---- metadata ----
@@ -376,6 +376,10 @@ class LeRobotSource:
                                     video_key=self.views[slot]), rows[f"{film}/from_timestamp"])
                        for slot, film in films.items()}
 
+    def size(self, view):
+        """(height, width) of a view's pictures."""
+        return picture_shape(self.info["features"][self.views[view]])[:2]
+
     def in_parquet(self, key):
         """Whether a camera's pictures are PNG inside the data files, not mp4."""
         return self.info["features"][key]["dtype"] == "image"
@@ -460,34 +464,36 @@ class LeRobotSource:
         rows = len(arrays[keys[0]])
         if rows < first + T or (self.version == "v2.1" and rows != T):
             raise ValueError(f"{where}: {path} has {rows} rows, meta/ says {first + T}; download the dataset again")
-        for key in keys:
-            bad = np.argwhere(~np.isfinite(arrays[key][first:first + T]))
-            if len(bad):
-                raise ValueError(f"{where}, frame {bad[0, 0]}: '{key}' is not finite in dimension {bad[0, 1]}; "
-                                 f"repair or drop the episode")
-        self._check_rows(e, {key: arrays[key][first:first + T, 0] for key in self.row_keys}, f"{path}: ", where)
+        if e not in self._checked:
+            self._check_rows(e, {key: arrays[key][first:first + T] for key in keys}, path, where)
+            self._checked.add(e)
         none = np.zeros((T, 0), np.float32)
         state, action = (np.concatenate([none, *(arrays[key][first:first + T] for key in mine)], 1)
                          for mine in (self.state_keys, self.action_keys))
         return state, action if self.has_action else None
 
     def _check_rows(self, e, rows, path, where):
-        """Rows of an episode must be its own, in order, one a frame, at the times at which its pictures are shown."""
+        """Numbers must be finite; rows the episode's own, in order, one a frame, at the times of its pictures."""
         order, fps = np.arange(self.lengths[e]), self.fps
+        for key, values in rows.items():
+            bad = np.argwhere(~np.isfinite(values))
+            if len(bad):
+                raise ValueError(f"{where}, frame {bad[0, 0]}: '{key}' is not finite in dimension {bad[0, 1]}; "
+                                 f"repair or drop the episode")
         for key, expected in (("episode_index", np.full(len(order), self.indices[e])), ("frame_index", order)):
-            wrong = np.flatnonzero(rows[key] != expected) if key in rows else ()
+            wrong = np.flatnonzero(rows[key][:, 0] != expected) if key in rows else ()
             if len(wrong):
-                raise ValueError(f"{where}, frame {wrong[0]}: {path}'{key}' is {rows[key][wrong[0]]:g}, expected "
+                raise ValueError(f"{where}, frame {wrong[0]}: {path}: '{key}' is {rows[key][wrong[0], 0]:g}, expected "
                                  f"{expected[wrong[0]]}; download the dataset again")
         if "timestamp" in rows:
-            times = rows["timestamp"].astype(np.float64)
+            times = rows["timestamp"][:, 0].astype(np.float64)
             late = np.flatnonzero(np.diff(times) <= 0) + 1
             if len(late):
-                raise ValueError(f"{where}, frame {late[0]}: {path}'timestamp' {times[late[0]]:g} s is not after the "
+                raise ValueError(f"{where}, frame {late[0]}: {path}: 'timestamp' {times[late[0]]:g} s is not after the "
                                  f"frame before it ({times[late[0] - 1]:g} s); repair or drop the episode")
             far = np.flatnonzero(np.abs(times - times[0] - order / fps) > 0.5 / fps)
             if len(far):
-                raise ValueError(f"{where}, frame {far[0]}: {path}'timestamp' is {times[far[0]]:g} s, at {fps:g} "
+                raise ValueError(f"{where}, frame {far[0]}: {path}: 'timestamp' is {times[far[0]]:g} s, at {fps:g} "
                                  f"frames/s it should be {times[0] + far[0] / fps:g}; the recording lost frames, or "
                                  f"fps in meta/info.json is wrong")
 
@@ -523,101 +529,26 @@ class LeRobotSource:
         return self._right_size(picture if picture.ndim == 3 else picture[..., None], key, where)
 
 
-# ---- what was matched ----------------------------------------------------------------------------
-
-def faults(source, progress=lambda done, total: None):
-    """Every file, every row and the last picture of every video: what is wrong, one line each, and readable episodes.
-
-    -> (list of lines, list of episode positions whose numbers can be read)
-    """
-    missing = {path: index for index, path in source.missing_files()}
-    lines = [f"{source.where}, episode {index}: {path} is missing" for path, index in missing.items()]
-    readable, looked_at = [], set()
-    for e in reversed(range(len(source.lengths))):         # the last episode of a file is where it is torn
-        progress(len(source.lengths) - e, len(source.lengths))
-        try:
-            if source.files[e] not in missing:
-                source.numbers(e)
-                readable.append(e)
-            for view in source.views:
-                path = source.videos[view][0][e] if view in source.videos else (source.files[e], view)
-                if path not in missing and path not in looked_at and source.files[e] not in missing:
-                    looked_at.add(path)
-                    source.frame(view, e, source.lengths[e] - 1)
-        except ValueError as error:
-            lines.append(str(error))
-    return lines, readable[::-1]
-
-
-def inspect(source, m=15, k=50, episodes=None):
-    """Lines that say what the reader makes of a dataset: version, cameras, dimensions and their ranges, lengths.
-
-    episodes: positions of those to read; None: all.
-    """
-    numbers = [source.numbers(e) for e in (range(len(source.lengths)) if episodes is None else episodes)]
-    yield (f"{source.root}: LeRobot {source.version}, robot '{source.robot}', {source.fps:g} frames/s, "
-           f"{len(source.lengths)} episodes of {min(source.lengths)} to {max(source.lengths)} frames, "
-           f"{sum(source.lengths):,} in all, {len(set(source.tasks))} different tasks")
-    yield f"m = {m} frames = {m / source.fps:.2f} s, a chunk of {k} = {k / source.fps:.2f} s"
-    for slot in VIEWS:
-        key = source.views.get(slot)
-        height, width, _ = picture_shape(source.info["features"][key]) if key else (0, 0, 0)
-        yield f"{slot:<12} {f'{key} ({width} x {height})' if key else 'missing: masked'}"
-    others = [key for key, feature in source.info["features"].items()
-              if feature["dtype"] in ("video", "image") and key not in source.views.values()]
-    if others:
-        yield f"cameras not read: {', '.join(others)}"
-    if not source.has_action:
-        yield "no actions: human video, trains L_gen alone"
-    for i, (kind, names) in enumerate((("state", source.state_names), ("action", source.action_names))):
-        if names and numbers:
-            values = np.concatenate([pair[i] for pair in numbers])
-            for d, name in enumerate(names):
-                column = values[:, d]
-                mode = "" if not source.relative else "  relative" if source.relative[d] else "  absolute"
-                constant = "  constant" if column.std() < 1e-3 else ""
-                yield f"{kind} {d:>2}  {name:<32}{column.min():+9.3f} .. {column.max():+9.3f}{mode}{constant}"
-    if source.has_action and not source.relative:
-        yield "no delta mask: --action_mode delta needs a --robot file; absolute actions do not"
-
+# ---- command line --------------------------------------------------------------------------------
 
 def main(argv):
     parser = argparse.ArgumentParser(prog="python -m support.lerobot_reader", description=__doc__.split("\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--inspect", metavar="DIR", help="print what is matched and what is wrong in a LeRobot dataset, and "
-                      "record the SHA-256 of its files")
+    what.add_argument("--inspect", metavar="DIR", help="print what is matched and what is wrong in a LeRobot dataset, "
+                      "and record the SHA-256 of its files")
     what.add_argument("--verify", metavar="DIR", help="name every file that has changed since it was recorded")
     parser.add_argument("--robot", help="a robot of support/robots.py or a .json file (default: the dataset's)")
     args = parser.parse_args(argv)
     if args.verify:
-        _refuse(record.verify(args.verify, _progress("files")), f"{args.verify} is not as it was recorded")
+        changed = record.verify(args.verify, inspection.progress("files"))
+        inspection.refuse(changed, f"{args.verify} is not as it was recorded")
         print(f"{args.verify}: every file is as it was recorded")
         return
     source = LeRobotSource(args.inspect, find_robot(args.robot) if args.robot else None, check_files=False)
-    wrong, readable = faults(source, _progress("episodes"))
-    print("\n".join(inspect(source, episodes=readable)))
-    _refuse(wrong, f"{args.inspect}: repair this before training on it; its files are not recorded")
-    print(record.record(args.inspect, _progress("files")))
-
-
-SHOWN = 20   # faults that are printed, at most
-
-
-def _refuse(lines, line):
-    """Print what is wrong, if anything is, and end with `line`."""
-    if lines:
-        print("\n".join(lines[:SHOWN] + ([f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])))
-        raise ValueError(f"{line} ({len(lines)} {'fault' if len(lines) == 1 else 'faults'})")
-
-
-def _progress(what):
-    """A callback (done, total) that draws a bar on a terminal."""
-    bar = tqdm(desc=what, disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False)
-
-    def draw(done, total):
-        bar.total = total
-        bar.update(done - bar.n)
-    return draw
+    wrong, readable = inspection.faults(source, inspection.progress("episodes"))
+    print("\n".join(inspection.inspect(source, episodes=readable)))
+    inspection.refuse(wrong, f"{args.inspect}: repair this before training on it; its files are not recorded")
+    print(record.record(args.inspect, inspection.progress("files")))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Bad LeRobot data: one line with dataset, episode, frame and key before training starts, or skipped and counted."""
 
 import json
+import shutil
 from dataclasses import replace
 from io import BytesIO
 
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import train
 from config import get_config
-from data import Mixture, statistics, windows
+from data import Mixture, open_corpus, statistics, windows
 from support.lerobot_reader import LeRobotSource, picture_shape
+from support import checkpoint
 from support.policy import Policy
 
-from test_bad_input import RUN, SMALL, refuses, save_checkpoint    # noqa: F401, refuses is a fixture
+from test_bad_input import RUN, SMALL, refuses, save_checkpoint, write_folder    # noqa: F401, refuses is a fixture
 from test_data import Fake, same, tiny
 from test_lerobot_reader import (FPS, HEAD, LENGTHS, WRIST, av, coded, edit_info, numbers_of, pa, parquet, pq,
                                  truncate, video, write_dataset, write_v30)
@@ -149,21 +152,21 @@ def test_statistics_of_another_action_mode_are_refused(tmp_path):
         {"name": "x", "model": vars(config.model), "data": vars(config.data), "train": vars(config.train)})))
     with pytest.raises(ValueError, match="statistics of robot 'arm' are of absolute actions, the model acts in delta"):
         Policy.load(path)
+    tensors, stored = checkpoint.load(path)
+    stored.pop("statistics")
+    with pytest.raises(ValueError, match="the statistics are missing .* without them actions have no units"):
+        Policy.load(checkpoint.save(tmp_path / "none", 1, tensors, {}, stored))
 
 
 def test_faults_of_v30_name_episode_frame_and_key(tmp_path):
     """Pictures inside parquet of another size or of one channel, and a task that is no text."""
-    root = write_v30(tmp_path / "toy", kind="image")
-    path = root / "data/chunk-000/file-001.parquet"
-    table = pq.read_table(path)
-
-    def stored(picture):
-        stream = BytesIO()
-        Image.fromarray(picture).save(stream, "PNG")
-        pictures = [{"bytes": stream.getvalue(), "path": None}] * len(table)
-        pq.write_table(table.set_column(table.column_names.index(HEAD), HEAD, pa.array(pictures)), path)
     for shape, size in (((32, 64, 3), "32 x 64 x 3"), ((64, 64), "64 x 64 x 1")):
-        stored(np.zeros(shape, np.uint8))
+        root, stream = write_v30(tmp_path / f"toy {size}", kind="image"), BytesIO()
+        Image.fromarray(np.zeros(shape, np.uint8)).save(stream, "PNG")
+        path = root / "data/chunk-000/file-001.parquet"
+        table = pq.read_table(path)
+        pictures = pa.array([{"bytes": stream.getvalue(), "path": None}] * len(table))
+        pq.write_table(table.set_column(table.column_names.index(HEAD), HEAD, pictures), path)
         with pytest.raises(ValueError, match=f"episode 3, frame 2, '{HEAD}': the picture is {size}"):
             LeRobotSource(root).frame("head", 3, 2)
     meta = root / "meta/episodes/chunk-000/file-000.parquet"
@@ -246,6 +249,28 @@ def test_a_worker_whose_only_dataset_is_unreadable_is_stood_in_for_by_the_others
     stats = statistics([good, bad], rows, config.model.chunk, "absolute", 1e-3)
     mixture = Mixture(config, stats, [good, bad], [1.0, 1.0], rows, 0)
     assert any(mixture.draw(n)[0] == 1 for n in range(8)) and all(len(mixture[n]) == 4 for n in range(8))
+
+
+def test_a_resumed_run_skips_the_same_sample_and_writes_the_same_log(tmp_path, capfd):
+    """--on_bad_sample skip, end to end: the count is in the log and in the checkpoint, so resume stays exact."""
+    root = write_folder(tmp_path / "arm", T=200)
+    flags = ["--data", str(root), *RUN, "--steps", "4", "--save_every", "2", "--log_every", "1", "--m", "1"]
+    config = get_config("conveyor", SMALL | {"batch_size": 8, "m": 1})
+    corpus = open_corpus(root, 1)
+    mixture = Mixture(config, statistics(corpus.sources, corpus.windows, 4, "absolute", 1e-3), corpus.sources,
+                      corpus.weights, corpus.windows, 0)
+    drawn = [mixture.draw(n)[2] for n in range(32)]
+    torn = next(t for t in drawn[8:16] if sum(abs(t - other) <= 1 for other in drawn) == 1)    # met once, in step 2
+    (root / "head" / f"{torn:06d}.png").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=f"{torn:06d}.png cannot be read"):
+        train.run([*flags, "--out", str(tmp_path / "stopped")])
+    train.run([*flags, "--out", str(tmp_path / "whole"), "--on_bad_sample", "skip"])
+    assert f"another is drawn: picture {root}/head/{torn:06d}.png" in capfd.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert [row.get("bad_samples", 0) for row in rows if "loss" in row] == [0, 1, 1, 1]
+    shutil.copytree(tmp_path / "whole", tmp_path / "again", ignore=shutil.ignore_patterns("step_00000004"))
+    train.run([*flags, "--out", str(tmp_path / "again"), "--on_bad_sample", "skip", "--resume"])
+    assert (tmp_path / "again" / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
 
 
 def test_more_than_one_bad_sample_in_a_thousand_stops_a_skipping_run():

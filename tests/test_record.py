@@ -51,7 +51,7 @@ def too_slow(*_):
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0 with mp4", "v3.0 with PNG"])
 def test_random_damage_is_named_by_the_record_and_without_it_never_hangs_or_crashes(tmp_path, request, version):
-    """120 cases each over all files: any failure of the reader is one line with dataset and cause; 100 % of changed files
+    """120 cases each over all files: any failure of the reader is one line with dataset and cause; all changed files
     are named. A hang inside a C library ends the process with its stack."""
     root = request.getfixturevalue("dataset") if version == "v2.1" else \
         write_v30(tmp_path / "toy", kind="video" if "mp4" in version else "image")

@@ -16,7 +16,8 @@ LAYERS = {
     "L4": ("support.weights", "support.memory"),
     "L3": ("model", "support.training"),
     "L2": ("data", "conveyor"),
-    "L1": ("experts", "cosmos_vae", "support.folder_source", "support.lerobot_reader", "support.prompts",
+    "L1 readers": ("support.folder_source", "support.lerobot_reader"),
+    "L1": ("experts", "cosmos_vae", "support.inspection", "support.prompts",
            "support.optim", "support.statistics", "support.checkpoint", "support.pictures", "support.tensor_files"),
     "L0": ("config", "attention_mask", "flow", "lpt", "support.robots", "support.record", "support.distributed"),
 }

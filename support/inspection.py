@@ -1,0 +1,87 @@
+"""What is in a LeRobot dataset, what the reader makes of it, and all that is wrong with it: `--inspect`.
+
+Faults are collected, not raised: a broken download is repaired in one go.
+"""
+
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+from support.robots import VIEWS
+
+SHOWN = 20   # faults that are printed, at most
+
+
+def refuse(lines, line):
+    """Print what is wrong, if anything is, and end with `line`."""
+    if lines:
+        print("\n".join(lines[:SHOWN] + ([f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])))
+        raise ValueError(f"{line} ({len(lines)} {'fault' if len(lines) == 1 else 'faults'})")
+
+
+def progress(what):
+    """A callback (done, total) that draws a bar on a terminal."""
+    bar = tqdm(desc=what, disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False)
+
+    def draw(done, total):
+        bar.total = total
+        bar.update(done - bar.n)
+    return draw
+
+
+def faults(source, progress=lambda done, total: None):
+    """Every file, every row and the last picture of every video: what is wrong, one line each, and readable episodes.
+
+    -> (list of lines, list of episode positions whose numbers can be read)
+    """
+    missing = {path: index for index, path in source.missing_files()}
+    lines = [f"{source.where}, episode {index}: {path} is missing" for path, index in missing.items()]
+    readable, looked_at = [], set()
+    for e in reversed(range(len(source.lengths))):         # the last episode of a file is where it is torn
+        progress(len(source.lengths) - e, len(source.lengths))
+        try:
+            if source.files[e] not in missing:
+                source.numbers(e)
+                readable.append(e)
+            for view in source.views:
+                path = source.videos[view][0][e] if view in source.videos else (source.files[e], view)
+                if path not in missing and path not in looked_at and source.files[e] not in missing:
+                    looked_at.add(path)
+                    source.frame(view, e, source.lengths[e] - 1)
+        except ValueError as error:
+            lines.append(str(error))
+    return lines, readable[::-1]
+
+
+def inspect(source, m=15, k=50, episodes=None):
+    """Lines that say what the reader makes of a dataset: version, cameras, dimensions and their ranges, lengths.
+
+    episodes: positions of those to read; None: all.
+    """
+    numbers = [source.numbers(e) for e in (range(len(source.lengths)) if episodes is None else episodes)]
+    yield (f"{source.root}: LeRobot {source.version}, robot '{source.robot}', {source.fps:g} frames/s, "
+           f"{len(source.lengths)} episodes of {min(source.lengths)} to {max(source.lengths)} frames, "
+           f"{sum(source.lengths):,} in all, {len(set(source.tasks))} different tasks")
+    yield f"m = {m} frames = {m / source.fps:.2f} s, a chunk of {k} = {k / source.fps:.2f} s"
+    for slot in VIEWS:
+        key = source.views.get(slot)
+        height, width = source.size(slot) if key else (0, 0)
+        yield f"{slot:<12} {f'{key} ({width} x {height})' if key else 'missing: masked'}"
+    others = [key for key, feature in source.info["features"].items()
+              if feature["dtype"] in ("video", "image") and key not in source.views.values()]
+    if others:
+        yield f"cameras not read: {', '.join(others)}"
+    if not source.has_action:
+        yield "no actions: human video, trains L_gen alone"
+    for i, (kind, names) in enumerate((("state", source.state_names), ("action", source.action_names))):
+        if names and numbers:
+            values = np.concatenate([pair[i] for pair in numbers])
+            for d, name in enumerate(names):
+                column = values[:, d]
+                known = len(source.relative) == len(names)
+                mode = "" if not known else "  relative" if source.relative[d] else "  absolute"
+                constant = "  constant" if column.std() < 1e-3 else ""
+                yield f"{kind} {d:>2}  {name:<32}{column.min():+9.3f} .. {column.max():+9.3f}{mode}{constant}"
+    if source.has_action and not source.relative:
+        yield "no delta mask: --action_mode delta needs a --robot file; absolute actions do not"
