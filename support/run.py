@@ -31,7 +31,7 @@ from support.distributed import load_state
 from support.statistics import of_checkpoint
 from support.weights import empty_model
 
-FREE = ("threads", "loaders", "checkpoint_layers", "save_every")   # a resumed run may change these
+FREE = ("threads", "loaders", "checkpoint_layers", "save_every", "on_bad_sample")   # a resumed run may change these
 KEEP = 2                                                           # checkpoints that stand
 
 
