@@ -126,9 +126,15 @@ class DataConfig:
     action_mode: str = _f("absolute", "actions as recorded, or relative to the state at t (grippers stay absolute)",
                           choices=("absolute", "delta"))
     full_windows: bool = _f(False, "[ours] only windows whose t-m and t+m lie inside the episode")
+    stretch: int = _f(1, "[ours] neighbouring windows that are decoded together and delivered far apart: 8 where key "
+                      "frames are rare, see README; takes 64 finished samples of memory for each", later=True)
     lpt_workers: int = _f(4, "workers that LPT spreads the datasets over")
     loaders: int = _f(0, "loader processes (0: in the training process); changes nothing but speed")
     std_floor: float = _f(1e-3, "dimensions with a smaller standard deviation pass through unscaled")
+
+    def __post_init__(self):
+        if self.stretch < 1:
+            raise ValueError(f"--stretch must be at least 1, got {self.stretch}")
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,17 @@ action mask is empty, and it trains L_gen alone.
 
 import json
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import flow
 import lpt
 from support.folder_source import FolderSource
 from support.lerobot_reader import LeRobotSource
+from support.letterbox import letterbox
 from support.prompts import token_ids
 from support.robots import ROBOTS, VIEWS, find_robot
 
@@ -185,24 +186,6 @@ def statistics(sources, window_lists, k, action_mode, std_floor):
 
 # ---- one example ------------------------------------------------------------------------------------------------
 
-def fit(x, size):
-    """(N, 3, H, W) float -> (N, 3, size, size): scaled to fit, centred on black. [release] bilinear, no antialias."""
-    H, W = x.shape[-2:]
-    if H == W == size:
-        return x
-    scale = min(size / H, size / W)
-    h, w = round(H * scale), round(W * scale)
-    x = F.interpolate(x, (h, w), mode="bilinear", align_corners=False)
-    top, left = (size - h) // 2, (size - w) // 2
-    return F.pad(x, (left, size - w - left, top, size - h - top))
-
-
-def letterbox(picture, size):
-    """(H, W, 3) uint8 -> (3, size, size) uint8: `fit`, rounded to whole grey levels [ours]."""
-    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    return x if x.shape[1] == x.shape[2] == size else fit(x[None].float(), size)[0].round().byte()
-
-
 def pad(x, width, what):
     """(..., d) -> (..., width) float32 with zeros; ValueError when d is larger."""
     if x.shape[-1] > width:
@@ -243,13 +226,17 @@ def observation(model, stats, pictures, state, task):
             "state": torch.from_numpy(q_t), "dim_mask": torch.arange(model.action_dim) < d_a}
 
 
-def example(model, m, stats, source, e, t):
-    """The training tuple at frame t of episode e, as the arrays of a Batch."""
+def times(source, m, e, t):
+    """The frames t-m, t, t+m of episode e, clamped to it."""
+    return [min(max(t + d, 0), int(source.lengths[e]) - 1) for d in (-m, 0, m)]
+
+
+def example(model, m, stats, source, e, t, pictures=None):
+    """The training tuple at frame t of episode e, as the arrays of a Batch. pictures: as in observation, if at hand."""
     T = int(source.lengths[e])
-    times = [min(max(t + d, 0), T - 1) for d in (-m, 0, m)]
-    pictures = {view: [source.frame(view, e, time) for time in times] for view in source.views}
+    pictures = pictures or {view: source.frames(view, e, times(source, m, e, t)) for view in source.views}
     state, action = source.numbers(e)
-    arrays = observation(model, stats, pictures, state[t] if source.has_action else None, str(source.tasks[e]))
+    arrays = observation(model, stats, pictures, state[t] if source.has_action else None, source.task(e, t))
     a = np.zeros((model.chunk, model.action_dim), np.float32)
     mask = np.zeros((model.chunk, model.action_dim), bool)
     if source.has_action:
@@ -262,6 +249,14 @@ def example(model, m, stats, source, e, t):
     return arrays
 
 
+def examples(model, m, stats, source, e, ts):
+    """The training tuples at all frames `ts` of episode e: what lies between them in a video is decoded once."""
+    wanted = sorted({time for t in ts for time in times(source, m, e, t)})
+    seen = {view: dict(zip(wanted, source.frames(view, e, wanted))) for view in source.views}
+    return [example(model, m, stats, source, e, t,
+                    {view: [at[time] for time in times(source, m, e, t)] for view, at in seen.items()}) for t in ts]
+
+
 def collate(examples):
     """List of example arrays -> Batch."""
     return Batch(**{key: torch.stack([x[key] for x in examples]) for key in examples[0]})
@@ -270,6 +265,7 @@ def collate(examples):
 # ---- the mixture ------------------------------------------------------------------------------------------------
 
 ORDER, WORKER, NOISE = range(3)   # independent random streams
+PLACES = 128   # [ours] stretches of video that samples are drawn from by turns; the paper's batch holds one of each
 
 
 def stream(seed, *key):
@@ -281,12 +277,19 @@ class Mixture(torch.utils.data.Dataset):
     """Datasets spread over LPT workers and drawn by weight. Item n is sample number n of this rank.
 
     sources, weights, window_lists: parallel lists. Sample n is a pure function of (seed, rank, n).
+
+    [ours] With `stretch` above 1 a draw stands for so many neighbouring windows, decoded together, because a video
+    whose key frames lie far apart decodes most of what lies between them for each window alone. The order is a shuffle
+    buffer made arithmetic: PLACES places are visited in turn, each delivers one window of its own stretch a visit and
+    draws the next one when that is used up. Every window of a dataset is equally likely as sample n for every n.
     """
 
     def __init__(self, config, stats, sources, weights, window_lists, seed, rank=0):
         for source, rows in zip(sources, window_lists):
             if len(rows) == 0:
                 raise ValueError(f"dataset {source.name} has no window: every episode is shorter than m needs")
+            if getattr(source, "cache", None):
+                source.cache.require({config.model.view_size, config.model.frame_size})
         self.config, self.stats, self.seed, self.rank = config, stats, seed, rank
         self.sources, self.window_lists = sources, window_lists
         self.sizes = [int(np.sum(source.lengths)) for source in sources]
@@ -295,17 +298,27 @@ class Mixture(torch.utils.data.Dataset):
         self.held = lpt.assign(self.sizes, config.data.lpt_workers)
         self.shares = [np.array(mine) for mine in lpt.shares(self.weights, self.held)]
         self.mass = np.array([mine.sum() for mine in self.shares])
+        self.ready = {}   # sample number -> arrays, decoded along with an earlier sample
+
+    def place(self, n):
+        """Sample number n -> (number of its draw, which of that draw's windows it is)."""
+        turn, place = divmod(n, PLACES)
+        turn, j = divmod(turn + place % self.config.data.stretch, self.config.data.stretch)   # they end by turns too
+        return turn * PLACES + place, j
 
     def draw(self, n):
         """Sample number n -> (dataset index, episode, t)."""
-        worker = stream(self.seed, ORDER, self.rank, n).choice(len(self.mass), p=self.mass / self.mass.sum())
-        return self.draw_from(worker, n)
+        number, j = self.place(n)
+        worker = stream(self.seed, ORDER, self.rank, number).choice(len(self.mass), p=self.mass / self.mass.sum())
+        return self.draw_from(worker, number, j)
 
-    def draw_from(self, worker, n):
-        """What a worker delivers as sample n; replicas of one dataset have independent streams."""
-        rng = stream(self.seed, WORKER, self.rank, worker, n)
+    def draw_from(self, worker, number, j=0):
+        """Window j of what a worker delivers as a draw; replicas of one dataset have independent streams."""
+        rng = stream(self.seed, WORKER, self.rank, worker, number)
         i = self.held[worker][rng.choice(len(self.shares[worker]), p=self.shares[worker] / self.mass[worker])]
-        e, t = self.window_lists[i][rng.integers(len(self.window_lists[i]))]
+        rows = self.window_lists[i]
+        first, order = rng.integers(len(rows)), rng.permutation(self.config.data.stretch)
+        e, t = rows[(first + order[j]) % len(rows)]
         return i, int(e), int(t)
 
     def noise(self, n):
@@ -315,9 +328,26 @@ class Mixture(torch.utils.data.Dataset):
         tau = flow.tau_from_uniform(rng.random(model.action_draws), model.tau_density)
         return torch.from_numpy(eps), torch.from_numpy(tau.astype(np.float32))
 
+    def arrays(self, n):
+        """Sample n as the arrays of a Batch; what is left of its stretch is decoded along and kept until its turn."""
+        if n not in self.ready:
+            i, e, t = self.draw(n)
+            ts = {n: t}
+            for later in range(n + PLACES, n + (self.config.data.stretch - self.place(n)[1]) * PLACES, PLACES):
+                *where, t = self.draw(later)
+                if where == [i, e]:   # a stretch may run into the next episode
+                    ts[later] = t
+            make = partial(examples, self.config.model, self.config.data.m, self.stats, self.sources[i], e)
+            try:
+                made = dict(zip(ts, make(list(ts.values()))))
+            except ValueError:   # who asks for a bad frame shall hear of it, not its neighbours
+                made = {n: make([ts[n]])[0]}
+            # What another loader process delivered instead, or a run that starts anew, is of no use any more.
+            self.ready = {number: x for number, x in self.ready.items() if number > n} | made
+        return self.ready.pop(n)
+
     def __getitem__(self, n):
-        i, e, t = self.draw(n)
-        arrays = example(self.config.model, self.config.data.m, self.stats, self.sources[i], e, t)
+        arrays = self.arrays(n)
         eps, tau = self.noise(n)
         return arrays, eps, tau
 

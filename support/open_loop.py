@@ -52,7 +52,7 @@ def traces(policy, rivals, source, e):
     parts, starts = {"policy": []}, list(range(0, T, k))
     for t in starts:
         seen = {view: [source.frame(view, e, max(t + d, 0)) for d in (-m, 0)] for view in source.views}
-        parts["policy"].append(policy.plan([seen], state[None, t], [str(source.tasks[e])])[0][0])
+        parts["policy"].append(policy.plan([seen], state[None, t], [source.task(e, t)])[0][0])
         for name, chunk in rivals.plan(state[t]).items():
             parts.setdefault(name, []).append(chunk)
     return {name: np.concatenate(chunks)[:T] for name, chunks in parts.items()} | {"true": action}, starts

@@ -38,6 +38,12 @@ class Fake:
         assert 0 <= t < self.lengths[e]
         return np.full((8, 8, 3), 64 * data.VIEWS.index(view) + 8 * e + t, np.uint8)
 
+    def frames(self, view, e, times):
+        return [self.frame(view, e, t) for t in times]
+
+    def task(self, e, t):
+        return self.tasks[e]
+
 
 class KeyFramesOnly(Fake):
     """As the embedded world stores them: numbers at every frame, pictures at 0, 15 and 30 of 31."""
