@@ -12,7 +12,7 @@ TOP, SUPPORT = sorted(ROOT.glob("*.py")), sorted((ROOT / "support").glob("*.py")
 PRODUCT = [path for path in TOP + SUPPORT if path.name != "__init__.py"]
 LAYERS = {
     "scripts": ("train", "infer", "bench"),
-    "L5": ("support.engine", "support.policy", "support.evaluate", "support.open_loop"),
+    "L5": ("support.engine", "support.policy", "support.evaluate", "support.open_loop", "support.data_bench"),
     "L4": ("support.weights",),
     "L3": ("model",),
     "L2": ("data", "conveyor"),
