@@ -30,10 +30,13 @@ def _av():
 
 
 class LRU:
-    """The values used last, of a total size of at most `limit`, but always the newest. size: value -> number."""
+    """The values used last, of a total size of at most `limit`, but always the newest.
 
-    def __init__(self, limit, size=lambda value: 1):
-        self.limit, self.size, self.items, self.total = limit, size, OrderedDict(), 0
+    size: value -> number; close: called with each value that goes.
+    """
+
+    def __init__(self, limit, size=lambda value: 1, close=lambda value: None):
+        self.limit, self.size, self.close, self.items, self.total = limit, size, close, OrderedDict(), 0
 
     def get(self, key, make):
         """The value of `key`, from make() when it is not held."""
@@ -47,10 +50,13 @@ class LRU:
 
     def drop(self, key):
         if key in self.items:
-            self.total -= self.size(self.items.pop(key))
+            value = self.items.pop(key)
+            self.total -= self.size(value)
+            self.close(value)
 
 
-_OPEN = LRU(32)   # (process, path) -> _Video, for all datasets of this process
+# (process, path) -> _Video, for all datasets of this process. PyAV's objects hold each other: close() is needed.
+_OPEN = LRU(32, close=lambda video: video.container.close())
 
 
 class _Video:
@@ -71,7 +77,7 @@ class _Video:
         is wanted, so that nothing behind the last wanted frame of a group is decoded.
         """
         self.container.seek(int(start / self.tick), stream=self.stream)
-        held, frames, fed, nearest = [], [], set(), None
+        held, frames, fed, exact, nearest = [], [], set(), set(), None
         for packet in self.container.demux(self.stream):
             if packet.pts is None:   # the end of the file
                 break
@@ -87,7 +93,8 @@ class _Video:
             if near:
                 frames += self._decode(held, wanted, tolerance)
                 held, fed = [], fed | near
-                if abs(time - wanted[-1]) < EXACT:
+                exact |= {second for second in near if abs(time - second) < EXACT}
+                if len(exact) == len(wanted):
                     break
         if fed:
             frames += self._near(self.decoder.decode(None), wanted, tolerance)
