@@ -29,6 +29,14 @@ from support.letterbox import box, letterbox
 FORMAT, BLOCK = 1, 64   # BLOCK: frames decoded in one go
 
 
+def dataset_name(root):
+    """The name of a dataset's folder; of a cache, that of the dataset it was made from. Robots may be named by it."""
+    try:
+        return json.loads((root / "frame_cache" / "cache.json").read_text())["name"]
+    except (OSError, ValueError, KeyError, TypeError):   # no cache, or a damaged one, which `open` refuses
+        return root.resolve().name
+
+
 def fingerprint(root, lengths):
     """SHA-256 of meta/info.json and the episodes' lengths: of a dataset and of its copy alike."""
     text = (root / "meta" / "info.json").read_bytes()
@@ -192,7 +200,7 @@ def plan(source, out, sizes):
     if source.cache:
         raise ValueError(f"dataset {source.root} is a frame cache already; cache the original")
     cameras = {key: list(source.frame(view, 0, 0).shape[:2]) for view, key in source.views.items()}
-    stored = {"format": FORMAT, "sizes": sorted(set(sizes)), "cameras": cameras,
+    stored = {"format": FORMAT, "name": source.name, "sizes": sorted(set(sizes)), "cameras": cameras,
               "dataset": fingerprint(source.root, source.lengths), "files": _files_fingerprint(source)}
     path = out / "frame_cache" / "cache.json"
     if path.exists():

@@ -155,7 +155,7 @@ class LeRobotSource:
     stored = None
 
     def __init__(self, root, robot=None):
-        self.root, self.name = Path(root), Path(root).resolve().name
+        self.root, self.name = Path(root), frame_cache.dataset_name(Path(root))
         self.where = f"dataset {self.root}"
         self.info = self._read_info()
         self.version = self.info["codebase_version"]

@@ -9,8 +9,9 @@ What makes it fast, by what it is worth (README, reading speed):
     frames that no other needs         are skipped on the way to the one that is wanted (H.264, HEVC, MPEG-4)
     only wanted frames become RGB
 
-What makes it exact: a frame is taken by the time it carries, never by counting. Decoders run on one thread: parallel
-reading is done by processes. A forked process opens its own files, because it would share offsets with its parent.
+What makes it exact: a frame is taken by the time it carries, never by counting. Nothing here starts a thread: parallel
+reading is done by processes, and a forked one must be able to close what it inherits. It opens its own files, because it
+would share offsets with its parent.
 """
 
 import os
@@ -102,7 +103,7 @@ class _Video:
         for second in fed:
             frame = min(frames, key=lambda frame: abs(frame.pts * self.tick - second), default=None)
             if frame is not None and abs(frame.pts * self.tick - second) <= tolerance:
-                found[second] = self.reformatter.reformat(frame, format="rgb24").to_ndarray()
+                found[second] = self.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         return found, nearest
 
     def _decode(self, packets, wanted, tolerance):

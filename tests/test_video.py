@@ -3,6 +3,7 @@
 Frames carry their own index (test_lerobot_reader.py), so that a neighbour cannot pass for the right one.
 """
 
+import multiprocessing
 import os
 import random
 from pathlib import Path
@@ -112,3 +113,24 @@ def test_a_damaged_file_is_named_and_is_opened_anew_when_it_has_been_replaced(tm
         read(path, [20])
     Path(path).write_bytes(whole)
     assert decoded(read(path, [20])[0])[0] == 20
+
+
+def test_reading_leaves_no_thread_behind_and_a_forked_process_can_close_what_it_inherits(film):
+    """Threads do not survive a fork: closing a decoder or converter that counts on one would wait for ever."""
+    path, _ = film
+    before = len(os.listdir("/proc/self/task"))
+    assert decoded(read(path, [40])[0])[0] == 40
+    assert len(os.listdir("/proc/self/task")) == before
+    worker = multiprocessing.get_context("fork").Process(target=_drop_and_read, args=(path,))
+    worker.start()
+    worker.join(30)
+    hung = worker.is_alive()
+    worker.kill()
+    assert not hung and worker.exitcode == 0
+    assert decoded(read(path, [41])[0])[0] == 41
+
+
+def _drop_and_read(path):
+    for key in list(video._OPEN.items):
+        video._OPEN.drop(key)
+    os._exit(0 if decoded(read(path, [12])[0])[0] == 12 else 1)
