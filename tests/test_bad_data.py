@@ -160,17 +160,13 @@ def test_statistics_of_another_action_mode_are_refused(tmp_path):
 
 def test_faults_of_v30_name_episode_frame_and_key(tmp_path):
     """Pictures inside parquet of another size or of one channel, and a task that is no text."""
-    root = write_v30(tmp_path / "toy", kind="image")
-    path = root / "data/chunk-000/file-001.parquet"
-    table = pq.read_table(path)
-
-    def stored(picture):
-        stream = BytesIO()
-        Image.fromarray(picture).save(stream, "PNG")
-        pictures = [{"bytes": stream.getvalue(), "path": None}] * len(table)
-        pq.write_table(table.set_column(table.column_names.index(HEAD), HEAD, pa.array(pictures)), path)
     for shape, size in (((32, 64, 3), "32 x 64 x 3"), ((64, 64), "64 x 64 x 1")):
-        stored(np.zeros(shape, np.uint8))
+        root, stream = write_v30(tmp_path / f"toy {size}", kind="image"), BytesIO()
+        Image.fromarray(np.zeros(shape, np.uint8)).save(stream, "PNG")
+        path = root / "data/chunk-000/file-001.parquet"
+        table = pq.read_table(path)
+        pictures = pa.array([{"bytes": stream.getvalue(), "path": None}] * len(table))
+        pq.write_table(table.set_column(table.column_names.index(HEAD), HEAD, pictures), path)
         with pytest.raises(ValueError, match=f"episode 3, frame 2, '{HEAD}': the picture is {size}"):
             LeRobotSource(root).frame("head", 3, 2)
     meta = root / "meta/episodes/chunk-000/file-000.parquet"
