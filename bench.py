@@ -285,6 +285,6 @@ def run(argv):
 if __name__ == "__main__":
     try:
         run(sys.argv[1:])
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         print(f"bench.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -22,7 +22,7 @@ from data import Batch, letterbox, open_source, times, windows
 from model import InternVLA_A1
 from support import frame_cache
 from support.lerobot_reader import _pyarrow, copy_numbers
-from support.video import _av
+from support.video import pyav
 
 STRETCH, RUNS = 8, 5
 CODECS = {"h264 GOP 2": ("libx264", 2), "h264 GOP 30": ("libx264", 30),
@@ -38,7 +38,7 @@ def naive(source, view, e, t):
     """Frame t of episode e, (H, W, 3) uint8: open, seek, decode on to it. Written without the reader it is compared to."""
     files, seconds = source.videos[view]
     target = seconds[e] + t / source.fps
-    with _av().open(str(files[e])) as container:
+    with pyav().open(str(files[e])) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1   # as the reader: both are run in several processes
         container.seek(int(target / stream.time_base), stream=stream)
@@ -132,11 +132,11 @@ def write_video(path, camera, codec, gop):
     """LeRobot's own encoding: yuv420p, crf 30, a key frame every `gop` frames."""
     path.parent.mkdir(parents=True)
     os.environ.setdefault("SVT_LOG", "1")   # the AV1 encoder speaks of errors only
-    with _av().open(str(path), "w") as container:
+    with pyav().open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=FPS, options={"g": str(gop), "crf": "30"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for picture in film(camera):
-            container.mux(stream.encode(_av().VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(pyav().VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from config import CONFIGS
 from support.letterbox import box, letterbox
 
 FORMAT, BLOCK = 1, 64   # BLOCK: frames decoded in one go
@@ -269,6 +270,30 @@ def verify(cache):
                 rows = cache.rows(key, size)[cache.starts[e]:cache.starts[e + 1]]
                 if zlib.crc32(rows) != cache.checksums[e][f"{key}/{size}"]:
                     yield e, cache.file(key, size)
+
+
+def make(source, out, sizes, loaders, copy_numbers):
+    """Decode and resize a dataset's pictures once, into a dataset of its own; check it where it is complete.
+
+    Yields printable lines. copy_numbers(source, out) copies all but the pictures.
+    """
+    cache = plan(source, out, sizes)
+    total = estimate(cache)
+    pixels = " and ".join(map(str, cache.sizes))
+    yield (f"{source.root}: {len(source.lengths)} episodes, {sum(source.lengths):,} frames of {len(cache.cameras)} "
+           f"cameras, at {pixels} pixels: {total / 1e9:.2f} GB")
+    if len(cache.checksums) == len(source.lengths):
+        damaged = next(verify(cache), None)
+        if damaged:
+            raise ValueError(f"{damaged[1]} is not as it was written in episode {source.indices[damaged[0]]}; remove "
+                             f"{out} and make it again")
+        yield f"{out} is complete, every episode as it was written"
+    else:
+        fill(source, cache, loaders, copy_numbers)
+        yield f"wrote {out}; train with --data {out}"
+    fits = [name for name, preset in CONFIGS.items()
+            if {preset.model.view_size, preset.model.frame_size} <= set(cache.sizes)]
+    yield f"it is valid for pictures of {pixels} pixels: {', '.join(fits) or 'no preset'}"
 
 
 def _free(path):

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from config import CONFIGS, Parser, get_config
+from config import Parser, get_config
 from support import frame_cache, inspection, record
 from support.record import files_digest
 from support.robots import ROBOTS, VIEWS, Robot, find_robot
@@ -523,30 +523,9 @@ def copy_numbers(source, out):
             shutil.copy2(path, out)
 
 
-def make_cache(source, out, sizes, loaders):
-    """Fill the frame cache at `out`, or check it where it is complete: printable lines."""
-    cache = frame_cache.plan(source, out, sizes)
-    total = frame_cache.estimate(cache)
-    pixels = " and ".join(map(str, cache.sizes))
-    yield (f"{source.root}: {len(source.lengths)} episodes, {sum(source.lengths):,} frames of {len(cache.cameras)} "
-           f"cameras, at {pixels} pixels: {total / 1e9:.2f} GB")
-    if len(cache.checksums) == len(source.lengths):
-        damaged = next(frame_cache.verify(cache), None)
-        if damaged:
-            raise ValueError(f"{damaged[1]} is not as it was written in episode {source.indices[damaged[0]]}; remove "
-                             f"{out} and make it again")
-        yield f"{out} is complete, every episode as it was written"
-    else:
-        frame_cache.fill(source, cache, loaders, copy_numbers)
-        yield f"wrote {out}; train with --data {out}"
-    fits = [name for name, preset in CONFIGS.items()
-            if {preset.model.view_size, preset.model.frame_size} <= set(cache.sizes)]
-    yield f"it is valid for pictures of {pixels} pixels: {', '.join(fits) or 'no preset'}"
-
-
 def main(argv):
     parser = Parser(prog="python -m support.lerobot_reader",
-                    description="\n".join((inspection.inspect.__doc__, make_cache.__doc__)))
+                    description="Look at a LeRobot dataset, record or verify its files, or cache its pictures.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--inspect", metavar="DIR", help="print what is matched and what is wrong in a LeRobot dataset, "
                       "and record the SHA-256 of its files")
@@ -582,7 +561,7 @@ def cache_pictures(args, robot):
             raise ValueError
     except ValueError:
         raise ValueError(f"--sizes {args.sizes}: expected pixels, as 448,256") from None
-    for line in make_cache(LeRobotSource(args.cache[0], robot), args.cache[1], sizes, args.loaders):
+    for line in frame_cache.make(LeRobotSource(args.cache[0], robot), args.cache[1], sizes, args.loaders, copy_numbers):
         print(line, flush=True)
 
 

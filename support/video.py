@@ -22,7 +22,8 @@ EXACT = 1e-4   # seconds: the format's own tolerance, above a tick of a stream's
 SKIPS_UNREFERENCED = ("h264", "hevc", "mpeg4")   # decoders that look at skip_frame before every packet
 
 
-def _av():
+def pyav():
+    """The package. ImportError: one line that says how to install it."""
     try:
         import av
     except ImportError as error:
@@ -64,11 +65,11 @@ class _Video:
     """An open mp4 with its decoder."""
 
     def __init__(self, path):
-        self.container = _av().open(str(path))
+        self.container = pyav().open(str(path))
         self.stream = self.container.streams.video[0]
         self.tick, self.decoder = float(self.stream.time_base), self.stream.codec_context
         self.decoder.thread_count = 1
-        self.reformatter = _av().video.reformatter.VideoReformatter()   # keeps its tables from frame to frame
+        self.reformatter = pyav().video.reformatter.VideoReformatter()   # keeps its tables from frame to frame
 
     def run(self, start, wanted, tolerance):
         """One pass from the key frame before `start` over wanted[0] and what shares its group of pictures.
