@@ -159,6 +159,16 @@ class TrainConfig:
     adam_eps: float = _f(1e-8, "AdamW")
     weight_decay: float = _f(0.01, "AdamW")
     clip: float = _f(1.0, "gradient clipping by global norm")
+    stage: str = _f("", "a column of Table 2, given as a flag it sets that column's values; empty: a recipe of ours",
+                    choices=("", "pretrain", "posttrain"), later=True)
+    optimizer: str = _f("fp32", "AdamW in 16, 10 or 4 bytes a parameter on the device, see support/optim.py",
+                        choices=("fp32", "split", "offload"), later=True)
+    checkpoint_layers: bool = _f(False, "recompute each layer in the backward pass: a tenth of the activations, about "
+                                 "a third more time", later=True)
+    freeze: str = _f("", "what is not trained: und, or vision and embed (parts of it), separated by commas", later=True)
+    ema: float = _f(0.0, "decay of an average of the weights, which is then what is saved and evaluated; 0: none",
+                    later=True)
+    compile: bool = _f(False, "torch.compile each joint layer", later=True)
     seed: int = _f(0, "seed of weights, data order and noise")
     threads: int = _f(0, "torch threads (0: torch's own choice)")
     log_every: int = _f(10, "steps between lines of log.jsonl")
@@ -173,6 +183,34 @@ class TrainConfig:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.lr or not 0 <= self.min_lr <= self.lr:
             raise ValueError(f"need 0 <= min_lr <= lr and lr > 0, got lr {self.lr}, min_lr {self.min_lr}")
+        for name in ("warmup_steps", "decay_steps", "weight_decay", "seed", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("beta1", "beta2", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if self.clip <= 0 or self.adam_eps <= 0:
+            raise ValueError(f"--clip and --adam_eps must be above 0, got {self.clip} and {self.adam_eps}")
+        unknown = self.frozen - {"und", "vision", "embed"}
+        if unknown:
+            raise ValueError(f"--freeze knows und, vision and embed, not {', '.join(sorted(unknown))}")
+        if self.ema and self.optimizer != "fp32":
+            raise ValueError(f"--ema {self.ema} needs --optimizer fp32: an average of bfloat16 weights stands still")
+
+    @property
+    def frozen(self):
+        """--freeze as a set."""
+        return set(self.freeze.split(",")) - {""}
+
+
+# Table 2's columns, as far as they differ; AdamW, clipping, lambda and m are the same in both. `accumulate` gives the
+# paper's batch on one device at the presets' batch_size of 8.
+STAGES = {
+    "pretrain": {"steps": 700_000, "lr": 5e-5, "min_lr": 5e-5, "warmup_steps": 0, "decay_steps": 0, "accumulate": 64},
+    "posttrain": {"steps": 60_000, "lr": 5e-5, "min_lr": 5e-6, "warmup_steps": 2_000, "decay_steps": 60_000,
+                  "accumulate": 16},
+}
+PAPER_BATCH = {"pretrain": 512, "posttrain": 128}
 
 
 @dataclass(frozen=True)
@@ -202,6 +240,9 @@ _A1_3B = ModelConfig(
     vae="cosmos", vae_size=256, chunk=50,
 )
 _REAL_DATA = DataConfig(lpt_workers=8, loaders=4)
+# Full fine-tuning on one card of 24 GB: what `python train.py --config a1_2b --dry-run` predicts to fit.
+_TRAIN_2B = TrainConfig(stage="posttrain", optimizer="split", checkpoint_layers=True)
+_TRAIN_3B = TrainConfig(stage="posttrain", optimizer="offload", checkpoint_layers=True)
 
 CONFIGS = {
     # The embedded world: 64 px, the paper's 96 generation tokens and 3 views, widths cut to 64; 128 where it has to
@@ -213,8 +254,8 @@ CONFIGS = {
         steps=1500, batch_size=32, accumulate=1, lr=4e-3, min_lr=1e-4, warmup_steps=100, decay_steps=1500,
         eval_every=500, eval_windows=256, save_every=500,
     )),
-    "a1_2b": Config("a1_2b", _A1_2B, _REAL_DATA, TrainConfig()),
-    "a1_3b": Config("a1_3b", _A1_3B, _REAL_DATA, TrainConfig()),
+    "a1_2b": Config("a1_2b", _A1_2B, _REAL_DATA, _TRAIN_2B),
+    "a1_3b": Config("a1_3b", _A1_3B, _REAL_DATA, _TRAIN_3B),
     # The same network as the published weights expect it: this row is the list of differences.
     "a1_3b_release": Config("a1_3b_release", replace(
         _A1_3B,
@@ -223,7 +264,7 @@ CONFIGS = {
         rope_bf16=True,            # [release] its .to(bfloat16) rounds the rotary buffers; the weights live with it
         tau_density="release",     # [release] Beta(1.5, 1) is drawn for the noise level, the mirror image of the text
         noise_on_padding=True,     # [release] padded action dimensions are noised and trained
-    ), _REAL_DATA, TrainConfig()),
+    ), _REAL_DATA, _TRAIN_3B),
 }
 
 
@@ -269,6 +310,30 @@ def not_built(model):
 SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
 
 
+def edits(a, b):
+    """How many single edits (a letter more, less, another, or two exchanged) turn the word a into b."""
+    rows = [list(range(len(b) + 1))]
+    for i, x in enumerate(a, 1):
+        row = [i]
+        for j, y in enumerate(b, 1):
+            best = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and y == a[i - 2]:
+                best = min(best, rows[-2][j - 2] + 1)
+            row.append(best)
+        rows.append(row)
+    return rows[-1][-1]
+
+
+def nearest(name, words):
+    """The words that one edit, or else two, turn `name` into; else the most similar one, if any is similar."""
+    distance = {word: edits(name, word) for word in words}
+    for n in (1, 2):
+        near = [word for word in words if distance[word] == n]
+        if near and n < len(name.lstrip("-")):
+            return near
+    return difflib.get_close_matches(name, words, 1)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations, whose errors are one line and name the nearest flag."""
 
@@ -284,12 +349,10 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             name = unknown[0].split("=")[0]
-            near = difflib.get_close_matches(name, flags, 1)
-            hint = f"did you mean {near[0]}?" if near else "--help lists all flags"
+            near = nearest(name, flags)
+            hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all flags"
             self.error(f"unknown flag {name}: {hint}")
         return known
-
-
 
 
 def _boolean(text):
@@ -343,6 +406,8 @@ def get_config(name, flags=None):
     for title, section in SECTIONS.items():
         names = {item.name for item in fields(section)}
         chosen = {key: value for key, value in (flags or {}).items() if key in names and value is not None}
+        if title == "train":
+            chosen = STAGES.get(chosen.get("stage"), {}) | chosen
         config = replace(config, **{title: replace(getattr(config, title), **chosen)})
     return config
 
@@ -353,12 +418,16 @@ def to_dict(config):
 
 
 def from_dict(stored):
-    """The Config a checkpoint holds. ValueError names fields this version does not know or misses."""
+    """The Config a checkpoint holds. ValueError names fields this version does not know or misses.
+
+    A field marked `later` may be missing: it came after the first checkpoints, and its default is what they did.
+    """
     sections = {}
     for title, section in SECTIONS.items():
         names, given = {item.name for item in fields(section)}, stored.get(title, {})
-        if names != set(given):
+        later = {item.name for item in fields(section) if item.metadata.get("later")}
+        if not names - later <= set(given) <= names:
             raise ValueError(f"the checkpoint's {title} config does not fit this version: missing "
-                             f"{sorted(names - set(given))}, unknown {sorted(set(given) - names)}")
+                             f"{sorted(names - later - set(given))}, unknown {sorted(set(given) - names)}")
         sections[title] = section(**{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()})
     return Config(stored["name"], **sections)

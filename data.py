@@ -283,14 +283,17 @@ class Mixture(torch.utils.data.Dataset):
                 faults.append(str(error))
         raise ValueError(f"--on_bad_sample skip: {ATTEMPTS} draws in a row were bad; the last: {faults[-1]}")
 
-    def loader(self, first_step, last_step):
-        """Iterator of (Batch, eps, tau) for the micro-batches of steps first_step .. last_step - 1."""
+    def loader(self, first_step, last_step, worker_init_fn=None):
+        """Iterator of (Batch, eps, tau) for the micro-batches of steps first_step .. last_step - 1.
+
+        Names and counts the samples that were replaced; ValueError when they are too many.
+        """
         train = self.config.train
         size = train.batch_size
         count = range(first_step * train.accumulate, last_step * train.accumulate)
         numbers = [range(micro * size, (micro + 1) * size) for micro in count]
-        batches = torch.utils.data.DataLoader(self, batch_sampler=numbers, collate_fn=_collate_with_noise,
-                                              num_workers=self.config.data.loaders)
+        batches = torch.utils.data.DataLoader(self, batch_sampler=numbers, collate_fn=collate_with_noise,
+                                              num_workers=self.config.data.loaders, worker_init_fn=worker_init_fn)
         for part, (*batch, faults) in zip(numbers, batches):
             for fault in faults:
                 print(f"bad sample, another is drawn: {fault}", file=sys.stderr)
@@ -301,7 +304,8 @@ class Mixture(torch.utils.data.Dataset):
             yield tuple(batch)
 
 
-def _collate_with_noise(items):
+def collate_with_noise(items):
+    """List of Mixture items -> (Batch, eps (B, R, k, d_a), tau (B, R), what was wrong with replaced samples)."""
     arrays, eps, tau, faults = zip(*items)
     return collate(arrays), torch.stack(eps), torch.stack(tau), sum(faults, [])
 

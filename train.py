@@ -1,34 +1,41 @@
 """Train InternVLA-A1: Eq. (4) with AdamW, flat from top to bottom.
 
     python train.py --config conveyor                          the embedded world, minutes on a laptop CPU
-    python train.py --config conveyor --data PATH              a LeRobot v2.1 or v3.0 dataset, or an episode folder
-    python train.py --config a1_2b --mixture FILE ...          several, by weight, as in examples/mixture_table3.json
+    python train.py --config conveyor --data PATH              a LeRobot dataset, an episode folder or a mixture.json
     python train.py --config conveyor --resume                 go on from the newest good checkpoint, exactly
+    python train.py --config a1_3b --dry-run                   what fits a card, before anything is allocated
+    python train.py --config a1_3b --data DIR --weights DIR    all parameters, on one card of 24 GB
+    python train.py --stage posttrain --from RUN --data DIR    its weights; optimizer, schedule and statistics afresh
+    torchrun --nproc_per_node 2 train.py ...                   several cards: DDP, with --shard FSDP2
 
 A run is a folder, runs/<config> or --out DIR: log.jsonl (pure functions of the run), timing.jsonl, checkpoints
-step_*/, report.json. Data order and noise are pure functions of (seed, step, sample), so nothing of them is saved.
+step_*/, report.json. Data order and noise are pure functions of (seed, rank, sample), so nothing of them is saved.
+SIGTERM and SIGINT save and end the run within a step, with exit code 143 and 130.
 """
 
 import json
 import math
+import signal
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 import conveyor
 import lpt
-from config import CONFIGS, Parser, add_config_flags, from_dict, get_config, not_built, to_dict
+from config import CONFIGS, Parser, add_config_flags, get_config, not_built
 from data import Mixture, open_corpus
 from model import InternVLA_A1, count_parameters
-from support import checkpoint, evaluate, inspection, record, weights
+from support import evaluate, inspection, memory, optim, record, weights
+from support.distributed import Ranks
 from support.open_loop import mean_errors, open_loop
 from support.policy import Policy
-from support.statistics import of_checkpoint, statistics_by_robot
+from support.run import Interruption, Keeper, culprits, deaf, effective_batch, impossible, nothing_to_resume
+from support.statistics import statistics_by_robot
+from support.training import prepare
 
 
 def lr_at(step, train):
@@ -49,12 +56,17 @@ def parse(argv):
     parser.add_argument("--verify", action="store_true", help="first compare every dataset's files with their record")
     parser.add_argument("--init", choices=("scratch",), help="start the a1_* presets from random weights")
     parser.add_argument("--from", dest="origin", help="start from the weights of this run or checkpoint")
+    parser.add_argument("--weights", help="directory of published files: the release's, or a backbone's and Cosmos'")
     parser.add_argument("--init_und", help="directory or hub id of the backbone: InternVL3-1B-hf or Qwen3-VL-2B")
     parser.add_argument("--init_vae", help="directory or hub id of Cosmos CI8x8: encoder.jit and decoder.jit")
     parser.add_argument("--init_experts", default="scratch", help="generation and action experts: scratch (as the "
                         "release), und (copy --init_und's text blocks: a1_2b), or a directory (a1_3b: Qwen3-0.6B)")
     parser.add_argument("--out", help="run folder (default runs/<config>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--shard", action="store_true", help="under torchrun: FSDP2, each rank holds a part")
+    parser.add_argument("--dry-run", action="store_true", help="print the memory table, try one step, and stop")
+    parser.add_argument("--memory_gb", type=float, help="memory of the card in GiB (default: this one's, else 24)")
+    parser.add_argument("--fit", action="store_true", help="choose optimizer, layers and micro-batch by --memory_gb")
     parser.add_argument("--episodes", type=int, default=200, help="closed-loop episodes a suite in the final report")
     parser.add_argument("--eval_seed", type=int, default=4242, help="seed of the report's closed-loop scenes")
     add_config_flags(parser)
@@ -87,7 +99,8 @@ def warn(line):
 
 
 def progress_bar(total, first=0):
-    return tqdm(total=total, initial=first, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    quiet = not (sys.stderr.isatty() and sys.stdout.isatty())   # a log file, or a rank other than the first
+    return tqdm(total=total, initial=first, disable=quiet, dynamic_ncols=True)
 
 
 def conveyor_data(root):
@@ -104,174 +117,188 @@ def conveyor_data(root):
     return root
 
 
+def gradients(model, micro, config, ranks, counts):
+    """Add the gradients of Eq. (4) over all micro-batches of one step -> (L_act, L_gen) of this rank's share.
+
+    micro: list of (Batch, eps, tau). counts: elements of L_act and L_gen over all micro-batches and ranks. Every loss
+    is divided by them, so micro-batches and ranks of any size, and without any action, add up exactly.
+    """
+    act = gen = 0.0
+    for n, (batch, eps, tau) in enumerate(micro):
+        with ranks.synchronised(model, last=n == len(micro) - 1):
+            losses = model(batch.to(ranks.device), eps.to(ranks.device), tau.to(ranks.device))
+            losses.total(config.model.lambda_gen, *counts).backward()                      # Eq. (4)
+        act = act + losses.act_sum.detach().double() / max(counts[0], 1)
+        gen = gen + losses.gen_sum.detach().double() / max(counts[1], 1)
+    return float(act), float(gen)
+
+
 def run(argv):
     args = parse(argv)
-    began = time.time()
+    began, ranks = time.time(), Ranks()
 
     # ---- config ---------------------------------------------------------------------------------------------
     config = get_config(args.config, vars(args))
     if args.episodes < 1:
         raise ValueError(f"--episodes must be at least 1, got {args.episodes}")
+    if args.shard and config.train.ema:
+        raise ValueError("--ema averages whole weights and --shard cuts them: choose one")
+    start = {"origin": args.origin, "und": args.init_und, "vae": args.init_vae, "experts": args.init_experts}
+    if args.weights:
+        start |= weights.identify(args.weights)
     out = Path(args.out or f"runs/{config.name}")
     embedded = args.data == "conveyor" or (args.data is None and config.name == "conveyor")
-    published = args.init_und and (args.init_vae or config.model.vae != "cosmos" or not config.model.gen_expert)
-    if config.name != "conveyor" and (args.data is None or not (args.init or args.origin or published)):
+    published = "release" in start or start["und"] and (
+        start["vae"] or config.model.vae != "cosmos" or not config.model.gen_expert)
+    if args.fit:
+        config = memory.fit(config, args.memory_gb or memory.card(ranks.device), ranks.world)
+    if args.dry_run:
+        return memory.dry_run(config, ranks.device, args.memory_gb or memory.card(ranks.device))
+    if config.name != "conveyor" and (args.data is None or not (args.init or start["origin"] or published)):
         print("\n".join(parameter_table(config)))
         missing = "--data DIR (a dataset folder, or 'conveyor')" if args.data is None else \
-            "weights: --from RUN, or --init_und DIR and --init_vae DIR, or --init scratch"
+            "weights: --weights DIR, or --from RUN, or --init_und DIR and --init_vae DIR, or --init scratch"
         refuse(f"--config {config.name} needs {missing}; "
                f"for example: python train.py --config {config.name} --init scratch --data conveyor")
-    words = args.init_und or (weights.origin_config(args.origin).tokenizer if args.origin else "")
+    words = start["und"] or (weights.origin_config(start["origin"]).tokenizer if start["origin"] else "")
     if words and not config.model.tokenizer:   # weights and their vocabulary belong together
         config = replace(config, model=replace(config.model, tokenizer=words))
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
-    if not args.resume and out.exists() and any(out.glob("step_*")):
+    train = config.train
+    if train.threads:
+        torch.set_num_threads(train.threads)
+    resume = (args.resume or ranks.restarted) and not nothing_to_resume(out, ranks)
+    if not resume and any(out.glob("step_*")):
         refuse(f"{out} holds checkpoints already: --resume continues that run, --out DIR starts another")
 
     # ---- data -----------------------------------------------------------------------------------------------
-    corpus = open_corpus(conveyor_data(Path("data/conveyor")) if embedded else args.data, config.data.m,
+    if embedded and ranks.first:
+        conveyor_data(Path("data/conveyor"))
+    ranks.agree(None)   # the others wait for it
+    corpus = open_corpus(Path("data/conveyor") if embedded else args.data, config.data.m,
                          config.data.full_windows, args.robot, config.data.hold_out)
-    for root in dict.fromkeys(source.root for source in [*corpus.sources, corpus.held_out] if args.verify):
-        changed = record.verify(root, inspection.progress(f"verifying {root}"))
-        if changed:
-            refuse(f"{changed[0]}" + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
+    impossible(config, corpus)
+    if args.verify and ranks.first:
+        for root in dict.fromkeys(source.root for source in [*corpus.sources, corpus.held_out]):
+            changed = record.verify(root, inspection.progress(f"verifying {root}"))
+            if changed:
+                refuse(f"{changed[0]}" + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
     bad = {"stop": refuse, "skip": warn}[config.data.on_bad_sample]
     for fault, held_out in corpus.look(config.data.m):
         (refuse if held_out else bad)(fault)
     by_robot, kept = statistics_by_robot(corpus.root, corpus.sources, corpus.windows, config.data.m, config.model.chunk,
                                          config.data.action_mode, config.data.std_floor, bad)
     stats = by_robot[corpus.held_out.robot]
-    mixture = Mixture(config, by_robot, corpus.sources, corpus.weights, corpus.windows, config.train.seed)
+    mixture = Mixture(config, by_robot, corpus.sources, corpus.weights, corpus.windows, train.seed, ranks.rank,
+                      ranks.world)
     names = [f"{source.name} ({kind})" for source, kind in zip(corpus.sources, corpus.kinds)]
     print("\n".join(lpt.table(names, mixture.sizes, mixture.weights, mixture.ranks)))
     for of, line in zip(by_robot.values(), kept):
         print("\n".join([*of.describe(config.data.m, config.model.chunk), line]))
 
     # ---- model ----------------------------------------------------------------------------------------------
-    torch.manual_seed(config.train.seed)
+    torch.manual_seed(train.seed)
     model = InternVLA_A1(config.model)
     print("\n".join(parameter_table(config)))
-    if not args.resume:
-        for report in weights.start(model, args.origin, args.init_und, args.init_vae, args.init_experts):
+    if not resume:
+        for report in weights.start(model, **start):
             print(report)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    train = config.train
-    optimizer = torch.optim.AdamW(trained.values(), lr=train.lr, betas=(train.beta1, train.beta2), eps=train.adam_eps,
-                                  weight_decay=train.weight_decay, fused=True)
+    wrapped, optimizer, average = prepare(model, train, ranks, args.shard)
+    trained = optimizer.parameters.values()
+    print(effective_batch(train, ranks.world))
 
     # ---- resume ---------------------------------------------------------------------------------------------
-    out.mkdir(parents=True, exist_ok=True)
-    log_path, first = out / "log.jsonl", 0
-    if args.resume:
-        path = checkpoint.newest(out)
-        tensors, state = checkpoint.load(path)
-        stored = from_dict(state["config"])
-        changed = [key for title in ("model", "data", "train") for key, value in to_dict(stored)[title].items()
-                   if value != to_dict(config)[title][key] and key not in ("threads", "loaders", "on_bad_sample")]
-        if changed:
-            refuse(f"{path} was trained with another config (--{', --'.join(changed)}): give the same flags")
-        if of_checkpoint(state) != by_robot:
-            refuse(f"{path} was trained with other statistics: the data in {args.data or 'data/conveyor'} have changed")
-        if state["versions"] != versions():
-            print(f"resume is not exact because the checkpoint was made under {state['versions']}, "
-                  f"this is {versions()}")
-        model.load_state_dict(tensors)
-        load_optimizer(optimizer, trained, checkpoint.load_optimizer(path))
-        first, mixture.bad_samples = state["step"], state.get("bad_samples", 0)
-        checkpoint.truncate_log(log_path, state["log_length"])
-        print(f"resuming {path} at step {first}")
-    log = open(log_path, "a" if args.resume else "w", buffering=1)
-    timing = open(out / "timing.jsonl", "a" if args.resume else "w", buffering=1)
+    keeper = Keeper(out, ranks, config, {stats.robot: stats} | by_robot, model, optimizer, average)
+    print(keeper.disk_need())
+    first, skipped, lines = keeper.begin(resume)
+    mixture.bad_samples = keeper.bad_samples
+    print(*lines, sep="\n", end="\n" if lines else "")
+    log, timing, problem = keeper.log, keeper.timing, ""
+    final = average.module if average else model
+
+    def held_out_losses():
+        return evaluate.validate(final, config, stats, corpus.held_out, corpus.held_out_windows, train.eval_windows)
 
     # ---- the loop -------------------------------------------------------------------------------------------
-    batches = iter(mixture.loader(first, train.steps))
+    per_step = train.accumulate * train.batch_size
     bar, clock = progress_bar(train.steps, first), time.time()
     model.train()
-    for step in range(first, train.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, train)
+    with Interruption() as interruption, memory.explained(train, ranks.device):
+        batches = mixture.loader(first, train.steps, deaf)
+        for step in range(first, train.steps):
+            micro = [next(batches) for _ in range(train.accumulate)]
+            counts = [model.counts(batch, config.model.action_draws) for batch, _, _ in micro]
+            counts = [int(n) for n in ranks.sums(*(sum(column) for column in zip(*counts)))]
+            losses = gradients(wrapped, micro, config, ranks, counts)
+            norm = optim.global_norm(trained)
+            act, gen, stop = ranks.sums(*losses, interruption.signal)
+            lr, loss = lr_at(step, train), config.model.lambda_gen * gen + act
 
-        # Losses are divided by the valid elements of the whole step, so micro-batches of any size add up exactly.
-        micro = [next(batches) for _ in range(train.accumulate)]
-        counts = [model.counts(batch, config.model.action_draws) for batch, _, _ in micro]
-        n_act, n_gen = (sum(column) for column in zip(*counts))
-        act = gen = 0.0
-        for batch, eps, tau in micro:
-            losses = model(batch, eps, tau)
-            losses.total(config.model.lambda_gen, n_act, n_gen).backward()         # Eq. (4)
-            act, gen = act + losses.act_sum.item() / max(n_act, 1), gen + losses.gen_sum.item() / max(n_gen, 1)
-        norm = torch.nn.utils.clip_grad_norm_(trained.values(), train.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+            # The sums and the norm are the same on every rank, so all ranks skip the step or none does.
+            finite = math.isfinite(loss) and math.isfinite(norm)
+            if finite:
+                optimizer.step(lr, optim.clip_scale(norm, train.clip))
+                if average:
+                    average.update_parameters(model)
+            for p in trained:
+                p.grad = None
+            done, skipped = step + 1, 0 if finite else skipped + 1
 
-        done = step + 1
-        bar.update()
-        if done % train.log_every == 0 or done == train.steps:
-            loss = config.model.lambda_gen * gen + act
-            row = {"step": done, "loss": loss, "loss_act": act, "loss_gen": gen, "lr": lr_at(step, train),
-                   "grad_norm": norm.item(), "n_act": n_act, "n_gen": n_gen}
+            bar.update()
+            row = {"step": done, "loss": loss, "loss_act": act, "loss_gen": gen, "lr": lr, "grad_norm": float(norm),
+                   "n_act": counts[0], "n_gen": counts[1]}
             row |= {"bad_samples": mixture.bad_samples} if mixture.bad_samples else {}
-            log.write(json.dumps(row) + "\n")
-            seconds = (time.time() - clock) / min(train.log_every, done - first)
-            timing.write(json.dumps({"step": done, "seconds": seconds}) + "\n")
-            clock = time.time()
-            line = f"loss {loss:.4f} = act {act:.4f} + {config.model.lambda_gen} gen {gen:.4f}"
-            bar.set_description_str(line)
-            if bar.disable and done % (10 * train.log_every) == 0:
-                print(f"step {done}/{train.steps} | {line} | lr {lr_at(step, train):.1e} | {seconds * 1e3:.0f} ms",
-                      flush=True)
-        if done % train.eval_every == 0 or done == train.steps:
-            held_out = evaluate.validate(model, config, stats, corpus.held_out, corpus.held_out_windows,
-                                         train.eval_windows)
-            log.write(json.dumps({"step": done, "held_out": held_out}) + "\n")
-            tqdm.write(f"step {done}/{train.steps} held out: " + "  ".join(f"{k} {v:.3f}" for k, v in held_out.items()))
-            clock = time.time()
-        if done % train.save_every == 0 or done == train.steps:
-            log.flush()
-            state = {"step": done, "config": to_dict(config), "statistics": asdict(stats), "versions": versions(),
-                     "statistics_by_robot": {name: asdict(of) for name, of in by_robot.items()},
-                     "log_length": log_path.stat().st_size, "bad_samples": mixture.bad_samples}
-            checkpoint.save(out, done, model.state_dict(), optimizer_tensors(optimizer, trained), state)
+            if not finite:
+                log.append({"step": done, "skipped": True, "lr": lr, "n_act": counts[0], "n_gen": counts[1]})
+                tqdm.write(f"step {done}: loss or gradient is not finite, the step is skipped")
+            elif done % train.log_every == 0 or done == train.steps:
+                log.append(row)
+                seconds = (time.time() - clock) / min(train.log_every, done - first)
+                timing.append({"step": done, "seconds": seconds} | memory.now(ranks.device))
+                clock = time.time()
+                line = f"loss {loss:.4f} = act {act:.4f} + {config.model.lambda_gen} gen {gen:.4f}"
+                bar.set_description_str(line)
+                if bar.disable and done % (10 * train.log_every) == 0:
+                    print(f"step {done}/{train.steps} | {line} | lr {lr:.1e} | {seconds * 1e3:.0f} ms", flush=True)
+            if done % train.eval_every == 0 or done == train.steps:
+                held_out = held_out_losses()
+                log.append({"step": done, "held_out": held_out})
+                tqdm.write(f"step {done}/{train.steps} held out: "
+                           + "  ".join(f"{k} {v:.3f}" for k, v in held_out.items()))
+                clock = time.time()
+            if done % train.save_every == 0 or done == train.steps or stop or skipped == 3:
+                problem = keeper.save(done, skipped % 3, mixture.bad_samples)
+            if skipped == 3:
+                last = range((step - 2) * per_step, done * per_step)
+                refuse(f"steps {done - 2} to {done} were skipped, the run is saved and stopped; "
+                       + culprits(model, mixture, last, ranks))
+            if stop:
+                print(f"interrupted: {'not ' if problem else ''}saved at step {done}; --resume goes on", flush=True)
+                sys.exit(128 + (interruption.signal or signal.SIGTERM))
     bar.close()
-    log.close()
-    timing.close()
-
-    if first == train.steps:   # killed after the last checkpoint: only the report was missing
-        held_out = evaluate.validate(model, config, stats, corpus.held_out, corpus.held_out_windows,
-                                     train.eval_windows)
 
     # ---- report ---------------------------------------------------------------------------------------------
+    if first == train.steps:   # killed after the last checkpoint: only the report was missing
+        held_out = held_out_losses()
+    final = keeper.final()
+    if not ranks.first:
+        return
     report = {"config": config.name, "steps": train.steps, "seed": train.seed, "held_out": held_out,
               "seconds": round(time.time() - began, 1)}
     if stats.robot == "conveyor":
-        report |= evaluate.closed_loop(Policy(model, config, stats, train.seed), args.episodes, args.eval_seed)[0]
+        report |= evaluate.closed_loop(Policy(final, config, stats, train.seed), args.episodes, args.eval_seed)[0]
         for suite in conveyor.SUITES:
             row = report[suite]
             print(f"{suite:<8} success {row['success']:.1%}  (95 % interval {row['interval'][0]:.1%} to "
                   f"{row['interval'][1]:.1%}, {row['episodes']} episodes)")
     else:
-        report["open_loop"] = mean_errors(open_loop(Policy(model, config, stats, train.seed), corpus)[0])
+        report["open_loop"] = mean_errors(open_loop(Policy(final, config, stats, train.seed), corpus)[0])
         print("held-out actions, mean squared error in training standard deviations: "
               + "  ".join(f"{name} {value:.4f}" for name, value in report["open_loop"].items()))
     report["seconds"] = round(time.time() - began, 1)
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"{report['seconds']:.0f} s in all; report in {out / 'report.json'}")
-
-
-def versions():
-    """What an exact resume depends on."""
-    return {"torch": torch.__version__, "numpy": np.__version__, "threads": torch.get_num_threads()}
-
-
-def optimizer_tensors(optimizer, parameters):
-    """AdamW's state by parameter name."""
-    return {f"{name}.{key}": value for name, p in parameters.items() for key, value in optimizer.state[p].items()}
-
-
-def load_optimizer(optimizer, parameters, tensors):
-    for name, p in parameters.items():
-        optimizer.state[p] = {key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+    if problem:
+        refuse(f"the last step is not on disk: {problem}")
 
 
 if __name__ == "__main__":

@@ -37,15 +37,16 @@ def validate(model, config, stats, source, rows, limit):
     training = model.training
     model.eval()
     sums, counts, ratios, crops = [0.0, 0.0], [0, 0], {}, {}
+    device = next(model.parameters()).device
     for batch, eps, tau, part in held_out_batches(config, stats, source, rows, limit):
-        losses = model(batch, eps, tau, pictures=True)
+        losses = model(batch.to(device), eps.to(device), tau.to(device), pictures=True)
         for i, (total, count) in enumerate(((losses.act_sum, losses.act_count), (losses.gen_sum, losses.gen_count))):
             sums[i] += float(total)
             counts[i] += int(count)
         if losses.z_hat is None:
             continue
-        imagined = (losses.z_hat - losses.z[:, :, 2]).square().mean((2, 3, 4)).numpy()     # (B, V)
-        copied = (losses.z[:, :, 1] - losses.z[:, :, 2]).square().mean((2, 3, 4)).numpy()
+        imagined = (losses.z_hat - losses.z[:, :, 2]).square().mean((2, 3, 4)).cpu().numpy()     # (B, V)
+        copied = (losses.z[:, :, 1] - losses.z[:, :, 2]).square().mean((2, 3, 4)).cpu().numpy()
         for b, (e, _) in enumerate(part):
             if not batch.future_mask[b]:
                 continue
@@ -55,7 +56,7 @@ def validate(model, config, stats, source, rows, limit):
                     name = suite + ("head" if v == 0 else "wrist")
                     ratios.setdefault(name, []).append((imagined[b, v], copied[b, v]))
         if hasattr(source, "extra") and "target" in source.extra:
-            _crops(crops, source, part, model.to_pictures(losses.z_hat[:, 0]), batch, config.data.m)
+            _crops(crops, source, part, model.to_pictures(losses.z_hat[:, 0]).cpu(), batch, config.data.m)
     model.train(training)
     report = {"loss_act": sums[0] / max(counts[0], 1)}
     if config.model.gen_expert:

@@ -55,12 +55,13 @@ class Policy:
 
     def plan(self, pictures, states, tasks):
         """Observations as in `batch` -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None)."""
-        batch = self.batch(pictures, states, tasks)
+        device = next(self.model.parameters()).device
+        batch = self.batch(pictures, states, tasks).to(device)
         with torch.inference_mode():
             prefix = self.model.prefill(batch)
-            a = self.model.sample_actions(batch, self.noise(len(tasks)), prefix=prefix)
+            a = self.model.sample_actions(batch, self.noise(len(tasks)).to(device), prefix=prefix)
             z_hat = self.model.imagine(batch, prefix) if self.config.model.gen_expert else None
-        return self.stats.actions(a.numpy(), np.asarray(states, np.float32)), z_hat
+        return self.stats.actions(a.cpu().numpy(), np.asarray(states, np.float32)), z_hat
 
     def __call__(self, past, now, states, tasks):
         """conveyor's interface: past, now (N, 3, H, W, 3) uint8 -> actions (N, k, d_a)."""

@@ -290,14 +290,18 @@ def origin_config(path):
     return from_dict(json.loads((checkpoint.resolve(path) / checkpoint.STATE).read_text())["config"]).model
 
 
-def start(model, origin=None, und=None, vae=None, experts="scratch"):
+def start(model, origin=None, und=None, vae=None, experts="scratch", release=None):
     """The weights a training run begins with, over random ones -> list of Reports or lines.
 
     origin: a run or checkpoint of ours. und, vae: directories or hub ids. experts: "scratch", "und" (the text blocks of
-    `und`) or a directory. ValueError: one line, or a refused load.
+    `und`) or a directory. release: the authors' directory. ValueError: one line, or a refused load.
     """
-    if origin and (und or vae or experts != "scratch"):
-        raise ValueError("--from already brings all weights: leave out --init_und, --init_vae and --init_experts")
+    if (origin or release) and (und or vae or experts != "scratch" or origin and release):
+        raise ValueError("--from and the release's directory bring all weights: leave out --init_und, --init_vae and "
+                         "--init_experts")
+    if release:
+        with Tensors(find(release, RELEASE_FILES)) as source:
+            return [fill(model, source, RELEASE, "")]
     if origin:
         path, there, here = checkpoint.resolve(origin), vars(origin_config(origin)), vars(model.config)
         differ = [f"--{name} {there[name]} there, {here[name]} here" for name in sorted(here.keys() - TRAINED_ANEW)
@@ -313,6 +317,33 @@ def start(model, origin=None, und=None, vae=None, experts="scratch"):
     if experts != "scratch":
         reports += initialise_experts(model, und if experts == "und" else experts)
     return reports
+
+
+def identify(directory):
+    """What a directory of published files holds, for --weights -> the arguments of `start` it stands for.
+
+    One of our runs; the release's directory (stats.json); or a backbone and Cosmos, each in `directory` itself or in
+    folders of it, told apart by config.json and encoder.jit. ValueError lists what was looked for.
+    """
+    root = Path(directory)
+    if any(root.glob("step_*")) or (root / checkpoint.MANIFEST).exists():
+        return {"origin": directory}
+    if (root / "stats.json").exists() and (root / "model.safetensors").exists():
+        return {"release": directory}
+    found = {}
+    for folder in (root, *sorted(path for path in root.glob("*") if path.is_dir())):
+        if (folder / "encoder.jit").exists():
+            found["vae"] = str(folder)
+        if (folder / "config.json").exists():
+            kind = json.loads((folder / "config.json").read_text()).get("model_type")
+            key = {"internvl": "und", "qwen3_vl": "und", "qwen3": "experts", "qwen2": "experts"}.get(kind)
+            if key:
+                found[key] = str(folder)
+    if "und" not in found:
+        raise ValueError(f"--weights {directory}: found neither a run (step_*), nor the release's files "
+                         "(model.safetensors and stats.json), nor a backbone (a config.json of InternVL3-1B-hf or "
+                         "Qwen3-VL-2B, here or in a folder of it; Cosmos' encoder.jit and decoder.jit beside it)")
+    return found
 
 
 RELEASE_FILES = ("config.json", "model.safetensors", "stats.json")

@@ -1,0 +1,146 @@
+"""Several processes as one: what train.py says to its ranks, alone or under torchrun.
+
+    torchrun --nproc_per_node 2 train.py ...              DDP: every rank holds everything
+    torchrun --nproc_per_node 2 train.py ... --shard      FSDP2: weights, gradients and states are cut per joint layer
+
+Gradients are sums over ranks, never means: train.py divides by the counts of the whole step, so ranks with unequal
+numbers of valid elements add up exactly. A parameter, or a tensor cut like one, goes through `local`, `whole` and
+`share`; for a parameter that is not sharded all three hand back what they are given. Without torchrun no process
+group exists and every method is the identity.
+"""
+
+import contextlib
+import os
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+MINUTES = 30   # a rank waits so long for another, which may be writing a checkpoint of 40 GB
+
+
+def local(x):
+    """This rank's part of a parameter or gradient, as a plain tensor that shares its memory."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def whole(part, like):
+    """This rank's part of something cut like the parameter `like` -> all of it. Every rank must call it."""
+    if not isinstance(like, DTensor):
+        return part
+    return DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape,
+                              stride=like.stride()).full_tensor()
+
+
+def share(x, like):
+    """The opposite of `whole`: a full tensor, the same on every rank -> this rank's part."""
+    if not isinstance(like, DTensor):
+        return x
+    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
+class Ranks:
+    """All processes of one run. rank: this one's number; world: how many there are; device: where it computes."""
+
+    def __init__(self):
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        self.device, self.wrapped = torch.device("cpu"), None
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(self.device)
+        if "RANK" in os.environ and not dist.is_initialized():
+            store, _, _ = next(dist.rendezvous("env://", self.rank, self.world))
+            # torchrun may hand a restarted group the store of the dead one, with the dead one's addresses in it.
+            store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", store=store, rank=self.rank,
+                                    world_size=self.world, timeout=timedelta(minutes=MINUTES))
+        if not self.first:
+            sys.stdout = open(os.devnull, "w")   # one voice
+
+    @property
+    def first(self):
+        """Whether this rank is the one that prints and writes."""
+        return self.rank == 0
+
+    def wrap(self, model, shard):
+        """The module whose forward pass synchronises gradients, as sums."""
+        if not dist.is_initialized():
+            return model
+        if shard:
+            mesh = init_device_mesh(self.device.type, (self.world,))
+            frozen = {p for p in model.parameters() if not p.requires_grad}   # kept whole: the VAE, and --freeze
+            for layer in model.layers:
+                fully_shard(layer, mesh=mesh, ignored_params=frozen)
+            fully_shard(model, mesh=mesh, ignored_params=frozen)
+            for module in (model, *model.layers):
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)   # gloo has no scaled sums
+            self.wrapped = model
+        else:
+            self.wrapped = DistributedDataParallel(model)
+            self.wrapped.register_comm_hook(None, _summed)
+        return self.wrapped
+
+    def synchronised(self, model, last):
+        """Context of one micro-batch's backward pass: gradients travel with the last one of a step alone."""
+        if isinstance(model, DistributedDataParallel) and not last:
+            return model.no_sync()
+        if self.wrapped is not None and not isinstance(model, DistributedDataParallel):
+            model.set_requires_gradient_sync(last)
+        return contextlib.nullcontext()
+
+    def sums(self, *values):
+        """Each value (python number) summed over all ranks -> list of floats. Whole numbers stay exact to 2^53."""
+        if not dist.is_initialized():
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def agree(self, value):
+        """Rank 0's value (any plain Python object) on every rank."""
+        if not dist.is_initialized():
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, device=self.device)
+        return box[0]
+
+    def gather(self, value):
+        """The values of all ranks, as a list by rank."""
+        if not dist.is_initialized():
+            return [value]
+        values = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def state_dict(self, model):
+        """Full tensors of a model by name, the form of an unsharded run. On rank 0; empty elsewhere if sharded."""
+        tensors = {}
+        for name, tensor in model.state_dict().items():
+            full = tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+            if self.first or not isinstance(tensor, DTensor):
+                tensors[name] = full
+        return tensors
+
+    def close(self):
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def load_state(model, tensors):
+    """Full tensors into a model, sharded or not. torch's own errors for names and shapes."""
+    own = model.state_dict()
+    model.load_state_dict({name: distribute_tensor(x, own[name].device_mesh, own[name].placements, src_data_rank=None)
+                           if isinstance(own.get(name), DTensor) else x for name, x in tensors.items()})
+
+
+def _summed(_, bucket):
+    """DDP's communication hook that adds gradients up instead of averaging them."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+    return work.then(lambda future: future.value()[0])

@@ -1,0 +1,419 @@
+"""Try to lose a training run: real runs of train.py, killed, interrupted, damaged and starved of disk.
+
+    python tests/chaos.py --kills 200          everything: about ten minutes on two cores
+    python tests/chaos.py --parts kills,disk   some of it
+
+Every run is the conveyor config made small (24 steps, a checkpoint every 2), forked from this process so that torch is
+warm, and compared with an uninterrupted one: log.jsonl line by line, the final weights bit by bit. "lost" counts
+checkpoints that stood before and could not be used after, "differing" the lines of log.jsonl that differ.
+
+    kills    SIGKILL at a random moment, half of them while a checkpoint is being written; then --resume
+    terms    SIGTERM at a random moment: everything logged is saved; then --resume
+    damage   one file of the newest checkpoint: bits flipped, truncated, a block zeroed; named, the previous one used
+    disk     the disk fills up at a random offset of a save, and is freed later
+    ranks    one of two ranks under torchrun's agent is killed; the agent restarts both
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import conveyor                                                                    # noqa: E402
+import train                                                                       # noqa: E402
+from support import checkpoint                                                     # noqa: E402
+
+STEPS, TIMEOUT = 24, 120
+RUN = (f"--steps {STEPS} --batch_size 2 --action_draws 1 --layers 1 --text_tokens 24 --threads 1 --episodes 1 "
+       "--save_every 2 --log_every 1 --eval_every 12 --eval_windows 2").split()
+
+
+@dataclass
+class Tally:
+    """What one part found. survived: of `tried`; what is not survived is printed with its reason."""
+
+    part: str
+    tried: int = 0
+    survived: int = 0
+    lost: int = 0
+    differing: int = 0
+    note: str = ""
+
+    def count(self, problem=""):
+        self.tried += 1
+        self.survived += not problem
+        if problem:
+            print(f"{self.part} {self.tried}: {problem}", flush=True)
+
+    def __add__(self, other):
+        assert self.part == other.part
+        return Tally(self.part, *(getattr(self, key) + getattr(other, key)
+                                  for key in ("tried", "survived", "lost", "differing")),
+                     note=other.note if not self.note else add_notes(self.note, other.note))
+
+
+def add_notes(one, other):
+    """Two notes "number words" of one part -> one; other notes stay as they are."""
+    (a, words), (b, _) = one.split(" ", 1), other.split(" ", 1)
+    return f"{int(a) + int(b)} {words}" if a.isdigit() else one
+
+
+# ---- running ----------------------------------------------------------------------------------------------------
+
+def start(argv, printed, run=train.run):
+    """Fork a training run that prints to a file -> its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        torch.set_num_threads(1)
+        run(argv)
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def ended(pid):
+    """None while a child lives, else its exit status; killed by a signal: minus its number."""
+    found, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
+def wait(pid):
+    """Exit status of a child, killed after TIMEOUT seconds."""
+    deadline = time.time() + TIMEOUT
+    while time.time() < deadline:
+        code = ended(pid)
+        if code is not None:
+            return code
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return "hangs"
+
+
+def alive_after(pid, seconds, condition=lambda: True):
+    """Sleep, then until `condition` holds -> whether the child still lives."""
+    deadline = time.time() + seconds
+    while time.time() < deadline or not condition():
+        if ended(pid) is not None:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def steps(out):
+    """Steps of the checkpoints that stand in a run folder, in order."""
+    return sorted(int(path.name[5:]) for path in out.glob("step_*"))
+
+
+def newest(out):
+    """(step of the newest good checkpoint, or -1; what was said about damaged ones)."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            return int(checkpoint.newest(out).name[5:]), said.getvalue()
+        except checkpoint.CheckpointError as error:
+            return -1, said.getvalue() + str(error)
+
+
+def differences(out, reference):
+    """Lines of log.jsonl that differ from an uninterrupted run's, plus one if the final weights do."""
+    ours, theirs = ((path / "log.jsonl").read_bytes().splitlines() for path in (out, reference))
+    lines = sum(a != b for a, b in itertools.zip_longest(ours, theirs))
+    weights = (path / f"step_{STEPS:08d}" / checkpoint.MODEL for path in (out, reference))
+    return lines + (len({path.read_bytes() if path.exists() else path for path in weights}) > 1)
+
+
+def again(argv, out):
+    """The arguments that go on with a run, or begin it."""
+    return [*argv, "--out", str(out), *(["--resume"] if out.exists() else [])]
+
+
+# ---- parts: each is (n, place, chance) -> Tally -----------------------------------------------------------------
+
+class Place:
+    """Where one job works: its own folder, the dataset, and uninterrupted runs to compare with."""
+
+    def __init__(self, root, name):
+        self.root, self.own = root, root / name
+        self.own.mkdir()
+        self.argv = ["--data", str(root / "data"), *RUN]
+        self.reference, self.printed = root / "reference", self.own / "printed"
+
+
+def interrupt(n, place, chance, number, part):
+    """The common shape of kills and terms: interrupt a run again and again until it is through, then the next one."""
+    tally, saving, out = Tally(part), 0, place.own / part
+    while True:
+        pid = start(again(place.argv, out), place.printed)
+        moment, in_save = chance.uniform(0, 1.5), chance.random() < 0.5
+
+        def writing():
+            return any(out.glob(checkpoint.TEMPORARY + "*"))
+
+        if tally.tried < n and alive_after(pid, moment, writing if in_save else lambda: True):
+            before, hit = max(steps(out), default=-1), writing()
+            os.kill(pid, number)
+            code = wait(pid)
+            after, said = newest(out)
+            problem = verdict(out, code, number, before, after, said)
+            if code == 0:   # too late: it had finished
+                continue
+            saving += hit
+            tally.lost += after < before
+            tally.count(problem)
+            continue
+        code = 0 if tally.tried < n else wait(pid)
+        wrong = differences(out, place.reference)
+        tally.differing += wrong
+        if code or wrong:
+            print(f"{part}: the resumed run ended with {code}, {wrong} lines differ", flush=True)
+        shutil.rmtree(out)
+        if tally.tried >= n:
+            tally.note = f"{saving} of them while saving"
+            return tally
+
+
+def verdict(out, code, number, before, after, said):
+    """What is wrong after an interruption, "" if nothing is."""
+    if after < before:
+        return f"checkpoint {before} stood before, {after} is the newest good one after: {said}"
+    if number == signal.SIGTERM and code not in (0, -number):
+        # -SIGTERM: it came before the first step or during the closing report, where nothing can be lost
+        if code != 128 + number:
+            return f"it ended with {code}"
+        length = checkpoint.load(out / f"step_{after:08d}")[1]["log_length"]
+        if length != (out / "log.jsonl").stat().st_size:
+            return f"the log has {(out / 'log.jsonl').stat().st_size} bytes, the checkpoint knows of {length}"
+    return ""
+
+
+def kills(n, place, chance):
+    return interrupt(n, place, chance, signal.SIGKILL, "kills")
+
+
+def terms(n, place, chance):
+    return interrupt(n, place, chance, signal.SIGTERM, "terms")
+
+
+def flip(raw, chance):
+    raw[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+    return raw
+
+
+def cut(raw, chance):
+    return raw[:chance.randrange(len(raw))]
+
+
+def blank(raw, chance):
+    """A block of up to 4 KiB zeroed, one that was not zero before."""
+    while True:
+        at = chance.randrange(len(raw)) // 4096 * 4096
+        if any(raw[at:at + 4096]):
+            raw[at:at + 4096] = bytes(len(raw[at:at + 4096]))
+            return raw
+
+
+def damage(n, place, chance):
+    """n damaged checkpoints: 4/9 flipped bits (a quarter each in state.json and manifest.json, the rest in proportion to
+    size), 4/9 truncated files, 1/9 zeroed blocks."""
+    tally, out = Tally("damage"), shutil.copytree(place.reference, place.own / "damage")
+    last, path = steps(out)[-2:], out / f"step_{steps(out)[-1]:08d}"
+    names = [*checkpoint.FILES, checkpoint.MANIFEST]
+    sizes = [(path / name).stat().st_size for name in names]
+    flips, blanks = round(n * 4 / 9), round(n / 9)
+    plan = [(flip, name) for name in (checkpoint.STATE, checkpoint.MANIFEST) for _ in range(flips // 4)]
+    plan += [(flip, name) for name in chance.choices(names, sizes, k=flips - len(plan))]
+    plan += [(blank, name) for name in chance.choices(names, sizes, k=blanks)]
+    plan += [(cut, names[i % len(names)]) for i in range(n - len(plan))]
+    for change, name in plan:
+        good = (path / name).read_bytes()
+        (path / name).write_bytes(change(bytearray(good), chance))
+        step, said = newest(out)
+        named = str(path / name) in said
+        tally.lost += step != last[0]
+        tally.count("" if named and step == last[0] else f"{change.__name__} in {name}: {said!r}, then step {step}")
+        (path / name).write_bytes(good)
+    return tally
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A tmpfs of `size` bytes mounted at folder -> True, or False where mounting is not permitted."""
+    folder.mkdir(exist_ok=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder],
+                             capture_output=True).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", folder], check=True)
+
+
+def disk(n, place, chance):
+    """Fill the disk once a checkpoint stands, leaving room for a random part of the next one; free it after a failed
+    save. Every second time the check of free space is off, so that the write itself fails, at a random offset."""
+    tally = Tally("disk")
+    size = sum(path.stat().st_size for path in (place.reference / f"step_{STEPS:08d}").iterdir())
+    while tally.tried < n:
+        with small_disk(place.own / "disk", 4 * size) as mounted:
+            out = place.own / "disk" / "run"
+            blind = tally.tried % 2 == 0
+            place.printed.unlink(missing_ok=True)
+            pid = start(again(place.argv, out), place.printed, unchecked if blind else train.run)
+            alive = alive_after(pid, chance.uniform(0, 0.5), lambda: len(steps(out)) > 0)
+            if alive:
+                free = fill(mounted, place.own / "disk", pid, chance.randrange(size))
+                alive = alive_after(pid, 0, lambda: "was not saved" in place.printed.read_text())
+                before = max(steps(out))
+                after, said = newest(out)
+                free()
+            code = wait(pid) if alive else 0
+            if alive:
+                messages = place.printed.read_text().count("was not saved")
+                wrong = differences(out, place.reference)
+                tally.differing += wrong
+                tally.lost += after < before
+                tally.count("" if code == 0 and not wrong and after >= before and messages else
+                            f"ended with {code}, {wrong} lines differ, {after} after {before}: {said}")
+            tally.note = "on a small tmpfs" if mounted else "by RLIMIT_FSIZE: no tmpfs may be mounted here"
+            shutil.rmtree(out, ignore_errors=True)
+    return tally
+
+
+def unchecked(argv):
+    checkpoint._require_space = lambda run, groups: None
+    train.run(argv)
+
+
+def fill(mounted, folder, pid, left):
+    """Leave `left` bytes -> a function that undoes it. Without a disk of its own: a limit on the size of any file."""
+    if not mounted:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (max(left, 1 << 16), resource.RLIM_INFINITY))
+        return lambda: resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    with open(folder / "ballast", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        os.posix_fallocate(file.fileno(), 0, max(shutil.disk_usage(folder).free - left, 1))
+    return (folder / "ballast").unlink
+
+
+def worker(argv, folder):
+    """One rank: says its process id, then trains."""
+    (folder / f"pid_{os.environ['RANK']}_{os.environ['TORCHELASTIC_RESTART_COUNT']}").write_text(str(os.getpid()))
+    torch.set_num_threads(1)
+    train.run(argv)
+
+
+def launch(folder, argv):
+    """Two ranks under torchrun's own agent, which restarts them once."""
+    settings = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=1, start_method="fork",
+                            rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id=str(os.getpid()),
+                            monitor_interval=0.1)
+    elastic_launch(settings, worker)(argv, folder)
+
+
+def ranks(n, place, chance):
+    """Kill one of two ranks, at any moment from the first line of its process on."""
+    tally, reference, run = Tally("ranks"), place.own / "reference", partial(launch, place.own)
+    began = time.time()
+    code = wait(start([*place.argv, "--out", str(reference)], place.printed, run))
+    assert code == 0, place.printed.read_text()
+    seconds = time.time() - began
+    while tally.tried < n:
+        for path in place.own.glob("pid_*"):
+            path.unlink()
+        out, victim = place.own / "ranks", place.own / f"pid_{chance.randrange(2)}_0"
+        pid = start([*place.argv, "--out", str(out)], place.printed, run)
+        alive = alive_after(pid, 0, lambda: victim.exists() and victim.read_text() != "") and \
+            alive_after(pid, chance.uniform(0, seconds))
+        if alive:
+            before = max(steps(out), default=-1)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(victim.read_text()), signal.SIGKILL)
+            code = wait(pid)
+        if alive and (place.own / "pid_0_1").exists():   # the agent saw it and started both again
+            after, said = newest(out)
+            wrong = differences(out, reference)
+            tally.differing += wrong
+            tally.lost += after < before
+            tally.count("" if code == 0 and not wrong and after >= before else
+                        f"ended with {code}, {wrong} lines differ, {after} after {before}: {said}")
+        shutil.rmtree(out, ignore_errors=True)
+    return tally
+
+
+# ---- all of it --------------------------------------------------------------------------------------------------
+
+PARTS = {"kills": kills, "terms": terms, "damage": damage, "disk": disk, "ranks": ranks}
+
+
+def job(part, n, root, seed):
+    return PARTS[part](n, Place(root, f"{part}_{seed}"), random.Random(f"{part} {seed}"))
+
+
+def main(argv=None):
+    """Run the parts -> {part: Tally}."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for part, n in (("kills", 200), ("terms", 50), ("damage", 450), ("disk", 20), ("ranks", 20)):
+        parser.add_argument(f"--{part}", type=int, default=n, help=f"how often, default {n}")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which, separated by commas")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and places")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    began, chosen = time.time(), [part for part in PARTS if part in args.parts.split(",")]
+    with tempfile.TemporaryDirectory() as root, ProcessPoolExecutor(args.jobs, get_context("fork")) as pool:
+        root = Path(root)
+        conveyor.write_dataset(root / "data", episodes=60)
+        place = Place(root, "whole")
+        assert wait(start([*place.argv, "--out", str(place.reference)], place.printed)) == 0, place.printed.read_text()
+        waiting = []
+        for part in chosen:
+            n = getattr(args, part)
+            shares = [n // args.jobs + (i < n % args.jobs) for i in range(args.jobs)] if n >= 2 * args.jobs else [n]
+            waiting += [(part, pool.submit(job, part, share, root, args.seed * args.jobs + i))
+                        for i, share in enumerate(shares) if share]
+        found = {}
+        for part, future in waiting:
+            found[part] = found[part] + future.result() if part in found else future.result()
+    print(f"{'part':<10}{'tried':>7}{'survived':>10}{'lost':>6}{'differing':>11}")
+    for tally in found.values():
+        print(f"{tally.part:<10}{tally.tried:>7}{tally.survived:>10}{tally.lost:>6}{tally.differing:>11}  {tally.note}")
+    print(f"{time.time() - began:.0f} s")
+    return found
+
+
+if __name__ == "__main__":
+    failed = any(tally.survived < tally.tried or tally.lost or tally.differing for tally in main().values())
+    sys.exit(failed)

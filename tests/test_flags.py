@@ -1,0 +1,59 @@
+"""A mistyped flag is refused with the flag that was meant."""
+
+import random
+import string
+
+import pytest
+
+import config
+import train
+
+
+def typos(words, count, seed):
+    """`count` different (what was meant, what was typed), one edit apart, none of them a flag itself."""
+    chance, found = random.Random(seed), {}
+    while len(found) < count:
+        meant = chance.choice(words)
+        at, letter = chance.randrange(2, len(meant)), chance.choice(string.ascii_lowercase + string.digits + "_-")
+        kind = chance.randrange(4)
+        typed = [meant[:at] + meant[at + 1:], meant[:at] + letter + meant[at:], meant[:at] + letter + meant[at + 1:],
+                 meant[:at] + meant[at + 1:at + 2] + meant[at] + meant[at + 2:]][kind]
+        if typed not in words and len(typed) > 4:
+            found[typed] = meant
+    return [(meant, typed) for typed, meant in found.items()]
+
+
+@pytest.fixture(scope="module")
+def flags():
+    parser = config.Parser(prog="x")
+    config.add_config_flags(parser)
+    own = ("--config --data --robot --init --from --weights --init_und --init_vae --init_experts --out --resume --shard "
+           "--dry-run --memory_gb --fit --episodes --eval_seed").split()
+    return own + [flag for action in parser._actions for flag in action.option_strings if flag not in ("-h", "--help")]
+
+
+def test_the_flags_of_this_test_are_the_scripts(flags, capsys):
+    with pytest.raises(SystemExit):
+        train.parse(["--help"])
+    shown = capsys.readouterr().out
+    assert all(flag in shown for flag in flags)
+
+
+def test_a_hundred_typos_are_refused_with_the_flag_that_was_meant(flags, capsys):
+    """One edit each: a letter lost, added, changed, or two exchanged. Where two flags are as near, both are named."""
+    right = 0
+    for meant, typed in typos(flags, 100, seed=0):
+        with pytest.raises(SystemExit) as end:
+            train.parse([typed, "1"])
+        line = capsys.readouterr().err
+        assert end.value.code == 2 and line.count("\n") == 1 and f"unknown flag {typed}: did you mean " in line
+        suggested = line.strip().split("did you mean ")[1].rstrip("?").split(" or ")
+        assert meant in suggested and len(suggested) <= 3, line
+        right += 1
+    assert right == 100
+
+
+@pytest.mark.parametrize("a, b, n", [("steps", "steps", 0), ("stpes", "steps", 1), ("step", "steps", 1),
+                                     ("stepss", "steps", 1), ("stops", "steps", 1), ("", "ab", 2), ("lr", "clip", 3)])
+def test_edits_counts_single_edits(a, b, n):
+    assert config.edits(a, b) == config.edits(b, a) == n

@@ -1,0 +1,94 @@
+"""support/memory.py: what is predicted is what tensors take, and --fit chooses by it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from config import CONFIGS, get_config
+from support import memory, optim
+from support.training import checkpoint_layers
+
+
+def whole_step(config):
+    """Peak bytes of an optimizer step of two micro-batches on fake tensors, gradients and states growing as they do."""
+    train = config.train
+    model = memory.skeleton(config.model, train.optimizer == "fp32", train.frozen)
+    with FakeTensorMode(), memory.Peak() as peak, memory.card_attention():
+        memory.allocate(model)
+        own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        optimizer = optim.make(train.optimizer, own, {name: torch.empty(p.shape) for name, p in own.items()}, train)
+        if train.checkpoint_layers:
+            checkpoint_layers(model)
+        peak.peak = peak.now
+        for _ in range(2):
+            model(*memory.synthetic(config.model, train.batch_size)).total(1.0, 1, 1).backward()
+        optimizer.step(train.lr, optim.clip_scale(optim.global_norm(own.values()), train.clip))
+        return peak.peak
+
+
+def setting(config, **train):
+    return replace(config, train=replace(config.train, **train))
+
+
+@pytest.mark.parametrize("kind, recompute", [("fp32", False), ("fp32", True), ("split", True)])
+def test_the_prediction_is_what_a_real_step_takes(variant, kind, recompute):
+    """Four small networks, real tensors on the CPU, every storage counted: within 10 %."""
+    config = replace(get_config("conveyor"), model=replace(variant, und_width=2 * variant.und_width))
+    config = setting(config, optimizer=kind, checkpoint_layers=recompute, batch_size=8)
+    predicted, measured = memory.predict(config).device, memory.real_step(config)
+    assert predicted == pytest.approx(measured, rel=0.1)
+
+
+def at_depth(name, layers):
+    config = get_config(name, {"batch_size": 4})
+    return replace(config, model=replace(config.model, layers=layers or config.model.layers,
+                                         vit_layers=layers or config.model.vit_layers))
+
+
+@pytest.mark.parametrize("name", ["a1_2b", pytest.param("a1_3b", marks=pytest.mark.long)])
+@pytest.mark.parametrize("layers", [2, pytest.param(None, marks=pytest.mark.long)], ids=["2 layers", "all layers"])
+def test_the_prediction_is_what_a_whole_step_takes_at_full_width(name, layers):
+    """split, recomputed, at a micro-batch between the two that were measured: fake tensors, within 10 %."""
+    config = setting(at_depth(name, layers), optimizer="split")
+    assert memory.predict(config).device == pytest.approx(whole_step(config), rel=0.1)
+
+
+@pytest.mark.parametrize("name, kind, device, host", [("a1_2b", "split", 10, 0), ("a1_3b", "offload", 4, 12)])
+def test_the_presets_fit_a_card_of_24_gb(name, kind, device, host):
+    """All parameters trained; weights, gradients and states are the optimizer's bytes a parameter, the VAE's beside."""
+    config = CONFIGS[name]
+    need = memory.predict(config, memory.Activations(0, 0))
+    trained = memory.sizes(config.model, False, frozenset())[3]
+    assert config.train.optimizer == kind and not config.train.frozen and config.train.checkpoint_layers
+    assert need.device == pytest.approx(device * trained + 2 * 76_789_472, rel=0.002)
+    assert need.host >= host * trained and need.device < 16.5 * 2 ** 30
+    assert need.disk == pytest.approx((2 + memory.STATE[kind]) * trained + 2 * 76_789_472, rel=0.002)
+
+
+def test_fit_takes_the_first_setting_that_fits_and_keeps_the_effective_batch():
+    """With activations of 1 GiB a sample, 0.1 when recomputed: larger cards get less recomputation."""
+    class Known(memory.Predictor):
+        def activations(self, config):
+            gib = 2 ** 30 * (0.1 if config.train.checkpoint_layers else 1)
+            return memory.Activations(gib, 8 * gib)
+
+    config = get_config("a1_2b")
+    chosen = {gb: memory.fit(config, gb, Known()).train for gb in (80, 24, 14, 8)}
+    assert {gb: (t.optimizer, t.checkpoint_layers, t.batch_size) for gb, t in chosen.items()} == {
+        80: ("split", False, 8), 24: ("split", False, 4), 14: ("offload", False, 4), 8: ("offload", True, 8)}
+    assert {t.batch_size * t.accumulate for t in chosen.values()} == {128}
+    with pytest.raises(ValueError, match="nothing fits 4 GiB.*--freeze und, or --shard"):
+        memory.fit(config, 4, Known())
+
+
+@pytest.mark.parametrize("freeze, least", [("und", 0.25), ("vision", 0.05), ("embed", 0.05)])
+def test_what_is_frozen_takes_no_gradient_and_no_state(freeze, least):
+    """--freeze und|vision|embed."""
+    nothing = memory.Activations(0, 0)
+    whole = memory.predict(get_config("a1_2b"), nothing)
+    less = memory.predict(get_config("a1_2b", {"freeze": freeze}), nothing)
+    assert less.weights == whole.weights
+    for part in ("gradients", "states"):
+        assert getattr(less, part) < (1 - least) * getattr(whole, part)

@@ -1,0 +1,172 @@
+"""support/optim.py: three memory budgets, one AdamW. Every comparison is torch.equal."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from support import optim
+from support.checkpoint import load_optimizer, save
+
+TRAIN = SimpleNamespace(beta1=0.9, beta2=0.95, adam_eps=1e-8, weight_decay=0.01)
+ONE = torch.ones(())
+
+
+def parameters(shapes, dtype, seed=0):
+    """name -> Parameter of weights N(0, 0.02), and name -> their exact float32 masters."""
+    random = torch.Generator().manual_seed(seed)
+    masters = {f"w{i}": 0.02 * torch.randn(shape, generator=random) for i, shape in enumerate(shapes)}
+    return {name: torch.nn.Parameter(x.to(dtype)) for name, x in masters.items()}, masters
+
+
+def reference(masters, round_moments=False):
+    """torch's own AdamW on the float32 masters; with round_moments its moments are kept in bfloat16."""
+    weights = {name: torch.nn.Parameter(x.clone()) for name, x in masters.items()}
+    adamw = torch.optim.AdamW(weights.values(), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01,
+                              fused=None if round_moments else True, foreach=False if round_moments else None)
+
+    def step(gradients, lr):
+        for name, g in gradients.items():
+            weights[name].grad = g.float()
+        adamw.param_groups[0]["lr"] = lr
+        adamw.step()
+        if round_moments:
+            for state in adamw.state.values():
+                for key in ("exp_avg", "exp_avg_sq"):
+                    state[key].copy_(state[key].bfloat16())
+    return weights, step
+
+
+def gradients(parameters, random, step):
+    """Noise around a slowly turning direction, in the parameters' dtype: recorded gradients, not a function of them."""
+    return {name: (torch.randn(p.shape, generator=random) + 0.3 * torch.sin(torch.tensor(step / 200.0)))
+            .mul_(1e-3).to(p.dtype) for name, p in parameters.items()}
+
+
+def feed(optimizer, parameters, grads, lr, scale=ONE):
+    for name, p in parameters.items():
+        p.grad = grads[name].clone()
+    optimizer.step(lr, scale)
+
+
+@pytest.mark.parametrize("lr", [5e-5, 5e-6])
+def test_split_is_adamw_with_float32_weights_where_rounded_bfloat16_stands_still(lr):
+    """2,000 steps at both ends of Table 2's schedule: the masters are equal to the bit, and the bf16 weight is the
+    master rounded. Bfloat16 weights rounded after each step are measured beside it: most have not moved at all."""
+    own, masters = parameters([(64, 33), (7,)], torch.bfloat16)
+    optimizer = optim.make("split", own, masters, TRAIN)
+    exact, step = reference(masters, round_moments=True)
+    rounded = {name: x.bfloat16() for name, x in masters.items()}
+    states = {name: (torch.zeros_like(x), torch.zeros_like(x)) for name, x in masters.items()}
+    random = torch.Generator().manual_seed(1)
+    for i in range(2000):
+        grads = gradients(own, random, i)
+        feed(optimizer, own, grads, lr)
+        step(grads, lr)
+        for name, x in rounded.items():
+            weight = x.float()
+            optim.adamw(weight, grads[name].float(), *states[name], i + 1, lr, (0.9, 0.95), 1e-8, 0.01)
+            x.copy_(weight)
+    for name, master in optimizer.masters().items():
+        assert torch.equal(master, exact[name]) and torch.equal(own[name], exact[name].bfloat16())
+    way = torch.cat([(exact[name] - masters[name]).flatten().abs() for name in masters]).mean()
+    lost = torch.cat([(rounded[name].float() - exact[name]).flatten().abs() for name in masters]).mean()
+    assert lost > 0.3 * way, (lost, way)   # of the way that the exact weights went
+
+
+def test_a_master_comes_back_from_its_two_halves_to_the_bit():
+    """Every float32 exponent and both signs, halves that round up across an exponent, zeros and denormals."""
+    random = torch.Generator().manual_seed(0)
+    bits = torch.randint(-2 ** 31, 2 ** 31 - 1, (200_000,), generator=random, dtype=torch.int64).to(torch.int32)
+    edges = torch.tensor([0, -2 ** 31, 1, 0x7FFF, 0x8000, 0x8001, 0x3FFFFFFF, 0x3F7FFFFF, 0x3F808000], dtype=torch.int32)
+    x = torch.cat([bits, edges]).view(torch.float32)
+    x = x[torch.isfinite(x.bfloat16())]
+    hi, low = torch.empty_like(x, dtype=torch.bfloat16), torch.empty_like(x, dtype=torch.int16)
+    optim.put_master(x, hi, low)
+    assert torch.equal(optim.get_master(hi, low).view(torch.int32), x.view(torch.int32))
+    assert ((hi.float() - x).abs() <= (x.bfloat16().float() - x).abs()).all()   # a nearest one
+
+
+def test_offload_is_torchs_fused_adamw_also_across_a_checkpoint(tmp_path):
+    """200 steps with recorded gradients and a checkpoint in the middle: masters torch.equal, weights their rounding."""
+    own, masters = parameters([(64, 33), (7,), (3, 5, 2)], torch.bfloat16)
+    exact, step = reference(masters)
+    optimizer, random = optim.make("offload", own, {name: x.clone() for name, x in masters.items()}, TRAIN), \
+        torch.Generator().manual_seed(1)
+    for i in range(200):
+        if i == 100:   # another process goes on
+            save(tmp_path, i, {name: p.detach() for name, p in own.items()}, optimizer.tensors(), {})
+            own, other = parameters([(64, 33), (7,), (3, 5, 2)], torch.bfloat16, seed=9)
+            optimizer = optim.make("offload", own, other, TRAIN)
+            stored = load_optimizer(tmp_path / "step_00000100")
+            optimizer.load(stored)
+            for name, p in own.items():
+                p.data.copy_(stored[f"{name}.master"])
+        grads = gradients(own, random, i)
+        feed(optimizer, own, grads, 5e-5)
+        step(grads, 5e-5)
+    for name, master in optimizer.masters.items():
+        assert torch.equal(master, exact[name]) and torch.equal(own[name], exact[name].bfloat16())
+
+
+@pytest.mark.parametrize("kind", ["fp32", "split", "offload"])
+def test_a_state_is_stored_and_restored_exactly(tmp_path, kind):
+    """Three steps, checkpoint, three steps, against six: weights and every tensor of the state are equal."""
+    dtype = torch.float32 if kind == "fp32" else torch.bfloat16
+    def start(seed):
+        own, masters = parameters([(16, 9), (5,)], dtype, seed)
+        own["norm"] = torch.nn.Parameter(torch.ones(4))   # computes in float32 in every mode
+        masters["norm"] = own["norm"].detach().clone()
+        return own, optim.make(kind, own, {name: x.clone() for name, x in masters.items()}, TRAIN)
+
+    own, optimizer = start(0)
+    random = torch.Generator().manual_seed(1)
+    recorded = [gradients(own, random, i) for i in range(6)]
+    for grads in recorded[:3]:
+        feed(optimizer, own, grads, 1e-3)
+    path = save(tmp_path, 3, {name: p.detach() for name, p in own.items()}, optimizer.tensors(), {})
+    again, other = start(5)
+    for name, p in again.items():
+        p.data.copy_(own[name])
+    other.load(load_optimizer(path))
+    for grads in recorded[3:]:
+        feed(optimizer, own, grads, 1e-3)
+        feed(other, again, grads, 1e-3)
+    assert all(torch.equal(own[name], again[name]) for name in own)
+    one, two = optimizer.tensors(), other.tensors()
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind, device, host", [("fp32", 16, 0), ("split", 10, 0), ("offload", 4, 12)])
+def test_bytes_per_parameter_are_as_stated(kind, device, host):
+    """Weights, gradients and states, counted on the tensors themselves."""
+    own, masters = parameters([(1000, 100)], torch.float32 if kind == "fp32" else torch.bfloat16)
+    optimizer = optim.make(kind, own, masters, TRAIN)
+    feed(optimizer, own, gradients(own, torch.Generator(), 0), 1e-3)
+    sizes = {key: x.numel() * x.element_size() for key, x in optimizer.tensors().items() if not key.endswith(".step")}
+    weight = own["w0"].numel() * own["w0"].element_size()
+    states = sum(sizes.values())
+    here, there = (2 * weight, states) if kind == "offload" else (2 * weight + states, 0)
+    assert (here / 100_000, there / 100_000) == (device, host) == optim.BYTES[kind]
+
+
+def test_clipping_is_torchs_and_a_step_in_pieces_is_the_whole_step(monkeypatch):
+    """clip_grad_norm_ on float32 gradients gives the same norm and scale; PIECE changes nothing in `split`."""
+    own, _ = parameters([(40, 30), (11,)], torch.float32)
+    for name, g in gradients(own, torch.Generator().manual_seed(2), 0).items():
+        own[name].grad = g * 100
+    norm = optim.global_norm(own.values())
+    scaled = {name: p.grad * optim.clip_scale(norm, 1.0) for name, p in own.items()}
+    assert torch.equal(torch.nn.utils.clip_grad_norm_(own.values(), 1.0), norm) and norm > 1
+    assert all(torch.equal(scaled[name], own[name].grad) for name in own)
+
+    results = []
+    for piece in (1 << 24, 64):
+        monkeypatch.setattr(optim, "PIECE", piece)
+        weights, masters = parameters([(40, 30)], torch.bfloat16)
+        optimizer = optim.make("split", weights, masters, TRAIN)
+        random = torch.Generator().manual_seed(3)
+        for i in range(20):
+            feed(optimizer, weights, gradients(weights, random, i), 1e-3, torch.tensor(0.37))
+        results.append(optimizer.masters()["w0"])
+    assert torch.equal(*results)
