@@ -5,6 +5,7 @@
     python bench.py --claim tau --steps 1500         tau density times lambda
     python bench.py --config a1_2b --dtype bfloat16  seconds of one action chunk, phase by phase, with random weights
     python bench.py --data DIR                       training tuples a second, and what a naive reader makes
+    python bench.py --data synthetic                 the same for each codec, on datasets that it writes
 
 `--claim` trains with train.py, several runs side by side on one thread each, every arm for the same wall clock: the
 step time of each arm is measured first, and its number of steps follows from the first arm's. Results go to
@@ -20,13 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from config import CONFIGS, Parser, get_config, not_built
-from data import Batch, letterbox, open_source, windows
+from config import CONFIGS, DataConfig, Parser, get_config, not_built
+from data import Batch
 from model import InternVLA_A1, count_parameters
-from support.lerobot_reader import forget_open_files
+from support import data_bench
 from support.weights import empty_model
 
 PAPER = {"a1_2b": (0.94, 0.36, 0.36, 1.8), "a1_3b": (2.13, 0.44, 0.44, 3.2)}   # Table 1, in billions
@@ -164,45 +164,6 @@ def row(report):
     return f"{report['arm']:<22} lr {report['lr']}  seed {report['seed']}  {report['steps']} steps  {numbers}"
 
 
-# ---- reading data -----------------------------------------------------------------------------------------------
-
-def reading(args):
-    """Training tuples a second from a dataset, and of a reader that opens, seeks and decodes anew for every frame."""
-    source, m = open_source(args.data), CONFIGS["conveyor"].data.m
-    rng = np.random.default_rng(0)
-    rows = windows(source, m, full=True)
-    if len(rows) == 0:
-        raise ValueError(f"--data {args.data}: no episode is longer than {2 * m} frames")
-    decoding = [0.0]
-
-    def tuples(picked, naive):
-        began = time.perf_counter()
-        for e, t in picked:
-            for view in source.views:
-                for at in (t - m, t, t + m):
-                    if naive:
-                        forget_open_files()
-                    start = time.perf_counter()
-                    picture = source.frame(view, int(e), int(at))
-                    decoding[0] += 0 if naive else time.perf_counter() - start
-                    letterbox(picture, 256)
-        return len(picked) / (time.perf_counter() - began)
-
-    rates = {"this reader": [], "open, seek, decode anew": []}
-    for _ in range(5):   # interleaved: a busy neighbour meets both
-        picked = rows[rng.integers(len(rows), size=args.tuples)]
-        for name, found in rates.items():
-            found.append(tuples(picked, naive=name != "this reader"))
-    ours, anew = (sorted(found)[2] for found in rates.values())
-    share = decoding[0] * ours / (5 * args.tuples)
-    print(f"{args.data}: {len(source.views)} views x 3 times at 256 px, one process, median of 5 interleaved runs of "
-          f"{args.tuples} tuples")
-    for name, rate in zip(rates, (ours, anew)):
-        print(f"{name:<26}{rate:8.1f} tuples/s")
-    print(f"{share:.0%} of the time is decoding; {ours / anew:.2f} times the naive reader; a step of the paper's "
-          f"batch of 128 needs 128 tuples: {128 / ours:.1f} s of one such process")
-
-
 # ---- seconds of a chunk -----------------------------------------------------------------------------------------
 
 class Clock:
@@ -298,8 +259,9 @@ def parse(argv):
     parser.add_argument("--work", default="runs/bench", help="where the runs go")
     parser.add_argument("--json", help="file name under bench/results")
     parser.add_argument("--config", help="preset whose action chunk is timed")
-    parser.add_argument("--data", help="dataset whose reading is timed")
+    parser.add_argument("--data", help="dataset whose reading is timed, or 'synthetic': one for each codec")
     parser.add_argument("--tuples", type=int, default=20, help="with --data: tuples of one run")
+    parser.add_argument("--size", type=int, default=256, help="with --data: pixels of a letterboxed picture")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="with --config")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="with --config")
     parser.add_argument("--random", action="store_true", help="with --config: random weights (the default, and all)")
@@ -316,7 +278,11 @@ def run(argv):
     elif args.config:
         latency(args)
     elif args.data:
-        reading(args)
+        m = DataConfig.m
+        lines = data_bench.codecs(m, args.size, args.tuples) if args.data == "synthetic" else \
+            data_bench.reading(args.data, m, args.size, args.tuples)
+        for line in lines:
+            print(line, flush=True)
     else:
         raise ValueError("give --params, --claim, --config or --data; --help shows them")
 
@@ -324,6 +290,6 @@ def run(argv):
 if __name__ == "__main__":
     try:
         run(sys.argv[1:])
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         print(f"bench.py: {error}", file=sys.stderr)
         sys.exit(2)

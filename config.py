@@ -128,6 +128,8 @@ class DataConfig:
     full_windows: bool = _f(False, "[ours] only windows whose t-m and t+m lie inside the episode")
     hold_out: int = _f(-1, "episode that is held out of the first dataset with actions (-1: the last), unless a "
                        "mixture names a validation dataset", later=True)
+    stretch: int = _f(1, "[ours] neighbouring windows that are decoded together and delivered far apart: 8 where key "
+                       "frames are rare, see README; takes 64 finished samples of memory for each", later=True)
     lpt_workers: int = _f(4, "workers of each rank that LPT spreads the datasets over")
     balance: str = _f("greedy", "datasets over ranks: the paper's greedy rule, or weights split so that the mixture is "
                       "exact across ranks too", choices=("greedy", "exact"), later=True)
@@ -135,6 +137,10 @@ class DataConfig:
     std_floor: float = _f(1e-3, "dimensions with a smaller standard deviation pass through unscaled")
     on_bad_sample: str = _f("stop", "a sample that cannot be read: stop, or skip it (another is drawn in its place; "
                             "above 0.1 % the run stops)", choices=("stop", "skip"), later=True)
+
+    def __post_init__(self):
+        if self.stretch < 1:
+            raise ValueError(f"--stretch must be at least 1, got {self.stretch}")
 
 
 @dataclass(frozen=True)

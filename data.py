@@ -15,16 +15,17 @@ action mask is empty, and it trains L_gen alone.
 import json
 import sys
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import flow
 import lpt
 from support.folder_source import FolderSource
 from support.lerobot_reader import LeRobotSource
+from support.letterbox import letterbox
 from support.prompts import token_ids
 from support.robots import VIEWS, find_robot
 from support.statistics import Statistics, statistics   # noqa: F401, the third step above
@@ -92,24 +93,6 @@ def chunk_at(action, t, k):
 
 # ---- one example ------------------------------------------------------------------------------------------------
 
-def fit(x, size):
-    """(N, 3, H, W) float -> (N, 3, size, size): scaled to fit, centred on black. [release] bilinear, no antialias."""
-    H, W = x.shape[-2:]
-    if H == W == size:
-        return x
-    scale = min(size / H, size / W)
-    h, w = round(H * scale), round(W * scale)
-    x = F.interpolate(x, (h, w), mode="bilinear", align_corners=False)
-    top, left = (size - h) // 2, (size - w) // 2
-    return F.pad(x, (left, size - w - left, top, size - h - top))
-
-
-def letterbox(picture, size):
-    """(H, W, 3) uint8 -> (3, size, size) uint8: `fit`, rounded to whole grey levels [ours]."""
-    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    return x if x.shape[1] == x.shape[2] == size else fit(x[None].float(), size)[0].round().byte()
-
-
 def pad(x, width, what):
     """(..., d) -> (..., width) float32 with zeros; ValueError when d is larger."""
     if x.shape[-1] > width:
@@ -150,13 +133,17 @@ def observation(model, stats, pictures, state, task):
             "state": torch.from_numpy(q_t), "dim_mask": torch.arange(model.action_dim) < d_a}
 
 
-def example(model, m, stats, source, e, t):
-    """The training tuple at frame t of episode e, as the arrays of a Batch."""
+def times(source, m, e, t):
+    """The frames t-m, t, t+m of episode e, clamped to it."""
+    return [min(max(t + d, 0), int(source.lengths[e]) - 1) for d in (-m, 0, m)]
+
+
+def example(model, m, stats, source, e, t, pictures=None):
+    """The training tuple at frame t of episode e, as the arrays of a Batch. pictures: as in observation, if at hand."""
     T = int(source.lengths[e])
-    times = [min(max(t + d, 0), T - 1) for d in (-m, 0, m)]
-    pictures = {view: [source.frame(view, e, time) for time in times] for view in source.views}
+    pictures = pictures or {view: source.frames(view, e, times(source, m, e, t)) for view in source.views}
     state, action = source.numbers(e)
-    arrays = observation(model, stats, pictures, state[t] if source.has_action else None, str(source.tasks[e]))
+    arrays = observation(model, stats, pictures, state[t] if source.has_action else None, source.task(e, t))
     a = np.zeros((model.chunk, model.action_dim), np.float32)
     mask = np.zeros((model.chunk, model.action_dim), bool)
     if source.has_action:
@@ -166,6 +153,14 @@ def example(model, m, stats, source, e, t):
     arrays.update(action=torch.from_numpy(a), action_mask=torch.from_numpy(mask),
                   future_mask=torch.tensor(t + m < T))
     return arrays
+
+
+def examples(model, m, stats, source, e, ts):
+    """The training tuples at all frames `ts` of episode e: what lies between them in a video is decoded once."""
+    wanted = sorted({time for t in ts for time in times(source, m, e, t)})
+    seen = {view: dict(zip(wanted, source.frames(view, e, wanted))) for view in source.views}
+    return [example(model, m, stats, source, e, t,
+                    {view: [at[time] for time in times(source, m, e, t)] for view, at in seen.items()}) for t in ts]
 
 
 def collate(examples):
@@ -178,6 +173,7 @@ def collate(examples):
 ORDER, WORKER, NOISE = range(3)   # independent random streams
 BAD_SHARE, AT_LEAST = 1e-3, 1000   # --on_bad_sample skip: of this share of samples, or of so many, may be bad
 ATTEMPTS = 100                     # draws for one sample before a corpus counts as unreadable
+PLACES = 128   # [ours] stretches of video that samples are drawn from by turns; the paper's batch holds one of each
 
 
 def stream(seed, *key):
@@ -191,12 +187,19 @@ class Mixture(torch.utils.data.Dataset):
     stats: the robot's Statistics, or {robot: Statistics} of all robots. sources, weights, window_lists: parallel lists.
     rank draws from its own part of what lpt.deal gives to `world` ranks. Sample n is a pure function of (seed, rank,
     n).
+
+    [ours] With `stretch` above 1 a draw stands for so many neighbouring windows, decoded together, because a video
+    whose key frames lie far apart decodes most of what lies between them for each window alone. The order is a shuffle
+    buffer made arithmetic: PLACES places are visited in turn, each delivers one window of its own stretch a visit and
+    draws the next one when that is used up. Every window of a dataset is equally likely as sample n for every n.
     """
 
     def __init__(self, config, stats, sources, weights, window_lists, seed, rank=0, world=1):
         for source, rows in zip(sources, window_lists):
             if len(rows) == 0:
                 raise ValueError(f"dataset {source.name} has no window: every episode is shorter than m needs")
+            if getattr(source, "cache", None):
+                source.cache.require({config.model.view_size, config.model.frame_size})
         self.by_robot = stats if isinstance(stats, dict) else {stats.robot: stats}
         for of in self.by_robot.values():
             of.check_width(config.model.state_dim, config.model.action_dim)
@@ -210,17 +213,28 @@ class Mixture(torch.utils.data.Dataset):
         self.held, own = self.ranks[rank]
         self.shares = [np.array(mine) for mine in own]
         self.mass = np.array([mine.sum() for mine in self.shares])
+        self.ready = {}   # sample number -> arrays, decoded along with an earlier sample
+
+    def place(self, n):
+        """Sample number n -> (number of its draw, which of that draw's windows it is)."""
+        turn, place = divmod(n, PLACES)
+        turn, j = divmod(turn + place % self.config.data.stretch, self.config.data.stretch)   # they end by turns too
+        return turn * PLACES + place, j
 
     def draw(self, n, *attempt):
         """Sample number n -> (dataset index, episode, t). attempt: 1, 2, ... for what stands in for a bad sample."""
-        worker = stream(self.seed, ORDER, self.rank, n, *attempt).choice(len(self.mass), p=self.mass / self.mass.sum())
-        return self.draw_from(worker, n, *attempt)
+        number, j = (n, 0) if attempt else self.place(n)
+        chance = self.mass / self.mass.sum()
+        worker = stream(self.seed, ORDER, self.rank, number, *attempt).choice(len(self.mass), p=chance)
+        return self.draw_from(worker, number, j, *attempt)
 
-    def draw_from(self, worker, n, *attempt):
-        """What a worker delivers as sample n; replicas of one dataset have independent streams."""
-        rng = stream(self.seed, WORKER, self.rank, worker, n, *attempt)
+    def draw_from(self, worker, number, j=0, *attempt):
+        """Window j of what a worker delivers as a draw; replicas of one dataset have independent streams."""
+        rng = stream(self.seed, WORKER, self.rank, worker, number, *attempt)
         i = self.held[worker][rng.choice(len(self.shares[worker]), p=self.shares[worker] / self.mass[worker])]
-        e, t = self.window_lists[i][rng.integers(len(self.window_lists[i]))]
+        rows = self.window_lists[i]
+        first, order = rng.integers(len(rows)), rng.permutation(self.config.data.stretch)
+        e, t = rows[(first + order[j]) % len(rows)]
         return i, int(e), int(t)
 
     def noise(self, n):
@@ -230,14 +244,38 @@ class Mixture(torch.utils.data.Dataset):
         tau = flow.tau_from_uniform(rng.random(model.action_draws), model.tau_density)
         return torch.from_numpy(eps), torch.from_numpy(tau.astype(np.float32))
 
+    def stand_in(self, n, attempt):
+        """The arrays of what is delivered as sample n in place of a bad one."""
+        i, e, t = self.draw(n, attempt)
+        source = self.sources[i]
+        return example(self.config.model, self.config.data.m, self.by_robot.get(source.robot), source, e, t)
+
+    def arrays(self, n):
+        """Sample n as the arrays of a Batch; what is left of its stretch is decoded along and kept until its turn."""
+        if n not in self.ready:
+            i, e, t = self.draw(n)
+            ts = {n: t}
+            for later in range(n + PLACES, n + (self.config.data.stretch - self.place(n)[1]) * PLACES, PLACES):
+                *where, t = self.draw(later)
+                if where == [i, e]:   # a stretch may run into the next episode
+                    ts[later] = t
+            source = self.sources[i]
+            stats = self.by_robot.get(source.robot)
+            make = partial(examples, self.config.model, self.config.data.m, stats, source, e)
+            try:
+                made = dict(zip(ts, make(list(ts.values()))))
+            except ValueError:   # who asks for a bad frame shall hear of it, not its neighbours
+                made = {n: make([ts[n]])[0]}
+            # What another loader process delivered instead, or a run that starts anew, is of no use any more.
+            self.ready = {number: x for number, x in self.ready.items() if number > n} | made
+        return self.ready.pop(n)
+
     def __getitem__(self, n):
         """Sample n -> (arrays of a Batch, eps, tau, what was wrong with samples that this one stands in for)."""
         faults = []
         for attempt in range(ATTEMPTS):
-            i, e, t = self.draw(n, *([attempt] if attempt else []))
             try:
-                source = self.sources[i]
-                arrays = example(self.config.model, self.config.data.m, self.by_robot.get(source.robot), source, e, t)
+                arrays = self.stand_in(n, attempt) if attempt else self.arrays(n)
                 return arrays, *self.noise(n), faults
             except ValueError as error:
                 if self.config.data.on_bad_sample == "stop":

@@ -224,7 +224,7 @@ def on_recordings(policy, args):
         if policy.config.model.gen_expert and t >= m:
             seen = {view: [source.frame(view, e, at) for at in (t - m, t)] for view in source.views}
             future = {view: source.frame(view, e, t + m) for view in source.views}
-            _, z_hat = policy.plan([seen], source.numbers(e)[0][None, t], [str(source.tasks[e])])
+            _, z_hat = policy.plan([seen], source.numbers(e)[0][None, t], [source.task(e, t)])
             foresight_picture(policy, seen, future, z_hat[0], out / f"foresight_{e}.png")
         print(f"episode {e}: mean squared error in training standard deviations: "
               + "  ".join(f"{name} {row['mse']:.4f}" for name, row in reports[e].items()))
@@ -253,7 +253,7 @@ def cut(args):
     np.save(folder / "state.npy", state[t])
     if action is not None:
         np.save(folder / "true_actions.npy", action[t:t + 50])
-    (folder / "task.txt").write_text(str(source.tasks[e]) + "\n")
+    (folder / "task.txt").write_text(source.task(e, t) + "\n")
     print(f"wrote frames t - {m}, t and t + {m} of episode {e}, t = {t}, to {folder}")
 
 

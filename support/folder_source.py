@@ -1,7 +1,8 @@
 """Episodes in a plain folder, and picture files: the counterpart of support/lerobot_reader.py for data.py.
 
 Both sources answer the same questions: name, robot, fps, lengths and tasks by episode, views, has_action,
-action_names, numbers(e) and frame(view, e, t). What is wrong with a folder is said in one line, by name.
+action_names, numbers(e), task(e, t), frame(view, e, t) and frames(view, e, times). What is wrong with a folder is said
+in one line, by name.
 """
 
 import zipfile
@@ -126,6 +127,14 @@ class FolderSource:
             raise ValueError(f"dataset {self.root}, episode {e}, frame {t}: its picture is not stored")
         item = self.pictures[view][slot]
         return read_picture(item) if isinstance(item, Path) else item
+
+    def frames(self, view, e, times):
+        """Pictures as `frame` gives them, at all of `times`."""
+        return [self.frame(view, e, t) for t in times]
+
+    def task(self, e, t):
+        """The instruction at frame t of episode e."""
+        return str(self.tasks[e])
 
     def has_pictures(self, e, t):
         """Whether the frames t (n,) of episode e have stored pictures, (n,) bool."""

@@ -12,25 +12,31 @@ a frame of it.
 The lerobot package is not needed. Not thread-safe: parallel reading is done by processes.
 """
 
-import argparse
 import io
 import json
 import math
 import os
 import re
+import shutil
 import sys
-from collections import OrderedDict
+from bisect import bisect_right
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from support import inspection, record
+from config import Parser, get_config
+from support import frame_cache, inspection, record
 from support.record import files_digest
 from support.robots import ROBOTS, VIEWS, Robot, find_robot
+from support.video import INSTALL, LRU, read_frames
 
-INSTALL = "reading LeRobot datasets needs pyarrow and av: run  pip install -r requirements-robot.txt"
+# What is held of all datasets of this process, in bytes, however many a mixture has.
+_NUMBERS = LRU(512 << 20, lambda arrays: sum(array.nbytes for array in arrays.values()))   # by data file
+_PICTURES = LRU(256 << 20, lambda column: column.nbytes)                                   # by row group of a data file
+_ROW_GROUPS = LRU(1024)
 
 
 def _pyarrow():
@@ -39,14 +45,6 @@ def _pyarrow():
     except ImportError as error:
         raise ImportError(INSTALL) from error
     return pyarrow
-
-
-def _av():
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError(INSTALL) from error
-    return av
 
 
 @contextmanager
@@ -63,83 +61,7 @@ def _damage(where, what):
         raise ValueError(f"{where}: {what} ({reason}); download it again") from error
 
 
-class _LRU:
-    """The `size` values used last. Pickled without content: neither files nor arrays travel to workers."""
-
-    def __init__(self, size):
-        self.size, self.items = size, OrderedDict()
-
-    def __reduce__(self):
-        return _LRU, (self.size,)
-
-    def get(self, key, make):
-        """The value of `key`, from make() when it is not held."""
-        if key not in self.items:
-            self.items[key] = make()
-            if len(self.items) > self.size:
-                self.items.popitem(last=False)
-        self.items.move_to_end(key)
-        return self.items[key]
-
-    def drop(self, key):
-        self.items.pop(key, None)
-
-
-# Open mp4 files of all sources of this process, 32 however many datasets a mixture has. The key holds the
-# process id: a forked worker shares file offsets with its parent and must open its own.
-_CONTAINERS = _LRU(32)
-
-
-def forget_open_files():
-    """Close every mp4; bench.py's naive rival has nothing open."""
-    _CONTAINERS.items.clear()
-
-
-# ---- pictures ------------------------------------------------------------------------------------
-
-def _open_video(path):
-    container = _av().open(str(path))
-    container.streams.video[0].codec_context.thread_count = 1  # parallelism is the workers
-    return container
-
-
-def _nearest(container, seconds):
-    """The decoded frame whose time is nearest to `seconds`, or None: seek to a key frame, decode forward."""
-    stream = container.streams.video[0]
-    # Where B-frames shift a key frame, a seek may land after the target: start 1 s earlier, then at 0.
-    for start in (seconds, max(seconds - 1, 0), 0):
-        container.seek(int(start / stream.time_base), stream=stream, backward=True)
-        best = None
-        for frame in container.decode(stream):
-            if best is None or abs(frame.time - seconds) < abs(best.time - seconds):
-                best = frame
-            if frame.time >= seconds - 1e-4:  # the format's own tolerance, above a tick of the stream's clock
-                break
-        if best is not None and best.time <= seconds + 1e-4:
-            break
-    return best
-
-
-def read_frame(path, seconds, tolerance, where):
-    """The picture shown at `seconds` of an mp4, (H, W, 3) uint8 RGB.
-
-    ValueError, one line that begins with `where`: not decodable, or no frame within `tolerance` seconds.
-    """
-    key = (os.getpid(), str(path))
-    try:
-        frame = _nearest(_CONTAINERS.get(key, lambda: _open_video(path)), seconds)
-        picture = None if frame is None else frame.to_ndarray(format="rgb24")
-    except ImportError:
-        raise
-    except Exception as error:  # FFmpeg's own, and whatever its bindings make of damaged bytes
-        _CONTAINERS.drop(key)
-        raise ValueError(f"{where}: {path} cannot be decoded ({error}); download the file again") from error
-    if frame is None or abs(frame.time - seconds) > tolerance:
-        found = "no frame at all" if frame is None else f"one at {frame.time:.3f} s"
-        raise ValueError(f"{where}: {path} has no frame at {seconds:.3f} s (nearest: {found}); "
-                         f"it is shorter than the dataset says: download the file again")
-    return picture
-
+# ---- cameras ------------------------------------------------------------------------------------
 
 def guess_cameras(keys):
     """Video feature keys -> {slot: key}, from the words in the keys.
@@ -167,15 +89,29 @@ def guess_cameras(keys):
 
 # ---- numbers -------------------------------------------------------------------------------------
 
-def read_table(path, columns, where):
-    """Columns of a parquet file, as a pyarrow table. ValueError, one line that begins with `where`."""
+def read_table(path, columns, where, group=None):
+    """Columns (None: all) of a parquet file, or of one row group of it, as a pyarrow table.
+
+    ValueError, one line that begins with `where`: unreadable file, missing column.
+    """
     pyarrow = _pyarrow()
     with _damage(where, f"{path} cannot be read"), pyarrow.parquet.ParquetFile(path) as file:
-        absent = [key for key in columns if key not in file.schema_arrow.names]
+        absent = [key for key in columns or () if key not in file.schema_arrow.names]
         if absent:
             raise ValueError(f"{where}: {path} has no column '{absent[0]}', which the dataset's metadata "
                              f"promises; download the dataset again")
-        return file.read(columns=list(columns))
+        columns = columns and list(columns)
+        return file.read(columns) if group is None else file.read_row_group(group, columns)
+
+
+def row_groups(path, where):
+    """Number of the first row of each row group of a parquet file, and the number of rows: list[int]."""
+    pyarrow = _pyarrow()
+    with _damage(where, f"{path} cannot be read"), pyarrow.parquet.ParquetFile(path) as file:
+        starts = [0]
+        for group in range(file.num_row_groups):
+            starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
+        return starts
 
 
 def read_columns(path, sizes, where):
@@ -233,7 +169,7 @@ class LeRobotSource:
     Attributes: name (the folder's), version, robot (info.json's robot_type, or name), fps; per episode indices,
     lengths (frames) and tasks (the first task's text, or ""); views {slot: feature key} with slots head, left_wrist
     and right_wrist, missing ones absent; state_names, action_names; has_action. stored is None: every frame has its
-    pictures.
+    pictures. cache: where the folder was made by --cache, the letterboxed pictures that it holds instead of video.
 
     robot: a Robot whose features and cameras are taken; None: that of the dataset's robot_type where the table knows it
     and its features are there, else LeRobot's usual names and guess_cameras. A dataset without any action feature is
@@ -244,7 +180,7 @@ class LeRobotSource:
     stored = None
 
     def __init__(self, root, robot=None, check_files=True):
-        self.root, self.name = Path(root), Path(root).resolve().name
+        self.root, self.name = Path(root), frame_cache.dataset_name(Path(root))
         self.where = f"dataset {self.root}"
         with _damage(self.where, "meta/ is damaged or not of this format"):
             self.info = self._read_info()
@@ -255,11 +191,10 @@ class LeRobotSource:
             self.views = self._choose_cameras(robot.cameras)
             self.row_keys = tuple(key for key in ROW_KEYS if key in self.info["features"])
             self._read_episodes()
-            if check_files:
-                self._check_files()
-        # A file of v3.0 holds about 100 MB of many episodes: few of them, but whole.
+        self.cache = frame_cache.FrameCache.open(self.root, self.views.values(), self.lengths)
+        if check_files:
+            self._check_files()
         self._checked = set()   # episodes whose rows have passed
-        self._numbers, self._pictures = _LRU(16 if self.version == "v2.1" else 4), _LRU(4)
 
     # ---- metadata ----
 
@@ -439,7 +374,7 @@ class LeRobotSource:
         """Yield (first episode that needs it, path) of every data or video file that is not there."""
         checked = set()
         for e, index in enumerate(self.indices):
-            for path in [self.files[e]] + [files[e] for files, _ in self.videos.values()]:
+            for path in [self.files[e]] + [files[e] for files, _ in self.videos.values() if not self.cache]:
                 if path not in checked and not path.exists():
                     yield index, path
                 checked.add(path)
@@ -460,7 +395,7 @@ class LeRobotSource:
         path, first, T = self.files[e], self.first_rows[e], self.lengths[e]
         if not keys:
             return np.zeros((T, 0), np.float32), None
-        arrays = self._numbers.get(path, lambda: read_columns(path, sizes, where))
+        arrays = _NUMBERS.get((path, *keys), lambda: read_columns(path, sizes, where))
         rows = len(arrays[keys[0]])
         if rows < first + T or (self.version == "v2.1" and rows != T):
             raise ValueError(f"{where}: {path} has {rows} rows, meta/ says {first + T}; download the dataset again")
@@ -505,25 +440,65 @@ class LeRobotSource:
                              f" meta/info.json says {' x '.join(map(str, expected))}; download the dataset again")
         return picture
 
+    @cached_property
+    def _task_texts(self):
+        """task_index -> text, from meta/tasks."""
+        path = self.root / "meta" / ("tasks.jsonl" if self.version == "v2.1" else "tasks.parquet")
+        if self.version == "v3.0":   # a pandas frame whose index is the text; some writers give it a name
+            table = read_table(path, None, self.where)
+            text = next((name for name in table.column_names if name != "task_index"), None)
+            rows = [{"task_index": row["task_index"], "task": row[text]} for row in table.to_pylist()]
+        else:
+            try:
+                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{self.where}: {path} cannot be read ({error!r}); download it again") from error
+        return {int(row["task_index"]): str(row["task"]) for row in rows}
+
+    def task(self, e, t):
+        """The instruction at frame t of episode e: that of its row where the dataset has several."""
+        if "task_index" not in self.info["features"] or self.info.get("total_tasks") == 1:
+            return self.tasks[e]
+        where = f"{self.where}, episode {self.indices[e]}, frame {t}"
+        path, row = self.files[e], self.first_rows[e] + t
+        rows = _NUMBERS.get((path, "task_index"), lambda: read_columns(path, {"task_index": 1}, where))["task_index"]
+        index = int(rows[row, 0]) if row < len(rows) else None
+        if index not in self._task_texts:
+            raise ValueError(f"{where}: its task_index {index} is not listed in meta/tasks; download the dataset again")
+        return self._task_texts[index]
+
     def frame(self, view, e, t):
         """Picture of `view` (a slot) at frame t of episode e, (H, W, 3) uint8 RGB, as large as recorded."""
-        where = f"{self.where}, episode {self.indices[e]}, frame {t}, '{self.views[view]}'"
-        if not 0 <= t < self.lengths[e]:
-            raise ValueError(f"{where}: the episode has frames 0 to {self.lengths[e] - 1}")
+        return self.frames(view, e, [t])[0]
+
+    def frames(self, view, e, times):
+        """Pictures as `frame` gives them, at all of `times` (list[int], in any order): what they share is decoded once.
+
+        From a frame cache they are of support.frame_cache.CachedPicture.
+        """
+        def where(i):
+            return f"{self.where}, episode {self.indices[e]}, frame {times[i]}, '{self.views[view]}'"
+        for i, t in enumerate(times):
+            if not 0 <= t < self.lengths[e]:
+                raise ValueError(f"{where(i)}: the episode has frames 0 to {self.lengths[e] - 1}")
+        if self.cache:
+            return [self.cache.picture(self.views[view], e, t) for t in times]
         if view not in self.videos:
-            return self._png(self.views[view], e, t, where)
+            return [self._png(self.views[view], e, t, where(i)) for i, t in enumerate(times)]
         files, seconds = self.videos[view]
-        picture = read_frame(files[e], seconds[e] + t / self.fps, 0.5 / self.fps, where)
-        return self._right_size(picture, self.views[view], where)
+        pictures = read_frames(files[e], [seconds[e] + t / self.fps for t in times], 0.5 / self.fps, where)
+        return [self._right_size(picture, self.views[view], where(i)) for i, picture in enumerate(pictures)]
 
     def _png(self, key, e, t, where):
-        """A picture that lies inside the data file as {bytes, path}."""
-        path, first = self.files[e], self.first_rows[e]
-        column = self._pictures.get((path, key), lambda: read_table(path, [key], where)[key])
-        if first + t >= len(column):
-            raise ValueError(f"{where}: {path} has {len(column)} rows; download the dataset again")
+        """A picture that lies inside the data file as {bytes, path}; only its row group is read."""
+        path, row = self.files[e], self.first_rows[e] + t
+        starts = _ROW_GROUPS.get(path, lambda: row_groups(path, where))
+        if row >= starts[-1]:
+            raise ValueError(f"{where}: {path} has {starts[-1]} rows; download the dataset again")
+        group = bisect_right(starts, row) - 1
+        column = _PICTURES.get((path, key, group), lambda: read_table(path, [key], where, group)[key])
         with _damage(where, f"the picture in {path} cannot be decoded"):
-            stored = column[first + t].as_py()
+            stored = column[row - starts[group]].as_py()
             data = stored.get("bytes") or (self.root / stored["path"]).read_bytes()
             picture = np.array(Image.open(io.BytesIO(data)))
         return self._right_size(picture if picture.ndim == 3 else picture[..., None], key, where)
@@ -531,29 +506,73 @@ class LeRobotSource:
 
 # ---- command line --------------------------------------------------------------------------------
 
+def copy_numbers(source, out):
+    """All of a dataset but its pictures: meta/, the data files, and what lies beside them (its licence)."""
+    shutil.copytree(source.root / "meta", out / "meta", dirs_exist_ok=True)
+    pictures = {key for key, feature in source.info["features"].items() if feature["dtype"] == "image"}
+    for path in dict.fromkeys(source.files):
+        to = out / path.relative_to(source.root)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if pictures:
+            kept = [key for key in _pyarrow().parquet.read_schema(path).names if key not in pictures]
+            _pyarrow().parquet.write_table(read_table(path, kept, source.where), to)
+        else:
+            shutil.copy2(path, to)
+    for path in source.root.iterdir():
+        if path.is_file():
+            shutil.copy2(path, out)
+
+
 def main(argv):
-    parser = argparse.ArgumentParser(prog="python -m support.lerobot_reader", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m support.lerobot_reader",
+                    description="Look at a LeRobot dataset, record or verify its files, or cache its pictures.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--inspect", metavar="DIR", help="print what is matched and what is wrong in a LeRobot dataset, "
                       "and record the SHA-256 of its files")
     what.add_argument("--verify", metavar="DIR", help="name every file that has changed since it was recorded")
+    what.add_argument("--cache", nargs=2, metavar=("DIR", "OUT"), type=Path,
+                      help="decode and resize the pictures of a LeRobot dataset once, into the dataset OUT")
     parser.add_argument("--robot", help="a robot of support/robots.py or a .json file (default: the dataset's)")
+    parser.add_argument("--config", default="a1_2b", help="with --cache: the preset whose picture sizes are taken")
+    parser.add_argument("--sizes", help="with --cache: picture sizes instead, as 448,256")
+    parser.add_argument("--loaders", type=int, default=os.cpu_count(), help="with --cache: processes that decode")
     args = parser.parse_args(argv)
+    robot = find_robot(args.robot) if args.robot else None
     if args.verify:
         changed = record.verify(args.verify, inspection.progress("files"))
         inspection.refuse(changed, f"{args.verify} is not as it was recorded")
         print(f"{args.verify}: every file is as it was recorded")
-        return
-    source = LeRobotSource(args.inspect, find_robot(args.robot) if args.robot else None, check_files=False)
-    wrong, readable = inspection.faults(source, inspection.progress("episodes"))
-    print("\n".join(inspection.inspect(source, episodes=readable)))
-    inspection.refuse(wrong, f"{args.inspect}: repair this before training on it; its files are not recorded")
-    print(record.record(args.inspect, inspection.progress("files")))
+    elif args.inspect:
+        source = LeRobotSource(args.inspect, robot, check_files=False)
+        wrong, readable = inspection.faults(source, inspection.progress("episodes"))
+        print("\n".join(inspection.inspect(source, episodes=readable)))
+        inspection.refuse(wrong, f"{args.inspect}: repair this before training on it; its files are not recorded")
+        print(record.record(args.inspect, inspection.progress("files")))
+    else:
+        cache_pictures(args, robot)
+
+
+def cache_pictures(args, robot):
+    """--cache."""
+    model = get_config(args.config).model
+    try:
+        sizes = [int(size) for size in args.sizes.split(",")] if args.sizes else [model.view_size, model.frame_size]
+        if min(sizes) < 1:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"--sizes {args.sizes}: expected pixels, as 448,256") from None
+    for line in frame_cache.make(LeRobotSource(args.cache[0], robot), args.cache[1], sizes, args.loaders, copy_numbers):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ValueError, ImportError) as error:
-        print(f"support.lerobot_reader: {error}", file=sys.stderr)
+    except (ValueError, ImportError, OSError) as error:
+        # A loader process sends its traceback along; its last line is the error.
+        line = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+        print(f"support.lerobot_reader: {line}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("support.lerobot_reader: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

@@ -55,7 +55,7 @@ class Rivals:
 def observed(source, e, t, m):
     """What a robot would send at frame t of a recorded episode -> (view -> [o_{t-m}, o_t], state (d_q,), task)."""
     pictures = {view: [source.frame(view, e, max(t + d, 0)) for d in (-m, 0)] for view in source.views}
-    return pictures, source.numbers(e)[0][t], str(source.tasks[e])
+    return pictures, source.numbers(e)[0][t], source.task(e, t)
 
 
 def replay(policy, source, e, t):

@@ -16,7 +16,6 @@ import os
 import shutil
 import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from data import collate_with_noise
 from support import checkpoint, memory
 from support.checkpoint import CheckpointError
 from support.distributed import load_state
-from support.statistics import of_checkpoint
+from support.statistics import in_checkpoint, of_checkpoint
 from support.weights import empty_model
 
 FREE = ("threads", "loaders", "checkpoint_layers", "save_every", "on_bad_sample")   # a resumed run may change these
@@ -142,9 +141,8 @@ class Keeper:
         model, optimizer = self.tensors()
         problem = ""
         if self.ranks.first:
-            stored = {name: asdict(stats) for name, stats in self.by_robot.items()}
-            state = {"step": step, "config": to_dict(self.config), "statistics": next(iter(stored.values())),
-                     "statistics_by_robot": stored, "versions": self.versions(), "progress": progress}
+            state = {"step": step, "config": to_dict(self.config), **in_checkpoint(self.by_robot),
+                     "versions": self.versions(), "progress": progress}
             try:
                 if not self.log.flush(sync=True):
                     raise CheckpointError(f"step {step} was not saved: {self.log.path} cannot be written; older "

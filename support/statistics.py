@@ -103,6 +103,12 @@ class Statistics:
         return (a + np.expand_dims(reference(self.relative, self.action_mode, state), -2)).astype(np.float32)
 
 
+def in_checkpoint(by_robot):
+    """{robot: Statistics} -> what a checkpoint's state holds of it."""
+    rows = {robot: asdict(of) for robot, of in by_robot.items()}
+    return {"statistics": next(iter(rows.values())), "statistics_by_robot": rows}
+
+
 def of_checkpoint(state):
     """A checkpoint's state -> {robot: Statistics}, the first the one that it was validated on. ValueError: missing."""
     first = Statistics.from_dict(state.get("statistics"))

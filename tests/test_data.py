@@ -38,7 +38,13 @@ class Fake:
 
     def frame(self, view, e, t):
         assert 0 <= t < self.lengths[e]
-        return np.full((8, 8, 3), 64 * data.VIEWS.index(view) + 8 * e + t, np.uint8)
+        return np.full((8, 8, 3), (64 * data.VIEWS.index(view) + 8 * e + t) % 256, np.uint8)
+
+    def frames(self, view, e, times):
+        return [self.frame(view, e, t) for t in times]
+
+    def task(self, e, t):
+        return self.tasks[e]
 
 
 class KeyFramesOnly(Fake):
@@ -515,3 +521,103 @@ def test_a_million_frames_take_seconds(tmp_path):
     began = time.perf_counter()
     statistics([source], [windows(source, 15)], 50, "delta", 1e-3)
     assert time.perf_counter() - began < 6
+
+
+# ---- windows that are decoded together -------------------------------------------------------------------------
+
+class Counting(Fake):
+    """A Fake that notes what is asked of it; frame `bad` of episode 0 cannot be read."""
+
+    bad = None
+
+    def frames(self, view, e, times):
+        self.asked = getattr(self, "asked", []) + [(view, e, tuple(times))]
+        if e == 0 and self.bad in times:
+            raise ValueError(f"episode 0, frame {self.bad} is torn")
+        return super().frames(view, e, times)
+
+
+@pytest.mark.parametrize("g", [2, 3, 8])
+def test_windows_of_a_stretch_are_neighbours_in_a_random_order_and_128_samples_apart(g):
+    """--stretch: each of the paper's batches of 128 holds one window of 128 different stretches."""
+    mixture = mixture_of([Fake(lengths=(5000,), views=("head",))], config=tiny(stretch=g))
+    turns = np.array([[mixture.draw(turn * 128 + place)[2] for turn in range(4 * g)] for place in (0, 1, 5, 127)])
+    for place, ts in zip((0, 1, 5, 127), turns):
+        whole = ts[g - place % g:][:3 * g].reshape(3, g) if place % g else ts[:3 * g].reshape(3, g)
+        for stretch in whole:
+            assert sorted((stretch - stretch.min()) % 5000) == list(range(g))
+    orders = {tuple(np.argsort(ts[:g])) for ts in turns[:1].reshape(4, g)}
+    assert len(orders) > 1 or g == 2
+    numbers = [mixture.place(n)[0] for n in range(128 * 3 * g)]
+    for batch in range(3 * g):
+        assert len(set(numbers[batch * 128:(batch + 1) * 128])) == 128
+    ends = [n % 128 for n in range(128, 256) if numbers[n] != numbers[n - 128]]
+    assert len(ends) == len(range(g - 1, 128, g))                     # not all at once: every visit renews a share of them
+
+
+def test_without_a_stretch_a_sample_is_its_own_draw():
+    """--stretch 1: the order of runs that were begun before there were stretches."""
+    assert [mixture_of([Fake()]).place(n) for n in (0, 1, 127, 128, 1000)] == [(n, 0) for n in (0, 1, 127, 128, 1000)]
+
+
+def test_every_window_is_drawn_equally_often_in_stretches_too():
+    """Sec. 3.4: uniform effective sampling; 5 standard deviations of the correlated count, and each sample by itself."""
+    mixture = mixture_of([Fake(lengths=(15, 10))], config=tiny(lpt_workers=2, stretch=4))
+    seen = np.zeros((2, 15))
+    for n in range(12800):
+        seen[mixture.draw(n)[1:]] += 1
+    rows = np.concatenate([seen[0], seen[1, :10]])
+    assert (seen[1, 10:] == 0).all() and rows.sum() == 12800
+    assert abs(rows - 512).max() < 5 * np.sqrt(4 * 3200 * 0.04 * 0.96)
+    first = np.zeros(25)                                               # sample 7 alone, over seeds
+    for seed in range(2500):
+        mixture.seed = seed
+        _, e, t = mixture.draw(7)
+        first[15 * e + t] += 1
+    assert abs(first - 100).max() < 5 * np.sqrt(2500 * 0.04 * 0.96)
+
+
+def test_the_mixture_of_datasets_is_the_wanted_one_in_stretches_too():
+    """Table 3's weights."""
+    mixture = mixture_of(table_3(), list(WEIGHTS), tiny(stretch=4))
+    drawn = np.bincount([mixture.draw(n)[0] for n in range(12800)], minlength=5) / 12800
+    assert abs(drawn - WEIGHTS).max() < 5 * np.sqrt(4 * 0.25 / 12800)
+
+
+@pytest.mark.parametrize("batch_size, loaders", [(4, 0), (5, 2)])
+def test_samples_of_a_stretch_are_what_they_are_alone_from_wherever_the_run_begins(batch_size, loaders):
+    """Order and content do not depend on what was decoded along, nor on the loaders, and resume needs nothing saved."""
+    source, config = Fake(lengths=(40, 33)), tiny(stretch=3, batch_size=batch_size, loaders=loaders)
+    mixture = mixture_of([source], config=config)
+    alone = [example(config.model, 15, mixture.stats, source, *mixture.draw(n)[1:]) for n in range(400)]
+    for begin in (0, 31):
+        for step, (batch, eps, _) in enumerate(mixture.loader(begin, 400 // batch_size), begin):
+            numbers = range(step * batch_size, (step + 1) * batch_size)
+            assert torch.equal(batch.frames, torch.stack([alone[n]["frames"] for n in numbers]))
+            assert torch.equal(batch.action, torch.stack([alone[n]["action"] for n in numbers]))
+            assert torch.equal(eps, torch.stack([mixture.noise(n)[0] for n in numbers]))
+
+
+def test_a_stretch_is_decoded_once_and_what_waits_is_bounded():
+    source = Counting(lengths=(4000,), views=("head",))
+    mixture, waiting = mixture_of([source], config=tiny(stretch=4)), []
+    for n in range(128 * 12):
+        mixture[n]
+        waiting.append(len(mixture.ready))
+    assert len(source.asked) <= 128 * (12 / 4 + 1) and max(waiting) <= 128 * 3
+    assert np.mean(waiting[512:]) < 1.1 * 128 * 1.5
+    mixture[100_000]                                                   # a run that begins elsewhere keeps nothing old
+    assert len(mixture.ready) < 4
+
+
+def test_a_bad_frame_stops_only_the_samples_that_need_it():
+    source = Counting(lengths=(60,), views=("head",))
+    mixture = mixture_of([source], config=tiny(stretch=8))
+    source.bad = 30
+    for n in range(128):
+        _, _, t = mixture.draw(n)
+        if 30 in data.times(source, 15, 0, t):
+            with pytest.raises(ValueError, match="frame 30 is torn"):
+                mixture[n]
+        else:
+            assert mixture[n][0]["frames"][0, 1, 0, 16, 16] == t % 256

@@ -10,7 +10,8 @@ import pytest
 
 from data import open_corpus
 from support import record
-from support.lerobot_reader import LeRobotSource, forget_open_files, main
+from support import lerobot_reader, video as video_files
+from support.lerobot_reader import LeRobotSource, main
 
 from test_bad_data import dataset    # noqa: F401, a fixture
 from test_bad_input import RUN, refuses, write_folder    # noqa: F401, refuses is a fixture
@@ -32,7 +33,9 @@ def flip(path, random):
 
 def read_everything(root):
     """Open, all numbers, and pictures from the start, middle and end of every episode and view."""
-    forget_open_files()
+    for held in (lerobot_reader._NUMBERS, lerobot_reader._PICTURES, lerobot_reader._ROW_GROUPS, video_files._OPEN):
+        for key in list(held.items):
+            held.drop(key)
     source = open_corpus(root, 3).sources[0]
     for e, T in enumerate(source.lengths):
         source.numbers(e)

@@ -196,6 +196,12 @@ class TwoEpisodes:
     def frame(self, view, e, t):
         return self.film[t][e, conveyor.VIEWS.index(view)]
 
+    def frames(self, view, e, times):
+        return [self.frame(view, e, t) for t in times]
+
+    def task(self, e, t):
+        return self.tasks[e]
+
 
 def test_two_episodes_are_overfitted_and_the_images_decide():
     """Eq. (4), 200 steps: L_act at most 0.3 of its value with exchanged images, L_gen below copying z_t."""

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from config import CONFIGS, ModelConfig
-from data import Statistics, fit, letterbox, pad
+from data import Statistics, pad
 from experts import UndExpert
 from support import prompts
+from support.letterbox import fit, letterbox
 from support.robots import ROBOTS, release_statistics
 from support.statistics import reference
 
