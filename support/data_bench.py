@@ -36,7 +36,7 @@ RTX_4090 = 165.2e12   # FLOP/s, bfloat16 matrices with float32 sums, without spa
 # ---- strategies -------------------------------------------------------------------------------------------------
 
 def naive(source, view, e, t):
-    """Frame t of episode e, (H, W, 3) uint8: open, seek, decode on to it. Written without the reader it is compared to."""
+    """Frame t of episode e, (H, W, 3) uint8: open, seek, decode on to it. It shares nothing with the reader."""
     files, seconds = source.videos[view]
     target = seconds[e] + t / source.fps
     with pyav().open(str(files[e])) as container:
@@ -154,8 +154,8 @@ def write_dataset(root, codec, gop):
         "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
         "features": {"observation.state": vector, "action": vector, **{key: picture for key in keys}}}))
     joints = np.random.default_rng(0).normal(size=(n, 14)).astype(np.float32).tolist()
-    pq.write_table(pa.table({key: pa.array(joints, pa.list_(pa.float32(), 14)) for key in ("observation.state", "action")}
-                            ), root / "data/chunk-000/file-000.parquet")
+    column = pa.array(joints, pa.list_(pa.float32(), 14))
+    pq.write_table(pa.table({"observation.state": column, "action": column}), root / "data/chunk-000/file-000.parquet")
     pq.write_table(pa.Table.from_pylist([
         {"episode_index": e, "tasks": ["reach"], "length": LENGTH, "data/chunk_index": 0, "data/file_index": 0,
          "dataset_from_index": e * LENGTH} |
@@ -196,13 +196,14 @@ def demand(rate):
         count = flops(name)
         needed = RTX_4090 / 2 / count
         yield (f"training a tuple of {name} is {count / 1e12:.1f} TFLOP: an RTX 4090 at half its data sheet's "
-               f"{RTX_4090 / 1e12:.0f} TFLOP/s takes {needed:.1f} tuples/s, {needed / rate:.2f} processes of this reader")
+               f"{RTX_4090 / 1e12:.0f} TFLOP/s takes {needed:.1f} tuples/s, {needed / rate:.2f} processes of this "
+               f"reader")
 
 
 def table(measured, size, tuples):
-    """Lines, one a dataset. measured: {name: {strategy: Timed}}, each begun with the naive reader where there is one."""
-    yield (f"tuples of 3 times; one process, one thread as in a loader; median of {RUNS} interleaved runs of {tuples} tuples "
-           f"(stretches: 2 x, cache: 20 x as many); in brackets: times the naive reader")
+    """Lines, one a dataset. measured: {name: {strategy: Timed}}; the naive reader comes first where there is one."""
+    yield (f"tuples of 3 times; one process, one thread as in a loader; median of {RUNS} interleaved runs of {tuples} "
+           f"tuples (stretches: 2 x, cache: 20 x as many); in brackets: times the naive reader")
     for title, what in ((f"letterboxed to {size} px, as training takes them", "tuples"),
                         ("pictures as recorded: reading alone", "pictures")):
         first = next(iter(measured.values()))

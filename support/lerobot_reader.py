@@ -444,7 +444,8 @@ def copy_numbers(source, out):
 
 
 def main(argv):
-    parser = Parser(prog="python -m support.lerobot_reader", description="Look at a LeRobot dataset, or cache its pictures.")
+    parser = Parser(prog="python -m support.lerobot_reader",
+                    description="Look at a LeRobot dataset, or decode and resize its pictures once.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--inspect", metavar="DIR", help="a LeRobot dataset: say what the reader makes of it")
     what.add_argument("--cache", nargs=2, metavar=("DIR", "OUT"), type=Path,
