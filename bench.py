@@ -260,7 +260,7 @@ def parse(argv):
     parser.add_argument("--json", help="file name under bench/results")
     parser.add_argument("--config", help="preset whose action chunk is timed")
     parser.add_argument("--data", help="dataset whose reading is timed, or 'synthetic': one for each codec")
-    parser.add_argument("--tuples", type=int, default=20, help="with --data: tuples of one run")
+    parser.add_argument("--tuples", type=int, default=16, help="with --data: tuples of one run")
     parser.add_argument("--size", type=int, default=256, help="with --data: pixels of a letterboxed picture")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="with --config")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="with --config")

@@ -1,12 +1,8 @@
 """Train InternVLA-A1: Eq. (4) with AdamW, flat from top to bottom.
 
     python train.py --config conveyor                          the embedded world, minutes on a laptop CPU
-<<<<<<< HEAD
     python train.py --config conveyor --data PATH              a LeRobot dataset or an episode folder
     python train.py --config a1_2b --mixture FILE ...          several, by weight, as in examples/mixture_table3.json
-=======
-    python train.py --config conveyor --data PATH              a LeRobot dataset, an episode folder or a mixture.json
->>>>>>> 2ccbcfb552e8ec95371d8dfcc551da1b6d88bda6
     python train.py --config conveyor --resume                 go on from the newest good checkpoint, exactly
     python train.py --config a1_3b --dry-run                   what fits a card, before anything is allocated
     python train.py --config a1_3b --data DIR --weights DIR    all parameters, on one card of 24 GB
@@ -185,32 +181,19 @@ def run(argv):
     corpus = open_corpus(Path("data/conveyor") if embedded else args.data, config.data.m,
                          config.data.full_windows, args.robot, config.data.hold_out)
     impossible(config, corpus)
-<<<<<<< HEAD
-    for root in dict.fromkeys(source.root for source in [*corpus.sources, corpus.held_out] if args.verify):
-        changed = record.verify(root, inspection.progress(f"verifying {root}"))
-        if changed:
-            refuse(f"{changed[0]}" + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
-=======
     if args.verify and ranks.first:
         for root in dict.fromkeys(source.root for source in [*corpus.sources, corpus.held_out]):
             changed = record.verify(root, inspection.progress(f"verifying {root}"))
             if changed:
                 refuse(f"{changed[0]}" + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
->>>>>>> 2ccbcfb552e8ec95371d8dfcc551da1b6d88bda6
     bad = {"stop": refuse, "skip": warn}[config.data.on_bad_sample]
     for fault, held_out in corpus.look(config.data.m):
         (refuse if held_out else bad)(fault)
     by_robot, kept = statistics_by_robot(corpus.root, corpus.sources, corpus.windows, config.data.m, config.model.chunk,
                                          config.data.action_mode, config.data.std_floor, bad)
     stats = by_robot[corpus.held_out.robot]
-<<<<<<< HEAD
-    by_robot = {stats.robot: stats} | by_robot
-    mixture = Mixture(config, by_robot, corpus.sources, corpus.weights, corpus.windows, train.seed,
-                      ranks.rank, ranks.world)
-=======
     mixture = Mixture(config, by_robot, corpus.sources, corpus.weights, corpus.windows, train.seed, ranks.rank,
                       ranks.world)
->>>>>>> 2ccbcfb552e8ec95371d8dfcc551da1b6d88bda6
     names = [f"{source.name} ({kind})" for source, kind in zip(corpus.sources, corpus.kinds)]
     print("\n".join(lpt.table(names, mixture.sizes, mixture.weights, mixture.ranks)))
     for of, line in zip(by_robot.values(), kept):
@@ -228,16 +211,9 @@ def run(argv):
     print(effective_batch(train, ranks.world))
 
     # ---- resume ---------------------------------------------------------------------------------------------
-<<<<<<< HEAD
-    keeper = Keeper(out, ranks, config, by_robot, model, optimizer, average)
-    print(keeper.disk_need())
-    first, progress, lines = keeper.begin(resume)
-=======
     keeper = Keeper(out, ranks, config, {stats.robot: stats} | by_robot, model, optimizer, average)
     print(keeper.disk_need())
-    first, skipped, lines = keeper.begin(resume)
-    mixture.bad_samples = keeper.bad_samples
->>>>>>> 2ccbcfb552e8ec95371d8dfcc551da1b6d88bda6
+    first, progress, lines = keeper.begin(resume)
     print(*lines, sep="\n", end="\n" if lines else "")
     skipped, mixture.bad_samples = progress.get("skipped", 0), progress.get("bad_samples", 0)
     log, timing, problem = keeper.log, keeper.timing, ""
@@ -294,11 +270,7 @@ def run(argv):
                            + "  ".join(f"{k} {v:.3f}" for k, v in held_out.items()))
                 clock = time.time()
             if done % train.save_every == 0 or done == train.steps or stop or skipped == 3:
-<<<<<<< HEAD
                 problem = keeper.save(done, skipped=skipped % 3, bad_samples=mixture.bad_samples)
-=======
-                problem = keeper.save(done, skipped % 3, mixture.bad_samples)
->>>>>>> 2ccbcfb552e8ec95371d8dfcc551da1b6d88bda6
             if skipped == 3:
                 last = range((step - 2) * per_step, done * per_step)
                 refuse(f"steps {done - 2} to {done} were skipped, the run is saved and stopped; "

@@ -234,8 +234,8 @@ def fill(source, cache, loaders, copy_numbers):
     needed, free = sum(lengths[e] for e in todo) * frame, _free(cache.root)
     # Files are sparse until they are filled, so what is missing is exactly what the open episodes take.
     if needed > 0.98 * free:
-        raise ValueError(f"{cache.root}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free there; choose "
-                         f"another disk or fewer --sizes")
+        raise ValueError(f"{cache.root}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free there; "
+                         f"choose another disk or fewer --sizes")
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "cache.json").exists():
         copy_numbers(source, cache.root)

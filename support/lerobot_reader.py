@@ -525,7 +525,8 @@ def copy_numbers(source, out):
 
 def main(argv):
     parser = Parser(prog="python -m support.lerobot_reader",
-                    description="Look at a LeRobot dataset, record or verify its files, or cache its pictures.")
+                    description="Look at a LeRobot dataset, record or verify its files, or decode and resize its "
+                    "pictures once.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--inspect", metavar="DIR", help="print what is matched and what is wrong in a LeRobot dataset, "
                       "and record the SHA-256 of its files")

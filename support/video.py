@@ -10,8 +10,8 @@ What makes it fast, by what it is worth (README, reading speed):
     only wanted frames become RGB
 
 What makes it exact: a frame is taken by the time it carries, never by counting. Nothing here starts a thread: parallel
-reading is done by processes, and a forked one must be able to close what it inherits. It opens its own files, because it
-would share offsets with its parent.
+reading is done by processes, and a forked one must be able to close what it inherits. It opens its own files, because
+it would share offsets with its parent.
 """
 
 import os
@@ -124,7 +124,7 @@ class _Video:
 def read_frames(path, seconds, tolerance, where):
     """The pictures shown at `seconds` of an mp4, in that order: list of (H, W, 3) uint8 RGB.
 
-    ValueError, one line that begins with where(i) for seconds[i]: not decodable, or no frame within `tolerance` seconds.
+    ValueError, one line that begins with where(i) for seconds[i]: not decodable, or no frame within `tolerance`.
     """
     key, left, pictures = (os.getpid(), str(path)), sorted(set(seconds)), {}
     try:
