@@ -28,7 +28,6 @@ from support.lerobot_reader import LeRobotSource
 from support.letterbox import letterbox
 from support.prompts import token_ids
 from support.robots import VIEWS, find_robot
-from support.statistics import Statistics, statistics   # noqa: F401, the third step above
 
 
 @dataclass

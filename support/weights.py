@@ -28,10 +28,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from config import CONFIGS, Parser, from_dict, get_config, not_built, to_dict
-from data import Statistics
 from model import InternVLA_A1
 from support import checkpoint
 from support.robots import ROBOTS, release_statistics
+from support.statistics import Statistics
 from support.tensor_files import Tensors, TorchScript, find
 
 # ---- key maps ---------------------------------------------------------------------------------------------------

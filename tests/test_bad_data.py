@@ -11,10 +11,11 @@ from PIL import Image
 
 import train
 from config import get_config
-from data import Mixture, open_corpus, statistics, windows
+from data import Mixture, open_corpus, windows
 from support.lerobot_reader import LeRobotSource, picture_shape
 from support import checkpoint
 from support.policy import Policy
+from support.statistics import statistics
 
 from test_bad_input import RUN, SMALL, refuses, save_checkpoint, write_folder    # noqa: F401, refuses is a fixture
 from test_data import Fake, same, tiny

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from config import get_config, to_dict
-from data import FolderSource, Statistics
+from data import FolderSource
 from model import InternVLA_A1
 from support import checkpoint
+from support.statistics import Statistics
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"layers": 1, "image_size": 32, "vae_size": 32, "chunk": 4, "text_tokens": 8}

@@ -14,7 +14,8 @@ import data
 import lpt
 import support.statistics
 from config import get_config
-from data import FolderSource, Mixture, example, letterbox, open_corpus, statistics, windows
+from data import FolderSource, Mixture, example, letterbox, open_corpus, windows
+from support.statistics import statistics
 
 WEIGHTS = tuple(row[2] for row in lpt.TABLE_3)
 SIZES = tuple(row[1] for row in lpt.TABLE_3)

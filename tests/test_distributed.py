@@ -11,11 +11,12 @@ import torch.multiprocessing as mp
 
 import train
 from config import get_config
-from data import Batch, Statistics
+from data import Batch
 from model import InternVLA_A1
 from support import checkpoint, optim
 from support.distributed import Ranks
 from support.run import Keeper
+from support.statistics import Statistics
 from support.training import prepare
 
 STEPS = 10

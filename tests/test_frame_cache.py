@@ -16,9 +16,10 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install -r 
 from test_lerobot_reader import edit_info, write_dataset, write_v30
 
 from config import get_config
-from data import Mixture, letterbox, open_source, statistics, windows
+from data import Mixture, letterbox, open_source, windows
 from support import frame_cache, lerobot_reader
 from support.lerobot_reader import LeRobotSource, copy_numbers, main
+from support.statistics import statistics
 
 SIZES = (32, 48)
 

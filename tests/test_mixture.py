@@ -11,10 +11,11 @@ import torch
 import lpt
 import train
 from config import get_config
-from data import Batch, Mixture, open_corpus, statistics
+from data import Batch, Mixture, open_corpus
 from model import InternVLA_A1
 from support import checkpoint
 from support.policy import Policy
+from support.statistics import statistics
 
 from test_bad_input import RUN, SMALL, write_folder
 from test_lerobot_reader import HEAD, edit_info, write_dataset

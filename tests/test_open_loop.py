@@ -13,11 +13,12 @@ import torch
 
 import support.policy
 from config import get_config
-from data import Corpus, Statistics, example, open_corpus, open_source, statistics, windows
+from data import Corpus, example, open_corpus, open_source, windows
 from model import InternVLA_A1
 from support.evaluate import validate
 from support.open_loop import Rivals, errors, mean_errors, open_loop, replay
 from support.policy import Policy
+from support.statistics import Statistics, statistics
 
 from test_bad_input import SMALL, save_checkpoint, write_folder
 from test_data import Fake

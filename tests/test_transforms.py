@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from config import CONFIGS, ModelConfig
-from data import Statistics, pad
+from data import pad
 from experts import UndExpert
 from support import prompts
 from support.letterbox import fit, letterbox
 from support.robots import ROBOTS, release_statistics
-from support.statistics import reference
+from support.statistics import Statistics, reference
 
 DATA = Path(__file__).parent / "data"
 STORED = load_file(DATA / "transforms.safetensors")
