@@ -15,7 +15,7 @@ import lpt
 import support.statistics
 from config import get_config
 from data import FolderSource, Mixture, example, letterbox, open_corpus, windows
-from support.statistics import statistics
+from support.statistics import Statistics, statistics
 
 WEIGHTS = tuple(row[2] for row in lpt.TABLE_3)
 SIZES = tuple(row[1] for row in lpt.TABLE_3)
@@ -237,7 +237,7 @@ def test_a_near_constant_dimension_is_shifted_but_not_scaled():
 def test_statistics_survive_json_and_a_mixture_names_one_robot_with_actions():
     """Statistics are stored in every checkpoint; a mixture of two robots, or of none, is refused."""
     stats = mixture_of([Fake()]).stats
-    assert data.Statistics.from_dict(json.loads(json.dumps(vars(stats)))) == stats
+    assert Statistics.from_dict(json.loads(json.dumps(vars(stats)))) == stats
     with pytest.raises(ValueError, match="statistics are of one robot"):
         mixture_of([Fake(), Fake(robot="g1")])
     with pytest.raises(ValueError, match="no dataset of the mixture has actions"):
