@@ -1,0 +1,607 @@
+"""Fast inference: the savings that model.py leaves out, as transformations of a built model.
+
+`Engine(model)` gives the same chunks as `model.sample_actions`, from the same weights. What it does differently is
+exact up to rounding, and each item is tested against the plain path:
+
+    weights      q, k, v and gate, up joined (the model's own become views: nothing is stored twice); the 1x1 and the
+                 8x8 convolution folded into one product, likewise Qwen's two identical still frames, and the first two
+                 maps of the action embedding with tau's part as one constant per Euler step; VAE channels-last
+    tokens       missing views and text padding are not computed at all; the last generation layer gives keys and
+                 values alone when nothing is imagined (the last understanding layer never had more)
+    attention    keys and values are written in place; the heads that share a key are rows of one product, so that
+                 nothing is expanded; no mask, except over the padding of prompts that share a budget
+    state token  never sees the actions: its keys and values are computed in the first Euler step and kept
+    latents      those of t-m can be given (`z_past`) instead of encoded again; support/policy.py keeps them
+
+One `Program` holds everything that is fixed for a number of samples, a set of views and a text budget: spans, tables,
+caches, inputs. Running it is a fixed list of operations: no value is read back, no shape depends on data. So the whole
+call can be one CUDA graph, with five kinds of function compiled inside it and each compiled once for all layers.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from attention_mask import MASKED, positions, valid_tokens
+from data import Batch
+from experts import ConvStem, InternViT, merge_2x2, rotary_tables
+from flow import tau_embedding
+from support.linear import linear
+
+MODES = ("eager", "compile", "graph")
+
+
+# ---- weights ----------------------------------------------------------------------------------------------------
+
+def join(layers):
+    """Linear layers of one input -> (weight, bias) of all their outputs; the layers' weights become views of it."""
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
+    for layer, part in zip(layers, weight.split([layer.out_features for layer in layers])):
+        layer.weight = torch.nn.Parameter(part, requires_grad=False)
+    return weight, bias
+
+
+class BlockWeights(NamedTuple):
+    """One expert's layer. Without `o` it gives keys and values alone."""
+
+    norm: torch.Tensor
+    qkv: tuple               # (weight, bias or None)
+    qk_norm: torch.Tensor    # (A + G, d), or None
+    o: torch.Tensor = None
+    mlp_norm: torch.Tensor = None
+    gate_up: torch.Tensor = None
+    down: torch.Tensor = None
+
+    @classmethod
+    def of(cls, block, heads, kv_heads):
+        """block: experts.Block."""
+        attention, norm = block.self_attn, block.input_layernorm.weight.detach()
+        scale = getattr(attention.k_norm, "weight", None)
+        if block.kv_only:
+            return cls(norm, join([attention.k_proj, attention.v_proj]),
+                       scale if scale is None else scale.detach().expand(kv_heads, -1).contiguous())
+        if scale is not None:
+            scale = torch.cat([attention.q_norm.weight.detach().expand(heads, -1), scale.detach().expand(kv_heads, -1)])
+        return cls(norm, join([attention.q_proj, attention.k_proj, attention.v_proj]), scale,
+                   attention.o_proj.weight.detach(), block.post_attention_layernorm.weight.detach(),
+                   join([block.mlp.gate_proj, block.mlp.up_proj])[0], block.mlp.down_proj.weight.detach())
+
+    def keys_values_alone(self, heads):
+        """The same layer when nothing reads its output: q's rows are left out."""
+        (weight, bias), d = self.qkv, self.qk_norm.shape[1] if self.qk_norm is not None else None
+        rows = heads * (d or self.o.shape[1] // heads)
+        return BlockWeights(self.norm, (weight[rows:], None if bias is None else bias[rows:]),
+                            None if d is None else self.qk_norm[heads:])
+
+
+class ViTWeights(NamedTuple):
+    """One layer of a vision tower, InternViT's or Qwen3-VL's; each pair is (weight, bias)."""
+
+    norm: tuple
+    qkv: tuple
+    proj: tuple
+    mlp_norm: tuple
+    fc1: tuple
+    fc2: tuple
+    scales: tuple            # InternViT's LayerScale, or (None, None)
+
+    @classmethod
+    def of(cls, layer):
+        def pair(module):
+            return module.weight.detach(), module.bias.detach()
+
+        if hasattr(layer, "lambda_1"):
+            parts = layer.attention
+            return cls(pair(layer.layernorm_before), join([parts[name] for name in ("q_proj", "k_proj", "v_proj")]),
+                       pair(parts["projection_layer"]), pair(layer.layernorm_after), pair(layer.mlp["fc1"]),
+                       pair(layer.mlp["fc2"]), (layer.lambda_1.detach(), layer.lambda_2.detach()))
+        return cls(pair(layer.norm1), pair(layer.attn["qkv"]), pair(layer.attn["proj"]), pair(layer.norm2),
+                   pair(layer.mlp["linear_fc1"]), pair(layer.mlp["linear_fc2"]), (None, None))
+
+
+def fold_compression(gen):
+    """GenExpert's 1x1 and k x k convolution -> (weight (D, 16 * k * k), bias (D,)) of one product over a patch."""
+    inner, outer = gen.proj_in.weight.detach()[:, :, 0, 0].float(), gen.compress.weight.detach().float()
+    weight = torch.einsum("ochw,ci->oihw", outer, inner).flatten(1)
+    bias = gen.compress.bias.detach().float() + torch.einsum("ochw,c->o", outer, gen.proj_in.bias.detach().float())
+    return weight.to(gen.compress.weight.dtype), bias.to(gen.compress.weight.dtype)
+
+
+def fold_action_embedding(act, steps):
+    """ActExpert's maps before the first nonlinearity -> (weight (D, d_a), bias (steps, D)), float32.
+
+    W_x (W_a a + b_a) + W_tau embedding(tau) + b: everything but W_x W_a a is a constant of the Euler step.
+    """
+    D = act.action_in_proj.out_features
+    of_action, of_tau = act.action_time_mlp_in.weight.detach().double().split(D, 1)
+    tau = torch.arange(steps, dtype=torch.float64, device=of_tau.device) / steps
+    bias = tau_embedding(tau, D).double() @ of_tau.T + act.action_time_mlp_in.bias.detach().double()
+    bias = bias + of_action @ act.action_in_proj.bias.detach().double()
+    return (of_action @ act.action_in_proj.weight.detach().double()).float(), bias.float()
+
+
+def channels_last(vae):
+    """The VAE, its kernels stored channels-last; values and shapes stay."""
+    for module in vae.modules():
+        for name, p in module.named_parameters(recurse=False):
+            if p.ndim == 4:
+                kernel = p.detach().contiguous(memory_format=torch.channels_last)
+                setattr(module, name, torch.nn.Parameter(kernel, requires_grad=False))
+    return vae
+
+
+# ---- the compiled regions ---------------------------------------------------------------------------------------
+
+def rms_norm(x, weight, eps):
+    """In float32, returned in x's dtype, as experts.RMSNorm."""
+    return F.rms_norm(x.float(), x.shape[-1:], weight.float(), eps).to(x.dtype)
+
+
+def turn(x, rotary):
+    """Rotary embedding: x (B, N, heads, d) float32; cos and sin (B, N, 1, d), the sin of the first half negative."""
+    cos, sin = rotary
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def attend(query, key, value, bias):
+    """query (B, N, A, d), key and value (B, G, n, d), bias (B, 1, 1, n) or None -> (B, N, A * d).
+
+    No mask depends on the query, so the A / G heads of one key head are further rows of the same product.
+    """
+    B, N, A, d = query.shape
+    G = key.shape[1]
+    rows = query.view(B, N, G, A // G, d).permute(0, 2, 3, 1, 4).reshape(B, G, -1, d)
+    out = F.scaled_dot_product_attention(rows, key, value, attn_mask=bias)
+    return out.view(B, G, A // G, N, d).permute(0, 3, 1, 2, 4).reshape(B, N, A * d)
+
+
+def block(x, w, keys, values, start, pieces, rotary, bias, eps):
+    """One expert's layer over rows that follow `start` cached ones.
+
+    x (B, n, D); keys, values (B, G, all, d), rows start to start + n are written. pieces: (rows, visible) pairs in
+    order, that many rows see the first `visible` keys. bias (B, 1, 1, all) or None. -> (B, n, D), or None without w.o.
+    """
+    B, n, _ = x.shape
+    G, d = keys.shape[1], keys.shape[3]
+    y = linear(rms_norm(x, w.norm, eps), *w.qkv).view(B, n, -1, d)
+    y, value = y[:, :, :-G], y[:, :, -G:]
+    if w.qk_norm is not None:
+        y = F.rms_norm(y.float(), (d,), None, eps) * w.qk_norm.float()
+    if rotary is not None:
+        y = turn(y.float(), rotary)
+    y = y.to(x.dtype)
+    keys[:, :, start:start + n] = y[:, :, -G:].transpose(1, 2)
+    values[:, :, start:start + n] = value.transpose(1, 2)
+    if w.o is None:
+        return None
+    first, attended = 0, []
+    for rows, visible in pieces:
+        seen = None if bias is None else bias[..., :visible]
+        attended.append(attend(y[:, first:first + rows, :-G], keys[:, :, :visible], values[:, :, :visible], seen))
+        first += rows
+    x = x + linear(attended[0] if len(pieces) == 1 else torch.cat(attended, 1), w.o)
+    gate, up = linear(rms_norm(x, w.mlp_norm, eps), w.gate_up).chunk(2, -1)
+    return x + linear(F.silu(gate) * up, w.down)
+
+
+def vit_block(x, w, heads, rotary, eps=1e-6):
+    """One layer of a vision tower: x (n, N, D) -> the same; all views in one batch."""
+    qkv = linear(F.layer_norm(x, x.shape[-1:], *w.norm, eps), *w.qkv).unflatten(-1, (3 * heads, -1))
+    if rotary is not None:
+        query, key = turn(qkv[:, :, :2 * heads].float(), rotary).to(x.dtype).chunk(2, 2)
+    else:
+        query, key = qkv[:, :, :heads], qkv[:, :, heads:2 * heads]
+    y = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (query, key, qkv[:, :, 2 * heads:])))
+    y = linear(y.transpose(1, 2).flatten(2), *w.proj)
+    x = x + (y if w.scales[0] is None else y * w.scales[0])
+    y = F.gelu(linear(F.layer_norm(x, x.shape[-1:], *w.mlp_norm, eps), *w.fc1),
+               approximate="none" if rotary is None else "tanh")
+    y = linear(y, *w.fc2)
+    return x + (y if w.scales[1] is None else y * w.scales[1])
+
+
+def encode(vae, pixels):
+    """pixels (n, 3, s, s) in [-1, 1] -> latents (n, 16, g, g) float32."""
+    return vae.encode(pixels).float()
+
+
+def decode(vae, z):
+    """latents (n, 16, g, g) in the VAE's dtype -> pixels (n, 3, s, s) in [-1, 1], float32."""
+    return vae.decode(z).float()
+
+
+# ---- vision towers ----------------------------------------------------------------------------------------------
+
+class Vision:
+    """A vision tower with its tables computed once. `block` may be replaced by its compiled form."""
+
+    def __init__(self, tower):
+        self.tower = tower
+        self.block = vit_block
+        if isinstance(tower, ConvStem):
+            return
+        self.layers = [ViTWeights.of(layer) for layer in (tower.layers if isinstance(tower, InternViT) else tower.blocks)]
+        self.heads = (tower.layers if isinstance(tower, InternViT) else tower.blocks)[0].heads
+        self.rotary = None
+        if not isinstance(tower, InternViT):   # a still image fills both times of the kernel: their sum
+            weight = tower.patch_embed.weight.detach()
+            self.patch, self.side = weight.float().sum(2).to(weight.dtype), None
+
+    def __call__(self, pixels):
+        """pixels (n, 3, S, S) in [0, 1] -> (n, tokens, D)."""
+        if isinstance(self.tower, ConvStem):
+            return self.tower(pixels)
+        return self._intern(pixels) if isinstance(self.tower, InternViT) else self._qwen(pixels)
+
+    def _intern(self, pixels):
+        tower = self.tower
+        x = tower.patch_embed(((pixels - tower.mean) / tower.std).to(tower.patch_embed.weight.dtype))
+        side = x.shape[-1]
+        x = torch.cat([tower.cls_token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], 1)
+        x = x + tower.position_embeddings
+        for w in self.layers:
+            x = self.block(x, w, self.heads, None)
+        x = tower.projector["layer_norm"](merge_2x2(x[:, 1:].unflatten(1, (side, side))))
+        return tower.projector["linear_2"](F.gelu(tower.projector["linear_1"](x)))
+
+    def _qwen(self, pixels):
+        tower = self.tower
+        x = F.conv2d((pixels * 2 - 1).to(self.patch.dtype), self.patch, tower.patch_embed.bias, self.patch.shape[-1])
+        side = x.shape[-1]
+        if side != self.side:
+            self._tables(side)
+        x = x.flatten(2).transpose(1, 2) + self.table
+        for w in self.layers:
+            x = self.block(x, w, self.heads, self.rotary)
+        x = merge_2x2(tower.merger["norm"](x).unflatten(1, (side, side)))
+        return tower.merger["linear_fc2"](F.gelu(tower.merger["linear_fc1"](x)))
+
+    def _tables(self, side):
+        """Positions of a grid of side^2 patches: the learned table, interpolated, and rotary cos and sin."""
+        tower, self.side = self.tower, side
+        table = tower.pos_embed.weight.detach().view(1, tower.grid, tower.grid, -1).permute(0, 3, 1, 2)
+        if side != tower.grid:
+            table = F.interpolate(table.float(), (side, side), mode="bilinear", align_corners=True).to(table.dtype)
+        self.table = table.flatten(2).transpose(1, 2).contiguous()                 # (1, side^2, D)
+        line = torch.arange(side, device=table.device)[:, None] * tower.frequency.to(table.device)
+        angle = torch.cat([line.repeat_interleave(side, 0), line.repeat(side, 1)], -1)
+        self.rotary = _signed(angle.cos()[None, :, None], angle.sin()[None, :, None])
+
+
+def _signed(cos, sin):
+    """cos and sin of half a head (..., d/2) -> the tables `turn` reads (..., d)."""
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+
+
+# ---- one layout -------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Shape:
+    """What a Program is built for; another shape is another Program.
+
+    samples B; views: which of the three are computed; text: slots for words; padded: some slots may be empty;
+    cached: latents of t-m are given; imagine: z_hat is wanted.
+    """
+
+    samples: int
+    views: tuple
+    text: int
+    padded: bool
+    cached: bool
+    imagine: bool
+
+
+class Program:
+    """Buffers and tables of one Shape: inputs, caches, spans of the kept tokens u (und), g (gen), state, n (all)."""
+
+    def __init__(self, model, shape):
+        config, layout, self.shape = model.config, model.layout, shape
+        B, V, device = shape.samples, len(shape.views), model.act.state_proj.weight.device
+        self.u = V * layout.per_view + shape.text
+        self.g = self.u + V * layout.gen
+        self.n = self.g + 1 + config.chunk
+        self.keep = self._kept(layout).to(device)
+
+        def buffer(*size, dtype=torch.float32):
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        grid, d, size = config.latent_grid, config.head_dim, config.frame_size
+        self.image = buffer(B, V, 3, config.view_size, config.view_size, dtype=torch.uint8)
+        self.frames = buffer(B, V, 1 if shape.cached else 2, 3, size, size, dtype=torch.uint8)
+        self.z_past = buffer(B, V, 16, grid, grid) if shape.cached else None
+        self.text_ids = buffer(B, shape.text, dtype=torch.long)
+        self.state, self.real = buffer(B, config.state_dim), buffer(B, 1, config.action_dim)
+        self.eps = buffer(B, config.chunk, config.action_dim)
+        self.rotary = None if config.learned_positions else (buffer(B, self.n, 1, d), buffer(B, self.n, 1, d))
+        self.bias = buffer(B, 1, 1, self.n, dtype=model.dtype) if shape.padded else None
+        self.keys, self.values = ([buffer(B, config.kv_heads, self.n, d, dtype=model.dtype)
+                                   for _ in range(config.layers)] for _ in range(2))
+        self.mask = None
+
+    def _kept(self, layout):
+        """Places in the joint sequence of the tokens that are computed, in its order."""
+        views = [torch.arange(layout.per_view) + v * layout.per_view for v in self.shape.views]
+        text = layout.views * layout.per_view + torch.arange(self.shape.text)
+        gen = [torch.arange(layout.gen) + layout.n_und + v * layout.gen for v in self.shape.views]
+        return torch.cat([*views, text, *gen, layout.n_und + layout.n_gen + torch.arange(layout.n_act)])
+
+    def load(self, batch, eps, z_past):
+        """Copy a batch in; the only place where values decide anything (rotary tables, once per set of masks)."""
+        views, text = list(self.shape.views), self.shape.text
+        self.image.copy_(batch.image[:, views])
+        self.frames.copy_(batch.frames[:, views, 1:2] if self.shape.cached else batch.frames[:, views, :2])
+        if self.shape.cached:
+            self.z_past.copy_(z_past[:, views])
+        self.text_ids.copy_(batch.text_ids[:, :text])
+        self.state.copy_(batch.state)
+        self.real.copy_(batch.dim_mask[:, None])
+        self.eps.copy_(eps)
+
+    def place(self, model, batch):
+        """Positions and padding of a batch's prompts; nothing is done when its masks are those of the last one."""
+        mask = torch.cat([batch.view_mask, batch.text_mask], 1).cpu()
+        if self.mask is not None and torch.equal(mask, self.mask):
+            return
+        self.mask, device = mask, self.keep.device
+        masks = batch.view_mask.to(device), batch.text_mask.to(device)
+        if self.rotary is not None:
+            position = positions(model.layout, *masks)[:, self.keep]
+            cos, sin = (table[:, 0, :, None] for table in
+                        rotary_tables(position, model.rope_frequency, model.rope_axis))          # (B, n, 1, d)
+            half = cos.shape[-1] // 2
+            for mine, new in zip(self.rotary, _signed(cos[..., :half], sin[..., :half])):
+                mine.copy_(new)
+        if self.bias is not None:
+            valid = valid_tokens(model.layout, *masks)[:, self.keep]
+            self.bias.copy_(torch.zeros_like(self.bias).masked_fill_(~valid[:, None, None], MASKED))
+
+
+# ---- the engine -------------------------------------------------------------------------------------------------
+
+class Chunk(NamedTuple):
+    """One call's results. Views that are missing hold zeros; without a generation expert z and z_hat are None."""
+
+    actions: torch.Tensor       # (B, k, d_a) float32, standardised
+    z: torch.Tensor = None      # (B, V, 16, g, g) float32: latents of o_t, the z_past of m frames later
+    z_hat: torch.Tensor = None  # (B, V, 16, g, g) float32, when asked for
+
+
+def cuda_capture(run):
+    """Record run() as one CUDA graph -> a function that replays it and returns the recorded outputs."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):   # lazily created handles and workspaces must exist before recording
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+
+    def replay():
+        graph.replay()
+        return out
+    return replay
+
+
+class Engine:
+    """engine(batch, eps) -> Chunk, equal to model.sample_actions(batch, eps).
+
+    mode "eager": as it is. "compile": block, vit_block, encode and decode are compiled, once for all layers.
+    "graph": the same, and every Program is one CUDA graph, recorded at its first call; `capture` makes it.
+    The model keeps working and shares its weights; train it no further, because constants were computed from them.
+    """
+
+    def __init__(self, model, mode="eager", steps=None, capture=cuda_capture, backend=None):
+        if mode not in MODES:
+            raise ValueError(f"--engine {mode}: choose from {', '.join(MODES)}")
+        config = model.config
+        self.model, self.config, self.mode, self.capture = model, config, mode, capture
+        self.steps = steps or config.euler_steps
+        self.programs, self.recorded, self.captures = {}, {}, 0
+        self.vision = Vision(model.und.visual)
+        self.layers = {name: [BlockWeights.of(getattr(layer, name), config.heads, config.kv_heads)
+                              for layer in model.layers] for name in ("und", "gen", "act") if name != "gen" or config.gen_expert}
+        if config.gen_expert:
+            self.compress = fold_compression(model.gen)
+            self.last_gen = self.layers["gen"][-1].keys_values_alone(config.heads)
+            self.vae = channels_last(model.vae)
+        self.embed_action = fold_action_embedding(model.act, self.steps)
+        device = self.embed_action[0].device
+        self.view_tokens = torch.tensor(config.view_tokens, device=device)
+        self.block, self.encode, self.decode = block, encode, decode
+        self.report = None
+        if mode != "eager":
+            self._compile(backend, device)
+            self._warm_up(device)
+
+    def _compile(self, backend, device):
+        """One compiled function per region; layers of one shape share it."""
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)   # shapes, over all layouts
+        options = {"backend": backend} if backend else \
+            {"mode": "max-autotune-no-cudagraphs"} if device.type == "cuda" else {}
+        region = partial(torch.compile, fullgraph=True, dynamic=False, **options)
+        self.block, self.vision.block = region(block), region(vit_block)
+        self.encode, self.decode = region(encode), region(decode)
+
+    def _warm_up(self, device):
+        """Compile (and record) for three views and a full budget, and say how far the result is from eager's."""
+        batch = random_batch(self.config).to(device)
+        eps = torch.randn(1, self.config.chunk, self.config.action_dim, generator=torch.Generator().manual_seed(0))
+        fast = self(batch, eps.to(device)).actions.clone()
+        mode, regions = self.mode, (self.block, self.vision.block, self.encode, self.decode)
+        self.mode, (self.block, self.vision.block, self.encode, self.decode) = "eager", (block, vit_block, encode, decode)
+        slow = self(batch, eps.to(device)).actions
+        self.mode, (self.block, self.vision.block, self.encode, self.decode) = mode, regions
+        self.report = (f"engine {mode}: largest difference from eager {(fast - slow).abs().max().item():.1e} of actions "
+                       f"up to {slow.abs().max().item():.1f}")
+
+    # ---- a call -------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode(False)   # buffers outlive the call, whatever mode the caller is in
+    @torch.no_grad()
+    def __call__(self, batch, eps, z_past=None, imagine=False):
+        """batch: data.Batch of B samples with the same views; eps (B, k, d_a); z_past (B, V, 16, g, g), latents of t-m.
+
+        What a graph returns is overwritten by the next call. ValueError: samples with different views, or padding
+        between words.
+        """
+        shape = self.shape(batch, z_past is not None, imagine and self.config.gen_expert)
+        program = self.programs.get(shape)
+        if program is None:
+            program = self.programs[shape] = Program(self.model, shape)
+        program.place(self.model, batch)
+        program.load(batch, eps, z_past)
+        if self.mode != "graph":
+            return self.run(program)
+        if shape not in self.recorded:
+            self.captures += 1
+            self.recorded[shape] = self.capture(partial(self.run, program))
+        return self.recorded[shape]()
+
+    def shape(self, batch, cached, imagine):
+        """The Shape that a batch needs. Compiled, the text budget is the config's, whatever the prompt."""
+        views, words = batch.view_mask[0], batch.text_mask.sum(1)
+        if not bool((batch.view_mask == views).all()):
+            raise ValueError("the samples of one call must have the same cameras: call the engine once per set")
+        order = torch.arange(batch.text_mask.shape[1], device=words.device)
+        if not torch.equal(batch.text_mask, order < words[:, None]):
+            raise ValueError("text_mask: the words must stand before the padding")
+        text = int(words.max()) if self.mode == "eager" else self.config.text_tokens
+        padded = self.mode != "eager" or bool((words < text).any())
+        return Shape(len(words), tuple(views.nonzero().flatten().tolist()), text, padded,
+                     cached and self.config.gen_expert, imagine)
+
+    def run(self, program):
+        """The whole call as a fixed list of operations on a Program's buffers -> Chunk."""
+        self.understand(program, self.see(program))
+        z = z_hat = None
+        if self.config.gen_expert:
+            z = self.latents(program)
+            h_gen = self.generate(program, z)
+            z_hat = self._all_views(program, self.foresee(program, h_gen)) if program.shape.imagine else None
+            z = self._all_views(program, z[:, :, 1])
+        return Chunk(self.denoise(program), z, z_hat)
+
+    # ---- its phases ---------------------------------------------------------------------------------------------
+
+    def see(self, program):
+        """Pictures and words -> understanding tokens (B, u, D)."""
+        und, config, image = self.model.und, self.config, program.image
+        B, V = image.shape[:2]
+        pixels = image.flatten(0, 1).float().div_(255)
+        if pixels.shape[-1] != config.image_size:   # [release] bicubic, not clamped
+            pixels = F.interpolate(pixels, (config.image_size,) * 2, mode="bicubic", antialias=True, align_corners=False)
+        x = self.vision(pixels).unflatten(0, (B, V))
+        if config.view_tokens:
+            before, after = und.embed_tokens(self.view_tokens).expand(B, V, 2, -1).split(1, 2)
+            x = torch.cat([before, x, after], 2)
+        x = torch.cat([x.flatten(1, 2), und.embed_tokens(program.text_ids)], 1)
+        if config.learned_positions:
+            x = x + und.position[program.keep[:program.u]]
+        return x.to(self.model.dtype)
+
+    def understand(self, program, x):
+        """Fill the understanding tokens' keys and values."""
+        for i, w in enumerate(self.layers["und"]):
+            x = self._block("und", program, i, w, x, 0, ((program.u, program.u),))
+
+    def latents(self, program):
+        """Frames -> z (B, V, 2, 16, g, g) float32 at t-m and t; the former encoded or given."""
+        z = self.to_latents(program.frames)
+        return torch.cat([program.z_past[:, :, None], z], 2) if program.shape.cached else z
+
+    @torch.no_grad()
+    def to_latents(self, frames):
+        """model.phi_cosmos, channels-last: frames (B, V, T, 3, s, s) uint8 -> (B, V, T, 16, g, g) float32."""
+        x, size = frames.flatten(0, 2).float().div_(127.5).sub_(1), self.config.vae_size
+        if x.shape[-1] != size:   # [release]
+            x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
+        dtype = next(self.vae.parameters(), x).dtype
+        z = self.encode(self.vae, x.to(dtype).contiguous(memory_format=torch.channels_last))
+        return z.unflatten(0, frames.shape[:3])
+
+    def generate(self, program, z):
+        """z (B, V, 2, 16, g, g) -> the generation expert's output (B, 32 V, D), or None when nothing is imagined."""
+        B, V, T, C, _, _ = z.shape
+        k = self.config.compress_kernel
+        patches = z.to(self.compress[0].dtype).view(B, V * T, C, 4, k, 4, k).permute(0, 1, 3, 5, 2, 4, 6)
+        x = linear(patches.reshape(B, V * T * 16, -1), *self.compress)
+        if self.config.learned_positions:
+            x = x + self.model.gen.position[program.keep[program.u:program.g] - self.model.layout.n_und]
+        x, last = x.to(self.model.dtype), len(self.layers["gen"]) - 1
+        for i, w in enumerate(self.layers["gen"]):
+            w = w if i < last or program.shape.imagine else self.last_gen
+            x = self._block("gen", program, i, w, x, program.u, ((program.g - program.u, program.g),))
+        return x
+
+    def foresee(self, program, h_gen):
+        """GenExpert.decode over the views that are there: (B, 32 V, D) -> z_hat (B, V, 16, g, g) float32."""
+        gen, V = self.model.gen, len(program.shape.views)
+        x = gen.norm(h_gen).to(gen.expand.weight.dtype).unflatten(1, (V, 2, 16)).mean(2)
+        B, D = len(x), x.shape[-1]
+        x = gen.expand(x.reshape(B * V, 4, 4, D).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return gen.proj_out(gen.norm_out(x)).permute(0, 3, 1, 2).unflatten(0, (B, V)).float()
+
+    @torch.no_grad()
+    def to_pictures(self, z):
+        """model.to_pictures, channels-last: latents (..., 16, g, g) -> pictures (..., 3, H, W) uint8."""
+        dtype = next(self.vae.parameters(), z).dtype
+        x = self.decode(self.vae, z.flatten(0, -4).to(dtype).contiguous(memory_format=torch.channels_last))
+        return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().unflatten(0, z.shape[:-3])
+
+    def denoise(self, program):
+        """Eq. (3) -> actions (B, k, d_a) float32. The state token takes part in the first step alone."""
+        act, config = self.model.act, self.config
+        (weight, biases), g, n, k = self.embed_action, program.g, program.n, config.chunk
+        a = program.eps.clone() if config.noise_on_padding else program.eps * program.real
+        for step in range(self.steps):
+            x = act.action_time_mlp_out(F.silu(F.linear(a, weight, biases[step])))
+            if config.learned_positions:
+                x = x + act.position[1:]
+            start, pieces = g + 1, ((k, n),)
+            if step == 0:
+                state = act.state_proj(program.state)[:, None]
+                state = state + act.position[:1] if config.learned_positions else state
+                x, start, pieces = torch.cat([state, x], 1), g, ((1, g + 1), (k, n))
+            x = x.to(self.model.dtype)
+            for i, w in enumerate(self.layers["act"]):
+                x = self._block("act", program, i, w, x, start, pieces)
+            v = act.action_out_proj(rms_norm(x[:, -k:], act.norm.weight, config.norm_eps).float())
+            a = a + (v if config.noise_on_padding else v * program.real) / self.steps
+        return a
+
+    def _block(self, name, program, i, w, x, start, pieces):
+        rotary = program.rotary and tuple(table[:, start:start + x.shape[1]] for table in program.rotary)
+        return self.block(x, w, program.keys[i], program.values[i], start, pieces, rotary, program.bias,
+                          self.config.norm_eps)
+
+    @staticmethod
+    def _all_views(program, z):
+        """(B, views computed, ...) -> (B, 3, ...), zeros where a view is missing."""
+        if len(program.shape.views) == 3:
+            return z
+        out = z.new_zeros(len(z), 3, *z.shape[2:])
+        for at, v in enumerate(program.shape.views):
+            out[:, v] = z[:, at]
+        return out
+
+
+def random_batch(config, B=1, seed=0):
+    """Noise of the right shapes for inference: three views, a prompt that fills the budget."""
+    random = torch.Generator().manual_seed(seed)
+
+    def noise(high, *size, dtype=torch.uint8):
+        return torch.randint(high, size, generator=random, dtype=dtype)
+
+    size, frame = config.view_size, config.frame_size
+    return Batch(image=noise(256, B, 3, 3, size, size), frames=noise(256, B, 3, 2, 3, frame, frame),
+                 view_mask=torch.ones(B, 3, dtype=torch.bool),
+                 text_ids=noise(config.vocab, B, config.text_tokens, dtype=torch.long),
+                 text_mask=torch.ones(B, config.text_tokens, dtype=torch.bool),
+                 state=torch.randn(B, config.state_dim, generator=random),
+                 dim_mask=torch.ones(B, config.action_dim, dtype=torch.bool))
