@@ -18,7 +18,8 @@ caches, inputs. Running it is a fixed list of operations: no value is read back,
 call can be one CUDA graph, with five kinds of function compiled inside it and each compiled once for all layers.
 """
 
-from dataclasses import dataclass, replace
+import copy
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -406,6 +407,8 @@ class Engine:
         self.vision = Vision(model.und.visual)
         self.layers = {name: [BlockWeights.of(getattr(layer, name), config.heads, config.kv_heads)
                               for layer in model.layers] for name in ("und", "gen", "act") if name != "gen" or config.gen_expert}
+        if self.layers["und"][-1].o is not None:   # built for a parity test or a comparison; nothing reads its output
+            self.layers["und"][-1] = self.layers["und"][-1].keys_values_alone(config.heads)
         if config.gen_expert:
             self.compress = fold_compression(model.gen)
             self.last_gen = self.layers["gen"][-1].keys_values_alone(config.heads)
@@ -432,17 +435,21 @@ class Engine:
         """Compile (and record) for three views, with and without given latents; say how far that is from eager."""
         batch = random_batch(self.config).to(device)
         eps = torch.randn(1, self.config.chunk, self.config.action_dim, generator=torch.Generator().manual_seed(0)).to(device)
-        fast = self(batch, eps)
-        actions = fast.actions.clone()
+        fast, slow = self(batch, eps), self.eager()(batch, eps).actions
+        difference = (fast.actions - slow).abs().max().item()
         if fast.z is not None:
             self(batch, eps, z_past=fast.z.clone())
-        mode, regions = self.mode, (self.block, self.vision.block, self.encode, self.decode)
-        self.mode, (self.block, self.vision.block, self.encode, self.decode) = "eager", (block, vit_block, encode, decode)
-        slow = self(batch, eps).actions
-        self.mode, (self.block, self.vision.block, self.encode, self.decode) = mode, regions
-        self.programs = {shape: self.programs[shape] for shape in self.programs if shape.padded}   # not eager's
-        self.report = (f"engine {mode}: largest difference from eager {(actions - slow).abs().max().item():.1e} of "
-                       f"actions up to {slow.abs().max().item():.1f}")
+        self.report = (f"engine {self.mode}: largest difference from eager {difference:.1e} of actions up to "
+                       f"{slow.abs().max().item():.1f}")
+
+    def eager(self, steps=None):
+        """A second engine over the same weights, nothing compiled; with another number of Euler steps if given."""
+        other = copy.copy(self)
+        other.mode, other.programs, other.recorded, other.vision = "eager", {}, {}, copy.copy(self.vision)
+        other.block, other.vision.block, other.encode, other.decode = block, vit_block, encode, decode
+        if steps:
+            other.steps, other.embed_action = steps, fold_action_embedding(self.model.act, steps)
+        return other
 
     # ---- a call -------------------------------------------------------------------------------------------------
 

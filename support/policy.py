@@ -137,7 +137,8 @@ class Run:
         self.history = deque(maxlen=self.m + 1)   # images of the frames t-m to t; before the start the first is repeated
         self.latents, self.hits = {}, 0           # frame -> (views, z (1, V, 16, g, g)); frame 0 and those still to be used
         self.pool = ThreadPoolExecutor(1, "policy") if background else None
-        self.pending, self.plans, self.starved, self.seconds = None, 0, 0, []
+        self.pending = self.ahead = None          # in the background: (frame, plan), and latents
+        self.plans, self.starved, self.seconds = 0, 0, []
 
     def step(self, images, state):
         began = time.perf_counter()
@@ -148,7 +149,9 @@ class Run:
             self._launch(np.array(state, np.float32), wait=first or self.pool is None)
         elif self._wants_latents(self.t):
             job = self._encode_ahead, self.t, self.history[-1]
-            self.pool.submit(*job) if self.pool else job[0](*job[1:])
+            self.ahead = self.pool.submit(*job) if self.pool else job[0](*job[1:])
+        if self.ahead is not None and self.ahead.done():
+            self.ahead = self.ahead.result()   # which is None, unless it raises
         if self.pending is not None and self.pending[1].done():
             self._adopt()
         at = self.t - self.planned_at

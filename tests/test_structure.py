@@ -12,13 +12,14 @@ TOP, SUPPORT = sorted(ROOT.glob("*.py")), sorted((ROOT / "support").glob("*.py")
 PRODUCT = [path for path in TOP + SUPPORT if path.name != "__init__.py"]
 LAYERS = {
     "scripts": ("train", "infer", "bench"),
+    "L7": ("support.latency",),
     "L6": ("support.policy", "support.evaluate", "support.open_loop"),
-    "L5": ("support.engine",),
+    "L5": ("support.engine", "support.plain_arm"),
     "L4": ("support.weights",),
     "L3": ("model",),
     "L2": ("data", "conveyor"),
     "L1": ("experts", "cosmos_vae", "support.folder_source", "support.lerobot_reader", "support.prompts",
-           "support.optim", "support.checkpoint", "support.pictures", "support.tensor_files"),
+           "support.optim", "support.checkpoint", "support.pictures", "support.tensor_files", "support.roofline"),
     "L0": ("config", "attention_mask", "flow", "lpt", "support.robots", "support.linear"),
 }
 HEIGHT = {module: height for height, names in enumerate(reversed(LAYERS.values())) for module in names}
