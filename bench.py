@@ -27,6 +27,7 @@ import torch
 from config import CONFIGS, Parser, get_config, not_built
 from data import letterbox, open_source, windows
 from model import InternVLA_A1, count_parameters
+from support.engine import MODES
 from support.latency import control, lines, measure
 from support.lerobot_reader import forget_open_files
 
@@ -204,8 +205,8 @@ def reading(args):
 
 def conditions(args):
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return {"command": "python bench.py " + " ".join(sys.argv[1:]), "config": args.config, "dtype": args.dtype, "device": where,
-            "torch": torch.__version__, "engine": args.engine or {"cuda": "graph"}.get(args.device, "eager")}
+    return {"command": "python bench.py " + " ".join(sys.argv[1:]), "config": args.config, "dtype": args.dtype,
+            "device": where, "torch": torch.__version__, "engine": args.engine or ("graph" if args.device == "cuda" else "eager")}
 
 
 def latency(args):
@@ -253,9 +254,9 @@ def parse(argv):
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="with --config")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="with --config")
     parser.add_argument("--random", action="store_true", help="with --config: random weights (the default, and all)")
-    parser.add_argument("--engine", choices=("eager", "compile", "graph"), help="with --config (default: graph on a GPU)")
+    parser.add_argument("--engine", choices=MODES, help="with --config (default: graph on a GPU, eager on a CPU)")
     parser.add_argument("--blocks", type=int, default=5, help="with --config: each arm runs twice as often")
-    parser.add_argument("--compiled_arm", action="store_true", help="with --config: also torch.compile the plain arm")
+    parser.add_argument("--compiled_arm", action="store_true", help="with --config: also the plain arm, compiled")
     parser.add_argument("--euler_steps", type=int, help="with --config: also time fewer steps, and their action error")
     parser.add_argument("--control", type=float, metavar="SECONDS", help="with --config: a control loop at 30 Hz instead")
     return parser.parse_args(argv)

@@ -400,6 +400,8 @@ class Engine:
     def __init__(self, model, mode="eager", steps=None, capture=cuda_capture, backend=None):
         if mode not in MODES:
             raise ValueError(f"--engine {mode}: choose from {', '.join(MODES)}")
+        if mode == "graph" and capture is cuda_capture and model.act.state_proj.weight.device.type != "cuda":
+            raise ValueError("--engine graph records a CUDA graph and there is no GPU: use eager or compile")
         config = model.config
         self.model, self.config, self.mode, self.capture = model, config, mode, capture
         self.steps = steps or config.euler_steps

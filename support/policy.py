@@ -63,17 +63,28 @@ class Policy:
         shape = n, self.config.model.chunk, self.config.model.action_dim
         return torch.randn(shape, generator=generator).to(self.device)
 
-    def plan(self, pictures, states, tasks):
+    def plan(self, pictures, states, tasks, imagine=True):
         """Observations as in `batch` -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None)."""
+        imagine = imagine and self.config.model.gen_expert
         batch = self.batch(pictures, states, tasks)
         if self.engine is None or not bool((batch.view_mask == batch.view_mask[0]).all()):
             with torch.inference_mode():
                 prefix = self.model.prefill(batch)
                 a = self.model.sample_actions(batch, self.noise(len(tasks)), self.euler_steps, prefix)
-                z_hat = self.model.imagine(batch, prefix) if self.config.model.gen_expert else None
+                z_hat = self.model.imagine(batch, prefix) if imagine else None
         else:
-            a, _, z_hat = self.engine(batch, self.noise(len(tasks)), imagine=True)
+            a, _, z_hat = self.engine(batch, self.noise(len(tasks)), imagine=imagine)
         return self.stats.actions(a.cpu().numpy(), np.asarray(states, np.float32)), None if z_hat is None else z_hat.cpu()
+
+    def euler_error(self, pictures, states, tasks):
+        """What fewer Euler steps change: rms difference from the config's number, same noise, standardised actions."""
+        batch, model = self.batch(pictures, states, tasks), self.model
+        eps = self.noise(len(tasks))
+        with torch.inference_mode():
+            prefix = model.prefill(batch)
+            few, all_of_them = (model.sample_actions(batch, eps, steps, prefix) for steps in (self.euler_steps, None))
+        real = batch.dim_mask[:, None].expand_as(few)
+        return (few - all_of_them)[real].square().mean().sqrt().item()
 
     def to_pictures(self, z):
         """Latents (..., 16, g, g) -> pictures (..., 3, H, W) uint8 on the CPU."""
@@ -84,7 +95,7 @@ class Policy:
         out = []
         for part in np.array_split(np.arange(len(tasks)), max(1, len(tasks) // 50)):
             pictures = [{view: [past[i, v], now[i, v]] for v, view in enumerate(VIEWS)} for i in part]
-            out.append(self.plan(pictures, states[part], [tasks[i] for i in part])[0])
+            out.append(self.plan(pictures, states[part], [tasks[i] for i in part], imagine=False)[0])
         return np.concatenate(out)
 
     # ---- one robot, frame by frame ------------------------------------------------------------------------------

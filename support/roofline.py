@@ -27,8 +27,8 @@ COLD_BYTES = 256 << 20   # operands are cycled through this much memory, so that
 class Ledger(TorchDispatchMode):
     """with Ledger() as seen: run() -> seen.work: Counter of (kind, shapes, dtype); seen.operations: all that is launched.
 
-    kinds: product (M, K, N); convolution (n, C_in, H, W, C_out, k, stride); transposed (the same); attention
-    (B, heads, rows, d, keys).
+    kinds: product (M, K, N); batched (B, M, K, N); convolution (n, C_in, H, W, C_out, k, stride); transposed (the
+    same); attention (B, heads, rows, d, keys).
     """
 
     def __init__(self):
@@ -51,6 +51,8 @@ class Ledger(TorchDispatchMode):
             # A left-hand weight (support/linear.py) is the same work: the smaller count of rows comes first.
             M, (K, N) = one.shape[0], other.shape
             return "product", (min(M, N), K, max(M, N)) if name == "mm" else (M, K, N), one.dtype
+        if name == "bmm":
+            return "batched", (*args[0].shape, args[1].shape[2]), args[0].dtype
         if name == "convolution":
             x, weight, stride, moved = args[0], args[1], args[3], args[6]
             channels = weight.shape[1] if moved else weight.shape[0]
@@ -66,6 +68,9 @@ def flops(kind, shape):
     if kind == "product":
         M, K, N = shape
         return 2 * M * K * N
+    if kind == "batched":
+        B, M, K, N = shape
+        return 2 * B * M * K * N
     if kind == "attention":
         B, heads, rows, d, keys = shape
         return 4 * B * heads * rows * d * keys
@@ -80,6 +85,8 @@ def flops(kind, shape):
 def weight_bytes(kind, shape, dtype):
     if kind == "product":
         return shape[1] * shape[2] * dtype.itemsize
+    if kind == "batched":
+        return shape[0] * shape[2] * shape[3] * dtype.itemsize
     if kind == "attention":
         B, heads, rows, d, keys = shape
         return 2 * B * heads * keys * d * dtype.itemsize
@@ -115,6 +122,10 @@ def time_alone(kind, shape, dtype, device):
         x, weights = noise(M, K), [noise(N, K) for _ in range(copies)]
         forms = [lambda i: F.linear(x, weights[i % copies]), lambda i: linear(x, weights[i % copies])]
         return min(seconds_of(form, device, calls) for form in forms)
+    if kind == "batched":
+        B, M, K, N = shape
+        one, other = noise(B, M, K), noise(B, K, N)
+        return seconds_of(lambda i: torch.bmm(one, other), device, calls)
     if kind == "attention":
         B, heads, rows, d, keys = shape
         query, key, value = noise(B, heads, rows, d), noise(B, heads, keys, d), noise(B, heads, keys, d)

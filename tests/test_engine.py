@@ -188,6 +188,8 @@ def test_samples_with_different_cameras_or_words_after_padding_are_refused(tiny,
         engine(batch, eps)
     with pytest.raises(ValueError, match="--engine quick"):
         Engine(build(tiny), "quick")
+    with pytest.raises(ValueError, match="no GPU: use eager or compile"):
+        Engine(build(tiny), "graph")
 
 
 # ---- one graph per layout ----------------------------------------------------------------------------------

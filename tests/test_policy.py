@@ -1,14 +1,18 @@
 """One robot, frame by frame: history, queue, latents, replanning at once and in the background."""
 
+import runpy
+import sys
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from PIL import Image
 
-from config import CONFIGS
+from config import CONFIGS, to_dict
 from data import VIEWS, Statistics
+from support import checkpoint
 from support.policy import Policy
 
 FPS, D = 30.0, 6
@@ -238,3 +242,46 @@ def test_the_reported_times_are_those_of_the_steps(make, monkeypatch):
     report = policy.timing()
     assert report["p50_ms"] == pytest.approx(2.5) and report["max_ms"] == pytest.approx(100)
     assert report["p50_ms"] < report["p99_ms"] <= report["max_ms"]
+
+
+# ---- infer.py ----------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def infer(tmp_path, make, monkeypatch, capsys):
+    """(*flags) -> actions (k, d_a) and what was printed, always of the same pictures and the same checkpoint."""
+    policy, frames = make(engine="plain", chunk=8), film(2)[0]
+    state = {"step": 1, "config": to_dict(policy.config), "statistics": asdict(policy.stats), "versions": {}, "log_length": 0}
+    run = checkpoint.save(tmp_path / "run", 1, policy.model.state_dict(), {}, state)
+    for view in ("head", "left_wrist"):
+        for images, time in zip(frames, ("past", "now")):
+            Image.fromarray(images[view]).save(tmp_path / f"{view}_{time}.png")
+    np.save(tmp_path / "state.npy", np.zeros(D, np.float32))
+
+    def run_infer(*flags):
+        monkeypatch.setattr(sys, "argv", ["infer.py", "--image-dir", str(tmp_path), "--task", "go", "--checkpoint", str(run),
+                                          "--out", str(tmp_path / "out"), "--device", "cpu", *flags])
+        runpy.run_path(str(Path(__file__).parents[1] / "infer.py"), run_name="__main__")
+        return np.load(tmp_path / "out" / "actions.npy"), capsys.readouterr().out
+    return run_infer
+
+
+def test_infer_gives_the_same_actions_with_and_without_the_engine(infer, monkeypatch):
+    """And --engine plain needs no support/engine.py: importing it fails here."""
+    fast, _ = infer()
+    assert "support.engine" in sys.modules   # the default
+    monkeypatch.setitem(sys.modules, "support.engine", None)
+    plain, _ = infer("--engine", "plain")
+    np.testing.assert_allclose(fast, plain, atol=1e-5)
+    few, printed = infer("--engine", "plain", "--euler_steps", "2")
+    assert "2 instead of 10 Euler steps move the actions by" in printed and np.abs(few - plain).max() > 1e-3
+
+
+def test_fewer_euler_steps_report_what_they_change(make):
+    """The error is 0 for the config's own number and not for another."""
+    frames, states = film(1)
+    seen = [{view: [frames[0][view]] * 2 for view in VIEWS}]
+    policy = make(chunk=8)
+    policy.euler_steps = 10
+    assert policy.euler_error(seen, states, ["go"]) == 0
+    policy.euler_steps = 3
+    assert policy.euler_error(seen, states, ["go"]) > 1e-3
