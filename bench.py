@@ -255,7 +255,7 @@ def parse(argv):
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="with --config")
     parser.add_argument("--random", action="store_true", help="with --config: random weights (the default, and all)")
     parser.add_argument("--engine", choices=MODES, help="with --config (default: graph on a GPU, eager on a CPU)")
-    parser.add_argument("--blocks", type=int, default=5, help="with --config: each arm runs twice as often")
+    parser.add_argument("--blocks", type=int, default=4, help="with --config: each arm runs twice as often")
     parser.add_argument("--compiled_arm", action="store_true", help="with --config: also the plain arm, compiled")
     parser.add_argument("--euler_steps", type=int, help="with --config: also time fewer steps, and their action error")
     parser.add_argument("--control", type=float, metavar="SECONDS", help="with --config: a control loop at 30 Hz instead")

@@ -112,31 +112,31 @@ def seconds_of(call, device, calls, repeats=3):
 
 def time_alone(kind, shape, dtype, device):
     """Seconds of one operation of a ledger, alone, operands cycled through cold memory."""
-    def noise(*size):
-        return torch.rand(size, device=device).to(dtype)
+    def operand(*size):   # written once, so that it has memory of its own; what it holds does not change the time
+        return torch.ones(size, device=device, dtype=dtype)
 
     copies = int(min(max(2, COLD_BYTES // max(weight_bytes(kind, shape, dtype), 1)), 24))
     calls = int(min(max(copies, 4), max(2, 2e11 // flops(kind, shape))))
     if kind == "product":
         M, K, N = shape
-        x, weights = noise(M, K), [noise(N, K) for _ in range(copies)]
+        x, weights = operand(M, K), [operand(N, K) for _ in range(copies)]
         forms = [lambda i: F.linear(x, weights[i % copies]), lambda i: linear(x, weights[i % copies])]
         return min(seconds_of(form, device, calls) for form in forms)
     if kind == "batched":
         B, M, K, N = shape
-        one, other = noise(B, M, K), noise(B, K, N)
+        one, other = operand(B, M, K), operand(B, K, N)
         return seconds_of(lambda i: torch.bmm(one, other), device, calls)
     if kind == "attention":
         B, heads, rows, d, keys = shape
-        query, key, value = noise(B, heads, rows, d), noise(B, heads, keys, d), noise(B, heads, keys, d)
+        query, key, value = operand(B, heads, rows, d), operand(B, heads, keys, d), operand(B, heads, keys, d)
         return seconds_of(lambda i: F.scaled_dot_product_attention(query, key, value), device, calls)
     n, C_in, H, W, C_out, k, stride = shape
-    x = noise(n, C_in, H, W).contiguous(memory_format=torch.channels_last)
+    x = operand(n, C_in, H, W).contiguous(memory_format=torch.channels_last)
     size = (C_out, C_in, k, k) if kind == "convolution" else (C_in, C_out, k, k)
-    weights = [noise(*size).contiguous(memory_format=torch.channels_last) for _ in range(min(copies, 2))]
+    weights = [operand(*size).contiguous(memory_format=torch.channels_last) for _ in range(min(copies, 2))]
     function = F.conv2d if kind == "convolution" else F.conv_transpose2d
     padding = 1 if kind == "convolution" and k == 3 and stride == 1 else 0
-    return seconds_of(lambda i: function(x, weights[i % 2], stride=stride, padding=padding), device, min(calls, 4))
+    return seconds_of(lambda i: function(x, weights[i % 2], stride=stride, padding=padding), device, min(calls, 3))
 
 
 def probes(device, dtype):

@@ -227,8 +227,9 @@ def test_every_region_is_compiled_once_over_layers_steps_and_prompts(variant, bu
 def test_the_regions_compile_at_full_width(name):
     """Three layers of each tower at full width (so that a whole layer is met twice), bfloat16: one frame per region."""
     torch._dynamo.reset()
-    # Few words and the DCT keep it small; the next test compiles Cosmos.
-    config = replace(CONFIGS[name].model, layers=3, vit_layers=2, vocab=300, view_tokens=(298, 299), vae="dct")
+    # A small vocabulary, three steps and the DCT keep it fast; the next test compiles Cosmos.
+    config = replace(CONFIGS[name].model, layers=3, vit_layers=2, vocab=300, view_tokens=(298, 299), vae="dct",
+                     euler_steps=3)
     model = empty_model(config, dtype=torch.bfloat16)
     with torch.no_grad():
         for p in model.parameters():

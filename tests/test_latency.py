@@ -119,7 +119,7 @@ def test_a_ratio_has_an_interval_that_holds_it():
 def test_bench_reports_every_figure_of_a_chunk(monkeypatch, capsys, tmp_path):
     """The whole table at the smallest size that has every part; its command is in the README at full size."""
     from conftest import VARIANTS
-    small = replace(CONFIGS["a1_3b_release"], model=replace(VARIANTS["qwen"], vae="cosmos", layers=2))
+    small = replace(CONFIGS["a1_3b_release"], model=replace(VARIANTS["qwen"], vae="cosmos", vae_size=32))
     monkeypatch.setitem(CONFIGS, "small", small)
     monkeypatch.setattr(bench, "RESULTS", tmp_path)
     monkeypatch.setattr(roofline, "time_alone", lambda *key: 1e-6)
