@@ -205,8 +205,9 @@ def reading(args):
 
 def conditions(args):
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    default = "graph" if args.device == "cuda" else "eager"
     return {"command": "python bench.py " + " ".join(sys.argv[1:]), "config": args.config, "dtype": args.dtype,
-            "device": where, "torch": torch.__version__, "engine": args.engine or ("graph" if args.device == "cuda" else "eager")}
+            "device": where, "torch": torch.__version__, "engine": args.engine or default}
 
 
 def latency(args):
@@ -223,7 +224,7 @@ def latency(args):
                   f"{row['steps']} steps, {row['plans']} plans, {row['starved']} starved, {row['late']} late")
     else:
         if config.model.vae != "cosmos" or not config.model.gen_expert:
-            raise ValueError(f"--config {args.config}: the plain arm is a full-size preset's; --control times a small one")
+            raise ValueError(f"--config {args.config}: the plain arm is a full-size preset's; --control times any")
         compiled = args.compiled_arm or args.device == "cuda"
         report |= measure(config.model, args.device, dtype, report["engine"], args.blocks, compiled, args.euler_steps)
         print(f"{' + '.join(map(str, report['tokens']))} tokens; every arm {2 * args.blocks} times, interleaved")
@@ -258,7 +259,7 @@ def parse(argv):
     parser.add_argument("--blocks", type=int, default=4, help="with --config: each arm runs twice as often")
     parser.add_argument("--compiled_arm", action="store_true", help="with --config: also the plain arm, compiled")
     parser.add_argument("--euler_steps", type=int, help="with --config: also time fewer steps, and their action error")
-    parser.add_argument("--control", type=float, metavar="SECONDS", help="with --config: a control loop at 30 Hz instead")
+    parser.add_argument("--control", type=float, metavar="SECONDS", help="with --config: a control loop at 30 Hz")
     return parser.parse_args(argv)
 
 

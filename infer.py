@@ -66,7 +66,7 @@ def parse(argv):
     parser.add_argument("--episode", type=int, default=-1, help="with --cut: episode (default the last)")
     parser.add_argument("--frame", type=int, help="with --cut: frame t (default m)")
     parser.add_argument("--engine", choices=("plain", "eager", "compile", "graph"),
-                        help="how a chunk is computed: plain is model.py as it is read, the others are support/engine.py "
+                        help="plain: model.py as it is read; the others: support/engine.py, the same chunks sooner "
                              "(default: graph on a GPU, eager on a CPU)")
     parser.add_argument("--euler_steps", type=int, help="fewer Euler steps than the config's; prints the action error")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")

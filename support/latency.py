@@ -175,8 +175,9 @@ def measure(config, device, dtype, mode="eager", blocks=5, compiled_arm=False, e
     report["peak_memory_gb"] = peak_memory(device)
     report["probes"] = roofline.probes(device, dtype)
     eager = engine.eager()
-    report["phases"], work = floors(record(eager, [lambda: eager(batch, eps), lambda: eager(batch, eps, z_past), lambda:
-                                    eager.to_pictures(eager(batch, eps, z_past, imagine=True).z_hat)]), phases, report["probes"], device)
+    ledgers = record(eager, [lambda: eager(batch, eps), lambda: eager(batch, eps, z_past),
+                             lambda: eager.to_pictures(eager(batch, eps, z_past, imagine=True).z_hat)])
+    report["phases"], work = floors(ledgers, phases, report["probes"], device)
     report["totals"] = totals(report["phases"])
     if device.type == "cuda":
         report["predicted_4090_s"] = {name: sum(roofline.predict_4090(*work[label]) for label in labels)
@@ -226,14 +227,15 @@ def totals(rows):
 
 def lines(report):
     """The report as a table."""
-    yield f"{'arm':<32}{'p50 s':>8}{'p95 s':>8}{'chunks/s':>10}{'actions/s':>11}   time over the plain arm's [95 % interval]"
+    yield (f"{'arm':<32}{'p50 s':>8}{'p95 s':>8}{'chunks/s':>10}{'actions/s':>11}   "
+           f"time over the plain arm's [95 % interval]")
     for name, row in report["arms"].items():
         against = report["ratios"].get(name)
         shown = f"   {against[0]:.3f} [{against[1]:.3f}, {against[2]:.3f}]" if against else ""
         yield f"{name:<32}{row['p50_s']:8.3f}{row['p95_s']:8.3f}{row['hz']:10.3f}{row['action_hz']:11.1f}{shown}"
     ahead, hit = report["encode_ahead"], report["arms"][HIT]
-    yield (f"latents kept: {hit['p50_s']:.3f} s on the critical path; where t-m was not itself planned from, its frames are "
-           f"encoded ahead in {ahead['p50_s']:.3f} s: {hit['p50_s'] + ahead['p50_s']:.3f} s in all")
+    yield (f"latents kept: {hit['p50_s']:.3f} s on the critical path; where t-m was not itself planned from, its "
+           f"frames are encoded ahead in {ahead['p50_s']:.3f} s: {hit['p50_s'] + ahead['p50_s']:.3f} s in all")
     yield (f"equality: actions of the engine and of the plain arm differ by {report['difference_rms']:.1e} rms, "
            f"their own rms is {report['action_rms']:.2f}")
     if report["engine_report"]:
@@ -245,8 +247,9 @@ def lines(report):
            f"{'peak floor':>12}{'reached':>9}")
     for label, row in [*report["phases"].items(), *((f"= {name}", row) for name, row in report["totals"].items())]:
         p95 = f"{row['p95_s']:8.3f}" if "p95_s" in row else " " * 8
-        yield (f"{label:<32}{row['p50_s']:8.3f}{p95}{row['launches']:10,}{row['gflop']:9.0f}{row['shape_floor_s']:13.3f}"
-               f"{row['shape_floor_s'] / row['p50_s']:9.0%}{row['peak_floor_s']:12.3f}{row['peak_floor_s'] / row['p50_s']:9.0%}")
+        shape, peak = row["shape_floor_s"], row["peak_floor_s"]
+        yield (f"{label:<32}{row['p50_s']:8.3f}{p95}{row['launches']:10,}{row['gflop']:9.0f}{shape:13.3f}"
+               f"{shape / row['p50_s']:9.0%}{peak:12.3f}{peak / row['p50_s']:9.0%}")
     if "fewer_steps" in report:
         few = report["fewer_steps"]
         yield (f"{few['steps']} Euler steps: {few['p50_s']:.3f} s with latents kept; actions move by "

@@ -107,8 +107,8 @@ class Policy:
         """
         k = self.config.model.chunk
         if fps is not None and fps != self.stats.fps:
-            raise ValueError(f"control at {fps:g} Hz: the checkpoint was trained on {self.stats.fps:g} frames/s; call step at "
-                             f"that rate, or resample the data and train again")
+            raise ValueError(f"control at {fps:g} Hz: the checkpoint was trained on {self.stats.fps:g} frames/s; call "
+                             f"step at that rate, or resample the data and train again")
         steps = execute_steps or (max(1, k // 2) if background else k)
         if not 1 <= steps <= k:
             raise ValueError(f"execute_steps {steps}: a chunk has {k} actions")

@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from support.linear import linear
 
-NOT_LAUNCHED = {"view", "_unsafe_view", "reshape", "transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "slice", "select",
-                "split", "split_with_sizes", "unbind", "alias", "detach", "as_strided", "device", "unflatten", "chunk"}
+NOT_LAUNCHED = {"view", "_unsafe_view", "reshape", "transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "slice",
+                "select", "split", "split_with_sizes", "unbind", "alias", "detach", "as_strided", "device", "unflatten",
+                "chunk"}
 COLD_BYTES = 256 << 20   # operands are cycled through this much memory, so that a repeat does not find them cached
 
 

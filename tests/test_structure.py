@@ -15,7 +15,7 @@ LAYERS = {
     "L7": ("support.latency",),
     "L6": ("support.policy", "support.evaluate", "support.open_loop"),
     "L5": ("support.engine", "support.plain_arm"),
-    "L4": ("support.weights",),
+    "L4": ("support.weights", "support.fused"),
     "L3": ("model",),
     "L2": ("data", "conveyor"),
     "L1": ("experts", "cosmos_vae", "support.folder_source", "support.lerobot_reader", "support.prompts",
