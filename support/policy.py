@@ -109,7 +109,7 @@ class Policy:
         if fps is not None and fps != self.stats.fps:
             raise ValueError(f"control at {fps:g} Hz: the checkpoint was trained on {self.stats.fps:g} frames/s; call "
                              f"step at that rate, or resample the data and train again")
-        steps = execute_steps or (max(1, k // 2) if background else k)
+        steps = execute_steps if execute_steps is not None else max(1, k // 2) if background else k
         if not 1 <= steps <= k:
             raise ValueError(f"execute_steps {steps}: a chunk has {k} actions")
         self.close()
@@ -124,6 +124,8 @@ class Policy:
 
     def timing(self):
         """Since `reset`: steps, plans, starved steps, latent cache hits, and p50, p99, max milliseconds of `step`."""
+        if self.run is None or not self.run.seconds:
+            raise ValueError("no step since reset: there is nothing to report (and close forgets)")
         return self.run.timing()
 
     def close(self):

@@ -124,6 +124,8 @@ def test_what_cannot_be_used_is_refused(make):
     with pytest.raises(ValueError, match="execute_steps 9: a chunk has 8"):
         policy.reset("go", execute_steps=9)
     policy.reset("go", fps=30)
+    with pytest.raises(ValueError, match="no step since reset"):
+        policy.timing()
     with pytest.raises(ValueError, match="cameras .'left'. given"):
         policy.step({"left": frames[0]["head"]}, states[0])
     with pytest.raises(ValueError, match="cameras none given"):
@@ -207,7 +209,7 @@ def test_closing_and_a_new_episode_leave_no_thread(make):
         policy.step(images, state)
     gate.set()
     policy.reset("stop", background=True)
-    assert policy.timing is not None and policy.run.pending is None and len(policy.run.queue) == 0
+    assert policy.run.pending is None and len(policy.run.queue) == 0
     policy.step(frames[0], states[0])
     policy.close()
     assert set(threading.enumerate()) == before
