@@ -3,7 +3,9 @@
     python bench.py --params                         Table 1: parameters of every preset, built on the meta device
     python bench.py --claim arms --steps 1500        Fig. 9 in the embedded world: what history and prediction are worth
     python bench.py --claim tau --steps 1500         tau density times lambda
-    python bench.py --config a1_2b --dtype bfloat16  seconds of one action chunk, phase by phase, with random weights
+    python bench.py --config a1_2b --dtype bfloat16  seconds of one action chunk beside a plain implementation and the
+                                                     machine's floor, phase by phase, with random weights
+    python bench.py --config conveyor --control 20   milliseconds of a control step, planning in it and beside it
     python bench.py --data DIR                       training tuples a second, and what a naive reader makes
     python bench.py --data synthetic                 the same for each codec, on datasets that it writes
 
@@ -16,18 +18,16 @@ import json
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from config import CONFIGS, DataConfig, Parser, get_config, not_built
-from data import Batch
 from model import InternVLA_A1, count_parameters
 from support import data_bench
-from support.weights import empty_model
+from support.engine import MODES
+from support.latency import control, lines, measure
 
 PAPER = {"a1_2b": (0.94, 0.36, 0.36, 1.8), "a1_3b": (2.13, 0.44, 0.44, 3.2)}   # Table 1, in billions
 RESULTS = Path("bench/results")
@@ -166,82 +166,37 @@ def row(report):
 
 # ---- seconds of a chunk -----------------------------------------------------------------------------------------
 
-class Clock:
-    """Wraps methods so that the time inside each adds up under a label."""
-
-    def __init__(self, device):
-        self.device, self.seconds = device, {}
-
-    def watch(self, owner, method, label):
-        """label: a string, or a function of the call's first argument."""
-        inner = getattr(owner, method)
-
-        def timed(*args, **kwargs):
-            began = self.now()
-            out = inner(*args, **kwargs)
-            name = label(args[0]) if callable(label) else label
-            self.seconds[name] = self.seconds.get(name, 0.0) + self.now() - began
-            return out
-        setattr(owner, method, timed)
-
-    def now(self):
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-
-def synthetic_batch(config, B=1):
-    """Random pictures and words, three views, all valid, for inference."""
-    ones = partial(torch.ones, dtype=torch.bool)
-    return Batch(image=torch.randint(256, (B, 3, 3, config.view_size, config.view_size), dtype=torch.uint8),
-                 frames=torch.randint(256, (B, 3, 2, 3, config.frame_size, config.frame_size), dtype=torch.uint8),
-                 view_mask=ones(B, 3), text_ids=torch.randint(config.vocab, (B, config.text_tokens)),
-                 text_mask=ones(B, config.text_tokens), state=torch.randn(B, config.state_dim),
-                 dim_mask=ones(B, config.action_dim))
-
-
-@torch.no_grad()
-def random_model(config, device, dtype):
-    """Full size in its final dtype, filled with noise: speed does not depend on what the weights say."""
-    model = empty_model(config, device, dtype)
-    for name, p in model.named_parameters():
-        p.fill_(1) if name.endswith("norm.weight") else p.normal_(std=0.02)
-    return model
+def conditions(args):
+    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    default = "graph" if args.device == "cuda" else "eager"
+    return {"command": "python bench.py " + " ".join(sys.argv[1:]), "config": args.config, "dtype": args.dtype,
+            "device": where, "torch": torch.__version__, "engine": args.engine or default}
 
 
 def latency(args):
-    """Time `sample_actions` by phase: the first call, and the median of the warm ones."""
-    config = get_config(args.config).model
+    """One action chunk, or with --control a control loop: support/latency.py measures, this prints and writes."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU here")
-    torch.manual_seed(0)
-    model = random_model(config, args.device, getattr(torch, args.dtype))
-    batch, clock = synthetic_batch(config).to(args.device), Clock(args.device)
-    eps = torch.randn(1, config.chunk, config.action_dim, device=args.device)
-    clock.watch(model.und, "embed", "vision and words")
-    if config.gen_expert:
-        clock.watch(model, "phi_cosmos", "Cosmos, 6 frames")
-    for layer in model.layers:
-        clock.watch(layer, "extend", {"und": "understanding layers", "gen": "generation layers",
-                                      "act": f"{config.euler_steps} Euler steps"}.get)
-    calls = []
-    for _ in range(1 + args.repeats):
-        clock.seconds, began = {}, clock.now()
-        model.sample_actions(batch, eps)
-        calls.append({"total": clock.now() - began, **clock.seconds})
-    warm = sorted(calls[1:], key=lambda call: call["total"])[args.repeats // 2]
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{args.config}, {args.dtype}, {where}, torch {torch.__version__}, random weights, batch 1, "
-          f"{model.layout.n_und} + {model.layout.n_gen} + {model.layout.n_act} tokens")
-    print(f"{'phase':<24}{'seconds':>9}   median of {args.repeats} warm calls; the first call took "
-          f"{calls[0]['total']:.2f}")
-    for name, value in sorted(warm.items(), key=lambda item: -item[1]):
-        print(f"{name:<24}{value:9.3f}")
+    config, dtype, report = get_config(args.config), getattr(torch, args.dtype), conditions(args)
+    print(", ".join(str(report[key]) for key in ("config", "dtype", "device")) +
+          f", torch {torch.__version__}, engine {report['engine']}, random weights, batch 1, three views")
+    if args.control:
+        report["control"] = control(config, args.device, dtype, report["engine"], args.control)
+        for name, row in report["control"].items():
+            print(f"{name:<26} step p50 {row['p50_ms']:7.2f} ms  p99 {row['p99_ms']:8.2f}  max {row['max_ms']:8.2f}   "
+                  f"{row['steps']} steps, {row['plans']} plans, {row['starved']} starved, {row['late']} late")
+    else:
+        if config.model.vae != "cosmos" or not config.model.gen_expert:
+            raise ValueError(f"--config {args.config}: the plain arm is a full-size preset's; --control times any")
+        compiled = args.compiled_arm or args.device == "cuda"
+        report |= measure(config.model, args.device, dtype, report["engine"], args.blocks, compiled, args.euler_steps)
+        print(f"{' + '.join(map(str, report['tokens']))} tokens; every arm {2 * args.blocks} times, interleaved")
+        print("\n".join(lines(report)))
+        if not compiled:
+            print("plain arm under torch.compile: not measured; --compiled_arm adds it (compiling takes long on a CPU)")
     if args.json:
         RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / args.json).write_text(json.dumps({
-            "command": "python bench.py " + " ".join(sys.argv[1:]), "torch": torch.__version__, "device": where,
-            "config": args.config, "dtype": args.dtype, "first": calls[0], "warm_median": warm}, indent=1) + "\n")
+        (RESULTS / args.json).write_text(json.dumps(report, indent=1) + "\n")
 
 
 def parse(argv):
@@ -265,7 +220,11 @@ def parse(argv):
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="with --config")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="with --config")
     parser.add_argument("--random", action="store_true", help="with --config: random weights (the default, and all)")
-    parser.add_argument("--repeats", type=int, default=3, help="with --config: warm calls")
+    parser.add_argument("--engine", choices=MODES, help="with --config (default: graph on a GPU, eager on a CPU)")
+    parser.add_argument("--blocks", type=int, default=4, help="with --config: each arm runs twice as often")
+    parser.add_argument("--compiled_arm", action="store_true", help="with --config: also the plain arm, compiled")
+    parser.add_argument("--euler_steps", type=int, help="with --config: also time fewer steps, and their action error")
+    parser.add_argument("--control", type=float, metavar="SECONDS", help="with --config: a control loop at 30 Hz")
     return parser.parse_args(argv)
 
 

@@ -66,6 +66,11 @@ def parse(argv):
     parser.add_argument("--cut", help="dataset to cut an image folder from")
     parser.add_argument("--episode", type=int, default=-1, help="with --cut: episode (default the last)")
     parser.add_argument("--frame", type=int, help="with --cut: frame t (default m)")
+    parser.add_argument("--engine", choices=("plain", "eager", "compile", "graph"),
+                        help="plain: model.py as it is read; the others: support/engine.py, the same chunks sooner "
+                             "(default: graph on a GPU, eager on a CPU)")
+    parser.add_argument("--euler_steps", type=int, help="fewer Euler steps than the config's; prints the action error")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (0: torch's own choice)")
     return parser.parse_args(argv)
 
@@ -164,6 +169,10 @@ def on_pictures(policy, args):
               f"holding the state: {hold:.4f}")
     if z_hat is not None:
         foresight_picture(policy, seen, future, z_hat[0], out / "foresight.png")
+    if args.euler_steps:
+        error = policy.euler_error([seen], state[None], [task])
+        print(f"{args.euler_steps} instead of {config.model.euler_steps} Euler steps move the actions by {error:.1e} "
+              f"training standard deviations (rms)")
     print(f"wrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}")
 
 
@@ -179,7 +188,7 @@ def foresight_picture(policy, seen, future, z_hat, path):
     def boxed(picture):
         return None if picture is None else letterbox(picture, policy.config.model.vae_size).permute(1, 2, 0).numpy()
 
-    imagined = policy.model.to_pictures(z_hat[None])[0].permute(0, 2, 3, 1).numpy()
+    imagined = policy.to_pictures(z_hat[None])[0].permute(0, 2, 3, 1).numpy()
     m, rows = policy.config.data.m, []
     for v, view in enumerate(VIEWS):
         if view in seen:
@@ -187,17 +196,17 @@ def foresight_picture(policy, seen, future, z_hat, path):
             cells = [(f"t - {m}", past), ("t", now), (f"imagined t + {m}", imagined[v])]
             if future:
                 true = boxed(future.get(view))
-                cells += [(f"true t + {m}", true), (f"t + {m} through the VAE", through_vae(policy.model, true))]
+                cells += [(f"true t + {m}", true), (f"t + {m} through the VAE", through_vae(policy, true))]
             rows.append((view.replace("_", " "), cells))
     pictures.foresight(rows, path=path)
 
 
-def through_vae(model, picture):
+def through_vae(policy, picture):
     """(s, s, 3) uint8 -> encoded and decoded again; None stays None."""
     if picture is None:
         return None
-    frames = torch.from_numpy(picture).permute(2, 0, 1)[None, None, None]
-    return model.to_pictures(model.phi_cosmos(frames)[0, 0])[0].permute(1, 2, 0).numpy()
+    frames = torch.from_numpy(picture).permute(2, 0, 1)[None, None, None].to(policy.device)
+    return policy.to_pictures(policy.model.phi_cosmos(frames)[0, 0])[0].permute(1, 2, 0).numpy()
 
 
 def on_recordings(policy, args):
@@ -305,7 +314,7 @@ def film(policy, rollouts, path):
             _, z_hat = policy.plan([seen], world.state(), [settings.instruction])
             imagined = None
             if z_hat is not None:
-                imagined = policy.model.to_pictures(z_hat[0, :1])[0].permute(1, 2, 0).numpy()
+                imagined = policy.to_pictures(z_hat[0, :1])[0].permute(1, 2, 0).numpy()
             shown.append((f"{suite}: {settings.instruction}", frames[:, 0], imagined))
     rows = [[(label, [("now", frames[t]), (f"imagined for frame {2 * m}", imagined if t >= m else None),
                        (f"frame {2 * m}", frames[2 * m] if t >= m else None)])
@@ -323,16 +332,24 @@ def run(argv):
         return cut(args)
     if not (args.image_dir or args.closed_loop or args.open_loop):
         raise ValueError("give --image-dir DIR, --closed-loop or --open-loop; --help shows them")
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU here")
+    if args.euler_steps is not None and args.euler_steps < 1:
+        raise ValueError(f"--euler_steps must be at least 1, got {args.euler_steps}")
+    fast = {"engine": args.engine or ("graph" if device == "cuda" else "eager"), "euler_steps": args.euler_steps}
     if args.weights:
         directory, config, stats = release_settings(args.weights, args.config, args.robot, args.action_mode,
                                                     tokenizer=args.tokenizer)
-        model, reports = load_release(config.model, directory, dtype=getattr(torch, args.dtype), vae=args.vae)
+        model, reports = load_release(config.model, directory, device, getattr(torch, args.dtype), vae=args.vae)
         print("\n".join(map(str, reports)))
-        policy = Policy(model, config, stats, args.seed)
+        policy = Policy(model, config, stats, args.seed, **fast)
     else:
         path = checkpoint.resolve(args.checkpoint) if args.checkpoint else checkpoint.find_newest_run("runs")
         print(f"checkpoint {path}")
-        policy = Policy.load(path, args.seed, args.tokenizer, None if args.open_loop else args.robot)
+        policy = Policy.load(path, args.seed, args.tokenizer, None if args.open_loop else args.robot, device, **fast)
+    if policy.engine and policy.engine.report:
+        print(policy.engine.report)
     if args.closed_loop:
         in_closed_loop(policy, args)
     elif args.open_loop:

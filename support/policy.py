@@ -1,9 +1,14 @@
 """From a checkpoint to actions: what a robot, a simulator or infer.py calls.
 
-`Policy.plan` takes raw pictures and states and returns actions in the robot's units. Everything it needs to know
-(statistics, action mode, camera slots, m, k) comes from the checkpoint.
+Two ways in. `Policy.plan` takes raw pictures and states of any number of scenes and returns whole chunks. `reset` and
+`step` drive one robot, frame by frame: they keep the last m frames and their latents, hand out the planned actions one
+by one and plan anew when `execute_steps` of them are used, at once or in the background. Everything a policy needs to
+know (statistics, action mode, camera slots, m, k, the rate) comes from the checkpoint.
 """
 
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -12,20 +17,29 @@ import torch
 import config as configs
 from data import VIEWS, collate, observation
 from support import checkpoint
+from support.letterbox import letterbox
 from support.statistics import of_checkpoint
 from support.weights import empty_model, load_state
 
 
 class Policy:
-    """A model with the statistics it was trained with. model: InternVLA_A1 in eval mode; config: Config."""
+    """A model with the statistics it was trained with. model: InternVLA_A1; config: Config.
 
-    def __init__(self, model, config, stats, seed=0):
+    engine: "plain" (the model as it is written) or a mode of support/engine.py. A plain policy keeps no latents.
+    """
+
+    def __init__(self, model, config, stats, seed=0, engine="plain", euler_steps=None):
         self.model, self.config, self.stats, self.seed, self.calls = model.eval(), config, stats, seed, 0
+        self.device, self.euler_steps, self.engine, self.run = model.act.state_proj.weight.device, euler_steps, None, None
+        if engine != "plain":
+            from support.engine import Engine   # only here: everything else works without that file
+            self.engine = Engine(model, engine, euler_steps)
 
     @classmethod
-    def load(cls, path, seed=0, tokenizer=None, robot=None):
+    def load(cls, path, seed=0, tokenizer=None, robot=None, device="cpu", **options):
         """path: a run or one checkpoint of it; it computes in bfloat16 if its weights are stored so. tokenizer: where
-        that lies now, if not where the checkpoint says. robot: which, if it was trained on several.
+        that lies now, if not where the checkpoint says. robot: which, if it was trained on several. options: engine,
+        euler_steps.
 
         CheckpointError or ValueError: one line.
         """
@@ -34,39 +48,210 @@ class Policy:
         if tokenizer:
             config = replace(config, model=replace(config.model, tokenizer=tokenizer))
         half = any(tensor.dtype == torch.bfloat16 for tensor in tensors.values())
-        model = empty_model(config.model, dtype=torch.bfloat16 if half else torch.float32)
+        model = empty_model(config.model, device, torch.bfloat16 if half else torch.float32)
         load_state(model, tensors, f"checkpoint {path}")
         by_robot = of_checkpoint(state)
         robot = robot or next(iter(by_robot))
         if robot not in by_robot:
             raise ValueError(f"--robot {robot}: {path} was trained on {', '.join(by_robot)}")
-        return cls(model, config, by_robot[robot].check(config.data.action_mode), seed)
+        return cls(model, config, by_robot[robot].check(config.data.action_mode), seed, **options)
+
+    # ---- whole chunks -------------------------------------------------------------------------------------------
 
     def batch(self, pictures, states, tasks):
         """pictures: per sample a dict view -> [o_{t-m}, o_t] uint8 (H, W, 3); states (N, d_q) or None -> Batch."""
         return collate([observation(self.config.model, self.stats, p, q, task)
-                        for p, q, task in zip(pictures, states, tasks)])
+                        for p, q, task in zip(pictures, states, tasks)]).to(self.device)
 
     def noise(self, n):
         """eps (n, k, d_a): a pure function of the seed and the number of calls so far."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.calls)
         self.calls += 1
-        return torch.randn(n, self.config.model.chunk, self.config.model.action_dim, generator=generator)
+        shape = n, self.config.model.chunk, self.config.model.action_dim
+        return torch.randn(shape, generator=generator).to(self.device)
 
-    def plan(self, pictures, states, tasks):
+    def plan(self, pictures, states, tasks, imagine=True):
         """Observations as in `batch` -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None)."""
-        device = next(self.model.parameters()).device
-        batch = self.batch(pictures, states, tasks).to(device)
+        imagine = imagine and self.config.model.gen_expert
+        batch = self.batch(pictures, states, tasks)
+        if self.engine is None or not bool((batch.view_mask == batch.view_mask[0]).all()):
+            with torch.inference_mode():
+                prefix = self.model.prefill(batch)
+                a = self.model.sample_actions(batch, self.noise(len(tasks)), self.euler_steps, prefix)
+                z_hat = self.model.imagine(batch, prefix) if imagine else None
+        else:
+            a, _, z_hat = self.engine(batch, self.noise(len(tasks)), imagine=imagine)
+        return self.stats.actions(a.cpu().numpy(), np.asarray(states, np.float32)), None if z_hat is None else z_hat.cpu()
+
+    def euler_error(self, pictures, states, tasks):
+        """What fewer Euler steps change: rms difference from the config's number, same noise, standardised actions."""
+        batch, model = self.batch(pictures, states, tasks), self.model
+        eps = self.noise(len(tasks))
         with torch.inference_mode():
-            prefix = self.model.prefill(batch)
-            a = self.model.sample_actions(batch, self.noise(len(tasks)).to(device), prefix=prefix)
-            z_hat = self.model.imagine(batch, prefix) if self.config.model.gen_expert else None
-        return self.stats.actions(a.cpu().numpy(), np.asarray(states, np.float32)), z_hat
+            prefix = model.prefill(batch)
+            few, all_of_them = (model.sample_actions(batch, eps, steps, prefix) for steps in (self.euler_steps, None))
+        real = batch.dim_mask[:, None].expand_as(few)
+        return (few - all_of_them)[real].square().mean().sqrt().item()
+
+    def to_pictures(self, z):
+        """Latents (..., 16, g, g) -> pictures (..., 3, H, W) uint8 on the CPU."""
+        return (self.engine or self.model).to_pictures(z.to(self.device)).cpu()
 
     def __call__(self, past, now, states, tasks):
         """conveyor's interface: past, now (N, 3, H, W, 3) uint8 -> actions (N, k, d_a)."""
         out = []
         for part in np.array_split(np.arange(len(tasks)), max(1, len(tasks) // 50)):
             pictures = [{view: [past[i, v], now[i, v]] for v, view in enumerate(VIEWS)} for i in part]
-            out.append(self.plan(pictures, states[part], [tasks[i] for i in part])[0])
+            out.append(self.plan(pictures, states[part], [tasks[i] for i in part], imagine=False)[0])
         return np.concatenate(out)
+
+    # ---- one robot, frame by frame ------------------------------------------------------------------------------
+
+    def reset(self, task, fps=None, execute_steps=None, background=False):
+        """Begin an episode. fps: the rate at which `step` will be called; another than the checkpoint's is refused,
+        because m and the chunk count its frames. execute_steps: actions of a chunk before the next is planned (default:
+        all; in the background half). background: plan beside the control loop; call `close` at the end.
+        """
+        k = self.config.model.chunk
+        if fps is not None and fps != self.stats.fps:
+            raise ValueError(f"control at {fps:g} Hz: the checkpoint was trained on {self.stats.fps:g} frames/s; call "
+                             f"step at that rate, or resample the data and train again")
+        steps = execute_steps if execute_steps is not None else max(1, k // 2) if background else k
+        if not 1 <= steps <= k:
+            raise ValueError(f"execute_steps {steps}: a chunk has {k} actions")
+        self.close()
+        self.run = Run(self, task, steps, background)
+
+    def step(self, images, state):
+        """One control step. images: view -> (H, W, 3) uint8, a missing camera left out; state (d_q,) in raw units
+        -> action (d_a,) in raw units. ValueError before `reset`, or for an observation that cannot be used."""
+        if self.run is None:
+            raise ValueError("call reset(task) before the first step")
+        return self.run.step(images, state)
+
+    def timing(self):
+        """Since `reset`: steps, plans, starved steps, latent cache hits, and p50, p99, max milliseconds of `step`."""
+        if self.run is None or not self.run.seconds:
+            raise ValueError("no step since reset: there is nothing to report (and close forgets)")
+        return self.run.timing()
+
+    def close(self):
+        """Wait for what runs in the background and end its thread."""
+        if self.run is not None:
+            self.run.close()
+            self.run = None
+
+
+class Run:
+    """One episode of `Policy.step`.
+
+    Step t looks at frame t; `queue` is the current chunk and `planned_at` the frame it was planned from, so the action
+    of step t is queue[t - planned_at]. The next chunk is planned from frame `next_plan`. In the background it arrives
+    some steps later and is entered at its own place; until then the present one goes on to its end.
+    """
+
+    def __init__(self, policy, task, execute_steps, background):
+        self.policy, self.task, self.execute = policy, task, execute_steps
+        self.m = policy.config.data.m
+        self.t, self.next_plan, self.planned_at, self.queue, self.action = -1, 0, 0, [], None
+        self.history = deque(maxlen=self.m + 1)   # images of the frames t-m to t; before the start the first is repeated
+        self.latents, self.hits = {}, 0           # frame -> (views, z (1, V, 16, g, g)); frame 0 and those still to be used
+        self.pool = ThreadPoolExecutor(1, "policy") if background else None
+        self.pending = self.ahead = None          # in the background: (frame, plan), and latents
+        self.plans, self.starved, self.seconds = 0, 0, []
+
+    def step(self, images, state):
+        began = time.perf_counter()
+        self.t += 1
+        self._remember(images)
+        first = self.t == 0
+        if self.t == self.next_plan:
+            self._launch(np.array(state, np.float32), wait=first or self.pool is None)
+        elif self._wants_latents(self.t):
+            job = self._encode_ahead, self.t, self.history[-1]
+            self.ahead = self.pool.submit(*job) if self.pool else job[0](*job[1:])
+        if self.ahead is not None and self.ahead.done():
+            self.ahead = self.ahead.result()   # which is None, unless it raises
+        if self.pending is not None and self.pending[1].done():
+            self._adopt()
+        at = self.t - self.planned_at
+        if at < len(self.queue):
+            self.action = self.queue[at]
+        else:
+            self.starved += 1   # the last action is held
+        self.seconds.append(time.perf_counter() - began)
+        return self.action
+
+    def _remember(self, images):
+        unknown = set(images) - set(VIEWS)
+        if unknown or not images:
+            raise ValueError(f"step: cameras {sorted(unknown) or 'none'} given; the model knows {', '.join(VIEWS)}")
+        for view, picture in images.items():
+            picture = np.asarray(picture)
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+                raise ValueError(f"step: {view} is {picture.dtype} {picture.shape}; give uint8 (H, W, 3)")
+        # Copied: a camera driver may reuse its buffer, and a background plan reads the picture later.
+        self.history.append({view: np.array(picture) for view, picture in images.items()})
+
+    def _launch(self, state, wait):
+        """Plan from frame t, here or in the background; one plan is under way at a time."""
+        if self.pending is not None and not self.pending[1].done():
+            self.next_plan += 1   # still busy with the last one: try again at the next frame
+            return
+        if self.pending is not None:
+            self._adopt()
+        past, now = self.history[0], self.history[-1]
+        seen = {view: [past[view], now[view]] for view in VIEWS if view in past and view in now}
+        eps = self.policy.noise(1)
+        job = self._plan, self.t, seen, state, eps
+        self.next_plan = self.t + self.execute
+        if wait:
+            self.queue, self.planned_at = job[0](*job[1:]), self.t
+        else:
+            self.pending = self.t, self.pool.submit(*job)
+
+    def _adopt(self):
+        (self.planned_at, chunk), self.pending = self.pending, None
+        self.queue = chunk.result()
+
+    def _plan(self, t, seen, state, eps):
+        """Actions (k, d_a) from frame t."""
+        policy, engine = self.policy, self.policy.engine
+        batch = policy.batch([seen], state[None], [self.task])
+        if engine is None:
+            with torch.inference_mode():
+                a, z = policy.model.sample_actions(batch, eps, policy.euler_steps), None
+        else:
+            views, z_past = self.latents.get(max(t - self.m, 0), (None, None))
+            hit = views == tuple(seen)
+            self.hits += hit
+            a, z, _ = engine(batch, eps, z_past=z_past if hit else None)
+        self.plans += 1
+        if z is not None:
+            # Frame 0 stays: it is the t-m of every plan up to frame m.
+            self.latents = {frame: kept for frame, kept in self.latents.items() if frame > t - self.m or frame == 0}
+            self.latents[t] = tuple(seen), z.clone()
+        return policy.stats.actions(a.cpu().numpy(), state[None])[0]
+
+    def _wants_latents(self, t):
+        """Will frame t be the t-m of a coming plan? Then its latents are computed now, off the critical path."""
+        ahead = t + self.m - self.next_plan
+        return ahead >= 0 and ahead % self.execute == 0 and self.policy.engine is not None and \
+            self.policy.config.model.gen_expert
+
+    def _encode_ahead(self, t, images):
+        size, views = self.policy.config.model.frame_size, tuple(view for view in VIEWS if view in images)
+        frames = torch.stack([letterbox(images[view], size) for view in views])[None, :, None]
+        found = self.policy.engine.to_latents(frames.to(self.policy.device))
+        z = found.new_zeros(1, len(VIEWS), *found.shape[3:])
+        z[:, [VIEWS.index(view) for view in views]] = found[:, :, 0]
+        self.latents[t] = views, z
+
+    def timing(self):
+        p50, p99, most = np.percentile(1e3 * np.array(self.seconds), (50, 99, 100)).tolist()
+        return {"steps": len(self.seconds), "plans": self.plans, "starved": self.starved, "latent_hits": self.hits,
+                "p50_ms": p50, "p99_ms": p99, "max_ms": most}
+
+    def close(self):
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)

@@ -12,16 +12,17 @@ TOP, SUPPORT = sorted(ROOT.glob("*.py")), sorted((ROOT / "support").glob("*.py")
 PRODUCT = [path for path in TOP + SUPPORT if path.name != "__init__.py"]
 LAYERS = {
     "scripts": ("train", "infer", "bench"),
-    "L5": ("support.engine", "support.policy", "support.evaluate", "support.open_loop", "support.data_bench",
-           "support.run"),
-    "L4": ("support.weights", "support.memory"),
+    "L7": ("support.latency", "support.data_bench", "support.run"),
+    "L6": ("support.policy", "support.evaluate", "support.open_loop"),
+    "L5": ("support.engine", "support.plain_arm"),
+    "L4": ("support.weights", "support.memory", "support.fused"),
     "L3": ("model", "support.training"),
     "L2": ("data", "conveyor"),
     "readers": ("support.folder_source", "support.lerobot_reader"),
     "L1": ("experts", "cosmos_vae", "support.frame_cache", "support.inspection", "support.prompts", "support.optim",
-           "support.statistics", "support.checkpoint", "support.pictures", "support.tensor_files"),
+           "support.statistics", "support.checkpoint", "support.pictures", "support.tensor_files", "support.roofline"),
     "L0": ("config", "attention_mask", "flow", "lpt", "support.robots", "support.record", "support.letterbox",
-           "support.video", "support.distributed"),
+           "support.video", "support.distributed", "support.linear"),
 }
 HEIGHT = {module: height for height, names in enumerate(reversed(LAYERS.values())) for module in names}
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL", "tqdm"}   # the hub with transformers

@@ -1,0 +1,154 @@
+"""bench.py's measurements: the plain arm computes the model, work is counted from shapes, ratios have an interval."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import bench
+from config import CONFIGS
+from support import latency, roofline
+from support.engine import Engine, random_batch
+from support.plain_arm import PlainArm
+
+
+@pytest.fixture(params=["qwen", "internvl"])
+def tailed(request, build):
+    """A small network of either backbone with its whole last understanding layer, and a batch with padding."""
+    from conftest import VARIANTS
+    config = replace(VARIANTS[request.param], und_tail=True)
+    batch = random_batch(config, 2)
+    batch.text_mask[0, 3:] = False
+    batch.dim_mask[:, 6:] = False
+    return build(config), batch, torch.randn(2, config.chunk, config.action_dim)
+
+
+def test_the_plain_arm_computes_the_models_chunk(tailed):
+    """A slower straw man that computes something else proves nothing. tau is float32 there: 1e-4."""
+    model, batch, eps = tailed
+    torch.testing.assert_close(PlainArm(model)(batch, eps), model.sample_actions(batch, eps), rtol=0, atol=1e-4)
+
+
+def test_the_engine_leaves_out_a_last_understanding_layer_that_is_there(tailed):
+    model, batch, eps = tailed
+    engine = Engine(model)
+    torch.testing.assert_close(engine(batch, eps).actions, model.sample_actions(batch, eps), rtol=0, atol=1e-5)
+    assert engine.layers["und"][-1].o is None
+
+
+def test_the_plain_arm_refuses_a_model_without_the_tail(build, tiny):
+    with pytest.raises(ValueError, match="und_tail"):
+        PlainArm(build(tiny))
+
+
+# ---- work --------------------------------------------------------------------------------------------------
+
+def counted(run):
+    """GFLOP by torch's own counter, and by ours."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+    with roofline.Ledger() as seen:
+        run()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as theirs:   # it does not know the CPU's flash kernel
+        run()
+    return theirs.get_total_flops(), roofline.total_flops(seen.work)
+
+
+def test_the_work_is_what_torchs_counter_finds(tailed):
+    """Products, convolutions with stride and padding, transposed ones and attention, of a whole call."""
+    model, batch, eps = tailed
+    engine = Engine(model)
+    theirs, ours = counted(lambda: engine(batch, eps, imagine=True))
+    assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_the_vaes_work_is_what_torchs_counter_finds(build, tiny):
+    vae = build(replace(tiny, vae="cosmos")).vae
+    theirs, ours = counted(lambda: vae.decode(vae.encode(torch.zeros(1, 3, 32, 32))))
+    assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_floors_follow_from_work_and_rates():
+    """Two products: one bound by arithmetic, one by its weights."""
+    work = {("product", (1000, 100, 100), torch.bfloat16): 1, ("product", (1, 1000, 1000), torch.bfloat16): 3}
+    assert roofline.total_flops(work) == 2e7 + 6e6
+    assert roofline.peak_floor(work, peak=1e9, bandwidth=1e8) == pytest.approx(2e7 / 1e9 + 3 * 2e6 / 1e8)
+    assert roofline.peak_floor(work, 1e9, 1e8, launches=10, per_launch=.5) == pytest.approx(5.08)
+    times = dict(zip(work, (.25, 2.0)))
+    assert roofline.shape_floor(work, times) == 6.25
+
+
+def test_an_operation_is_timed_alone_at_its_shape():
+    """A product of 16 times the work takes longer; every kind of a ledger can be timed."""
+    device = torch.device("cpu")
+    small, large = (roofline.time_alone("product", (size, 256, 1024), torch.float32, device) for size in (8, 512))
+    assert 0 < small < large
+    for kind, shape in (("convolution", (1, 4, 8, 8, 4, 3, 1)), ("transposed", (1, 4, 4, 4, 4, 2, 2)),
+                        ("attention", (1, 2, 4, 8, 6)), ("batched", (2, 3, 4, 5))):
+        assert roofline.time_alone(kind, shape, torch.float32, device) > 0
+
+
+def test_a_left_hand_weight_is_the_same_product():
+    """support/linear.py: with and without bias, few rows and many."""
+    weight, bias = torch.randn(7, 5), torch.randn(7)
+    for rows in (1, 3, 300):
+        x = torch.randn(2, rows, 5)
+        for b in (None, bias):
+            torch.testing.assert_close(roofline.linear(x, weight, b), F.linear(x, weight, b))
+
+
+# ---- arms and phases ---------------------------------------------------------------------------------------
+
+def test_arms_are_interleaved_there_and_back():
+    order = []
+    arms = {name: lambda name=name: order.append(name) for name in "abc"}
+    found = latency.interleaved(arms, 2, torch.device("cpu"))
+    assert "".join(order) == "abccbaabccba" and all(len(times) == 4 for times in found.values())
+
+
+def test_a_ratio_has_an_interval_that_holds_it():
+    random = np.random.default_rng(0)
+    one, other = 2 + .1 * random.standard_normal(30), 4 + .1 * random.standard_normal(30)
+    middle, low, high = latency.ratio(one, other)
+    assert low < middle < high and middle == pytest.approx(.5, abs=.02) and high - low < .05
+    assert latency.ratio([1, 1], [1, 1]) == (1, 1, 1)
+
+
+def test_bench_reports_every_figure_of_a_chunk(monkeypatch, capsys, tmp_path):
+    """The whole table at the smallest size that has every part; its command is in the README at full size."""
+    from conftest import VARIANTS
+    small = replace(CONFIGS["a1_3b_release"], model=replace(VARIANTS["qwen"], vae="cosmos", vae_size=32))
+    monkeypatch.setitem(CONFIGS, "small", small)
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    monkeypatch.setattr(roofline, "time_alone", lambda *key: 1e-6)
+    bench.run(["--config", "small", "--device", "cpu", "--dtype", "bfloat16", "--random", "--blocks", "1", "--euler_steps", "5",
+               "--json", "out.json"])
+    printed, report = capsys.readouterr().out, bench.json.loads((tmp_path / "out.json").read_text())
+    for words in ("plain arm", latency.MISS, latency.HIT, "critical path", "equality", "copy", "GFLOP", "decode: pictures",
+                  "5 Euler steps", "under torch.compile: not measured"):
+        assert words in printed, words
+    assert "prediction" not in printed   # only where a GPU was measured
+    phases, totals = report["phases"], report["totals"]
+    assert set(phases) == set().union(*latency.cases("Euler steps").values())
+    assert phases["VAE encode, 6 frames"]["gflop"] == pytest.approx(2 * phases["VAE encode, 3 frames"]["gflop"])
+    assert totals[latency.MISS]["p50_s"] == pytest.approx(sum(phases[label]["p50_s"] for label in
+                                                              latency.cases("Euler steps")[latency.MISS]))
+    assert set(report["ratios"]) == {latency.MISS, latency.HIT}
+    assert report["difference_rms"] < .05 * report["action_rms"] and report["fewer_steps"]["action_error_rms"] > 0
+
+
+def test_bench_drives_a_control_loop_with_and_without_the_background(capsys):
+    bench.run(["--config", "conveyor", "--control", "0.5"])
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row.split("  ")[0] for row in rows] == ["planned in the step", "planned in the background"]
+    assert all("15 steps" in row and "p50" in row and "starved" in row for row in rows)
+
+
+def test_bench_refuses_what_it_cannot_compare(capsys):
+    with pytest.raises(ValueError, match="--control times any"):
+        bench.run(["--config", "conveyor"])
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="sees no GPU"):
+            bench.run(["--config", "a1_2b", "--device", "cuda"])
