@@ -13,11 +13,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from data import VIEWS, Statistics
+from data import VIEWS
 from support import roofline
 from support.engine import Engine, random_batch
 from support.plain_arm import PlainArm
 from support.policy import Policy
+from support.statistics import Statistics
 from support.weights import empty_model
 
 PHASES = {"see": "ViT and words", "understand": "understanding", "latents": "VAE encode", "generate": "generation",

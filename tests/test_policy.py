@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from config import CONFIGS, to_dict
-from data import VIEWS, Statistics
+from data import VIEWS
 from support import checkpoint
 from support.policy import Policy
+from support.statistics import Statistics
 
 FPS, D = 30.0, 6
 
