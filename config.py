@@ -136,7 +136,7 @@ class DataConfig:
     loaders: int = _f(0, "loader processes (0: in the training process); changes nothing but speed")
     std_floor: float = _f(1e-3, "dimensions with a smaller standard deviation pass through unscaled")
     on_bad_sample: str = _f("stop", "a sample that cannot be read: stop, or skip it (another is drawn in its place; "
-                            "above 0.1 % the run stops)", choices=("stop", "skip"), later=True)
+                            "above one in a thousand the run stops)", choices=("stop", "skip"), later=True)
 
     def __post_init__(self):
         if self.stretch < 1:

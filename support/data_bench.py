@@ -158,7 +158,7 @@ def write_dataset(root, codec, gop):
     pq.write_table(pa.table({"observation.state": column, "action": column}), root / "data/chunk-000/file-000.parquet")
     pq.write_table(pa.Table.from_pylist([
         {"episode_index": e, "tasks": ["reach"], "length": LENGTH, "data/chunk_index": 0, "data/file_index": 0,
-         "dataset_from_index": e * LENGTH} |
+         "dataset_from_index": e * LENGTH, "dataset_to_index": (e + 1) * LENGTH} |
         {f"videos/{key}/{what}": value for key in keys for what, value in
          (("chunk_index", 0), ("file_index", 0), ("from_timestamp", e * LENGTH / FPS))}
         for e in range(EPISODES)]), root / "meta/episodes/chunk-000/file-000.parquet")

@@ -51,10 +51,10 @@ def poison(monkeypatch):
         clean = data.Mixture.__getitem__
 
         def spoilt(self, n):
-            arrays, eps, tau = clean(self, n)
+            arrays, *rest = clean(self, n)
             if n in numbers:
                 arrays["action"][:] = float("nan")
-            return arrays, eps, tau
+            return arrays, *rest
         monkeypatch.setattr(data.Mixture, "__getitem__", spoilt)
     return spoil
 

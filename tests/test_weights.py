@@ -185,7 +185,7 @@ def test_a_run_starts_from_anothers_weights_or_from_published_ones(published, sm
     save_file(dict(model.vae.state_dict()), tmp_path / "vae.safetensors")
     (report,) = weights.start(fresh, vae=tmp_path)
     assert report.matched == len(model.vae.state_dict())
-    with pytest.raises(ValueError, match="already brings all weights"):
+    with pytest.raises(ValueError, match="bring all weights"):
         weights.start(fresh, origin=tmp_path / "run", vae=tmp_path)
     with pytest.raises(ValueError, match="--init_und DIR, which is missing"):
         weights.start(fresh, experts="und")
