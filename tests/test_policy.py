@@ -3,6 +3,7 @@
 import runpy
 import sys
 import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -133,6 +134,53 @@ def test_what_cannot_be_used_is_refused(make):
         policy.step({}, states[0])
     with pytest.raises(ValueError, match="head is float32"):
         policy.step({"head": frames[0]["head"].astype(np.float32)}, states[0])
+    for state in (None, states[0][:3], states[:1], np.where(np.arange(D) == 2, np.nan, states[0])):
+        with pytest.raises(ValueError, match="give 6 finite numbers"):
+            policy.step(frames[0], state)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_refused_observation_changes_nothing(make, background):
+    """Before the first plan, where a plan is due and elsewhere: the same actions as without the refusals."""
+    frames, states = film(13)
+    one, other = make(chunk=8), make(chunk=8)
+    one.reset("go", execute_steps=4, background=background)
+    other.reset("go", execute_steps=4, background=background)
+    for t, (images, state) in enumerate(zip(frames, states)):
+        if t in (0, 3, 4, 8):
+            with pytest.raises(ValueError, match="cameras none given"):
+                one.step({}, state)
+            with pytest.raises(ValueError, match="head is float32"):
+                one.step({"head": np.zeros((4, 4, 3), np.float32)}, state)
+            with pytest.raises(ValueError, match="finite numbers"):
+                one.step(images, state * np.nan)
+        actions = [policy.step(images, state) for policy in (one, other)]
+        assert actions[0] is not None and np.array_equal(*actions)
+        if background and t in (4, 8, 12):
+            wait_for_plan(one)
+            wait_for_plan(other)
+    assert one.timing()["plans"] == 4
+    one.close()
+    other.close()
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_plan_that_fails_in_the_step_is_made_at_the_next(make, background):
+    """Also the first one of an episode, which the background waits for."""
+    frames, states = film(2)
+    policy = make(chunk=8)
+    policy.reset("go", background=background)
+    inner = policy.run._plan
+    policy.run._plan = fail
+    with pytest.raises(ValueError, match="no such luck"):
+        policy.step(frames[0], states[0])
+    policy.run._plan = inner
+    assert policy.step(frames[1], states[1]) is not None and policy.timing()["plans"] == 1
+    policy.close()
+
+
+def fail(*_):
+    raise ValueError("no such luck")
 
 
 # ---- in the background -------------------------------------------------------------------------------------
@@ -208,11 +256,17 @@ def test_closing_and_a_new_episode_leave_no_thread(make):
     gate = held_back(policy)
     for images, state in zip(frames[:6], states):
         policy.step(images, state)
-    gate.set()
+    threading.Timer(0.2, gate.set).start()   # the plan of frame 4 ends while reset waits for it
     policy.reset("stop", background=True)
-    assert policy.run.pending is None and len(policy.run.queue) == 0
-    policy.step(frames[0], states[0])
+    assert gate.is_set()
+    policy.calls, plain = 0, make(chunk=8, engine="plain")
+    action = policy.step(frames[0], states[0])
+    stop = plain.plan([{view: [frames[0][view]] * 2 for view in VIEWS}], states[None, 0], ["stop"])[0][0]
+    np.testing.assert_allclose(action, stop[0], atol=1e-5)
     policy.close()
+    deadline = time.monotonic() + 20
+    while set(threading.enumerate()) != before and time.monotonic() < deadline:   # the timer ends by itself
+        pass
     assert set(threading.enumerate()) == before
 
 
@@ -222,9 +276,6 @@ def test_a_failing_plan_is_raised_by_the_step_that_needs_it(make):
     policy = make(chunk=8)
     policy.reset("go", background=True)
     policy.step(frames[0], states[0])
-
-    def fail(*args):
-        raise ValueError("no such luck")
     policy.run._plan = fail
     with pytest.raises(ValueError, match="no such luck"):
         for images, state in zip(frames[1:], states[1:]):
@@ -233,6 +284,47 @@ def test_a_failing_plan_is_raised_by_the_step_that_needs_it(make):
                 while not policy.run.pending[1].done():
                     pass
     policy.close()
+
+
+def test_after_a_failed_plan_the_present_chunk_goes_on_at_its_own_place(make):
+    frames, states = film(7)
+    policy, plain = make(chunk=8), make(chunk=8, engine="plain")
+    policy.reset("go", background=True)   # plans at 0 and 4
+    actions = [policy.step(images, state) for images, state in zip(frames[:4], states)]
+    policy.run._plan = fail
+    policy.step(frames[4], states[4])
+    while policy.run.pending and not policy.run.pending[1].done():
+        pass
+    with pytest.raises(ValueError, match="no such luck"):
+        policy.step(frames[5], states[5])
+    actions.append(policy.step(frames[6], states[6]))
+    chunk = plain.plan([{view: [frames[0][view]] * 2 for view in VIEWS}], states[None, 0], ["go"])[0][0]
+    np.testing.assert_allclose(actions, chunk[[0, 1, 2, 3, 6]], atol=1e-5)
+    policy.close()
+
+
+@pytest.mark.parametrize("what, frame", [("_plan", 4), ("_encode_ahead", 5)])
+def test_what_failed_in_the_background_and_no_step_raised_is_raised_by_close(make, what, frame):
+    """Frame 5 is the t-15 of frame 20, a plan's."""
+    frames, states = film(frame + 1)
+    policy = make(chunk=8)
+    policy.reset("go", background=True)
+    for images, state in zip(frames[:frame], states):
+        policy.step(images, state)
+    if policy.run.pending:
+        wait_for_plan(policy)
+    started = threading.Event()
+
+    def fail_late(*args):
+        assert started.wait(20)
+        fail()
+    setattr(policy.run, what, fail_late)
+    policy.step(frames[frame], states[frame])
+    threading.Timer(0.2, started.set).start()
+    with pytest.raises(ValueError, match="no such luck"):
+        policy.reset("stop")
+    policy.reset("stop")   # once
+    assert policy.step(frames[0], states[0]) is not None
 
 
 def test_the_reported_times_are_those_of_the_steps(make, monkeypatch):
