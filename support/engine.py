@@ -34,6 +34,8 @@ from support.fused import (BlockWeights, Vision, block, channels_last, decode, e
 from support.linear import linear
 
 MODES = ("eager", "compile", "graph")
+SHAPES = 64   # that each compiled function may take, over all layouts; torch's own limit is 8
+PROGRAMS = 8  # kept, those used last: each has buffers, tables and perhaps a graph of its own
 
 
 # ---- one layout -------------------------------------------------------------------------------------------------
@@ -147,6 +149,25 @@ def cuda_capture(run):
     return replay
 
 
+def compiled(function, **options):
+    """torch.compile for up to SHAPES shapes. torch keeps its limit per thread, so it is raised where the call is made.
+
+    The result raises ValueError, one line, beyond that.
+    """
+    fast = torch.compile(function, fullgraph=True, dynamic=False, **options)
+
+    def call(*args):
+        settings = torch._dynamo.config
+        if settings.recompile_limit < SHAPES:
+            settings.recompile_limit = SHAPES
+        try:
+            return fast(*args)
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            raise ValueError(f"more than {SHAPES} shapes of '{function.__name__}' to compile (numbers of samples, sets of "
+                             "cameras): keep to fewer, or use --engine eager") from error
+    return call
+
+
 class Engine:
     """engine(batch, eps) -> Chunk, equal to model.sample_actions(batch, eps).
 
@@ -185,10 +206,9 @@ class Engine:
 
     def _compile(self, backend, device):
         """One compiled function per region; layers of one shape share it."""
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)   # shapes, over all layouts
         options = {"backend": backend} if backend else \
             {"mode": "max-autotune-no-cudagraphs"} if device.type == "cuda" else {}
-        region = partial(torch.compile, fullgraph=True, dynamic=False, **options)
+        region = partial(compiled, **options)
         self.block, self.vision.block = region(block), region(vit_block)
         self.encode, self.decode = region(encode), region(decode)
 
@@ -224,9 +244,11 @@ class Engine:
         between words.
         """
         shape = self.shape(batch, z_past is not None, imagine and self.config.gen_expert)
-        program = self.programs.get(shape)
-        if program is None:
-            program = self.programs[shape] = Program(self.model, shape)
+        program = self.programs[shape] = self.programs.pop(shape, None) or Program(self.model, shape)   # the last one used
+        if len(self.programs) > PROGRAMS:
+            oldest = next(iter(self.programs))
+            del self.programs[oldest]
+            self.recorded.pop(oldest, None)
         program.place(self.model, batch)
         program.load(batch, eps, z_past)
         if self.mode != "graph":

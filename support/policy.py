@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import config as configs
-from data import VIEWS, collate, observation
+from data import VIEWS, Batch, collate, observation
 from support import checkpoint
 from support.letterbox import letterbox
 from support.statistics import of_checkpoint
@@ -73,15 +73,28 @@ class Policy:
     def plan(self, pictures, states, tasks, imagine=True):
         """Observations as in `batch` -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None)."""
         imagine = imagine and self.config.model.gen_expert
-        batch = self.batch(pictures, states, tasks)
-        if self.engine is None or not bool((batch.view_mask == batch.view_mask[0]).all()):
+        batch, eps = self.batch(pictures, states, tasks), self.noise(len(tasks))
+        if self.engine is None:
             with torch.inference_mode():
                 prefix = self.model.prefill(batch)
-                a = self.model.sample_actions(batch, self.noise(len(tasks)), self.euler_steps, prefix)
+                a = self.model.sample_actions(batch, eps, self.euler_steps, prefix)
                 z_hat = self.model.imagine(batch, prefix) if imagine else None
         else:
-            a, _, z_hat = self.engine(batch, self.noise(len(tasks)), imagine=imagine)
+            a, z_hat = self._by_cameras(batch, eps, imagine)
         return self.stats.actions(a.cpu().numpy(), np.asarray(states, np.float32)), None if z_hat is None else z_hat.cpu()
+
+    def _by_cameras(self, batch, eps, imagine):
+        """The engine once per set of cameras -> (a, z_hat or None) of all samples, in their order."""
+        a, z_hat, g = torch.empty_like(eps), None, self.config.model.latent_grid
+        if imagine:
+            z_hat = eps.new_empty(len(eps), len(VIEWS), 16, g, g)
+        for cameras in batch.view_mask.unique(dim=0):
+            rows = (batch.view_mask == cameras).all(1)
+            some = Batch(**{name: x if x is None else x[rows] for name, x in vars(batch).items()})
+            a[rows], _, future = self.engine(some, eps[rows], imagine=imagine)
+            if imagine:
+                z_hat[rows] = future
+        return a, z_hat
 
     def euler_error(self, pictures, states, tasks):
         """What fewer Euler steps change: rms difference from the config's number, same noise, standardised actions."""

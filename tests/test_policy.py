@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from config import CONFIGS, to_dict
 from data import VIEWS
 from support import checkpoint
+from support.engine import Engine
 from support.policy import Policy
 from support.statistics import Statistics
 
@@ -103,6 +105,58 @@ def test_a_missing_camera_is_masked_and_one_that_drops_out_misses_the_cache(make
         policy.step(images, state)
     policy.step({"head": frames[16]["head"]}, states[16])   # the wrist camera is gone: its latents are of two views
     assert policy.timing()["plans"] == 2 and policy.timing()["latent_hits"] == 0
+
+
+def static(run):
+    """Stands for a CUDA graph: every call writes the same output tensors."""
+    out = run()
+
+    def replay():
+        for mine, new in zip(out, run()):
+            if mine is not None:
+                mine.copy_(new)
+        return out
+    return replay
+
+
+def test_latents_outlive_the_next_replay_of_a_graph(make):
+    frames, states = film(33)
+    plain, policy = make(engine="plain"), make(engine="plain")
+    policy.engine = Engine(policy.model, "graph", capture=static, backend="eager")
+    policy.reset("go", execute_steps=1)
+    actions = [policy.step(images, state) for images, state in zip(frames, states)]
+    np.testing.assert_allclose(actions, expected(plain, frames, states, 1), atol=1e-5)
+    assert policy.timing()["latent_hits"] == 32
+
+
+def test_a_camera_that_drops_out_is_compiled_for_in_the_background_too(make):
+    """More shapes than torch allows by itself, in a thread of which the constructor knew nothing."""
+    torch._dynamo.reset()
+    frames, states = film(9)
+    policy = make(chunk=8, engine="plain")
+    policy.engine = Engine(policy.model, "compile", backend="eager")
+    policy.reset("go", background=True)
+    for t, (images, state) in enumerate(zip(frames, states)):
+        policy.step(images if t < 4 else {view: images[view] for view in VIEWS[:2]}, state)
+        if t in (4, 8):
+            wait_for_plan(policy)
+    policy.close()
+
+
+def test_scenes_with_different_cameras_are_planned_by_the_engine(make):
+    """Once per set of cameras, and each sample keeps its place, noise and imagined future."""
+    frames, states = film(4)
+    sets = VIEWS, VIEWS[:1], VIEWS, VIEWS[1:]
+    seen = [{view: [images[view]] * 2 for view in views} for images, views in zip(frames, sets)]
+    plain, policy = make(engine="plain"), make()
+    called, inner = [], policy.engine
+    policy.engine = lambda batch, *rest, **more: called.append(len(batch.state)) or inner(batch, *rest, **more)
+    for imagine in (False, True):
+        (a, z), (b, y) = (one.plan(seen, states, ["go", "stop", "go now", "go"], imagine) for one in (policy, plain))
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    there = torch.tensor([[view in views for view in VIEWS] for views in sets])
+    torch.testing.assert_close(z[there], y[there], rtol=0, atol=1e-5)
+    assert sorted(called) == [1, 1, 1, 1, 2, 2]
 
 
 def test_a_camera_that_reuses_its_buffer_does_not_rewrite_history(make):
@@ -256,6 +310,8 @@ def test_closing_and_a_new_episode_leave_no_thread(make):
     gate = held_back(policy)
     for images, state in zip(frames[:6], states):
         policy.step(images, state)
+    while not policy.run.pending[1].running():   # one that waits behind other work is cancelled
+        pass
     threading.Timer(0.2, gate.set).start()   # the plan of frame 4 ends while reset waits for it
     policy.reset("stop", background=True)
     assert gate.is_set()
@@ -313,14 +369,16 @@ def test_what_failed_in_the_background_and_no_step_raised_is_raised_by_close(mak
         policy.step(images, state)
     if policy.run.pending:
         wait_for_plan(policy)
-    started = threading.Event()
+    started, gate = threading.Event(), threading.Event()
 
     def fail_late(*args):
-        assert started.wait(20)
+        started.set()
+        assert gate.wait(20)
         fail()
     setattr(policy.run, what, fail_late)
     policy.step(frames[frame], states[frame])
-    threading.Timer(0.2, started.set).start()
+    assert started.wait(20)
+    threading.Timer(0.2, gate.set).start()
     with pytest.raises(ValueError, match="no such luck"):
         policy.reset("stop")
     policy.reset("stop")   # once
