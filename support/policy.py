@@ -1,9 +1,9 @@
 """From a checkpoint to actions: what a robot, a simulator or infer.py calls.
 
 Two ways in. `Policy.plan` takes raw pictures and states of any number of scenes and returns whole chunks. `reset` and
-`step` drive one robot, frame by frame: they keep the last m frames and their latents, hand out the planned actions one
-by one and plan anew when `execute_steps` of them are used, at once or in the background. Everything a policy needs to
-know (statistics, action mode, camera slots, m, k, the rate) comes from the checkpoint.
+`step` drive one robot, frame by frame: they keep the last m + 1 frames and the latents of those that a coming plan will
+look back at, hand out the planned actions one by one and plan anew when `execute_steps` of them are used, at once or in
+the background; the first step of an episode waits for its plan. Everything a policy needs to know (statistics, action mode, camera slots, m, k, the rate) comes from the checkpoint.
 """
 
 import time
@@ -59,22 +59,24 @@ class Policy:
     # ---- whole chunks -------------------------------------------------------------------------------------------
 
     def batch(self, pictures, states, tasks):
-        """pictures: per sample a dict view -> [o_{t-m}, o_t] uint8 (H, W, 3); states (N, d_q) or None -> Batch."""
+        """pictures: per sample a dict view -> [o_{t-m}, o_t] uint8 (H, W, 3); states (N, d_q) or None -> Batch, on the
+        CPU, where the engine reads its masks."""
         return collate([observation(self.config.model, self.stats, p, q, task)
-                        for p, q, task in zip(pictures, states, tasks)]).to(self.device)
+                        for p, q, task in zip(pictures, states, tasks)])
 
     def noise(self, n):
-        """eps (n, k, d_a): a pure function of the seed and the number of calls so far."""
+        """eps (n, k, d_a) on the CPU: a pure function of the seed and the number of calls so far."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.calls)
         self.calls += 1
         shape = n, self.config.model.chunk, self.config.model.action_dim
-        return torch.randn(shape, generator=generator).to(self.device)
+        return torch.randn(shape, generator=generator)
 
     def plan(self, pictures, states, tasks, imagine=True):
         """Observations as in `batch` -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None)."""
         imagine = imagine and self.config.model.gen_expert
         batch, eps = self.batch(pictures, states, tasks), self.noise(len(tasks))
         if self.engine is None:
+            batch, eps = batch.to(self.device), eps.to(self.device)
             with torch.inference_mode():
                 prefix = self.model.prefill(batch)
                 a = self.model.sample_actions(batch, eps, self.euler_steps, prefix)
@@ -84,22 +86,23 @@ class Policy:
         return self.stats.actions(a.cpu().numpy(), np.asarray(states, np.float32)), None if z_hat is None else z_hat.cpu()
 
     def _by_cameras(self, batch, eps, imagine):
-        """The engine once per set of cameras -> (a, z_hat or None) of all samples, in their order."""
+        """The engine once per set of cameras -> (a, z_hat or None) of all samples, in their order, on the CPU."""
         a, z_hat, g = torch.empty_like(eps), None, self.config.model.latent_grid
         if imagine:
             z_hat = eps.new_empty(len(eps), len(VIEWS), 16, g, g)
         for cameras in batch.view_mask.unique(dim=0):
             rows = (batch.view_mask == cameras).all(1)
             some = Batch(**{name: x if x is None else x[rows] for name, x in vars(batch).items()})
-            a[rows], _, future = self.engine(some, eps[rows], imagine=imagine)
+            chunk = self.engine(some, eps[rows], imagine=imagine)
+            a[rows] = chunk.actions.cpu()
             if imagine:
-                z_hat[rows] = future
+                z_hat[rows] = chunk.z_hat.cpu()
         return a, z_hat
 
     def euler_error(self, pictures, states, tasks):
         """What fewer Euler steps change: rms difference from the config's number, same noise, standardised actions."""
-        batch, model = self.batch(pictures, states, tasks), self.model
-        eps = self.noise(len(tasks))
+        batch, model = self.batch(pictures, states, tasks).to(self.device), self.model
+        eps = self.noise(len(tasks)).to(self.device)
         with torch.inference_mode():
             prefix = model.prefill(batch)
             few, all_of_them = (model.sample_actions(batch, eps, steps, prefix) for steps in (self.euler_steps, None))
@@ -123,7 +126,8 @@ class Policy:
     def reset(self, task, fps=None, execute_steps=None, background=False):
         """Begin an episode. fps: the rate at which `step` will be called; another than the checkpoint's is refused,
         because m and the chunk count its frames. execute_steps: actions of a chunk before the next is planned (default:
-        all; in the background half). background: plan beside the control loop; call `close` at the end.
+        all; in the background half). background: plan beside the control loop, except the first chunk, which the first
+        step waits for; call `close` at the end.
         """
         k = self.config.model.chunk
         if fps is not None and fps != self.stats.fps:
@@ -241,6 +245,7 @@ class Run:
         policy, engine = self.policy, self.policy.engine
         batch = policy.batch([seen], state[None], [self.task])
         if engine is None:
+            batch, eps = batch.to(policy.device), eps.to(policy.device)
             with torch.inference_mode():
                 a, z = policy.model.sample_actions(batch, eps, policy.euler_steps), None
         else:

@@ -187,8 +187,10 @@ def test_samples_with_different_cameras_or_words_after_padding_are_refused(tiny,
         engine(batch, eps)
     with pytest.raises(ValueError, match="--engine quick"):
         Engine(build(tiny), "quick")
-    with pytest.raises(ValueError, match="no GPU: use eager or compile"):
+    with pytest.raises(ValueError, match="not on a GPU: use eager or compile"):
         Engine(build(tiny), "graph")
+    with pytest.raises(ValueError, match="--euler_steps must be at least 1, got 0"):
+        Engine(build(tiny), steps=0)
 
 
 # ---- one graph per layout ----------------------------------------------------------------------------------

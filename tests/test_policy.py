@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import infer as infer_script
 from config import CONFIGS, to_dict
 from data import VIEWS
 from support import checkpoint
@@ -157,6 +158,19 @@ def test_scenes_with_different_cameras_are_planned_by_the_engine(make):
     there = torch.tensor([[view in views for view in VIEWS] for views in sets])
     torch.testing.assert_close(z[there], y[there], rtol=0, atol=1e-5)
     assert sorted(called) == [1, 1, 1, 1, 2, 2]
+
+
+def test_the_engine_reads_masks_on_the_cpu(make):
+    """The batch stays there whatever the policy's device: another one is claimed here, to which it must not go."""
+    frames, states = film(1)
+    policy = make(chunk=8)
+    policy.device, inner, seen = torch.device("meta"), policy.engine.shape, []
+    policy.engine.shape = lambda batch, *rest: seen.extend(x.device for x in vars(batch).values() if x is not None) or \
+        inner(batch, *rest)
+    policy.plan([{"head": [frames[0]["head"]] * 2}], states, ["go"])
+    policy.reset("go")
+    policy.step(frames[0], states[0])
+    assert set(seen) == {torch.device("cpu")}
 
 
 def test_a_camera_that_reuses_its_buffer_does_not_rewrite_history(make):
@@ -428,6 +442,12 @@ def test_infer_gives_the_same_actions_with_and_without_the_engine(infer, monkeyp
     np.testing.assert_allclose(fast, plain, atol=1e-5)
     few, printed = infer("--engine", "plain", "--euler_steps", "2")
     assert "2 instead of 10 Euler steps move the actions by" in printed and np.abs(few - plain).max() > 1e-3
+
+
+@pytest.mark.parametrize("flags", [["--image-dir", "."], ["--closed-loop"]])
+def test_infer_refuses_a_graph_on_the_cpu_before_it_loads_anything(flags):
+    with pytest.raises(ValueError, match="--engine graph records a CUDA graph"):
+        infer_script.run([*flags, "--engine", "graph", "--device", "cpu", "--checkpoint", "nowhere"])
 
 
 def test_fewer_euler_steps_report_what_they_change(make):
