@@ -350,9 +350,10 @@ def run(argv):
     if args.euler_steps is not None and args.euler_steps < 1:
         raise ValueError(f"--euler_steps must be at least 1, got {args.euler_steps}")
     many = args.closed_loop or args.open_loop   # chunks enough to repay compiling and recording
-    fast = {"engine": args.engine or ("graph" if device == "cuda" and many else "eager"), "euler_steps": args.euler_steps}
-    if fast["engine"] == "graph" and device != "cuda":
+    engine = args.engine or ("graph" if device == "cuda" and many else "eager")
+    if engine == "graph" and device != "cuda":
         raise ValueError("--engine graph records a CUDA graph, and this runs on the CPU: use eager or compile")
+    fast = {"engine": engine, "euler_steps": args.euler_steps}
     if args.weights:
         directory, config, stats = release_settings(args.weights, args.config, args.robot, args.action_mode,
                                                     tokenizer=args.tokenizer)

@@ -251,7 +251,8 @@ def lines(report):
         yield report["engine_report"]
     probes = report["probes"]
     yield (f"this machine: copy {probes['copy_gb_s']:.1f} GB/s, large product {probes['large_gemm_tflop_s']:.2f} TFLOP/s, "
-           f"51 x 1024 x 4096 product {probes['gemm_m51_tflop_s']:.2f} TFLOP/s; peak memory of all arms together {report['peak_memory_gb']:.1f} GB")
+           f"51 x 1024 x 4096 product {probes['gemm_m51_tflop_s']:.2f} TFLOP/s; peak memory of all arms "
+           f"together {report['peak_memory_gb']:.1f} GB")
     if report["engine"] == "graph":
         yield "phases, launched one by one, eagerly: the graph has none"
     yield (f"{'phase':<32}{'p50 s':>8}{'p95 s':>8}{'launches':>10}{'GFLOP':>9}{'shape floor':>13}{'reached':>9}"
