@@ -168,29 +168,50 @@ def row(report):
 
 def conditions(args):
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    default = "graph" if args.device == "cuda" else "eager"
     return {"command": "python bench.py " + " ".join(sys.argv[1:]), "config": args.config, "dtype": args.dtype,
-            "device": where, "torch": torch.__version__, "engine": args.engine or default}
+            "device": where, "torch": torch.__version__, "engine": engine_of(args)}
+
+
+def engine_of(args):
+    return args.engine or ("graph" if args.device == "cuda" else "eager")
+
+
+def possible(args):
+    """ValueError, one line, for flags of --config that cannot be measured."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU here")
+    if engine_of(args) == "graph" and args.device != "cuda":
+        raise ValueError("--engine graph records a CUDA graph: add --device cuda, or use eager or compile")
+    for flag in ("blocks", "euler_steps"):
+        if getattr(args, flag) is not None and getattr(args, flag) < 1:
+            raise ValueError(f"--{flag} must be at least 1, got {getattr(args, flag)}")
+    if args.control is None:
+        return
+    if not args.control >= 1 / 30:
+        raise ValueError(f"--control {args.control:g}: give the seconds to drive, at least one step of 1/30")
+    unused = [flag for flag in ("blocks", "euler_steps", "compiled_arm") if getattr(args, flag)]
+    if unused:
+        raise ValueError(f"--control times a control loop, without --{', --'.join(unused)}: leave it out")
 
 
 def latency(args):
     """One action chunk, or with --control a control loop: support/latency.py measures, this prints and writes."""
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no GPU here")
+    possible(args)
     config, dtype, report = get_config(args.config), getattr(torch, args.dtype), conditions(args)
     print(", ".join(str(report[key]) for key in ("config", "dtype", "device")) +
           f", torch {torch.__version__}, engine {report['engine']}, random weights, batch 1, three views")
-    if args.control:
+    if args.control is not None:
         report["control"] = control(config, args.device, dtype, report["engine"], args.control)
         for name, row in report["control"].items():
             print(f"{name:<26} step p50 {row['p50_ms']:7.2f} ms  p99 {row['p99_ms']:8.2f}  max {row['max_ms']:8.2f}   "
                   f"{row['steps']} steps, {row['plans']} plans, {row['starved']} starved, {row['late']} late")
+        print("without the first step of each, which waits for its plan")
     else:
         if config.model.vae != "cosmos" or not config.model.gen_expert:
             raise ValueError(f"--config {args.config}: the plain arm is a full-size preset's; --control times any")
-        compiled = args.compiled_arm or args.device == "cuda"
-        report |= measure(config.model, args.device, dtype, report["engine"], args.blocks, compiled, args.euler_steps)
-        print(f"{' + '.join(map(str, report['tokens']))} tokens; every arm {2 * args.blocks} times, interleaved")
+        compiled, blocks = args.compiled_arm or args.device == "cuda", args.blocks or 4
+        report |= measure(config.model, args.device, dtype, report["engine"], blocks, compiled, args.euler_steps)
+        print(f"{' + '.join(map(str, report['tokens']))} tokens; every arm {2 * blocks} times, interleaved")
         print("\n".join(lines(report)))
         if not compiled:
             print("plain arm under torch.compile: not measured; --compiled_arm adds it (compiling takes long on a CPU)")
@@ -221,7 +242,7 @@ def parse(argv):
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="with --config")
     parser.add_argument("--random", action="store_true", help="with --config: random weights (the default, and all)")
     parser.add_argument("--engine", choices=MODES, help="with --config (default: graph on a GPU, eager on a CPU)")
-    parser.add_argument("--blocks", type=int, default=4, help="with --config: each arm runs twice as often")
+    parser.add_argument("--blocks", type=int, help="with --config: each arm runs twice as often (default 4)")
     parser.add_argument("--compiled_arm", action="store_true", help="with --config: also the plain arm, compiled")
     parser.add_argument("--euler_steps", type=int, help="with --config: also time fewer steps, and their action error")
     parser.add_argument("--control", type=float, metavar="SECONDS", help="with --config: a control loop at 30 Hz")

@@ -68,7 +68,8 @@ def parse(argv):
     parser.add_argument("--frame", type=int, help="with --cut: frame t (default m)")
     parser.add_argument("--engine", choices=("plain", "eager", "compile", "graph"),
                         help="plain: model.py as it is read; the others: support/engine.py, the same chunks sooner "
-                             "(default: graph on a GPU, eager on a CPU)")
+                             "(default: eager; in --closed-loop and --open-loop on a GPU graph, which takes long to "
+                             "start)")
     parser.add_argument("--euler_steps", type=int, help="fewer Euler steps than the config's; prints the action error")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (0: torch's own choice)")
@@ -169,11 +170,16 @@ def on_pictures(policy, args):
               f"holding the state: {hold:.4f}")
     if z_hat is not None:
         foresight_picture(policy, seen, future, z_hat[0], out / "foresight.png")
-    if args.euler_steps:
-        error = policy.euler_error([seen], state[None], [task])
-        print(f"{args.euler_steps} instead of {config.model.euler_steps} Euler steps move the actions by {error:.1e} "
-              f"training standard deviations (rms)")
+    print_euler_error(policy, seen, state, task)
     print(f"wrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}")
+
+
+def print_euler_error(policy, seen, state, task):
+    """With --euler_steps: what fewer steps change at one observation."""
+    if policy.euler_steps:
+        error = policy.euler_error([seen], state[None], [task])
+        print(f"{policy.euler_steps} instead of {policy.config.model.euler_steps} Euler steps move the actions by "
+              f"{error:.1e} training standard deviations (rms, one observation)")
 
 
 def action_names(stats):
@@ -237,6 +243,9 @@ def on_recordings(policy, args):
             foresight_picture(policy, seen, future, z_hat[0], out / f"foresight_{e}.png")
         print(f"episode {e}: mean squared error in training standard deviations: "
               + "  ".join(f"{name} {row['mse']:.4f}" for name, row in reports[e].items()))
+    e, t = rows[0]
+    seen = {view: [source.frame(view, e, at) for at in (max(t - m, 0), t)] for view in source.views}
+    print_euler_error(policy, seen, source.numbers(e)[0][t], source.task(e, t))
     (out / "open_loop.json").write_text(json.dumps(reports, indent=1) + "\n")
     print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")
 
@@ -293,6 +302,9 @@ def in_closed_loop(policy, args):
     out = Path(args.out or "rollouts")
     out.mkdir(parents=True, exist_ok=True)
     film(policy, rollouts, out / "rollouts.gif")
+    settings, frames = rollouts["static"].settings[0], rollouts["static"].frames[0]
+    seen = {view: [frames[0, v], frames[0, v]] for v, view in enumerate(VIEWS)}
+    print_euler_error(policy, seen, conveyor.World([settings]).state()[0], settings.instruction)
     print(f"wrote {out / 'rollouts.gif'}" + (f" and {args.json}" if args.json else ""))
 
 
@@ -337,7 +349,11 @@ def run(argv):
         raise ValueError("--device cuda: torch sees no GPU here")
     if args.euler_steps is not None and args.euler_steps < 1:
         raise ValueError(f"--euler_steps must be at least 1, got {args.euler_steps}")
-    fast = {"engine": args.engine or ("graph" if device == "cuda" else "eager"), "euler_steps": args.euler_steps}
+    many = args.closed_loop or args.open_loop   # chunks enough to repay compiling and recording
+    engine = args.engine or ("graph" if device == "cuda" and many else "eager")
+    if engine == "graph" and device != "cuda":
+        raise ValueError("--engine graph records a CUDA graph, and this runs on the CPU: use eager or compile")
+    fast = {"engine": engine, "euler_steps": args.euler_steps}
     if args.weights:
         directory, config, stats = release_settings(args.weights, args.config, args.robot, args.action_mode,
                                                     tokenizer=args.tokenizer)

@@ -6,16 +6,18 @@ exact up to rounding, and each item is tested against the plain path:
     weights      q, k, v and gate, up joined (the model's own become views: nothing is stored twice); the 1x1 and the
                  8x8 convolution folded into one product, likewise Qwen's two identical still frames, and the first two
                  maps of the action embedding with tau's part as one constant per Euler step; VAE channels-last
-    tokens       missing views and text padding are not computed at all; the last generation layer gives keys and
-                 values alone when nothing is imagined (the last understanding layer never had more)
+    tokens       missing views are not computed at all, nor is text padding in mode "eager" (compiled, a prompt always
+                 fills the config's budget, so that every prompt is the same program); the last generation layer gives
+                 keys and values alone when nothing is imagined (the last understanding layer never had more)
     attention    keys and values are written in place; the heads that share a key are rows of one product, so that
-                 nothing is expanded; no mask, except over the padding of prompts that share a budget
+                 nothing is expanded; no mask, except over the padding of prompts that share a budget: always when
+                 compiled, in mode "eager" where samples differ in length
     state token  never sees the actions: its keys and values are computed in the first Euler step and kept
     latents      those of t-m can be given (`z_past`) instead of encoded again; support/policy.py keeps them
 
 One `Program` holds everything that is fixed for a number of samples, a set of views and a text budget: spans, tables,
-caches, inputs. Running it is a fixed list of operations: no value is read back, no shape depends on data. So the whole
-call can be one CUDA graph, with five kinds of function compiled inside it and each compiled once for all layers.
+caches, inputs. Running it is a fixed list of operations: no value is read back, no shape depends on data. So it
+can be one CUDA graph, with five kinds of function compiled inside it and each compiled once for all layers.
 """
 
 import copy
@@ -34,6 +36,8 @@ from support.fused import (BlockWeights, Vision, block, channels_last, decode, e
 from support.linear import linear
 
 MODES = ("eager", "compile", "graph")
+SHAPES = 64   # that each compiled function may take, over all layouts; torch's own limit is 8
+PROGRAMS = 8  # kept, those used last: each has buffers, tables and perhaps a graph of its own
 
 
 # ---- one layout -------------------------------------------------------------------------------------------------
@@ -90,7 +94,8 @@ class Program:
 
     def load(self, batch, eps, z_past):
         """Copy a batch in; the only place where values decide anything (rotary tables, once per set of masks)."""
-        views, text = list(self.shape.views), self.shape.text
+        text = self.shape.text
+        views = slice(None) if len(self.shape.views) == 3 else list(self.shape.views)   # a list would be sent to the GPU
         self.image.copy_(batch.image[:, views])
         self.frames.copy_(batch.frames[:, views, 1:2] if self.shape.cached else batch.frames[:, views, :2])
         if self.shape.cached:
@@ -147,22 +152,48 @@ def cuda_capture(run):
     return replay
 
 
+def compiled(function, **options):
+    """torch.compile for up to SHAPES shapes. torch keeps its limit per thread, so it is raised where the call is made.
+
+    The result raises ValueError, one line, beyond that.
+    """
+    fast = torch.compile(function, fullgraph=True, dynamic=False, **options)
+
+    def call(*args):
+        settings = torch._dynamo.config
+        if settings.recompile_limit < SHAPES:
+            settings.recompile_limit = SHAPES
+        try:
+            return fast(*args)
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            raise ValueError(f"more than {SHAPES} shapes of '{function.__name__}' to compile (numbers of samples, sets of "
+                             "cameras): keep to fewer, or use --engine eager") from error
+    return call
+
+
 class Engine:
     """engine(batch, eps) -> Chunk, equal to model.sample_actions(batch, eps).
 
     mode "eager": as it is. "compile": block, vit_block, encode and decode are compiled, once for all layers.
     "graph": the same, and every Program is one CUDA graph, recorded at its first call; `capture` makes it.
     The model keeps working and shares its weights; train it no further, because constants were computed from them.
+    One engine a model, made where it shall run: a second one, or moving the model, gives it weights of its own, so that
+    both copies are held (`eager` makes one that shares). Sets torch.backends.cudnn.benchmark on a GPU.
     """
 
     def __init__(self, model, mode="eager", steps=None, capture=cuda_capture, backend=None):
         if mode not in MODES:
             raise ValueError(f"--engine {mode}: choose from {', '.join(MODES)}")
-        if mode == "graph" and capture is cuda_capture and model.act.state_proj.weight.device.type != "cuda":
-            raise ValueError("--engine graph records a CUDA graph and there is no GPU: use eager or compile")
+        device = model.act.state_proj.weight.device
+        if mode == "graph" and capture is cuda_capture and device.type != "cuda":
+            raise ValueError("--engine graph records a CUDA graph, and the model is not on a GPU: use eager or compile")
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True   # the VAE's shapes are few
         config = model.config
         self.model, self.config, self.mode, self.capture = model, config, mode, capture
-        self.steps = steps or config.euler_steps
+        self.steps = config.euler_steps if steps is None else steps
+        if self.steps < 1:
+            raise ValueError(f"--euler_steps must be at least 1, got {self.steps}")
         self.programs, self.recorded, self.captures = {}, {}, 0
         self.vision = Vision(model.und.visual)
         self.layers = {name: [BlockWeights.of(getattr(layer, name), config.heads, config.kv_heads)
@@ -175,28 +206,26 @@ class Engine:
             self.last_gen = self.layers["gen"][-1].keys_values_alone(config.heads)
             self.vae = channels_last(model.vae)
         self.embed_action = fold_action_embedding(model.act, self.steps)
-        device = self.embed_action[0].device
         self.view_tokens = torch.tensor(config.view_tokens, device=device)
         self.block, self.encode, self.decode = block, encode, decode
         self.report = None
         if mode != "eager":
             self._compile(backend, device)
-            self._warm_up(device)
+            self._warm_up()
 
     def _compile(self, backend, device):
         """One compiled function per region; layers of one shape share it."""
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)   # shapes, over all layouts
         options = {"backend": backend} if backend else \
             {"mode": "max-autotune-no-cudagraphs"} if device.type == "cuda" else {}
-        region = partial(torch.compile, fullgraph=True, dynamic=False, **options)
+        region = partial(compiled, **options)
         self.block, self.vision.block = region(block), region(vit_block)
         self.encode, self.decode = region(encode), region(decode)
 
-    def _warm_up(self, device):
+    def _warm_up(self):
         """Compile (and record) for three views, with and without given latents; say how far that is from eager."""
-        batch = random_batch(self.config).to(device)
+        batch = random_batch(self.config)
         random = torch.Generator().manual_seed(0)
-        eps = torch.randn(1, self.config.chunk, self.config.action_dim, generator=random).to(device)
+        eps = torch.randn(1, self.config.chunk, self.config.action_dim, generator=random)
         fast, slow = self(batch, eps), self.eager()(batch, eps).actions
         difference = (fast.actions - slow).abs().max().item()
         if fast.z is not None:
@@ -209,7 +238,7 @@ class Engine:
         other = copy.copy(self)
         other.mode, other.programs, other.recorded, other.vision = "eager", {}, {}, copy.copy(self.vision)
         other.block, other.vision.block, other.encode, other.decode = block, vit_block, encode, decode
-        if steps:
+        if steps is not None:
             other.steps, other.embed_action = steps, fold_action_embedding(self.model.act, steps)
         return other
 
@@ -220,13 +249,16 @@ class Engine:
     def __call__(self, batch, eps, z_past=None, imagine=False):
         """batch: data.Batch of B samples with the same views; eps (B, k, d_a); z_past (B, V, 16, g, g), latents of t-m.
 
+        batch and eps may lie on the CPU, and should: their masks are read there, and copying in is part of the call.
         What a graph returns is overwritten by the next call. ValueError: samples with different views, or padding
         between words.
         """
         shape = self.shape(batch, z_past is not None, imagine and self.config.gen_expert)
-        program = self.programs.get(shape)
-        if program is None:
-            program = self.programs[shape] = Program(self.model, shape)
+        program = self.programs[shape] = self.programs.pop(shape, None) or Program(self.model, shape)   # the last one used
+        if len(self.programs) > PROGRAMS:
+            oldest = next(iter(self.programs))
+            del self.programs[oldest]
+            self.recorded.pop(oldest, None)
         program.place(self.model, batch)
         program.load(batch, eps, z_past)
         if self.mode != "graph":

@@ -73,9 +73,11 @@ def watched(engine, around):
         return lambda *args: around(label_of(name, args), phase, *args)
     for name in PHASES:
         setattr(engine, name, wrapped(name, getattr(engine, name)))
-    yield
-    for name in PHASES:
-        delattr(engine, name)
+    try:
+        yield
+    finally:
+        for name in PHASES:
+            delattr(engine, name)
 
 
 def record(engine, calls):
@@ -127,7 +129,7 @@ def ratio(one, other, draws=2000):
 
 
 def peak_memory(device):
-    """Gigabytes at the highest point so far: of the GPU's allocator, or of this process."""
+    """Gigabytes at the highest point so far, all arms together: of the GPU's allocator, or of this whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -146,43 +148,43 @@ def measure(config, device, dtype, mode="eager", blocks=5, compiled_arm=False, e
     """All figures of one chunk as a dict that json can write. config: ModelConfig of a full-size preset."""
     device = torch.device(device)
     torch.manual_seed(0)
-    torch.backends.cudnn.benchmark = True
     model = random_model(replace(config, und_tail=True), device, dtype)   # the tail is for the plain arm alone
     plain, engine = PlainArm(model), Engine(model, mode)
     parts = engine if mode == "compile" else engine.eager()   # a recorded graph has no phases: its parts, launched singly
-    batch = random_batch(config).to(device)
-    eps = torch.randn(1, config.chunk, config.action_dim).to(device)
+    batch, eps = random_batch(config), torch.randn(1, config.chunk, config.action_dim)   # the engine copies them itself
+    there = batch.to(device), eps.to(device)
     z_past = parts(batch, eps).z   # as if o_t were o_{t-m}: the values do not matter here
 
-    arms = {PLAIN: lambda: plain(batch, eps), MISS: lambda: engine(batch, eps), HIT: lambda: engine(batch, eps, z_past)}
+    arms = {PLAIN: lambda: plain(*there), MISS: lambda: engine(batch, eps), HIT: lambda: engine(batch, eps, z_past)}
     if compiled_arm:
         squeezed = torch.compile(plain, mode="max-autotune")
-        arms["plain arm, torch.compile"] = lambda: squeezed(batch, eps)
+        arms["plain arm, torch.compile"] = lambda: squeezed(*there)
     first = {name: seconds_of(arm, device) for name, arm in arms.items()}
-    reference, ours = plain(batch, eps), engine(batch, eps).actions
-    report = {"tokens": [model.layout.n_und, model.layout.n_gen, model.layout.n_act], "first_call_s": first,
+    reference, ours = plain(*there), engine(batch, eps).actions.clone()
+    report = {"engine": mode, "tokens": [model.layout.n_und, model.layout.n_gen, model.layout.n_act], "first_call_s": first,
               "action_rms": rms(reference), "difference_rms": rms(ours - reference), "engine_report": engine.report}
     seconds = interleaved(arms, blocks, device)
     report["arms"] = {name: spread(found) | {"action_hz": config.chunk / float(np.median(found)), "seconds": found}
                       for name, found in seconds.items()}
     report["ratios"] = {name: ratio(found, seconds[PLAIN]) for name, found in seconds.items() if name != PLAIN}
-    report["encode_ahead"] = spread([seconds_of(lambda: engine.to_latents(batch.frames[:, :, :1]), device)
+    report["encode_ahead"] = spread([seconds_of(lambda: engine.to_latents(batch.frames[:, :, :1].to(device)), device)
                                      for _ in range(2 * blocks)])
 
     def foresee():
         parts.to_pictures(parts(batch, eps, z_past, imagine=True).z_hat)
     calls = [lambda: parts(batch, eps), lambda: parts(batch, eps, z_past), foresee]
-    phases = timed(parts, calls, device, 1 + blocks // 2)
+    phases = timed(parts, calls, device, max(2, 1 + blocks // 2))
     report["peak_memory_gb"] = peak_memory(device)
     report["probes"] = roofline.probes(device, dtype)
     eager = engine.eager()
     ledgers = record(eager, [lambda: eager(batch, eps), lambda: eager(batch, eps, z_past),
                              lambda: eager.to_pictures(eager(batch, eps, z_past, imagine=True).z_hat)])
-    report["phases"], work = floors(ledgers, phases, report["probes"], device)
+    report["phases"] = floors(ledgers, phases, report["probes"], device)
     report["totals"] = totals(report["phases"])
+    for name in (MISS, HIT):   # the whole call, as it is launched in this mode
+        report["arms"][name]["peak_fraction"] = report["totals"][name]["peak_floor_s"] / report["arms"][name]["p50_s"]
     if device.type == "cuda":
-        report["predicted_4090_s"] = {name: sum(roofline.predict_4090(*work[label]) for label in labels)
-                                      for name, labels in cases(PHASES["denoise"]).items()}
+        report["predicted_4090_s"] = predictions(ledgers, report["arms"])
     if euler_steps:
         few = engine.eager(euler_steps)
         report["fewer_steps"] = {"steps": euler_steps, "action_error_rms": rms(few(batch, eps).actions - ours)} | spread(
@@ -200,17 +202,22 @@ def spread(seconds):
 
 
 def floors(ledgers, phases, probes, device):
-    """Per phase: times, launches, work and both floors -> ({label: row}, {label: (work, launches)})."""
+    """Per phase: times, launches, work and both floors -> {label: row}."""
     alone = roofline.shape_times([seen.work for seen in ledgers.values()], device)
     peak, copy = 1e12 * probes["large_gemm_tflop_s"], 1e9 * probes["copy_gb_s"]
-    rows, work = {}, {}
+    rows = {}
     for label, seen in ledgers.items():
-        work[label] = seen.work, sum(seen.operations.values())
-        rows[label] = spread(phases[label][1:] or phases[label]) | {   # the first run touches new buffers
-            "launches": work[label][1], "gflop": roofline.total_flops(seen.work) / 1e9,
+        rows[label] = spread(phases[label][1:]) | {   # the first run touches new buffers, or compiles
+            "launches": sum(seen.operations.values()), "gflop": roofline.total_flops(seen.work) / 1e9,
             "shape_floor_s": roofline.shape_floor(seen.work, alone),
             "peak_floor_s": roofline.peak_floor(seen.work, peak, copy)}
-    return rows, work
+    return rows
+
+
+def predictions(ledgers, arms):
+    """Seconds of the engine's arms on an RTX 4090, each from the fraction of its peak floor that it reached here."""
+    return {name: sum(roofline.predict_4090(ledgers[label].work, arms[name]["peak_fraction"])
+                      for label in cases(PHASES["denoise"])[name]) for name in (MISS, HIT)}
 
 
 def totals(rows):
@@ -228,12 +235,13 @@ def totals(rows):
 
 def lines(report):
     """The report as a table."""
-    yield (f"{'arm':<32}{'p50 s':>8}{'p95 s':>8}{'chunks/s':>10}{'actions/s':>11}   "
+    yield (f"{'arm':<32}{'p50 s':>8}{'p95 s':>8}{'chunks/s':>10}{'actions/s':>11}{'of peak floor':>15}   "
            f"time over the plain arm's [95 % interval]")
     for name, row in report["arms"].items():
         against = report["ratios"].get(name)
         shown = f"   {against[0]:.3f} [{against[1]:.3f}, {against[2]:.3f}]" if against else ""
-        yield f"{name:<32}{row['p50_s']:8.3f}{row['p95_s']:8.3f}{row['hz']:10.3f}{row['action_hz']:11.1f}{shown}"
+        reached = f"{row['peak_fraction']:15.0%}" if "peak_fraction" in row else " " * 15
+        yield f"{name:<32}{row['p50_s']:8.3f}{row['p95_s']:8.3f}{row['hz']:10.3f}{row['action_hz']:11.1f}{reached}{shown}"
     ahead, hit = report["encode_ahead"], report["arms"][HIT]
     yield (f"latents kept: {hit['p50_s']:.3f} s on the critical path; where t-m was not itself planned from, its "
            f"frames are encoded ahead in {ahead['p50_s']:.3f} s: {hit['p50_s'] + ahead['p50_s']:.3f} s in all")
@@ -243,7 +251,10 @@ def lines(report):
         yield report["engine_report"]
     probes = report["probes"]
     yield (f"this machine: copy {probes['copy_gb_s']:.1f} GB/s, large product {probes['large_gemm_tflop_s']:.2f} TFLOP/s, "
-           f"51 x 1024 x 4096 product {probes['gemm_m51_tflop_s']:.2f} TFLOP/s; peak memory {report['peak_memory_gb']:.1f} GB")
+           f"51 x 1024 x 4096 product {probes['gemm_m51_tflop_s']:.2f} TFLOP/s; peak memory of all arms "
+           f"together {report['peak_memory_gb']:.1f} GB")
+    if report["engine"] == "graph":
+        yield "phases, launched one by one, eagerly: the graph has none"
     yield (f"{'phase':<32}{'p50 s':>8}{'p95 s':>8}{'launches':>10}{'GFLOP':>9}{'shape floor':>13}{'reached':>9}"
            f"{'peak floor':>12}{'reached':>9}")
     for label, row in [*report["phases"].items(), *((f"= {name}", row) for name, row in report["totals"].items())]:
@@ -256,7 +267,8 @@ def lines(report):
         yield (f"{few['steps']} Euler steps: {few['p50_s']:.3f} s with latents kept; actions move by "
                f"{few['action_error_rms']:.1e} rms (random weights)")
     for name, seconds in report.get("predicted_4090_s", {}).items():
-        yield f"prediction, not a measurement, for an RTX 4090: {1e3 * seconds:.1f} ms, {name}"
+        yield (f"prediction, not a measurement, for an RTX 4090: {1e3 * seconds:.1f} ms, {name}: its floor at 165 TFLOP/s "
+               f"and 1008 GB/s over the {report['arms'][name]['peak_fraction']:.0%} of the floor reached here")
 
 
 # ---- a control loop ---------------------------------------------------------------------------------------------
@@ -264,7 +276,8 @@ def lines(report):
 def control(config, device, dtype, mode, seconds, fps=30.0):
     """policy.step in real time at `fps`, without and with replanning in the background -> {name: timing dict}.
 
-    A step that takes longer than 1 / fps makes the loop late; `late` counts them. config: Config of a preset.
+    A step that takes longer than 1 / fps makes the loop late; `late` counts them. The first step of an episode, which
+    waits for its plan, is not among the figures. config: Config of a preset.
     """
     model, d = random_model(config.model, torch.device(device), dtype), 14
     stats = Statistics("bench", "absolute", fps, (0.0,) * d, (1.0,) * d, (0.0,) * d, (1.0,) * d, 0)

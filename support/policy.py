@@ -1,9 +1,9 @@
 """From a checkpoint to actions: what a robot, a simulator or infer.py calls.
 
 Two ways in. `Policy.plan` takes raw pictures and states of any number of scenes and returns whole chunks. `reset` and
-`step` drive one robot, frame by frame: they keep the last m frames and their latents, hand out the planned actions one
-by one and plan anew when `execute_steps` of them are used, at once or in the background. Everything a policy needs to
-know (statistics, action mode, camera slots, m, k, the rate) comes from the checkpoint.
+`step` drive one robot, frame by frame: they keep the last m + 1 frames and the latents of those that a coming plan will
+look back at, hand out the planned actions one by one and plan anew when `execute_steps` of them are used, at once or in
+the background; the first step of an episode waits for its plan. Everything a policy needs to know (statistics, action mode, camera slots, m, k, the rate) comes from the checkpoint.
 """
 
 import time
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import config as configs
-from data import VIEWS, collate, observation
+from data import VIEWS, Batch, collate, observation
 from support import checkpoint
 from support.letterbox import letterbox
 from support.statistics import of_checkpoint
@@ -59,34 +59,50 @@ class Policy:
     # ---- whole chunks -------------------------------------------------------------------------------------------
 
     def batch(self, pictures, states, tasks):
-        """pictures: per sample a dict view -> [o_{t-m}, o_t] uint8 (H, W, 3); states (N, d_q) or None -> Batch."""
+        """pictures: per sample a dict view -> [o_{t-m}, o_t] uint8 (H, W, 3); states (N, d_q) or None -> Batch, on the
+        CPU, where the engine reads its masks."""
         return collate([observation(self.config.model, self.stats, p, q, task)
-                        for p, q, task in zip(pictures, states, tasks)]).to(self.device)
+                        for p, q, task in zip(pictures, states, tasks)])
 
     def noise(self, n):
-        """eps (n, k, d_a): a pure function of the seed and the number of calls so far."""
+        """eps (n, k, d_a) on the CPU: a pure function of the seed and the number of calls so far."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.calls)
         self.calls += 1
         shape = n, self.config.model.chunk, self.config.model.action_dim
-        return torch.randn(shape, generator=generator).to(self.device)
+        return torch.randn(shape, generator=generator)
 
     def plan(self, pictures, states, tasks, imagine=True):
         """Observations as in `batch` -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None)."""
         imagine = imagine and self.config.model.gen_expert
-        batch = self.batch(pictures, states, tasks)
-        if self.engine is None or not bool((batch.view_mask == batch.view_mask[0]).all()):
+        batch, eps = self.batch(pictures, states, tasks), self.noise(len(tasks))
+        if self.engine is None:
+            batch, eps = batch.to(self.device), eps.to(self.device)
             with torch.inference_mode():
                 prefix = self.model.prefill(batch)
-                a = self.model.sample_actions(batch, self.noise(len(tasks)), self.euler_steps, prefix)
+                a = self.model.sample_actions(batch, eps, self.euler_steps, prefix)
                 z_hat = self.model.imagine(batch, prefix) if imagine else None
         else:
-            a, _, z_hat = self.engine(batch, self.noise(len(tasks)), imagine=imagine)
+            a, z_hat = self._by_cameras(batch, eps, imagine)
         return self.stats.actions(a.cpu().numpy(), np.asarray(states, np.float32)), None if z_hat is None else z_hat.cpu()
+
+    def _by_cameras(self, batch, eps, imagine):
+        """The engine once per set of cameras -> (a, z_hat or None) of all samples, in their order, on the CPU."""
+        a, z_hat, g = torch.empty_like(eps), None, self.config.model.latent_grid
+        if imagine:
+            z_hat = eps.new_empty(len(eps), len(VIEWS), 16, g, g)
+        for cameras in batch.view_mask.unique(dim=0):
+            rows = (batch.view_mask == cameras).all(1)
+            some = Batch(**{name: x if x is None else x[rows] for name, x in vars(batch).items()})
+            chunk = self.engine(some, eps[rows], imagine=imagine)
+            a[rows] = chunk.actions.cpu()
+            if imagine:
+                z_hat[rows] = chunk.z_hat.cpu()
+        return a, z_hat
 
     def euler_error(self, pictures, states, tasks):
         """What fewer Euler steps change: rms difference from the config's number, same noise, standardised actions."""
-        batch, model = self.batch(pictures, states, tasks), self.model
-        eps = self.noise(len(tasks))
+        batch, model = self.batch(pictures, states, tasks).to(self.device), self.model
+        eps = self.noise(len(tasks)).to(self.device)
         with torch.inference_mode():
             prefix = model.prefill(batch)
             few, all_of_them = (model.sample_actions(batch, eps, steps, prefix) for steps in (self.euler_steps, None))
@@ -110,7 +126,8 @@ class Policy:
     def reset(self, task, fps=None, execute_steps=None, background=False):
         """Begin an episode. fps: the rate at which `step` will be called; another than the checkpoint's is refused,
         because m and the chunk count its frames. execute_steps: actions of a chunk before the next is planned (default:
-        all; in the background half). background: plan beside the control loop; call `close` at the end.
+        all; in the background half). background: plan beside the control loop, except the first chunk, which the first
+        step waits for; call `close` at the end.
         """
         k = self.config.model.chunk
         if fps is not None and fps != self.stats.fps:
@@ -136,10 +153,11 @@ class Policy:
         return self.run.timing()
 
     def close(self):
-        """Wait for what runs in the background and end its thread."""
-        if self.run is not None:
-            self.run.close()
-            self.run = None
+        """Wait for what runs in the background and end its thread. If that failed, and no step has said so, it is
+        raised here; the episode is over all the same."""
+        run, self.run = self.run, None
+        if run is not None:
+            run.close()
 
 
 class Run:
@@ -157,21 +175,24 @@ class Run:
         self.history = deque(maxlen=self.m + 1)   # images of the frames t-m to t; before the start the first is repeated
         self.latents, self.hits = {}, 0           # frame -> (views, z (1, V, 16, g, g)); frame 0 and those still to be used
         self.pool = ThreadPoolExecutor(1, "policy") if background else None
-        self.pending = self.ahead = None          # in the background: (frame, plan), and latents
+        self.pending, self.ahead = None, []       # in the background: (frame, plan), and latents being computed
         self.plans, self.starved, self.seconds = 0, 0, []
 
     def step(self, images, state):
         began = time.perf_counter()
+        images, state = self._checked(images, state)   # nothing has changed yet: after a refusal the next step goes on
         self.t += 1
-        self._remember(images)
-        first = self.t == 0
-        if self.t == self.next_plan:
-            self._launch(np.array(state, np.float32), wait=first or self.pool is None)
+        self.history.append(images)
+        if self.t >= self.next_plan:
+            self._launch(state, wait=self.pool is None or not len(self.queue))
         elif self._wants_latents(self.t):
-            job = self._encode_ahead, self.t, self.history[-1]
-            self.ahead = self.pool.submit(*job) if self.pool else job[0](*job[1:])
-        if self.ahead is not None and self.ahead.done():
-            self.ahead = self.ahead.result()   # which is None, unless it raises
+            job = self._encode_ahead, self.t, images
+            if self.pool is None:
+                job[0](*job[1:])
+            else:
+                self.ahead.append(self.pool.submit(*job))
+        while self.ahead and self.ahead[0].done():
+            self.ahead.pop(0).result()   # which is None, unless it raises
         if self.pending is not None and self.pending[1].done():
             self._adopt()
         at = self.t - self.planned_at
@@ -182,21 +203,26 @@ class Run:
         self.seconds.append(time.perf_counter() - began)
         return self.action
 
-    def _remember(self, images):
+    def _checked(self, images, state):
+        """Copies, because a camera driver may reuse its buffer and a background plan reads them later. ValueError: one
+        line."""
         unknown = set(images) - set(VIEWS)
         if unknown or not images:
             raise ValueError(f"step: cameras {sorted(unknown) or 'none'} given; the model knows {', '.join(VIEWS)}")
         for view, picture in images.items():
             picture = np.asarray(picture)
-            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
                 raise ValueError(f"step: {view} is {picture.dtype} {picture.shape}; give uint8 (H, W, 3)")
-        # Copied: a camera driver may reuse its buffer, and a background plan reads the picture later.
-        self.history.append({view: np.array(picture) for view, picture in images.items()})
+        state, d = np.array(state, np.float32), len(self.policy.stats.state_mean)
+        if state.shape != (d,) or not np.isfinite(state).all():
+            raise ValueError(f"step: the state is {np.array2string(state, threshold=8)} of shape {state.shape}; give {d} "
+                             "finite numbers in raw units")
+        return {view: np.array(picture) for view, picture in images.items()}, state
 
     def _launch(self, state, wait):
         """Plan from frame t, here or in the background; one plan is under way at a time."""
         if self.pending is not None and not self.pending[1].done():
-            self.next_plan += 1   # still busy with the last one: try again at the next frame
+            self.next_plan = self.t + 1   # still busy with the last one: try again at the next frame
             return
         if self.pending is not None:
             self._adopt()
@@ -204,33 +230,34 @@ class Run:
         seen = {view: [past[view], now[view]] for view in VIEWS if view in past and view in now}
         eps = self.policy.noise(1)
         job = self._plan, self.t, seen, state, eps
-        self.next_plan = self.t + self.execute
         if wait:
             self.queue, self.planned_at = job[0](*job[1:]), self.t
         else:
             self.pending = self.t, self.pool.submit(*job)
+        self.next_plan = self.t + self.execute   # only now: a plan that raises is tried again at the next frame
 
     def _adopt(self):
-        (self.planned_at, chunk), self.pending = self.pending, None
-        self.queue = chunk.result()
+        (t, plan), self.pending = self.pending, None
+        self.queue, self.planned_at = plan.result(), t   # if it raises, the present chunk goes on at its own place
 
     def _plan(self, t, seen, state, eps):
         """Actions (k, d_a) from frame t."""
         policy, engine = self.policy, self.policy.engine
         batch = policy.batch([seen], state[None], [self.task])
         if engine is None:
+            batch, eps = batch.to(policy.device), eps.to(policy.device)
             with torch.inference_mode():
                 a, z = policy.model.sample_actions(batch, eps, policy.euler_steps), None
         else:
             views, z_past = self.latents.get(max(t - self.m, 0), (None, None))
             hit = views == tuple(seen)
-            self.hits += hit
             a, z, _ = engine(batch, eps, z_past=z_past if hit else None)
+            self.hits += hit
         self.plans += 1
         if z is not None:
             # Frame 0 stays: it is the t-m of every plan up to frame m.
             self.latents = {frame: kept for frame, kept in self.latents.items() if frame > t - self.m or frame == 0}
-            self.latents[t] = tuple(seen), z.clone()
+            self.latents[t] = tuple(seen), z.clone()   # a graph's next call writes over z
         return policy.stats.actions(a.cpu().numpy(), state[None])[0]
 
     def _wants_latents(self, t):
@@ -253,5 +280,9 @@ class Run:
                 "p50_ms": p50, "p99_ms": p99, "max_ms": most}
 
     def close(self):
-        if self.pool is not None:
-            self.pool.shutdown(wait=True, cancel_futures=True)
+        if self.pool is None:
+            return
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        for job in [*self.ahead, *(self.pending or ())[1:]]:
+            if not job.cancelled():
+                job.result()   # what no step was told of

@@ -187,8 +187,10 @@ def test_samples_with_different_cameras_or_words_after_padding_are_refused(tiny,
         engine(batch, eps)
     with pytest.raises(ValueError, match="--engine quick"):
         Engine(build(tiny), "quick")
-    with pytest.raises(ValueError, match="no GPU: use eager or compile"):
+    with pytest.raises(ValueError, match="not on a GPU: use eager or compile"):
         Engine(build(tiny), "graph")
+    with pytest.raises(ValueError, match="--euler_steps must be at least 1, got 0"):
+        Engine(build(tiny), steps=0)
 
 
 # ---- one graph per layout ----------------------------------------------------------------------------------
@@ -203,6 +205,26 @@ def test_a_change_of_layout_recaptures_and_a_change_of_prompt_does_not(tiny, bui
         batch.text_mask[:] = torch.arange(tiny.text_tokens) < words
         torch.testing.assert_close(engine(batch, eps).actions, chunk_of(model, batch, eps)[0], **EXACT)
         assert engine.captures == expected
+
+
+def test_only_the_programs_used_last_are_kept(tiny, build, random_batch, cameras, monkeypatch):
+    """Two here; the one that was dropped is recorded again, and its chunk is the same."""
+    monkeypatch.setattr("support.engine.PROGRAMS", 2)
+    engine, eps = Engine(build(tiny), "graph", capture=lambda run: run, backend="eager"), noise_for(tiny)
+    before, batches = engine.captures, [same_cameras(random_batch, tiny, 1, present) for present in cameras[:3]]
+    chunks = [engine(batches[i], eps).actions for i in (0, 1, 0, 2, 0, 1)]
+    assert engine.captures - before == 4   # 0, 1 and 2, and 1 again: 0 was used after it
+    assert engine.programs.keys() == engine.recorded.keys() and len(engine.programs) == 2
+    torch.testing.assert_close(chunks[5], chunks[1], rtol=0, atol=0)
+
+
+def test_too_many_shapes_to_compile_are_one_line(tiny, build, random_batch, monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr("support.engine.SHAPES", 8)
+    with torch._dynamo.config.patch(recompile_limit=8):
+        engine = Engine(build(tiny), "compile", backend="eager")
+        with pytest.raises(ValueError, match="more than 8 shapes of 'block' to compile"):
+            engine(same_cameras(random_batch, tiny, 1, [True, False, True]), noise_for(tiny))
 
 
 def test_every_region_is_compiled_once_over_layers_steps_and_prompts(variant, build, random_batch):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import bench
 from config import CONFIGS
@@ -75,7 +76,7 @@ def test_floors_follow_from_work_and_rates():
     work = {("product", (1000, 100, 100), torch.bfloat16): 1, ("product", (1, 1000, 1000), torch.bfloat16): 3}
     assert roofline.total_flops(work) == 2e7 + 6e6
     assert roofline.peak_floor(work, peak=1e9, bandwidth=1e8) == pytest.approx(2e7 / 1e9 + 3 * 2e6 / 1e8)
-    assert roofline.peak_floor(work, 1e9, 1e8, launches=10, per_launch=.5) == pytest.approx(5.08)
+    assert roofline.predict_4090(work, fraction=.5) == pytest.approx(2 * (2e7 / 165e12 + 3 * 2e6 / 1008e9))
     times = dict(zip(work, (.25, 2.0)))
     assert roofline.shape_floor(work, times) == 6.25
 
@@ -136,14 +137,59 @@ def test_bench_reports_every_figure_of_a_chunk(monkeypatch, capsys, tmp_path):
     assert totals[latency.MISS]["p50_s"] == pytest.approx(sum(phases[label]["p50_s"] for label in
                                                               latency.cases("Euler steps")[latency.MISS]))
     assert set(report["ratios"]) == {latency.MISS, latency.HIT}
+    for name in (latency.MISS, latency.HIT):
+        arm = report["arms"][name]
+        assert arm["peak_fraction"] == pytest.approx(totals[name]["peak_floor_s"] / arm["p50_s"])
+    assert "launched one by one" not in printed
+    assert any("launched one by one" in line for line in latency.lines(report | {"engine": "graph"}))
     assert report["difference_rms"] < .05 * report["action_rms"] and report["fewer_steps"]["action_error_rms"] > 0
 
 
 def test_bench_drives_a_control_loop_with_and_without_the_background(capsys):
     bench.run(["--config", "conveyor", "--control", "0.5"])
-    rows = capsys.readouterr().out.splitlines()[1:]
+    *rows, note = capsys.readouterr().out.splitlines()[1:]
+    assert note.startswith("without the first step")
     assert [row.split("  ")[0] for row in rows] == ["planned in the step", "planned in the background"]
     assert all("15 steps" in row and "p50" in row and "starved" in row for row in rows)
+
+
+def test_the_compiled_plain_arm_is_timed_and_a_prediction_follows_from_what_is_reached(monkeypatch):
+    """One graph of the plain arm here, with a backend that counts; its chunk is the plain arm's."""
+    from conftest import VARIANTS
+    counter, inner = CompileCounterWithBackend("eager"), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda arm, mode: inner(arm, backend=counter))
+    monkeypatch.setattr(roofline, "time_alone", lambda *key: 1e-6)
+    monkeypatch.setattr(roofline, "probes", lambda *_: dict.fromkeys(("copy_gb_s", "large_gemm_tflop_s"), 1.0))
+    kept, record = {}, latency.record
+    monkeypatch.setattr(latency, "record", lambda *of: kept.setdefault("ledgers", record(*of)))
+    report = latency.measure(replace(VARIANTS["qwen"], layers=1, euler_steps=1), "cpu", torch.float32, blocks=1, compiled_arm=True)
+    assert counter.frame_count >= 1 and "plain arm, torch.compile" in report["ratios"]
+    assert len(report["arms"]["plain arm, torch.compile"]["seconds"]) == 2
+    arms = {name: {"peak_fraction": .25} for name in (latency.MISS, latency.HIT)}
+    far, near = latency.predictions(kept["ledgers"], arms), latency.predictions(
+        kept["ledgers"], {name: {"peak_fraction": .5} for name in arms})
+    assert all(far[name] == pytest.approx(2 * near[name]) and near[name] > 0 for name in arms)
+    assert far[latency.HIT] < far[latency.MISS]
+
+
+def test_a_phase_that_fails_leaves_the_engine_as_it_was(build, tiny):
+    engine = Engine(build(tiny))
+    with pytest.raises(ZeroDivisionError), latency.watched(engine, lambda label, phase, *args: 1 / 0):
+        engine(random_batch(tiny), torch.zeros(1, tiny.chunk, tiny.action_dim))
+    assert not set(latency.PHASES) & set(vars(engine))
+
+
+@pytest.mark.parametrize("flags, message", [
+    ("--engine graph", "--engine graph records a CUDA graph"),
+    ("--blocks 0", "--blocks must be at least 1, got 0"), ("--euler_steps -1", "--euler_steps must be at least 1, got -1"),
+    ("--euler_steps 0", "at least 1"), ("--control 0", "--control 0: give the seconds"), ("--control -1", "--control -1"),
+    ("--control 1 --blocks 2 --compiled_arm", "without --blocks, --compiled_arm"),
+    ("--control 1 --euler_steps 5", "without --euler_steps")])
+def test_bench_refuses_flags_of_latency_before_it_builds_anything(flags, message, monkeypatch):
+    for name in ("measure", "control"):
+        monkeypatch.setattr(bench, name, None)
+    with pytest.raises(ValueError, match=message):
+        bench.run(["--config", "a1_2b", *flags.split()])
 
 
 def test_bench_refuses_what_it_cannot_compare(capsys):

@@ -152,7 +152,7 @@ def test_infer_reports_the_held_out_episode_with_plot_foresight_and_json(tmp_pat
     model = replace(get_config("conveyor", SMALL).model, gen_expert=True)
     path = save_checkpoint(tmp_path / "run", model)
     monkeypatch.setattr(sys, "argv", ["infer.py", "--open-loop", "--data", str(root), "--checkpoint", str(path),
-                                      "--out", str(tmp_path / "out")])
+                                      "--out", str(tmp_path / "out"), "--euler_steps", "5"])
     runpy.run_path(str(ROOT / "infer.py"), run_name="__main__")
     report = json.loads((tmp_path / "out" / "open_loop.json").read_text())
     assert list(report) == ["1"]
@@ -160,6 +160,7 @@ def test_infer_reports_the_held_out_episode_with_plot_foresight_and_json(tmp_pat
     assert {"episode_1.png", "foresight_1.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
     printed = capsys.readouterr().out
     assert "episode 1: mean squared error in training standard deviations: policy" in printed
+    assert "5 instead of 10 Euler steps move the actions by" in printed
     assert "replay: 8 recorded windows give the model the same inputs in training and at inference" in printed
 
 

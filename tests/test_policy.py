@@ -3,16 +3,20 @@
 import runpy
 import sys
 import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import infer as infer_script
 from config import CONFIGS, to_dict
 from data import VIEWS
 from support import checkpoint
+from support.engine import Engine
 from support.policy import Policy
 from support.statistics import Statistics
 
@@ -104,6 +108,71 @@ def test_a_missing_camera_is_masked_and_one_that_drops_out_misses_the_cache(make
     assert policy.timing()["plans"] == 2 and policy.timing()["latent_hits"] == 0
 
 
+def static(run):
+    """Stands for a CUDA graph: every call writes the same output tensors."""
+    out = run()
+
+    def replay():
+        for mine, new in zip(out, run()):
+            if mine is not None:
+                mine.copy_(new)
+        return out
+    return replay
+
+
+def test_latents_outlive_the_next_replay_of_a_graph(make):
+    frames, states = film(33)
+    plain, policy = make(engine="plain"), make(engine="plain")
+    policy.engine = Engine(policy.model, "graph", capture=static, backend="eager")
+    policy.reset("go", execute_steps=1)
+    actions = [policy.step(images, state) for images, state in zip(frames, states)]
+    np.testing.assert_allclose(actions, expected(plain, frames, states, 1), atol=1e-5)
+    assert policy.timing()["latent_hits"] == 32
+
+
+def test_a_camera_that_drops_out_is_compiled_for_in_the_background_too(make):
+    """More shapes than torch allows by itself, in a thread of which the constructor knew nothing."""
+    torch._dynamo.reset()
+    frames, states = film(9)
+    policy = make(chunk=8, engine="plain")
+    policy.engine = Engine(policy.model, "compile", backend="eager")
+    policy.reset("go", background=True)
+    for t, (images, state) in enumerate(zip(frames, states)):
+        policy.step(images if t < 4 else {view: images[view] for view in VIEWS[:2]}, state)
+        if t in (4, 8):
+            wait_for_plan(policy)
+    policy.close()
+
+
+def test_scenes_with_different_cameras_are_planned_by_the_engine(make):
+    """Once per set of cameras, and each sample keeps its place, noise and imagined future."""
+    frames, states = film(4)
+    sets = VIEWS, VIEWS[:1], VIEWS, VIEWS[1:]
+    seen = [{view: [images[view]] * 2 for view in views} for images, views in zip(frames, sets)]
+    plain, policy = make(engine="plain"), make()
+    called, inner = [], policy.engine
+    policy.engine = lambda batch, *rest, **more: called.append(len(batch.state)) or inner(batch, *rest, **more)
+    for imagine in (False, True):
+        (a, z), (b, y) = (one.plan(seen, states, ["go", "stop", "go now", "go"], imagine) for one in (policy, plain))
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    there = torch.tensor([[view in views for view in VIEWS] for views in sets])
+    torch.testing.assert_close(z[there], y[there], rtol=0, atol=1e-5)
+    assert sorted(called) == [1, 1, 1, 1, 2, 2]
+
+
+def test_the_engine_reads_masks_on_the_cpu(make):
+    """The batch stays there whatever the policy's device: another one is claimed here, to which it must not go."""
+    frames, states = film(1)
+    policy = make(chunk=8)
+    policy.device, inner, seen = torch.device("meta"), policy.engine.shape, []
+    policy.engine.shape = lambda batch, *rest: seen.extend(x.device for x in vars(batch).values() if x is not None) or \
+        inner(batch, *rest)
+    policy.plan([{"head": [frames[0]["head"]] * 2}], states, ["go"])
+    policy.reset("go")
+    policy.step(frames[0], states[0])
+    assert set(seen) == {torch.device("cpu")}
+
+
 def test_a_camera_that_reuses_its_buffer_does_not_rewrite_history(make):
     frames, states = film(17)
     one, other = make(), make()
@@ -133,6 +202,53 @@ def test_what_cannot_be_used_is_refused(make):
         policy.step({}, states[0])
     with pytest.raises(ValueError, match="head is float32"):
         policy.step({"head": frames[0]["head"].astype(np.float32)}, states[0])
+    for state in (None, states[0][:3], states[:1], np.where(np.arange(D) == 2, np.nan, states[0])):
+        with pytest.raises(ValueError, match="give 6 finite numbers"):
+            policy.step(frames[0], state)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_refused_observation_changes_nothing(make, background):
+    """Before the first plan, where a plan is due and elsewhere: the same actions as without the refusals."""
+    frames, states = film(13)
+    one, other = make(chunk=8), make(chunk=8)
+    one.reset("go", execute_steps=4, background=background)
+    other.reset("go", execute_steps=4, background=background)
+    for t, (images, state) in enumerate(zip(frames, states)):
+        if t in (0, 3, 4, 8):
+            with pytest.raises(ValueError, match="cameras none given"):
+                one.step({}, state)
+            with pytest.raises(ValueError, match="head is float32"):
+                one.step({"head": np.zeros((4, 4, 3), np.float32)}, state)
+            with pytest.raises(ValueError, match="finite numbers"):
+                one.step(images, state * np.nan)
+        actions = [policy.step(images, state) for policy in (one, other)]
+        assert actions[0] is not None and np.array_equal(*actions)
+        if background and t in (4, 8, 12):
+            wait_for_plan(one)
+            wait_for_plan(other)
+    assert one.timing()["plans"] == 4
+    one.close()
+    other.close()
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_plan_that_fails_in_the_step_is_made_at_the_next(make, background):
+    """Also the first one of an episode, which the background waits for."""
+    frames, states = film(2)
+    policy = make(chunk=8)
+    policy.reset("go", background=background)
+    inner = policy.run._plan
+    policy.run._plan = fail
+    with pytest.raises(ValueError, match="no such luck"):
+        policy.step(frames[0], states[0])
+    policy.run._plan = inner
+    assert policy.step(frames[1], states[1]) is not None and policy.timing()["plans"] == 1
+    policy.close()
+
+
+def fail(*_):
+    raise ValueError("no such luck")
 
 
 # ---- in the background -------------------------------------------------------------------------------------
@@ -208,11 +324,19 @@ def test_closing_and_a_new_episode_leave_no_thread(make):
     gate = held_back(policy)
     for images, state in zip(frames[:6], states):
         policy.step(images, state)
-    gate.set()
+    while not policy.run.pending[1].running():   # one that waits behind other work is cancelled
+        pass
+    threading.Timer(0.2, gate.set).start()   # the plan of frame 4 ends while reset waits for it
     policy.reset("stop", background=True)
-    assert policy.run.pending is None and len(policy.run.queue) == 0
-    policy.step(frames[0], states[0])
+    assert gate.is_set()
+    policy.calls, plain = 0, make(chunk=8, engine="plain")
+    action = policy.step(frames[0], states[0])
+    stop = plain.plan([{view: [frames[0][view]] * 2 for view in VIEWS}], states[None, 0], ["stop"])[0][0]
+    np.testing.assert_allclose(action, stop[0], atol=1e-5)
     policy.close()
+    deadline = time.monotonic() + 20
+    while set(threading.enumerate()) != before and time.monotonic() < deadline:   # the timer ends by itself
+        pass
     assert set(threading.enumerate()) == before
 
 
@@ -222,9 +346,6 @@ def test_a_failing_plan_is_raised_by_the_step_that_needs_it(make):
     policy = make(chunk=8)
     policy.reset("go", background=True)
     policy.step(frames[0], states[0])
-
-    def fail(*args):
-        raise ValueError("no such luck")
     policy.run._plan = fail
     with pytest.raises(ValueError, match="no such luck"):
         for images, state in zip(frames[1:], states[1:]):
@@ -233,6 +354,49 @@ def test_a_failing_plan_is_raised_by_the_step_that_needs_it(make):
                 while not policy.run.pending[1].done():
                     pass
     policy.close()
+
+
+def test_after_a_failed_plan_the_present_chunk_goes_on_at_its_own_place(make):
+    frames, states = film(7)
+    policy, plain = make(chunk=8), make(chunk=8, engine="plain")
+    policy.reset("go", background=True)   # plans at 0 and 4
+    actions = [policy.step(images, state) for images, state in zip(frames[:4], states)]
+    policy.run._plan = fail
+    policy.step(frames[4], states[4])
+    while policy.run.pending and not policy.run.pending[1].done():
+        pass
+    with pytest.raises(ValueError, match="no such luck"):
+        policy.step(frames[5], states[5])
+    actions.append(policy.step(frames[6], states[6]))
+    chunk = plain.plan([{view: [frames[0][view]] * 2 for view in VIEWS}], states[None, 0], ["go"])[0][0]
+    np.testing.assert_allclose(actions, chunk[[0, 1, 2, 3, 6]], atol=1e-5)
+    policy.close()
+
+
+@pytest.mark.parametrize("what, frame", [("_plan", 4), ("_encode_ahead", 5)])
+def test_what_failed_in_the_background_and_no_step_raised_is_raised_by_close(make, what, frame):
+    """Frame 5 is the t-15 of frame 20, a plan's."""
+    frames, states = film(frame + 1)
+    policy = make(chunk=8)
+    policy.reset("go", background=True)
+    for images, state in zip(frames[:frame], states):
+        policy.step(images, state)
+    if policy.run.pending:
+        wait_for_plan(policy)
+    started, gate = threading.Event(), threading.Event()
+
+    def fail_late(*args):
+        started.set()
+        assert gate.wait(20)
+        fail()
+    setattr(policy.run, what, fail_late)
+    policy.step(frames[frame], states[frame])
+    assert started.wait(20)
+    threading.Timer(0.2, gate.set).start()
+    with pytest.raises(ValueError, match="no such luck"):
+        policy.reset("stop")
+    policy.reset("stop")   # once
+    assert policy.step(frames[0], states[0]) is not None
 
 
 def test_the_reported_times_are_those_of_the_steps(make, monkeypatch):
@@ -278,6 +442,12 @@ def test_infer_gives_the_same_actions_with_and_without_the_engine(infer, monkeyp
     np.testing.assert_allclose(fast, plain, atol=1e-5)
     few, printed = infer("--engine", "plain", "--euler_steps", "2")
     assert "2 instead of 10 Euler steps move the actions by" in printed and np.abs(few - plain).max() > 1e-3
+
+
+@pytest.mark.parametrize("flags", [["--image-dir", "."], ["--closed-loop"]])
+def test_infer_refuses_a_graph_on_the_cpu_before_it_loads_anything(flags):
+    with pytest.raises(ValueError, match="--engine graph records a CUDA graph"):
+        infer_script.run([*flags, "--engine", "graph", "--device", "cpu", "--checkpoint", "nowhere"])
 
 
 def test_fewer_euler_steps_report_what_they_change(make):
