@@ -13,6 +13,12 @@ from support.robots import VIEWS
 SHOWN = 20   # faults that are printed, at most
 
 
+def said(error):
+    """The text of an error; of one out of a loader process, which sends its traceback along, the last line."""
+    text = str(error).strip()
+    return text.splitlines()[-1].removeprefix("ValueError: ") if text.startswith("Caught ") else text
+
+
 def refuse(lines, line):
     """Print what is wrong, if anything is, and end with `line`."""
     if lines:

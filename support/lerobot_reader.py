@@ -570,9 +570,7 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except (ValueError, ImportError, OSError) as error:
-        # A loader process sends its traceback along; its last line is the error.
-        line = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
-        print(f"support.lerobot_reader: {line}", file=sys.stderr)
+        print(f"support.lerobot_reader: {inspection.said(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("support.lerobot_reader: interrupted; the same command goes on from here", file=sys.stderr)

@@ -42,8 +42,6 @@ def make(kind, parameters, masters, train):
 class Fp32:
     """torch.optim.AdamW on the weights themselves."""
 
-    keys = ("step", "exp_avg", "exp_avg_sq")
-
     def __init__(self, parameters, masters, settings):
         self.parameters = parameters
         self.weights = {name: local(p.detach()) for name, p in parameters.items()}
@@ -76,16 +74,19 @@ class Fp32:
     def load(self, tensors):
         """The reverse, exactly; KeyError names a tensor that is missing."""
         for name, p in self.parameters.items():
-            state = {key: tensors[f"{name}.{key}"] for key in self.keys}
-            parts = {key: (x if key == "step" else share(x, p)).clone().to(self.weights[name].device)
-                     for key, x in state.items()}
-            self.adamw.state[self.weights[name]] = parts
+            self.adamw.state[self.weights[name]] = moments(tensors, name, p, self.weights[name].device)
+
+
+def moments(tensors, name, p, device):
+    """torch.optim.AdamW's state of one parameter out of `tensors`, this rank's part; {}: saved before its first update."""
+    if f"{name}.step" not in tensors:
+        return {}
+    return {key: (x if key == "step" else share(x, p)).clone().to(device)
+            for key, x in ((key, tensors[f"{name}.{key}"]) for key in ("step", "exp_avg", "exp_avg_sq"))}
 
 
 class Split(Fp32):
     """bf16 weight + int16 = fp32 master, moments in bf16; AdamW in fp32 on pieces, in torch's order of operations."""
-
-    keys = ("step", "exp_avg", "exp_avg_sq", "low")
 
     def __init__(self, parameters, masters, settings):
         self.parameters, self.settings, self.kept, self.steps = parameters, settings, {}, 0
@@ -164,8 +165,6 @@ class Offload(Fp32):
     weight has arrived. On the CPU the same code runs without pinning and streams.
     """
 
-    keys = ("step", "exp_avg", "exp_avg_sq", "master")
-
     def __init__(self, parameters, masters, settings):
         self.parameters = parameters
         self.masters = {name: share(masters[name].float(), p).cpu().contiguous() for name, p in parameters.items()}
@@ -181,10 +180,8 @@ class Offload(Fp32):
 
     def load(self, tensors):
         for name, p in self.parameters.items():
-            part = {key: x.clone() if key == "step" else share(x, p).clone()
-                    for key, x in ((key, tensors[f"{name}.{key}"]) for key in self.keys)}
-            self.masters[name].copy_(part.pop("master"))
-            self.adamw[name].state[self.masters[name]] = part
+            self.masters[name].copy_(share(tensors[f"{name}.master"], p))
+            self.adamw[name].state[self.masters[name]] = moments(tensors, name, p, "cpu")
 
     @torch.no_grad()
     def step(self, lr, scale):

@@ -106,6 +106,20 @@ def test_fifty_nans_in_random_places_are_all_caught(poison):
         assert not torch.isfinite(optim.global_norm(own))
 
 
+@pytest.mark.parametrize("kind", ["fp32", "split", "offload"])
+def test_a_run_saved_before_its_first_update_goes_on(go, poison, tmp_path, capsys, kind):
+    """The first three steps are not finite: AdamW has no state yet, and the fourth step is its first."""
+    poison({0, 4, 8})
+    flags = "--optimizer", kind
+    with pytest.raises(SystemExit):
+        go("early", *flags)
+    assert "steps 1 to 3 were skipped" in capsys.readouterr().err
+    log, printed = go("early", *flags, "--resume")
+    assert "at step 3" in printed.out and [row["step"] for row in log if "loss" in row] == [4, 5, 6, 7, 8]
+    kept = checkpoint.load_optimizer(tmp_path / "early" / "step_00000008")
+    assert {float(x) for name, x in kept.items() if name.endswith(".step")} == {5.0}
+
+
 # ---- disks and signals ------------------------------------------------------------------------------------------
 
 def test_a_log_that_a_full_disk_refuses_is_whole_once_there_is_room(tmp_path, monkeypatch):
