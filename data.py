@@ -407,6 +407,6 @@ def open_corpus(path, m, full=False, robot=None, hold_out=-1):
     robots = {source.robot for source in sources if source.has_action}
     if robots and not (held_out.has_action and held_out.robot in robots):
         what = f"of robot '{held_out.robot}'" if held_out.has_action else "human video, without actions"
-        raise ValueError(f"dataset {held_out.name}: what is held out is {what}, trained is {', '.join(sorted(robots))}: "
-                         f"hold out data of such a robot")
+        raise ValueError(f"dataset {held_out.name}: what is held out is {what}, trained is "
+                         f"{', '.join(sorted(robots))}: hold out data of such a robot")
     return Corpus(sources, weights, kinds, trained, held_out, held_out_windows, listing.parent)

@@ -322,5 +322,6 @@ def run(argv):
 if __name__ == "__main__":
     try:
         run(sys.argv[1:])
+        Ranks.close()
     except (ValueError, ImportError, OSError) as error:
         refuse(inspection.said(error))

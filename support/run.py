@@ -185,11 +185,11 @@ class Keeper:
         if resume:
             return self._resume()
         lines = []
-        if self.log_path is not None:
-            (self.out / AGENT).write_text(str(os.getppid()))
-            if self.log_path.exists() and self.log_path.stat().st_size:
-                old = self.log_path.replace(self.log_path.with_name("log.jsonl.old"))
-                lines = [f"{self.out} holds a log and no checkpoint: it is kept as {old}"]
+        if self.log_path is not None and self.log_path.exists() and self.log_path.stat().st_size:
+            old = self.log_path.replace(self.log_path.with_name("log.jsonl.old"))
+            lines = [f"{self.out} holds a log and no checkpoint: it is kept as {old}"]
+        if self.ranks.first and self.ranks.agent:
+            (self.out / AGENT).write_text(self.ranks.agent)
         self.log = Log(self.log_path)
         return 0, {}, lines
 
@@ -224,7 +224,7 @@ def begun_here(out, ranks):
     An agent restarts a group that refused, too: to overwrite a run that was there before, or to go on over NaN.
     """
     mark = out / AGENT
-    return ranks.agree(ranks.restarted and mark.exists() and mark.read_text() == str(os.getppid()))
+    return ranks.agree(ranks.restarted and mark.exists() and mark.read_text() == ranks.agent)
 
 
 def nothing_to_resume(out, ranks):

@@ -265,13 +265,16 @@ def test_a_resumed_run_skips_the_same_sample_and_writes_the_same_log(tmp_path, c
     (root / "head" / f"{torn:06d}.png").write_bytes(b"torn")
     with pytest.raises(ValueError, match=f"{torn:06d}.png cannot be read"):
         train.run([*flags, "--out", str(tmp_path / "stopped")])
+    assert checkpoint.newest(tmp_path / "stopped").name == "step_00000001"      # what was learned before it
     train.run([*flags, "--out", str(tmp_path / "whole"), "--on_bad_sample", "skip"])
     assert f"another is drawn: picture {root}/head/{torn:06d}.png" in capfd.readouterr().err
     rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert [row.get("bad_samples", 0) for row in rows if "loss" in row] == [0, 1, 1, 1]
     shutil.copytree(tmp_path / "whole", tmp_path / "again", ignore=shutil.ignore_patterns("step_00000004"))
     train.run([*flags, "--out", str(tmp_path / "again"), "--on_bad_sample", "skip", "--resume"])
-    assert (tmp_path / "again" / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
+    train.run([*flags, "--out", str(tmp_path / "stopped"), "--on_bad_sample", "skip", "--resume"])
+    for name in ("again", "stopped"):
+        assert (tmp_path / name / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
 
 
 def test_more_than_one_bad_sample_in_a_thousand_stops_a_skipping_run():

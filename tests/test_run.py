@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -118,6 +119,52 @@ def test_a_run_saved_before_its_first_update_goes_on(go, poison, tmp_path, capsy
     assert "at step 3" in printed.out and [row["step"] for row in log if "loss" in row] == [4, 5, 6, 7, 8]
     kept = checkpoint.load_optimizer(tmp_path / "early" / "step_00000008")
     assert {float(x) for name, x in kept.items() if name.endswith(".step")} == {5.0}
+
+
+# ---- an agent that restarts -------------------------------------------------------------------------------------
+
+@pytest.fixture
+def attempt(go, monkeypatch):
+    """(number, *arguments of go) -> the same under this process's parent as torchrun's agent."""
+    def start(number, *args):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(number))
+        return go(*args)
+    return start
+
+
+def test_a_restarted_group_goes_on_with_the_run_that_its_agent_began(attempt, tmp_path):
+    whole, _ = attempt(0, "lost")
+    checkpoint.shutil.rmtree(tmp_path / "lost" / "step_00000008")
+    log, printed = attempt(1, "lost")
+    assert log == whole and "step_00000006 at step 6" in printed.out
+
+
+def test_a_restarted_group_does_not_go_on_with_a_run_that_was_there_before(go, attempt, tmp_path, capsys):
+    """The first attempt refuses; the agent starts it again, and that one refuses too."""
+    before, _ = go("there")
+    for number in (0, 1):
+        with pytest.raises(SystemExit) as end:
+            attempt(number, "there", "--steps", "9")
+        assert end.value.code == 2 and "holds checkpoints already" in capsys.readouterr().err
+    assert rows(tmp_path / "there") == before
+
+
+def test_a_restarted_group_does_not_go_on_behind_three_skipped_steps(attempt, poison, capsys):
+    """Three in a row stop the run: a person is to look at it."""
+    poison({9, 12, 17})
+    for number, words in (0, "steps 3 to 5 were skipped"), (1, "holds checkpoints already"):
+        with pytest.raises(SystemExit):
+            attempt(number, "stopped")
+        assert words in capsys.readouterr().err
+
+
+def test_a_log_without_a_checkpoint_is_kept(go, tmp_path):
+    """A run that could never save, started anew."""
+    go("first", "--steps", "2")
+    checkpoint.shutil.rmtree(tmp_path / "first" / "step_00000002")
+    log = (tmp_path / "first" / "log.jsonl").read_bytes()
+    _, printed = go("first", "--resume", "--steps", "2")
+    assert (tmp_path / "first" / "log.jsonl.old").read_bytes() == log and "log.jsonl.old" in printed.out
 
 
 # ---- disks and signals ------------------------------------------------------------------------------------------
@@ -247,12 +294,24 @@ def test_the_effective_batch_is_compared_with_the_papers():
     (["--ema", "1"], "--ema must be at least 0 and below 1"),
     (["--freeze", "vison"], "--freeze knows und, vision and embed, not vison"),
     (["--clip", "0"], "--clip and --adam_eps must be above 0"),
+    (["--fit", "--shard"], "--fit counts for a card that holds everything"),
+    (["--fit", "--memory_gb", "0"], "--memory_gb must be above 0, got 0"),
     (["--warmup_steps", "-1"], "--warmup_steps must be at least 0, got -1")])
 def test_impossible_combinations_are_refused_before_the_model_is_built(go, monkeypatch, flags, words):
     monkeypatch.setattr(train, "InternVLA_A1", None)   # never reached
     with pytest.raises(ValueError) as error:
         go("impossible", *flags)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("where", ["prepare", "Keeper.begin"])
+def test_out_of_memory_before_the_first_step_is_one_line(go, monkeypatch, where):
+    """A card that is too small for weights, masters or a checkpoint's tensors."""
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(f"train.{where}", full)
+    with pytest.raises(ValueError, match="^out of memory at a peak of .*--batch_size 4"):
+        go("full")
 
 
 def test_out_of_memory_is_one_line_with_the_peak_the_batch_and_three_flags():
@@ -353,4 +412,12 @@ def test_compiled_layers_compute_what_plain_ones_do(dataset, tmp_path):
 def test_ranks_alone_are_the_identity():
     ranks = Ranks()
     assert ranks.first and ranks.world == 1 and ranks.sums(1, 2.5) == [1, 2.5] and ranks.agree("x") == "x"
-    assert ranks.gather(3) == [3] and not ranks.restarted
+    assert ranks.gather(3) == [3] and not ranks.restarted and ranks.agent == ""
+
+
+@pytest.mark.parametrize("counts, world, own", [
+    ([3, 4], 2, [3, 4]), ([3, 4], 1, [7]), ([7], 2, [7, 0]), (7, 1, [7]), (0, 2, [0, 0])])
+def test_bad_samples_are_counted_by_rank_and_none_is_lost_with_other_ranks(counts, world, own):
+    """A number is what a checkpoint of one rank held before."""
+    every = [SimpleNamespace(rank=rank, world=world, first=rank == 0) for rank in range(world)]
+    assert [run.own_count(counts, ranks) for ranks in every] == own
