@@ -251,8 +251,21 @@ def test_a_run_too_large_for_the_disk_is_refused_before_it_begins(go, monkeypatc
         go("large")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_process(number):
+    """The first one is noted and the loop goes on, the second one does not wait for it."""
+    pid = os.fork()
+    if not pid:
+        with run.Interruption() as interruption:
+            os.kill(os.getpid(), number)
+            if interruption.signal != number:
+                os._exit(3)
+            os.kill(os.getpid(), number)
+            os._exit(4)   # not reached
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -number
+
+
 def test_the_first_signal_is_a_flag_and_handlers_come_back():
-    """A second one would end the process: the handler is the default one by then."""
     before = signal.getsignal(signal.SIGTERM)
     with run.Interruption() as interruption:
         assert interruption.signal == 0
