@@ -1,7 +1,7 @@
 """Several processes as one: what train.py says to its ranks, alone or under torchrun.
 
-    torchrun --nproc_per_node 2 train.py ...              DDP: every rank holds everything
-    torchrun --nproc_per_node 2 train.py ... --shard      FSDP2: weights, gradients and states are cut per joint layer
+    torchrun --nproc_per_node 2 -- train.py ...           DDP: every rank holds everything
+    torchrun --nproc_per_node 2 -- train.py ... --shard   FSDP2: weights, gradients and states are cut per joint layer
 
 Gradients are sums over ranks, never means: train.py divides by the counts of the whole step, so ranks with unequal
 numbers of valid elements add up exactly. A parameter, or a tensor cut like one, goes through `local`, `whole` and

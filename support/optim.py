@@ -18,7 +18,6 @@ import torch
 from support.distributed import local, share, whole
 
 PIECE = 1 << 24   # elements of one fp32 working piece of `split`: 64 MiB each for master, two moments, denominator
-BYTES = {"fp32": (16, 0), "split": (10, 0), "offload": (4, 12)}   # a parameter: on the device, in host memory
 
 
 def global_norm(parameters):
@@ -78,7 +77,7 @@ class Fp32:
 
 
 def moments(tensors, name, p, device):
-    """torch.optim.AdamW's state of one parameter out of `tensors`, this rank's part; {}: saved before its first update."""
+    """torch.optim.AdamW's state of a parameter out of `tensors`, this rank's part; {} if saved before its first update."""
     if f"{name}.step" not in tensors:
         return {}
     return {key: (x if key == "step" else share(x, p)).clone().to(device)
@@ -122,11 +121,6 @@ class Split(Fp32):
             self.steps = int(tensors[f"{name}.step"])
             for key, part in self.kept[name].items():
                 part.copy_(share(tensors[f"{name}.{key}"], p))
-
-    def masters(self):
-        """name -> fp32 master of this rank's part."""
-        return {name: get_master(local(p.detach()), self.kept[name]["low"]) if "low" in self.kept[name] else
-                local(p.detach()) for name, p in self.parameters.items()}
 
 
 def pieces(*tensors):

@@ -376,7 +376,7 @@ def model_type(folder):
 
 
 def tokenizer_of(start, model):
-    """The tokenizer that belongs to the weights a run starts with, "" if they bring none. start: arguments of `start`."""
+    """The tokenizer of the weights a run starts with, "" if they bring none. start: arguments of `start`."""
     if start.get("release"):
         directory = Path(start["release"])
         own = (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists()

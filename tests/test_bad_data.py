@@ -4,9 +4,11 @@ import json
 import shutil
 from dataclasses import replace
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import train
@@ -14,7 +16,9 @@ from config import get_config
 from data import Mixture, open_corpus, windows
 from support.lerobot_reader import LeRobotSource, picture_shape
 from support import checkpoint
+from support.distributed import Ranks
 from support.policy import Policy
+from support.run import culprits
 from support.statistics import statistics
 
 from test_bad_input import RUN, SMALL, refuses, save_checkpoint, write_folder    # noqa: F401, refuses is a fixture
@@ -239,6 +243,17 @@ def test_a_skipped_sample_is_replaced_by_a_pure_function_of_its_number(capfd):
         alone.append(list(mixture.loader(step, step + 2)))
         assert mixture.bad_samples == 1
     assert same(*alone) and "bad sample, another is drawn: dataset torn, episode 3" in capfd.readouterr().err
+
+
+def test_a_sample_that_stood_in_for_a_bad_one_is_named_itself(capfd):
+    """support.run.culprits: where the loss is not finite, it is not the one that could not be read."""
+    mixture = mixture_of(Torn(lengths=MANY), on_bad_sample="skip")
+    n = next(n for n in range(1200) if mixture[n][3])
+    _, e, t = mixture.draw(n, 1)
+
+    def model(batch, eps, tau):
+        return SimpleNamespace(act_sum=torch.tensor(float("nan")), gen_sum=torch.tensor(0.0))
+    assert culprits(model, mixture, [n], Ranks()) == f"not finite: {mixture.sources[0].name} episode {e} frame {t}"
 
 
 def test_a_worker_whose_only_dataset_is_unreadable_is_stood_in_for_by_the_others():

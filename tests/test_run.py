@@ -340,6 +340,16 @@ def test_out_of_memory_is_one_line_with_the_peak_the_batch_and_three_flags():
 
 # ---- settings that change memory or the average -----------------------------------------------------------------
 
+def test_a_frame_cache_of_other_sizes_is_refused_for_what_is_held_out_too():
+    """Before the model is built, not at the first validation."""
+    asked = []
+    plain = SimpleNamespace(lengths=[50], robot="arm")
+    held_out = SimpleNamespace(lengths=[50], robot="arm", cache=SimpleNamespace(require=asked.append))
+    config = get_config("conveyor")
+    run.impossible(config, SimpleNamespace(sources=[plain], held_out=held_out, windows=[range(50)]))
+    assert asked == [{config.model.view_size, config.model.frame_size}]
+
+
 def test_recomputed_layers_change_no_bit_of_a_run(go):
     """--checkpoint_layers trades time for memory and nothing else."""
     assert go("kept")[0] == go("recomputed", "--checkpoint_layers", "true")[0]
