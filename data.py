@@ -290,10 +290,12 @@ class Mixture(torch.utils.data.Dataset):
         train = self.config.train
         size = train.batch_size
         count = range(first_step * train.accumulate, last_step * train.accumulate)
-        numbers = [range(micro * size, (micro + 1) * size) for micro in count]
-        batches = torch.utils.data.DataLoader(self, batch_sampler=numbers, collate_fn=collate_with_noise,
+
+        def numbers():   # one by one: pre-training has 45 million micro-batches
+            return (range(micro * size, (micro + 1) * size) for micro in count)
+        batches = torch.utils.data.DataLoader(self, batch_sampler=numbers(), collate_fn=collate_with_noise,
                                               num_workers=self.config.data.loaders, worker_init_fn=worker_init_fn)
-        for part, (*batch, faults) in zip(numbers, batches):
+        for part, (*batch, faults) in zip(numbers(), batches):
             for fault in faults:
                 print(f"bad sample, another is drawn: {fault}", file=sys.stderr)
             self.bad_samples += len(faults)
@@ -398,4 +400,13 @@ def open_corpus(path, m, full=False, robot=None, hold_out=-1):
         held_out_windows = windows(held_out, m, full, [hold_out % episodes])
         kept[first] = [e for e in range(episodes) if e != hold_out % episodes]
     trained = [windows(source, m, full, episodes) for source, episodes in zip(sources, kept)]
+    if not len(held_out_windows):
+        choose = "" if validation else ", --hold_out another episode"
+        raise ValueError(f"dataset {held_out.name}: what is held out has no window, it is shorter than m needs: "
+                         f"--full_windows false{choose}, or a smaller --m")
+    robots = {source.robot for source in sources if source.has_action}
+    if robots and not (held_out.has_action and held_out.robot in robots):
+        what = f"of robot '{held_out.robot}'" if held_out.has_action else "human video, without actions"
+        raise ValueError(f"dataset {held_out.name}: what is held out is {what}, trained is "
+                         f"{', '.join(sorted(robots))}: hold out data of such a robot")
     return Corpus(sources, weights, kinds, trained, held_out, held_out_windows, listing.parent)

@@ -179,10 +179,16 @@ def main(argv):
     if argv == ["--simulate"]:
         print("\n".join(simulate()))
         return
+    if len(argv) > 1 or argv and not argv[0].isdecimal():
+        raise ValueError(f"expected a number of workers or --simulate, got '{' '.join(argv)}'")
     workers = int(argv[0]) if argv else 4
     names, sizes, weights = zip(*TABLE_3)
     print("\n".join(table(names, [s * 1_000_000 for s in sizes], weights, deal(sizes, weights, 1, workers))))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        print(f"lpt.py: {error}", file=sys.stderr)
+        sys.exit(2)

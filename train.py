@@ -7,7 +7,7 @@
     python train.py --config a1_3b --dry-run                   what fits a card, before anything is allocated
     python train.py --config a1_3b --data DIR --weights DIR    all parameters, on one card of 24 GB
     python train.py --stage posttrain --from RUN --data DIR    its weights; optimizer, schedule and statistics afresh
-    torchrun --nproc_per_node 2 train.py ...                   several cards: DDP, with --shard FSDP2
+    torchrun --nproc_per_node 2 -- train.py ...                several cards: DDP, with --shard FSDP2
 
 A run is a folder, runs/<config> or --out DIR: log.jsonl (pure functions of the run), timing.jsonl, checkpoints
 step_*/, report.json. Data order and noise are pure functions of (seed, rank, sample), so nothing of them is saved.
@@ -34,7 +34,8 @@ from support import evaluate, inspection, memory, optim, record, weights
 from support.distributed import Ranks
 from support.open_loop import mean_errors, open_loop
 from support.policy import Policy
-from support.run import Interruption, Keeper, culprits, deaf, effective_batch, impossible, nothing_to_resume
+from support.run import (AGENT, Interruption, Keeper, begun_here, culprits, deaf, effective_batch, impossible,
+                         nothing_to_resume, own_count)
 from support.statistics import statistics_by_robot
 from support.training import prepare
 
@@ -57,7 +58,8 @@ def parse(argv):
     parser.add_argument("--verify", action="store_true", help="first compare every dataset's files with their record")
     parser.add_argument("--init", choices=("scratch",), help="start the a1_* presets from random weights")
     parser.add_argument("--from", dest="origin", help="start from the weights of this run or checkpoint")
-    parser.add_argument("--weights", help="directory of published files: the release's, or a backbone's and Cosmos'")
+    parser.add_argument("--weights", help="directory of a run or of published files: the release's, or a backbone's "
+                        "and Cosmos'")
     parser.add_argument("--init_und", help="directory or hub id of the backbone: InternVL3-1B-hf or Qwen3-VL-2B")
     parser.add_argument("--init_vae", help="directory or hub id of Cosmos CI8x8: encoder.jit and decoder.jit")
     parser.add_argument("--init_experts", default="scratch", help="generation and action experts: scratch (as the "
@@ -96,7 +98,7 @@ def refuse(line):
 
 
 def warn(line):
-    print(f"bad data, not used: {line}", file=sys.stderr)
+    print(f"bad data, will be skipped when drawn: {line}", file=sys.stderr)
 
 
 def progress_bar(total, first=0):
@@ -145,16 +147,18 @@ def run(argv):
         raise ValueError(f"--episodes must be at least 1, got {args.episodes}")
     if args.shard and config.train.ema:
         raise ValueError("--ema averages whole weights and --shard cuts them: choose one")
-    start = {"origin": args.origin, "und": args.init_und, "vae": args.init_vae, "experts": args.init_experts}
-    if args.weights:
-        start |= weights.identify(args.weights)
+    if args.shard and args.fit:
+        raise ValueError("--fit counts for a card that holds everything and --shard cuts it: choose one")
+    if args.memory_gb is not None and args.memory_gb <= 0:
+        raise ValueError(f"--memory_gb must be above 0, got {args.memory_gb}")
+    start = weights.chosen(args)
     out = Path(args.out or f"runs/{config.name}")
     embedded = args.data == "conveyor" or (args.data is None and config.name == "conveyor")
     published = "release" in start or start["und"] and (
         start["vae"] or config.model.vae != "cosmos" or not config.model.gen_expert)
-    gib = args.memory_gb or memory.card(ranks.device)
+    gib = memory.card(ranks.device) if args.memory_gb is None else args.memory_gb
     if args.fit:
-        config = memory.fit(config, gib)
+        config = ranks.agree(memory.fit(config, gib) if ranks.first else None)
         print(f"--fit chose {memory.describe(config.train)} for {gib:.0f} GiB")
     if args.dry_run:
         return memory.dry_run(config, ranks.device, gib)
@@ -170,7 +174,7 @@ def run(argv):
     train = config.train
     if train.threads:
         torch.set_num_threads(train.threads)
-    resume = (args.resume or ranks.restarted) and not nothing_to_resume(out, ranks)
+    resume = (args.resume or begun_here(out, ranks)) and not nothing_to_resume(out, ranks)
     if not resume and any(out.glob("step_*")):
         refuse(f"{out} holds checkpoints already: --resume continues that run, --out DIR starts another")
 
@@ -186,6 +190,7 @@ def run(argv):
             changed = record.verify(root, inspection.progress(f"verifying {root}"))
             if changed:
                 refuse(f"{changed[0]}" + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
+    ranks.agree(None)
     bad = {"stop": refuse, "skip": warn}[config.data.on_bad_sample]
     for fault, held_out in corpus.look(config.data.m):
         (refuse if held_out else bad)(fault)
@@ -206,16 +211,18 @@ def run(argv):
     if not resume:
         for report in weights.start(model, **start):
             print(report)
-    wrapped, optimizer, average = prepare(model, train, ranks, args.shard)
+    with memory.explained(train, ranks.device):
+        wrapped, optimizer, average = prepare(model, train, ranks, args.shard)
     trained = optimizer.parameters.values()
     print(effective_batch(train, ranks.world))
 
     # ---- resume ---------------------------------------------------------------------------------------------
     keeper = Keeper(out, ranks, config, {stats.robot: stats} | by_robot, model, optimizer, average)
     print(keeper.disk_need())
-    first, progress, lines = keeper.begin(resume)
+    with memory.explained(train, ranks.device):
+        first, progress, lines = keeper.begin(resume)
     print(*lines, sep="\n", end="\n" if lines else "")
-    skipped, mixture.bad_samples = progress.get("skipped", 0), progress.get("bad_samples", 0)
+    skipped, mixture.bad_samples = progress.get("skipped", 0), own_count(progress.get("bad_samples", 0), ranks)
     log, timing, problem = keeper.log, keeper.timing, ""
     final = average.module if average else model
 
@@ -229,12 +236,18 @@ def run(argv):
     with Interruption() as interruption, memory.explained(train, ranks.device):
         batches = mixture.loader(first, train.steps, deaf)
         for step in range(first, train.steps):
-            micro = [next(batches) for _ in range(train.accumulate)]
+            bad_before = mixture.bad_samples
+            try:
+                micro = [next(batches) for _ in range(train.accumulate)]
+            except ValueError:   # a bad sample: alone, a run saves what it has learned, and --resume begins with it
+                if ranks.world == 1 and step > first:
+                    keeper.save(step, skipped=skipped, bad_samples=[bad_before])
+                raise
             counts = [model.counts(batch, config.model.action_draws) for batch, _, _ in micro]
             counts = [int(n) for n in ranks.sums(*(sum(column) for column in zip(*counts)))]
             losses = gradients(wrapped, micro, config, ranks, counts)
             norm = optim.global_norm(trained)
-            act, gen, stop = ranks.sums(*losses, interruption.signal)
+            act, gen, stop, bad_samples = ranks.sums(*losses, interruption.signal, mixture.bad_samples)
             lr, loss = lr_at(step, train), config.model.lambda_gen * gen + act
 
             # The sums and the norm are the same on every rank, so all ranks skip the step or none does.
@@ -250,7 +263,7 @@ def run(argv):
             bar.update()
             row = {"step": done, "loss": loss, "loss_act": act, "loss_gen": gen, "lr": lr, "grad_norm": float(norm),
                    "n_act": counts[0], "n_gen": counts[1]}
-            row |= {"bad_samples": mixture.bad_samples} if mixture.bad_samples else {}
+            row |= {"bad_samples": int(bad_samples)} if bad_samples else {}
             if not finite:
                 log.append({"step": done, "skipped": True, "lr": lr, "n_act": counts[0], "n_gen": counts[1]})
                 tqdm.write(f"step {done}: loss or gradient is not finite, the step is skipped")
@@ -270,8 +283,9 @@ def run(argv):
                            + "  ".join(f"{k} {v:.3f}" for k, v in held_out.items()))
                 clock = time.time()
             if done % train.save_every == 0 or done == train.steps or stop or skipped == 3:
-                problem = keeper.save(done, skipped=skipped % 3, bad_samples=mixture.bad_samples)
+                problem = keeper.save(done, skipped=skipped % 3, bad_samples=ranks.gather(mixture.bad_samples))
             if skipped == 3:
+                (out / AGENT).unlink(missing_ok=True)   # torchrun's agent is not to go on with it
                 last = range((step - 2) * per_step, done * per_step)
                 refuse(f"steps {done - 2} to {done} were skipped, the run is saved and stopped; "
                        + culprits(model, mixture, last, ranks))
@@ -308,6 +322,6 @@ def run(argv):
 if __name__ == "__main__":
     try:
         run(sys.argv[1:])
-    except (ValueError, ImportError) as error:
-        # A loader process sends its traceback along; its last line is the error.
-        refuse(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
+        Ranks.close()
+    except (ValueError, ImportError, OSError) as error:
+        refuse(inspection.said(error))

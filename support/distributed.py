@@ -1,7 +1,7 @@
 """Several processes as one: what train.py says to its ranks, alone or under torchrun.
 
-    torchrun --nproc_per_node 2 train.py ...              DDP: every rank holds everything
-    torchrun --nproc_per_node 2 train.py ... --shard      FSDP2: weights, gradients and states are cut per joint layer
+    torchrun --nproc_per_node 2 -- train.py ...           DDP: every rank holds everything
+    torchrun --nproc_per_node 2 -- train.py ... --shard   FSDP2: weights, gradients and states are cut per joint layer
 
 Gradients are sums over ranks, never means: train.py divides by the counts of the whole step, so ranks with unequal
 numbers of valid elements add up exactly. A parameter, or a tensor cut like one, goes through `local`, `whole` and
@@ -45,11 +45,13 @@ def share(x, like):
 
 
 class Ranks:
-    """All processes of one run. rank: this one's number; world: how many there are; device: where it computes."""
+    """All processes of one run. rank: this one's number; world: how many there are; device: where it computes; agent:
+    the process id of the torchrun that started it, "" without; restarted: not for the first time."""
 
     def __init__(self):
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        self.agent = str(os.getppid()) if "TORCHELASTIC_RESTART_COUNT" in os.environ else ""
         self.device, self.wrapped, self.replicated = torch.device("cpu"), None, []
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -137,7 +139,9 @@ class Ranks:
                 tensors[name] = full
         return tensors
 
-    def close(self):
+    @staticmethod
+    def close():
+        """Leave the group in order, at the end of a run that went well."""
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -13,6 +13,12 @@ from support.robots import VIEWS
 SHOWN = 20   # faults that are printed, at most
 
 
+def said(error):
+    """The text of an error; of one out of a loader process, which sends its traceback along, the last line."""
+    text = str(error).strip()
+    return text.splitlines()[-1].removeprefix("ValueError: ") if text.startswith("Caught ") else text
+
+
 def refuse(lines, line):
     """Print what is wrong, if anything is, and end with `line`."""
     if lines:
@@ -30,6 +36,16 @@ def progress(what):
     return draw
 
 
+def tried(lines, read, *where):
+    """Whether read(*where) goes well; else `lines` gets what is wrong."""
+    try:
+        read(*where)
+        return True
+    except ValueError as error:
+        lines.append(str(error))
+        return False
+
+
 def faults(source, progress=lambda done, total: None):
     """Every file, every row and the last picture of every video: what is wrong, one line each, and readable episodes.
 
@@ -40,17 +56,16 @@ def faults(source, progress=lambda done, total: None):
     readable, looked_at = [], set()
     for e in reversed(range(len(source.lengths))):         # the last episode of a file is where it is torn
         progress(len(source.lengths) - e, len(source.lengths))
-        try:
-            if source.files[e] not in missing:
-                source.numbers(e)
-                readable.append(e)
-            for view in source.views:
-                path = source.videos[view][0][e] if view in source.videos else (source.files[e], view)
-                if path not in missing and path not in looked_at and source.files[e] not in missing:
-                    looked_at.add(path)
-                    source.frame(view, e, source.lengths[e] - 1)
-        except ValueError as error:
-            lines.append(str(error))
+        if source.files[e] in missing:
+            continue
+        if not tried(lines, source.numbers, e):
+            continue                                       # its pictures may lie in the same file
+        readable.append(e)
+        for view in source.views:
+            path = source.videos[view][0][e] if view in source.videos else (source.files[e], view)
+            if path not in missing and path not in looked_at:
+                looked_at.add(path)
+                tried(lines, source.frame, view, e, source.lengths[e] - 1)
     return lines, readable[::-1]
 
 

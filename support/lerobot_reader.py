@@ -529,7 +529,7 @@ def main(argv):
                     "pictures once.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--inspect", metavar="DIR", help="print what is matched and what is wrong in a LeRobot dataset, "
-                      "and record the SHA-256 of its files")
+                      "and record the SHA-256 of its files; of a plain folder of episodes, the latter alone")
     what.add_argument("--verify", metavar="DIR", help="name every file that has changed since it was recorded")
     what.add_argument("--cache", nargs=2, metavar=("DIR", "OUT"), type=Path,
                       help="decode and resize the pictures of a LeRobot dataset once, into the dataset OUT")
@@ -543,6 +543,8 @@ def main(argv):
         changed = record.verify(args.verify, inspection.progress("files"))
         inspection.refuse(changed, f"{args.verify} is not as it was recorded")
         print(f"{args.verify}: every file is as it was recorded")
+    elif args.inspect and (Path(args.inspect) / "episode.npz").exists():   # a plain folder: nothing is matched there
+        print(record.record(args.inspect, inspection.progress("files")))
     elif args.inspect:
         source = LeRobotSource(args.inspect, robot, check_files=False)
         wrong, readable = inspection.faults(source, inspection.progress("episodes"))
@@ -570,9 +572,7 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except (ValueError, ImportError, OSError) as error:
-        # A loader process sends its traceback along; its last line is the error.
-        line = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
-        print(f"support.lerobot_reader: {line}", file=sys.stderr)
+        print(f"support.lerobot_reader: {inspection.said(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("support.lerobot_reader: interrupted; the same command goes on from here", file=sys.stderr)

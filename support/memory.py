@@ -190,8 +190,8 @@ def predict(config, activations=None):
 def settings(config):
     """What --fit may choose from, best first: the config's optimizer before leaner ones, and with each the largest
     micro-batch without recomputation from 4 on, then with it. The effective batch stays, and so does --freeze."""
-    total, kinds = config.train.batch_size * config.train.accumulate, ["split", "offload"]
-    kinds = ["fp32", *kinds] if config.train.optimizer == "fp32" else kinds
+    total, kinds = config.train.batch_size * config.train.accumulate, ["fp32", "split", "offload"]
+    kinds = kinds[kinds.index(config.train.optimizer):]
     order = [(False, config.train.batch_size), (False, 8), (False, 4), (True, 16), (True, 8), (True, 4), (False, 2),
              (True, 2), (True, 1)]
     for kind in kinds:
@@ -225,7 +225,7 @@ def fit(config, memory_gb, predictor=None):
         if predictor(setting).device <= (memory_gb - MARGIN) * 2 ** 30:
             return setting
     raise ValueError(f"nothing fits {memory_gb:.0f} GiB, not even {describe(setting.train)}: "
-                     f"--freeze und, or --shard over several cards")
+                     f"--freeze und, or several cards with --shard, for which --fit does not count")
 
 
 def describe(train):
@@ -262,14 +262,15 @@ def dry_run(config, device, memory_gb):
     predictor = Predictor()
     print("\n".join(table(config, memory_gb, predictor)), flush=True)
     need = predictor(config)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    here = card(device) * 2 ** 30 if device.type == "cuda" else free
+    here = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else \
+        os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     wanted = need.device + (0 if device.type == "cuda" else need.host)
     if wanted > 0.9 * here:
-        print(f"no real step: it needs {wanted / 2 ** 30:.1f} GiB, this machine has {here / 2 ** 30:.1f} "
-              f"({'one card' if device.type == 'cuda' else 'free memory; no CUDA device here'})")
+        print(f"no real step: it needs {wanted / 2 ** 30:.1f} GiB, free are {here / 2 ** 30:.1f} "
+              f"({'on this card' if device.type == 'cuda' else 'in this machine; no CUDA device here'})")
         return
-    measured = real_step(config)
+    with explained(config.train, device):
+        measured = real_step(config)
     print(f"real steps on {device.type}: predicted {need.device / 2 ** 30:.3f} GiB, measured "
           f"{measured / 2 ** 30:.3f} ({measured / need.device:.1%})")
 

@@ -8,6 +8,7 @@ Before it counts, `replay` feeds training tuples through the path that a live ro
 reads must be the same bit for bit.
 """
 
+import sys
 from dataclasses import fields
 
 import numpy as np
@@ -19,25 +20,37 @@ RIDGE = 1e-2   # times the number of training frames, on standardised states
 
 
 class Rivals:
-    """hold the state, mean action and ridge regression, fitted on a data.Corpus: training episodes of the robot of stats."""
+    """hold the state, mean action and ridge regression, fitted on a data.Corpus: training episodes of the robot of stats.
 
-    def __init__(self, corpus, stats, k):
+    bad: called with the error of an episode that cannot be read, which then does not count; None: the error is raised.
+    """
+
+    def __init__(self, corpus, stats, k, bad=None):
         self.stats, self.k = stats, k
-        states, chunks, actions = [], [], []
-        for source, rows in zip(corpus.sources, corpus.windows):
-            mine = source.has_action and source.robot == stats.robot
-            for e in np.unique(rows[:, 0]) if mine else ():
-                state, action = source.numbers(int(e))
-                states.append(state)
-                actions.append(action)
-                chunks.append(np.stack([chunk_at(action, t, k)[0] for t in range(len(action))]))
-        X, Y = self._features(np.concatenate(states)), np.concatenate(chunks).reshape(sum(map(len, chunks)), -1)
-        penalty = RIDGE * len(X) * np.eye(X.shape[1])
+        n, XX, XY, first, total, squares = 0, 0, 0, None, 0, 0   # sums over frames: a corpus's chunks fill no memory
+        for state, action in self._episodes(corpus, bad):
+            X, Y = self._features(state), np.stack([chunk_at(action, t, k)[0] for t in range(len(action))])
+            n, XX, XY = n + len(X), XX + X.T @ X, XY + X.T @ Y.reshape(len(X), -1).astype(np.float64)
+            first = action.mean(0, dtype=np.float64) if first is None else first
+            centred = action - first                             # or the squares would cancel
+            total, squares = total + centred.sum(0), squares + (centred ** 2).sum(0)
+        penalty = RIDGE * n * np.eye(len(XX))
         penalty[-1, -1] = 0   # the intercept is free
-        self.weights = np.linalg.solve(X.T @ X + penalty, X.T @ Y.astype(np.float64))
-        actions = np.concatenate(actions).astype(np.float64)
-        self.mean, std = actions.mean(0), actions.std(0)
+        self.weights = np.linalg.solve(XX + penalty, XY)
+        self.mean, std = first + total / n, np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0))
         self.unit = np.where(std < 1e-3, 1.0, std)   # of the training actions: what errors are measured in
+
+    def _episodes(self, corpus, bad):
+        """(state, action) of every training episode of the robot."""
+        for source, rows in zip(corpus.sources, corpus.windows):
+            mine = source.has_action and source.robot == self.stats.robot
+            for e in np.unique(rows[:, 0]) if mine else ():
+                try:
+                    yield source.numbers(int(e))
+                except ValueError as error:
+                    if bad is None:
+                        raise
+                    bad(error)
 
     def _features(self, state):
         x = self.stats.normalise("state", state).astype(np.float64)
@@ -101,7 +114,10 @@ def errors(found, rivals, names):
 
 def open_loop(policy, corpus):
     """All held-out episodes of a corpus -> ({episode: errors}, {episode: (traces, starts)})."""
-    rivals = Rivals(corpus, policy.stats, policy.config.model.chunk)
+    def bad(error):
+        print(f"bad data, left out of the rivals: {error}", file=sys.stderr)
+    skips = policy.config.data.on_bad_sample == "skip"
+    rivals = Rivals(corpus, policy.stats, policy.config.model.chunk, bad if skips else None)
     source, reports, found = corpus.held_out, {}, {}
     names = list(policy.stats.action_names) or [f"action {d}" for d in range(len(rivals.mean))]
     for e in np.unique(corpus.held_out_windows[:, 0]).tolist():

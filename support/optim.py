@@ -18,7 +18,6 @@ import torch
 from support.distributed import local, share, whole
 
 PIECE = 1 << 24   # elements of one fp32 working piece of `split`: 64 MiB each for master, two moments, denominator
-BYTES = {"fp32": (16, 0), "split": (10, 0), "offload": (4, 12)}   # a parameter: on the device, in host memory
 
 
 def global_norm(parameters):
@@ -41,8 +40,6 @@ def make(kind, parameters, masters, train):
 
 class Fp32:
     """torch.optim.AdamW on the weights themselves."""
-
-    keys = ("step", "exp_avg", "exp_avg_sq")
 
     def __init__(self, parameters, masters, settings):
         self.parameters = parameters
@@ -76,16 +73,19 @@ class Fp32:
     def load(self, tensors):
         """The reverse, exactly; KeyError names a tensor that is missing."""
         for name, p in self.parameters.items():
-            state = {key: tensors[f"{name}.{key}"] for key in self.keys}
-            parts = {key: (x if key == "step" else share(x, p)).clone().to(self.weights[name].device)
-                     for key, x in state.items()}
-            self.adamw.state[self.weights[name]] = parts
+            self.adamw.state[self.weights[name]] = moments(tensors, name, p, self.weights[name].device)
+
+
+def moments(tensors, name, p, device):
+    """torch.optim.AdamW's state of a parameter out of `tensors`, this rank's part; {} if saved before its first update."""
+    if f"{name}.step" not in tensors:
+        return {}
+    return {key: (x if key == "step" else share(x, p)).clone().to(device)
+            for key, x in ((key, tensors[f"{name}.{key}"]) for key in ("step", "exp_avg", "exp_avg_sq"))}
 
 
 class Split(Fp32):
     """bf16 weight + int16 = fp32 master, moments in bf16; AdamW in fp32 on pieces, in torch's order of operations."""
-
-    keys = ("step", "exp_avg", "exp_avg_sq", "low")
 
     def __init__(self, parameters, masters, settings):
         self.parameters, self.settings, self.kept, self.steps = parameters, settings, {}, 0
@@ -121,11 +121,6 @@ class Split(Fp32):
             self.steps = int(tensors[f"{name}.step"])
             for key, part in self.kept[name].items():
                 part.copy_(share(tensors[f"{name}.{key}"], p))
-
-    def masters(self):
-        """name -> fp32 master of this rank's part."""
-        return {name: get_master(local(p.detach()), self.kept[name]["low"]) if "low" in self.kept[name] else
-                local(p.detach()) for name, p in self.parameters.items()}
 
 
 def pieces(*tensors):
@@ -164,8 +159,6 @@ class Offload(Fp32):
     weight has arrived. On the CPU the same code runs without pinning and streams.
     """
 
-    keys = ("step", "exp_avg", "exp_avg_sq", "master")
-
     def __init__(self, parameters, masters, settings):
         self.parameters = parameters
         self.masters = {name: share(masters[name].float(), p).cpu().contiguous() for name, p in parameters.items()}
@@ -181,10 +174,8 @@ class Offload(Fp32):
 
     def load(self, tensors):
         for name, p in self.parameters.items():
-            part = {key: x.clone() if key == "step" else share(x, p).clone()
-                    for key, x in ((key, tensors[f"{name}.{key}"]) for key in self.keys)}
-            self.masters[name].copy_(part.pop("master"))
-            self.adamw[name].state[self.masters[name]] = part
+            self.masters[name].copy_(share(tensors[f"{name}.master"], p))
+            self.adamw[name].state[self.masters[name]] = moments(tensors, name, p, "cpu")
 
     @torch.no_grad()
     def step(self, lr, scale):

@@ -32,6 +32,7 @@ from support.weights import empty_model
 
 FREE = ("threads", "loaders", "checkpoint_layers", "save_every", "on_bad_sample")   # a resumed run may change these
 KEEP = 2                                                           # checkpoints that stand
+AGENT = "agent"   # file of a run: the process id of the agent that began it, until the run stops itself
 
 
 class Interruption:
@@ -154,12 +155,15 @@ class Keeper:
         return self.ranks.agree(problem)
 
     def final(self):
-        """The model that was trained, whole and ready for inference on this rank's device."""
+        """The model that was trained, whole and ready for inference on this rank's device. All ranks call it; sharded,
+        the first alone gets it."""
         if self.average is not None:
             return self.average.module
         if not any(isinstance(p, DTensor) for p in self.model.parameters()):
             return self.model
-        tensors = self.ranks.agree(self.ranks.state_dict(self.model))
+        tensors = self.ranks.state_dict(self.model)
+        if not self.ranks.first:
+            return None
         model = empty_model(self.config.model, self.ranks.device,
                             torch.float32 if self.config.train.optimizer == "fp32" else torch.bfloat16)
         load_state(model, tensors)
@@ -168,9 +172,10 @@ class Keeper:
     def disk_need(self):
         """One line on the disk that this run needs. ValueError: not even one checkpoint fits."""
         size = memory.predict(self.config, memory.Activations(0, 0)).disk
-        peak, free = (KEEP + 1) * size, shutil.disk_usage(self.out).free   # a new one is written before an old one goes
-        line = f"disk: a checkpoint takes {size / 1e9:.3f} GB, {KEEP} are kept, {peak / 1e9:.3f} GB at the peak; " \
-               f"{free / 1e9:.3f} GB are free in {self.out}"
+        stands = sum(path.stat().st_size for path in self.out.glob("step_*/*"))   # on --resume
+        peak, free = (KEEP + 1) * size - stands, shutil.disk_usage(self.out).free   # written before an old one goes
+        line = f"disk: a checkpoint takes {size / 1e9:.3f} GB, {KEEP} are kept, {max(peak, 0) / 1e9:.3f} GB more at the " \
+               f"peak; {free / 1e9:.3f} GB are free in {self.out}"
         if size > free:
             raise ValueError(f"{line}: not even one fits; free space, or give --out DIR on another disk")
         return line + ("" if peak <= free else ": too little for the peak, a later save will fail until space is made")
@@ -179,8 +184,14 @@ class Keeper:
         """Start at step 0 or from the newest good checkpoint -> (step, progress, lines to print)."""
         if resume:
             return self._resume()
+        lines = []
+        if self.log_path is not None and self.log_path.exists() and self.log_path.stat().st_size:
+            old = self.log_path.replace(self.log_path.with_name("log.jsonl.old"))
+            lines = [f"{self.out} holds a log and no checkpoint: it is kept as {old}"]
+        if self.ranks.first and self.ranks.agent:
+            (self.out / AGENT).write_text(self.ranks.agent)
         self.log = Log(self.log_path)
-        return 0, {}, []
+        return 0, {}, lines
 
     def _resume(self):
         """ValueError: there is no good checkpoint, or it is another run's."""
@@ -207,9 +218,24 @@ class Keeper:
         return state["step"], state.get("progress", {}), lines + [f"resuming {path} at step {state['step']}"]
 
 
+def begun_here(out, ranks):
+    """Whether the run in `out` was begun by the agent that has restarted these ranks. Without torchrun never.
+
+    An agent restarts a group that refused, too: to overwrite a run that was there before, or to go on over NaN.
+    """
+    mark = out / AGENT
+    return ranks.agree(ranks.restarted and mark.exists() and mark.read_text() == ranks.agent)
+
+
 def nothing_to_resume(out, ranks):
     """Whether a run was stopped before its first checkpoint, so that --resume starts it anew."""
     return (out.is_dir() or ranks.restarted) and not any(out.glob("step_*"))
+
+
+def own_count(counts, ranks):
+    """What this rank had counted. counts: by rank, or a number; of a run of other ranks the first takes all."""
+    counts = counts if isinstance(counts, list) else [counts]
+    return counts[ranks.rank] if len(counts) == ranks.world else sum(counts) * ranks.first
 
 
 def effective_batch(train, world):
@@ -230,6 +256,9 @@ def impossible(config, corpus):
     """ValueError, one line, for flags that cannot work with these data."""
     windows = [len(rows) for rows in corpus.windows]
     longest = max(int(max(source.lengths)) for source in corpus.sources)
+    for source in (*corpus.sources, corpus.held_out):
+        if getattr(source, "cache", None):
+            source.cache.require({config.model.view_size, config.model.frame_size})
     world = all(source.robot == "conveyor" for source in corpus.sources)   # a smoke test of the a1 presets, by design
     if config.model.chunk > longest and not world:
         raise ValueError(f"--chunk {config.model.chunk} is longer than every episode: the longest has {longest} frames")
@@ -243,10 +272,10 @@ def culprits(model, mixture, numbers, ranks):
     """Which of these samples give a loss that is not finite on their own -> a text for people. All ranks call it."""
     found = []
     for n in numbers:
-        batch, eps, tau, _ = collate_with_noise([mixture[n]])
+        batch, eps, tau, faults = collate_with_noise([mixture[n]])
         losses = model(batch.to(ranks.device), eps.to(ranks.device), tau.to(ranks.device))
         if not bool(torch.isfinite(losses.act_sum + losses.gen_sum)):
-            i, e, t = mixture.draw(n)
+            i, e, t = mixture.draw(n, len(faults)) if faults else mixture.draw(n)   # what stood in for bad ones
             found.append(f"{mixture.sources[i].name} episode {e} frame {t}")
     found = [name for names in ranks.gather(found) for name in names]
     if not found:

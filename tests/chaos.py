@@ -175,10 +175,10 @@ class Place:
 
 def interrupt(n, place, chance, number, part):
     """The common shape of kills and terms: interrupt a run again and again until it is through, then the next one."""
-    tally, saving, out = Tally(part), 0, place.own / part
+    tally, saving, saved, out = Tally(part), 0, 0, place.own / part
     while True:
         pid = start(again(place.argv, out), place.printed)
-        moment, in_save = chance.uniform(0, 1.5), chance.random() < 0.5
+        moment, in_save = chance.uniform(0, 1.5), chance.random() < 0.5 or not tally.tried
 
         def writing():
             return any(out.glob(checkpoint.TEMPORARY + "*"))
@@ -191,7 +191,7 @@ def interrupt(n, place, chance, number, part):
             problem = verdict(out, code, number, before, after, said)
             if code == 0:   # too late: it had finished
                 continue
-            saving += hit
+            saving, saved = saving + hit, saved + (code == 128 + number)
             tally.lost += after < before
             tally.count(problem)
             continue
@@ -202,6 +202,8 @@ def interrupt(n, place, chance, number, part):
             print(f"{part}: the resumed run ended with {code}, {wrong} lines differ", flush=True)
         shutil.rmtree(out)
         if tally.tried >= n:
+            if number == signal.SIGTERM and not saved:   # the first one came while saving, so behind the handler
+                tally.count(f"no run ended with {128 + number}")
             tally.note = f"{saving} of them while saving"
             return tally
 
@@ -210,13 +212,14 @@ def verdict(out, code, number, before, after, said):
     """What is wrong after an interruption, "" if nothing is."""
     if after < before:
         return f"checkpoint {before} stood before, {after} is the newest good one after: {said}"
-    if number == signal.SIGTERM and code not in (0, -number):
-        # -SIGTERM: it came before the first step or during the closing report, where nothing can be lost
-        if code != 128 + number:
+    if number == signal.SIGTERM and code != 0:
+        # -SIGTERM: it came before the first step or during the closing report, where nothing logged can be lost
+        if code not in (-number, 128 + number):
             return f"it ended with {code}"
-        length = checkpoint.load(out / f"step_{after:08d}")[1]["log_length"]
-        if length != (out / "log.jsonl").stat().st_size:
-            return f"the log has {(out / 'log.jsonl').stat().st_size} bytes, the checkpoint knows of {length}"
+        known = checkpoint.load(out / f"step_{after:08d}")[1]["log_length"] if after >= 0 else 0
+        length = (out / "log.jsonl").stat().st_size if (out / "log.jsonl").exists() else 0
+        if length != known:
+            return f"it ended with {code}, the log has {length} bytes, the checkpoint knows of {known}"
     return ""
 
 

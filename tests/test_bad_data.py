@@ -4,9 +4,11 @@ import json
 import shutil
 from dataclasses import replace
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import train
@@ -14,7 +16,9 @@ from config import get_config
 from data import Mixture, open_corpus, windows
 from support.lerobot_reader import LeRobotSource, picture_shape
 from support import checkpoint
+from support.distributed import Ranks
 from support.policy import Policy
+from support.run import culprits
 from support.statistics import statistics
 
 from test_bad_input import RUN, SMALL, refuses, save_checkpoint, write_folder    # noqa: F401, refuses is a fixture
@@ -241,6 +245,17 @@ def test_a_skipped_sample_is_replaced_by_a_pure_function_of_its_number(capfd):
     assert same(*alone) and "bad sample, another is drawn: dataset torn, episode 3" in capfd.readouterr().err
 
 
+def test_a_sample_that_stood_in_for_a_bad_one_is_named_itself(capfd):
+    """support.run.culprits: where the loss is not finite, it is not the one that could not be read."""
+    mixture = mixture_of(Torn(lengths=MANY), on_bad_sample="skip")
+    n = next(n for n in range(1200) if mixture[n][3])
+    _, e, t = mixture.draw(n, 1)
+
+    def model(batch, eps, tau):
+        return SimpleNamespace(act_sum=torch.tensor(float("nan")), gen_sum=torch.tensor(0.0))
+    assert culprits(model, mixture, [n], Ranks()) == f"not finite: {mixture.sources[0].name} episode {e} frame {t}"
+
+
 def test_a_worker_whose_only_dataset_is_unreadable_is_stood_in_for_by_the_others():
     """The worker is drawn anew, too."""
     good, bad = Grey("good", lengths=(40,)), Grey("bad", lengths=(40,))
@@ -265,13 +280,16 @@ def test_a_resumed_run_skips_the_same_sample_and_writes_the_same_log(tmp_path, c
     (root / "head" / f"{torn:06d}.png").write_bytes(b"torn")
     with pytest.raises(ValueError, match=f"{torn:06d}.png cannot be read"):
         train.run([*flags, "--out", str(tmp_path / "stopped")])
+    assert checkpoint.newest(tmp_path / "stopped").name == "step_00000001"      # what was learned before it
     train.run([*flags, "--out", str(tmp_path / "whole"), "--on_bad_sample", "skip"])
     assert f"another is drawn: picture {root}/head/{torn:06d}.png" in capfd.readouterr().err
     rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert [row.get("bad_samples", 0) for row in rows if "loss" in row] == [0, 1, 1, 1]
     shutil.copytree(tmp_path / "whole", tmp_path / "again", ignore=shutil.ignore_patterns("step_00000004"))
     train.run([*flags, "--out", str(tmp_path / "again"), "--on_bad_sample", "skip", "--resume"])
-    assert (tmp_path / "again" / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
+    train.run([*flags, "--out", str(tmp_path / "stopped"), "--on_bad_sample", "skip", "--resume"])
+    for name in ("again", "stopped"):
+        assert (tmp_path / name / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
 
 
 def test_more_than_one_bad_sample_in_a_thousand_stops_a_skipping_run():

@@ -3,6 +3,7 @@
 import itertools
 import json
 import time
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -314,7 +315,27 @@ def test_the_last_episode_of_one_dataset_is_held_out_and_never_trained_on(tmp_pa
         open_corpus(write_folder(tmp_path / "one"), 15)
 
 
+def test_a_held_out_episode_without_a_window_is_refused(tmp_path):
+    """Validation over nothing would print zeros, and the report would have no episode."""
+    root = write_folder(tmp_path / "two", ends=np.array([14, 20]), task=np.array(["a", "b"]))
+    with pytest.raises(ValueError, match="dataset two: what is held out has no window.*--full_windows false.*--hold_out"):
+        open_corpus(root, 3, full=True)
+    assert len(open_corpus(root, 3, full=True, hold_out=0).held_out_windows) == 8
+    assert len(open_corpus(root, 3).held_out_windows) == 6
+
+
 # ---- the mixture -------------------------------------------------------------------------------------------
+
+def test_a_loader_of_millions_of_steps_begins_at_once():
+    """--stage pretrain: 44.8 million micro-batches, whose numbers are made one by one."""
+    mixture = mixture_of(table_3(), WEIGHTS, tiny())
+    tracemalloc.start()
+    try:
+        next(mixture.loader(0, 1_000_000))
+        assert tracemalloc.get_traced_memory()[1] < 20e6      # bytes; a list of these would take 56 million
+    finally:
+        tracemalloc.stop()
+
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])
 def test_the_realised_mixture_is_table_3s_whatever_the_number_of_workers(workers):

@@ -208,6 +208,13 @@ def test_exact_balance_removes_the_error_that_greedy_leaves_across_ranks():
     assert error["greedy"] > 0.01 and error["exact"] < 1e-12
 
 
+@pytest.mark.parametrize("argv, message", [
+    (["x"], "got 'x'"), (["1", "2"], "got '1 2'"), (["0"], "at least one dataset and one worker")])
+def test_a_number_of_workers_that_is_none_is_refused(argv, message):
+    with pytest.raises(ValueError, match=message):
+        lpt.main(argv)
+
+
 def test_the_simulation_shows_load_mixture_datasets_and_memory(capsys, monkeypatch):
     """python lpt.py --simulate: exact shares have no error, fuller workers need more memory than the mean."""
     lpt.main(["--simulate"])

@@ -79,8 +79,25 @@ def test_fit_takes_the_first_setting_that_fits_and_keeps_the_effective_batch():
     assert {gb: (t.optimizer, t.checkpoint_layers, t.batch_size) for gb, t in chosen.items()} == {
         80: ("split", False, 8), 24: ("split", False, 4), 14: ("offload", False, 4), 8: ("offload", True, 8)}
     assert {t.batch_size * t.accumulate for t in chosen.values()} == {128}
-    with pytest.raises(ValueError, match="nothing fits 4 GiB.*--freeze und, or --shard"):
+    with pytest.raises(ValueError, match="nothing fits 4 GiB.*--freeze und, or several cards with --shard"):
         memory.fit(config, 4, Known())
+
+
+@pytest.mark.parametrize("kinds", [["fp32", "split", "offload"], ["split", "offload"], ["offload"]])
+def test_fit_begins_with_the_configs_own_optimizer_and_goes_to_leaner_ones(kinds):
+    config = setting(get_config("a1_2b"), optimizer=kinds[0])
+    assert list(dict.fromkeys(choice.train.optimizer for choice in memory.settings(config))) == kinds
+
+
+def test_a_dry_run_that_runs_out_of_memory_is_one_line(monkeypatch):
+    """The prediction is not the last word: a card may hold less than it says."""
+    def full(config):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(memory, "real_step", full)
+    monkeypatch.setattr(memory, "table", lambda *args: [])
+    monkeypatch.setattr(memory.Predictor, "__call__", lambda self, config: memory.Need(1, 1, 1, 1, 1, 1))
+    with pytest.raises(ValueError, match="^out of memory at a peak of .*--batch_size 32"):
+        memory.dry_run(get_config("conveyor"), torch.device("cpu"), 24)
 
 
 @pytest.mark.parametrize("freeze, least", [("und", 0.25), ("vision", 0.05), ("embed", 0.05)])

@@ -73,6 +73,18 @@ def test_a_wrong_row_of_a_mixture_is_one_line(table_3, change, message):
         open_corpus(table_3, 3)
 
 
+@pytest.mark.parametrize("validation, message", [
+    ({"robot": np.array("franka")}, "held out is of robot 'franka', trained is a2d, agilex_3rgb, aloha, genie1"),
+    ({"action": None}, "held out is human video, without actions, trained is")])
+def test_a_validation_dataset_of_another_robot_is_refused(table_3, tmp_path, validation, message):
+    """It would be measured with statistics that nobody took."""
+    write_folder(tmp_path / "apart", **validation)
+    stored = json.loads(Path(table_3).read_text())
+    Path(table_3).write_text(json.dumps(stored | {"validation": "apart"}))
+    with pytest.raises(ValueError, match=message):
+        open_corpus(table_3, 3)
+
+
 # ---- human video in LeRobot's format ----------------------------------------------------------------------
 
 @pytest.fixture(params=[(HEAD,), (HEAD, "frame_index")], ids=["pictures alone", "with row numbers"])

@@ -75,6 +75,36 @@ def test_ridge_regression_finds_what_the_state_tells():
     assert np.abs(plans["ridge regression"] - action[5]).max() < 0.2 < np.abs(plans["mean action"] - action[5]).max()
 
 
+def test_rivals_are_what_all_frames_at_once_give_and_a_bad_episode_is_left_out(capsys):
+    """Sums episode by episode against the matrices of all frames; --on_bad_sample skip says which episode is bad."""
+    corpus, stats = corpus_of(lambda state: 1000 + np.cumsum(state, 0))     # far from zero beside its spread
+    numbers, read = corpus.held_out.numbers, [corpus.held_out.numbers(e) for e in (0, 2)]
+
+    def torn(e):
+        if e == 1:
+            raise ValueError("dataset fake, episode 1 is torn")
+        return numbers(e)
+    corpus.held_out.numbers = torn
+    said = []
+    rivals = Rivals(corpus, stats, K, said.append)
+    X = np.concatenate([np.concatenate([stats.normalise("state", state), np.ones((len(state), 1))], 1)
+                        for state, _ in read])
+    Y = np.concatenate([[action[np.minimum(t + np.arange(K), len(action) - 1)].ravel() for t in range(len(action))]
+                        for _, action in read]).astype(np.float64)
+    penalty = np.diag([0.01 * len(X)] * (X.shape[1] - 1) + [0])
+    actions = np.concatenate([action for _, action in read]).astype(np.float64)
+    np.testing.assert_allclose(rivals.weights, np.linalg.solve(X.T @ X + penalty, X.T @ Y), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(rivals.mean, actions.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(rivals.unit, actions.std(0), rtol=1e-6)
+    assert [str(error) for error in said] == ["dataset fake, episode 1 is torn"]
+
+    policy = policy_that(lambda seen, state, tasks: (np.zeros((1, K, 6)), None), stats)
+    with pytest.raises(ValueError, match="episode 1 is torn"):
+        open_loop(policy, corpus)
+    policy.config = get_config("conveyor", {"on_bad_sample": "skip"})
+    assert set(open_loop(policy, corpus)[0]) == {3} and "episode 1 is torn" in capsys.readouterr().err
+
+
 def test_errors_are_in_training_deviations_and_per_joint_in_raw_units():
     corpus, stats = corpus_of(lambda state: 10 * state)
     rivals = Rivals(corpus, stats, K)

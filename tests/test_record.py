@@ -8,8 +8,9 @@ import signal
 import numpy as np
 import pytest
 
+import train
 from data import open_corpus
-from support import record
+from support import inspection, record
 from support import lerobot_reader, video as video_files
 from support.lerobot_reader import LeRobotSource, main
 
@@ -144,6 +145,31 @@ def test_inspect_of_a_broken_dataset_prints_every_fault_and_records_nothing(data
     assert f"episode 1: {parquet(dataset, 1)} is missing" in out
     assert f"episode 0, frame 39, '{HEAD}'" in out and "state  0  x" in out
     assert not (dataset / "statistics").exists()
+
+
+def test_inspect_names_every_torn_video_of_an_episode(dataset, capsys):    # noqa: F811
+    for key in (HEAD, WRIST):
+        truncate(video(dataset, 0, key))
+    with pytest.raises(ValueError, match=r"\(2 faults\)"):
+        main(["--inspect", str(dataset)])
+    out = capsys.readouterr().out
+    assert f"episode 0, frame 39, '{HEAD}'" in out and f"episode 0, frame 39, '{WRIST}'" in out
+
+
+def test_a_plain_folder_is_recorded_and_then_verified_by_training(tmp_path, capsys):
+    root = write_folder(tmp_path / "arm")
+    main(["--inspect", str(root)])
+    assert "SHA-256 of 13 files recorded in" in capsys.readouterr().out
+    main(["--verify", str(root)])
+    train.run(["--data", str(root), "--verify", "--out", str(tmp_path / "run"), *RUN])
+
+
+@pytest.mark.parametrize("text, line", [
+    ("two\nlines", "two\nlines"), ("one", "one"),
+    ("Caught ValueError in DataLoader worker process 0.\nTraceback\n  frames\nValueError: torn", "torn")])
+def test_what_a_loader_process_says_is_one_line_and_a_list_stays_whole(text, line):
+    """A strict load's refusal names each key on a line of its own."""
+    assert inspection.said(ValueError(text)) == line
 
 
 def test_inspect_shows_the_first_faults_of_many(tmp_path, capsys):

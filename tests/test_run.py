@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -106,6 +107,66 @@ def test_fifty_nans_in_random_places_are_all_caught(poison):
         assert not torch.isfinite(optim.global_norm(own))
 
 
+@pytest.mark.parametrize("kind", ["fp32", "split", "offload"])
+def test_a_run_saved_before_its_first_update_goes_on(go, poison, tmp_path, capsys, kind):
+    """The first three steps are not finite: AdamW has no state yet, and the fourth step is its first."""
+    poison({0, 4, 8})
+    flags = "--optimizer", kind
+    with pytest.raises(SystemExit):
+        go("early", *flags)
+    assert "steps 1 to 3 were skipped" in capsys.readouterr().err
+    log, printed = go("early", *flags, "--resume")
+    assert "at step 3" in printed.out and [row["step"] for row in log if "loss" in row] == [4, 5, 6, 7, 8]
+    kept = checkpoint.load_optimizer(tmp_path / "early" / "step_00000008")
+    assert {float(x) for name, x in kept.items() if name.endswith(".step")} == {5.0}
+
+
+# ---- an agent that restarts -------------------------------------------------------------------------------------
+
+@pytest.fixture
+def attempt(go, monkeypatch):
+    """(number, *arguments of go) -> the same under this process's parent as torchrun's agent."""
+    def start(number, *args):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(number))
+        return go(*args)
+    return start
+
+
+def test_a_restarted_group_goes_on_with_the_run_that_its_agent_began(attempt, tmp_path):
+    whole, _ = attempt(0, "lost")
+    checkpoint.shutil.rmtree(tmp_path / "lost" / "step_00000008")
+    log, printed = attempt(1, "lost")
+    assert log == whole and "step_00000006 at step 6" in printed.out
+
+
+def test_a_restarted_group_does_not_go_on_with_a_run_that_was_there_before(go, attempt, tmp_path, capsys):
+    """The first attempt refuses; the agent starts it again, and that one refuses too."""
+    before, _ = go("there")
+    for number in (0, 1):
+        with pytest.raises(SystemExit) as end:
+            attempt(number, "there", "--steps", "9")
+        assert end.value.code == 2 and "holds checkpoints already" in capsys.readouterr().err
+    assert rows(tmp_path / "there") == before
+
+
+def test_a_restarted_group_does_not_go_on_behind_three_skipped_steps(attempt, poison, capsys):
+    """Three in a row stop the run: a person is to look at it."""
+    poison({9, 12, 17})
+    for number, words in (0, "steps 3 to 5 were skipped"), (1, "holds checkpoints already"):
+        with pytest.raises(SystemExit):
+            attempt(number, "stopped")
+        assert words in capsys.readouterr().err
+
+
+def test_a_log_without_a_checkpoint_is_kept(go, tmp_path):
+    """A run that could never save, started anew."""
+    go("first", "--steps", "2")
+    checkpoint.shutil.rmtree(tmp_path / "first" / "step_00000002")
+    log = (tmp_path / "first" / "log.jsonl").read_bytes()
+    _, printed = go("first", "--resume", "--steps", "2")
+    assert (tmp_path / "first" / "log.jsonl.old").read_bytes() == log and "log.jsonl.old" in printed.out
+
+
 # ---- disks and signals ------------------------------------------------------------------------------------------
 
 def test_a_log_that_a_full_disk_refuses_is_whole_once_there_is_room(tmp_path, monkeypatch):
@@ -190,8 +251,21 @@ def test_a_run_too_large_for_the_disk_is_refused_before_it_begins(go, monkeypatc
         go("large")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_process(number):
+    """The first one is noted and the loop goes on, the second one does not wait for it."""
+    pid = os.fork()
+    if not pid:
+        with run.Interruption() as interruption:
+            os.kill(os.getpid(), number)
+            if interruption.signal != number:
+                os._exit(3)
+            os.kill(os.getpid(), number)
+            os._exit(4)   # not reached
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -number
+
+
 def test_the_first_signal_is_a_flag_and_handlers_come_back():
-    """A second one would end the process: the handler is the default one by then."""
     before = signal.getsignal(signal.SIGTERM)
     with run.Interruption() as interruption:
         assert interruption.signal == 0
@@ -233,12 +307,24 @@ def test_the_effective_batch_is_compared_with_the_papers():
     (["--ema", "1"], "--ema must be at least 0 and below 1"),
     (["--freeze", "vison"], "--freeze knows und, vision and embed, not vison"),
     (["--clip", "0"], "--clip and --adam_eps must be above 0"),
+    (["--fit", "--shard"], "--fit counts for a card that holds everything"),
+    (["--fit", "--memory_gb", "0"], "--memory_gb must be above 0, got 0"),
     (["--warmup_steps", "-1"], "--warmup_steps must be at least 0, got -1")])
 def test_impossible_combinations_are_refused_before_the_model_is_built(go, monkeypatch, flags, words):
     monkeypatch.setattr(train, "InternVLA_A1", None)   # never reached
     with pytest.raises(ValueError) as error:
         go("impossible", *flags)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("where", ["prepare", "Keeper.begin"])
+def test_out_of_memory_before_the_first_step_is_one_line(go, monkeypatch, where):
+    """A card that is too small for weights, masters or a checkpoint's tensors."""
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(f"train.{where}", full)
+    with pytest.raises(ValueError, match="^out of memory at a peak of .*--batch_size 4"):
+        go("full")
 
 
 def test_out_of_memory_is_one_line_with_the_peak_the_batch_and_three_flags():
@@ -253,6 +339,16 @@ def test_out_of_memory_is_one_line_with_the_peak_the_batch_and_three_flags():
 
 
 # ---- settings that change memory or the average -----------------------------------------------------------------
+
+def test_a_frame_cache_of_other_sizes_is_refused_for_what_is_held_out_too():
+    """Before the model is built, not at the first validation."""
+    asked = []
+    plain = SimpleNamespace(lengths=[50], robot="arm")
+    held_out = SimpleNamespace(lengths=[50], robot="arm", cache=SimpleNamespace(require=asked.append))
+    config = get_config("conveyor")
+    run.impossible(config, SimpleNamespace(sources=[plain], held_out=held_out, windows=[range(50)]))
+    assert asked == [{config.model.view_size, config.model.frame_size}]
+
 
 def test_recomputed_layers_change_no_bit_of_a_run(go):
     """--checkpoint_layers trades time for memory and nothing else."""
@@ -339,4 +435,12 @@ def test_compiled_layers_compute_what_plain_ones_do(dataset, tmp_path):
 def test_ranks_alone_are_the_identity():
     ranks = Ranks()
     assert ranks.first and ranks.world == 1 and ranks.sums(1, 2.5) == [1, 2.5] and ranks.agree("x") == "x"
-    assert ranks.gather(3) == [3] and not ranks.restarted
+    assert ranks.gather(3) == [3] and not ranks.restarted and ranks.agent == ""
+
+
+@pytest.mark.parametrize("counts, world, own", [
+    ([3, 4], 2, [3, 4]), ([3, 4], 1, [7]), ([7], 2, [7, 0]), (7, 1, [7]), (0, 2, [0, 0])])
+def test_bad_samples_are_counted_by_rank_and_none_is_lost_with_other_ranks(counts, world, own):
+    """A number is what a checkpoint of one rank held before."""
+    every = [SimpleNamespace(rank=rank, world=world, first=rank == 0) for rank in range(world)]
+    assert [run.own_count(counts, ranks) for ranks in every] == own

@@ -175,10 +175,10 @@ def test_a_run_starts_from_anothers_weights_or_from_published_ones(published, sm
     model, _ = load_release(small, published)
     other = replace(small, tokenizer="words", tau_density="paper")
     stored = to_dict(Config("small", other, DataConfig(), TrainConfig()))
-    checkpoint.save(tmp_path / "run", 3, model.state_dict(), {}, {"step": 3, "config": stored})
-    assert weights.origin_config(tmp_path / "run").tokenizer == "words"   # train.py takes it over
+    run = checkpoint.save(tmp_path / "run", 3, model.state_dict(), {}, {"step": 3, "config": stored})
+    assert weights.origin_config(run).tokenizer == "words"   # train.py takes it over
     fresh = model_module.InternVLA_A1(small)
-    (line,) = weights.start(fresh, origin=tmp_path / "run")
+    (line,) = weights.start(fresh, origin=run)
     assert "step_00000003" in line
     assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), model.state_dict().values()))
 
@@ -186,13 +186,13 @@ def test_a_run_starts_from_anothers_weights_or_from_published_ones(published, sm
     (report,) = weights.start(fresh, vae=tmp_path)
     assert report.matched == len(model.vae.state_dict())
     with pytest.raises(ValueError, match="bring all weights"):
-        weights.start(fresh, origin=tmp_path / "run", vae=tmp_path)
+        weights.start(fresh, origin=run, vae=tmp_path)
     with pytest.raises(ValueError, match="--init_und DIR, which is missing"):
         weights.start(fresh, experts="und")
     for change, message in (({"layers": 1}, "--layers 2 there, 1 here"),
                             ({"rope_bf16": True}, "--rope_bf16 False there")):
         with pytest.raises(ValueError, match=f"is another network: {message}"):   # the second has equal shapes
-            weights.start(model_module.InternVLA_A1(replace(small, **change)), origin=tmp_path / "run")
+            weights.start(model_module.InternVLA_A1(replace(small, **change)), origin=run)
 
 
 def test_an_absent_hub_id_says_what_to_fetch_and_where_to_put_it(monkeypatch):
@@ -281,7 +281,7 @@ def test_keys_fold_by_layer():
 # ---- --weights DIR ----------------------------------------------------------------------------------------------
 
 def test_a_directory_of_published_files_is_told_apart_by_what_it_holds(tmp_path):
-    """--weights: a run, the release's directory, or a backbone, Qwen3-0.6B and Cosmos in folders of one directory."""
+    """--weights: a run, the release's directory, or a backbone and Cosmos in folders of one directory."""
     from support import weights
 
     def make(name, **files):
@@ -293,8 +293,7 @@ def test_a_directory_of_published_files_is_told_apart_by_what_it_holds(tmp_path)
 
     three = make("three", **{"eyes__config.json": '{"model_type": "qwen3_vl"}', "words__config.json":
                              '{"model_type": "qwen3"}', "cosmos__encoder.jit": "", "notes__README": ""})
-    assert weights.identify(three) == {"und": str(three / "eyes"), "experts": str(three / "words"),
-                                       "vae": str(three / "cosmos")}
+    assert weights.identify(three) == {"und": str(three / "eyes"), "vae": str(three / "cosmos")}   # experts: random
     one = make("one", **{"config.json": '{"model_type": "internvl"}', "encoder.jit": ""})
     assert weights.identify(one) == {"und": str(one), "vae": str(one)}
     release = make("release", **{"config.json": "{}", "stats.json": "{}", "model.safetensors": ""})
@@ -303,3 +302,16 @@ def test_a_directory_of_published_files_is_told_apart_by_what_it_holds(tmp_path)
     assert weights.identify(run) == {"origin": run}
     with pytest.raises(ValueError, match="found neither a run.*nor the release's files.*nor a backbone"):
         weights.identify(make("nothing", README=""))
+    with pytest.raises(ValueError, match="two backbones, .*eyes and .*more"):
+        weights.identify(make("three", **{"more__config.json": '{"model_type": "internvl"}'}))
+    with pytest.raises(ValueError, match="torn/config.json cannot be read"):
+        weights.identify(make("torn", **{"config.json": "{"}))
+    assert weights.tokenizer_of({"release": str(release)}, CONFIGS["conveyor"].model) == ""
+
+
+@pytest.mark.parametrize("flag", ["--from", "--init", "--init_und", "--init_vae", "--init_experts"])
+def test_weights_beside_another_source_of_weights_are_refused(flag):
+    """--weights would win without a word."""
+    import train
+    with pytest.raises(ValueError, match="--weights W says where all weights come from: leave out --from, --init"):
+        train.run(["--weights", "W", flag, "scratch" if flag == "--init" else "X"])
