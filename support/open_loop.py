@@ -20,7 +20,7 @@ RIDGE = 1e-2   # times the number of training frames, on standardised states
 
 
 class Rivals:
-    """hold the state, mean action and ridge regression, fitted on a data.Corpus: training episodes of the robot of stats.
+    """hold the state, mean action and ridge regression, fitted on a data.Corpus: its training episodes of stats' robot.
 
     bad: called with the error of an episode that cannot be read, which then does not count; None: the error is raised.
     """

@@ -77,7 +77,7 @@ class Fp32:
 
 
 def moments(tensors, name, p, device):
-    """torch.optim.AdamW's state of a parameter out of `tensors`, this rank's part; {} if saved before its first update."""
+    """AdamW's state of a parameter out of `tensors`, this rank's part; {} if saved before its first update."""
     if f"{name}.step" not in tensors:
         return {}
     return {key: (x if key == "step" else share(x, p)).clone().to(device)

@@ -173,9 +173,10 @@ class Keeper:
         """One line on the disk that this run needs. ValueError: not even one checkpoint fits."""
         size = memory.predict(self.config, memory.Activations(0, 0)).disk
         stands = sum(path.stat().st_size for path in self.out.glob("step_*/*"))   # on --resume
-        peak, free = (KEEP + 1) * size - stands, shutil.disk_usage(self.out).free   # written before an old one goes
-        line = f"disk: a checkpoint takes {size / 1e9:.3f} GB, {KEEP} are kept, {max(peak, 0) / 1e9:.3f} GB more at the " \
-               f"peak; {free / 1e9:.3f} GB are free in {self.out}"
+        peak = max((KEEP + 1) * size - stands, 0)   # a new one is written before an old one goes
+        free = shutil.disk_usage(self.out).free
+        line = f"disk: a checkpoint takes {size / 1e9:.3f} GB, {KEEP} are kept, {peak / 1e9:.3f} GB more at the peak; " \
+               f"{free / 1e9:.3f} GB are free in {self.out}"
         if size > free:
             raise ValueError(f"{line}: not even one fits; free space, or give --out DIR on another disk")
         return line + ("" if peak <= free else ": too little for the peak, a later save will fail until space is made")

@@ -265,6 +265,17 @@ def test_a_second_signal_ends_the_process(number):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -number
 
 
+def test_checkpoints_that_stand_count_towards_the_peak_of_a_resumed_run(go, tmp_path, monkeypatch):
+    """Room for one and a half: too little for a new run's three, enough for one that has two already."""
+    import collections
+    go("resumed")
+    size = sum(path.stat().st_size for path in (tmp_path / "resumed" / "step_00000008").iterdir())
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: usage(10 ** 9, 0, int(1.5 * size)))
+    assert "too little for the peak" in go("new")[1].out
+    assert "too little for the peak" not in go("resumed", "--resume")[1].out
+
+
 def test_the_first_signal_is_a_flag_and_handlers_come_back():
     before = signal.getsignal(signal.SIGTERM)
     with run.Interruption() as interruption:
