@@ -188,10 +188,11 @@ def predict(config, activations=None):
 
 
 def settings(config):
-    """What --fit may choose from, best first: the config's optimizer before leaner ones, and with each the largest
-    micro-batch without recomputation from 4 on, then with it. The effective batch stays, and so does --freeze."""
-    total, kinds = config.train.batch_size * config.train.accumulate, ["fp32", "split", "offload"]
-    kinds = kinds[kinds.index(config.train.optimizer):]
+    """What --fit may choose from, best first: faster optimizers before leaner ones (float32 where the config has it
+    alone), and with each the largest micro-batch without recomputation from 4 on, then with it. The effective batch
+    stays, and so does --freeze."""
+    total = config.train.batch_size * config.train.accumulate
+    kinds = ["fp32"] * (config.train.optimizer == "fp32") + ["split", "offload"]
     order = [(False, config.train.batch_size), (False, 8), (False, 4), (True, 16), (True, 8), (True, 4), (False, 2),
              (True, 2), (True, 1)]
     for kind in kinds:
