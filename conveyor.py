@@ -28,7 +28,7 @@ COLOURS = {"red": (216, 48, 44), "green": (48, 184, 64), "blue": (52, 92, 236)}
 # Positions in world units; openings from 0 (closed) to 1 (open). Actions have the same names: the commanded values.
 STATE_NAMES = ("left_x", "left_y", "left_opening", "right_x", "right_y", "right_opening")
 
-RADIUS = 0.30  # of an object: a disc's, half a cross's length; a square is as large to the eye
+RADIUS = 0.26  # of an object: a disc's, half a cross's length; a square is as large to the eye
 TOLERANCE = 0.12  # a closing takes an object whose centre is nearer than this
 CHASE = 0.14  # fastest approach of the expert, relative to the belt, per frame
 SPEED = (0.010, 0.045)  # range of the belt's |v| per frame
@@ -86,7 +86,7 @@ def _draw_settings(rng, suites, appearance, distractor):
     homes[0, :, 0] *= -1
     present, other = rng.uniform(size=n) < distractor, (colour + 1 + rng.randint(2, size=n)) % 3
     beside = np.array(target)
-    while (near := np.linalg.norm(beside - target, axis=1) < 0.75).any():  # 0.75: two squares cannot touch
+    while (near := np.linalg.norm(beside - target, axis=1) < 0.65).any():  # 0.65: two squares cannot touch
         beside[near] = rng.uniform((-0.75, -0.3), (0.75, 0.3), (near.sum(), 2))
     look, phase = rng.randint(2**31 - 1, size=n), rng.uniform(0, WAVE, n)
 
@@ -464,13 +464,13 @@ BLOCK = 128  # episodes recorded together; each block has its own random stream
 
 
 def _record_block(stream, first, n, appearance, size, views):
-    """Record n expert episodes: every third one is static, the others dynamic. A quarter of the reaches begins early.
+    """Record n expert episodes; even ones are static, odd ones dynamic. A quarter of the reaches begins before frame M.
 
     Returns arrays (n * LENGTH, ...) in the order of COLUMNS, pictures (n * len(STORED), views, size, size, 3) uint8
     and the settings.
     """
     rng = np.random.RandomState([DATASET, *stream, first])
-    settings = _draw_settings(rng, [SUITES[i % 3 > 0] for i in range(first, first + n)], appearance, 0.6)
+    settings = _draw_settings(rng, [SUITES[i % 2] for i in range(first, first + n)], appearance, 0.6)
     start = np.where(rng.uniform(size=n) < 0.25, M - rng.randint(1, 9, size=n), M)  # 1 .. 8 frames early
     world, rows, pictures = World(settings, size), [], []
     for t in range(LENGTH):
