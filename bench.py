@@ -23,10 +23,11 @@ from pathlib import Path
 
 import torch
 
-from config import CONFIGS, DataConfig, Parser, get_config, not_built
+from config import CONFIGS, DataConfig, get_config, not_built
 from model import InternVLA_A1, count_parameters
 from support import data_bench
 from support.engine import MODES
+from support.flags import Parser
 from support.latency import control, lines, measure
 
 PAPER = {"a1_2b": (0.94, 0.36, 0.36, 1.8), "a1_3b": (2.13, 0.44, 0.44, 3.2)}   # Table 1, in billions

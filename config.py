@@ -1,8 +1,8 @@
 """Every number of InternVLA-A1 in one place: Table 1 (model), Section 3.4 (data), Table 2 (training).
 
 A preset is one literal row of `CONFIGS`; nothing is computed from a name. Command-line flags are generated from
-the fields below, so `--help` is this file. The resolved config is stored in every checkpoint, and inference
-reads it there.
+the fields below (support/flags.py), so `--help` is this file. The resolved config is stored in every checkpoint,
+and inference reads it there.
 
 Letters used for shapes in the whole project
     B batch   V = 3 views (head, left wrist, right wrist)   T = 2 times (t-m, t)   C, H, W image
@@ -13,12 +13,9 @@ Tags: [release] follows the authors' code where the paper is silent or differs, 
 with its reason; no tag means the paper.
 """
 
-import argparse
 import dataclasses
 import difflib
 import json
-import math
-import sys
 from dataclasses import dataclass, field, fields, replace
 
 
@@ -305,92 +302,9 @@ def not_built(model):
     return rows
 
 
-# ---- flags ------------------------------------------------------------------------------------------------------
+# ---- presets and overrides --------------------------------------------------------------------------------------
 
 SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
-
-
-def edits(a, b):
-    """How many single edits (a letter more, less, another, or two exchanged) turn the word a into b."""
-    rows = [list(range(len(b) + 1))]
-    for i, x in enumerate(a, 1):
-        row = [i]
-        for j, y in enumerate(b, 1):
-            best = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (x != y))
-            if i > 1 and j > 1 and x == b[j - 2] and y == a[i - 2]:
-                best = min(best, rows[-2][j - 2] + 1)
-            row.append(best)
-        rows.append(row)
-    return rows[-1][-1]
-
-
-def nearest(name, words):
-    """The words that one edit, or else two, turn `name` into; else the most similar one, if any is similar."""
-    distance = {word: edits(name, word) for word in words}
-    for n in (1, 2):
-        near = [word for word in words if distance[word] == n]
-        if near and n < len(name.lstrip("-")):
-            return near
-    return difflib.get_close_matches(name, words, 1)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, whose errors are one line and name the nearest flag."""
-
-    def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
-
-    def error(self, message):
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        sys.exit(2)
-
-    def parse_args(self, args=None, namespace=None):
-        known, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            name = unknown[0].split("=")[0]
-            near = nearest(name, flags)
-            hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all flags"
-            self.error(f"unknown flag {name}: {hint}")
-        return known
-
-
-def _boolean(text):
-    if text.lower() in ("true", "1", "yes"):
-        return True
-    if text.lower() in ("false", "0", "no"):
-        return False
-    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
-
-
-def _number(kind):
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"expected {what}, got {text!r}")
-        if not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
-        return value
-    return parse
-
-
-def _integers(text):
-    return tuple(_number(int)(part) for part in text.split(",") if part)
-
-
-_PARSERS = {bool: _boolean, int: _number(int), float: _number(float), str: str, tuple: _integers}
-
-
-def add_config_flags(parser):
-    """One flag per config field, default None: the preset's value stands unless a flag is given."""
-    for title, section in SECTIONS.items():
-        group = parser.add_argument_group(title)
-        for item in fields(section):
-            group.add_argument(f"--{item.name}", type=_PARSERS[item.type], default=None, help=item.metadata["help"],
-                               choices=item.metadata.get("choices"), metavar=item.type.__name__.upper()
-                               if "choices" not in item.metadata else None)
 
 
 def get_config(name, flags=None):

@@ -197,8 +197,6 @@ class Mixture(torch.utils.data.Dataset):
         for source, rows in zip(sources, window_lists):
             if len(rows) == 0:
                 raise ValueError(f"dataset {source.name} has no window: every episode is shorter than m needs")
-            if getattr(source, "cache", None):
-                source.cache.require({config.model.view_size, config.model.frame_size})
         self.by_robot = stats if isinstance(stats, dict) else {stats.robot: stats}
         for of in self.by_robot.values():
             of.check_width(config.model.state_dim, config.model.action_dim)

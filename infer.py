@@ -28,9 +28,10 @@ import torch
 from PIL import Image
 
 import conveyor
-from config import DataConfig, Parser
+from config import DataConfig
 from data import VIEWS, letterbox, open_corpus, open_source
 from support import checkpoint, evaluate, pictures
+from support.flags import Parser
 from support.folder_source import read_picture
 from support.open_loop import open_loop, replay
 from support.policy import Policy

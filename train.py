@@ -27,11 +27,12 @@ from tqdm import tqdm
 
 import conveyor
 import lpt
-from config import CONFIGS, Parser, add_config_flags, get_config, not_built
+from config import CONFIGS, get_config, not_built
 from data import Mixture, open_corpus
 from model import InternVLA_A1, count_parameters
 from support import evaluate, inspection, memory, optim, record, weights
 from support.distributed import Ranks
+from support.flags import Parser, add_config_flags
 from support.open_loop import mean_errors, open_loop
 from support.policy import Policy
 from support.run import (AGENT, Interruption, Keeper, begun_here, culprits, deaf, effective_batch, impossible,

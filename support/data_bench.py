@@ -22,7 +22,8 @@ from config import CONFIGS
 from data import Batch, letterbox, open_source, times, windows
 from model import InternVLA_A1
 from support import frame_cache
-from support.lerobot_reader import _pyarrow, copy_numbers
+from support.lerobot_reader import copy_numbers
+from support.parquet import arrow
 from support.video import pyav
 
 STRETCH, RUNS = 8, 5
@@ -142,7 +143,7 @@ def write_video(path, codec, gop):
 
 def write_dataset(root, codec, gop):
     """A LeRobot v3.0 dataset: three cameras, all episodes in one file each, 14 joints. The cameras see the same."""
-    pa, pq = _pyarrow(), _pyarrow().parquet
+    pa, pq = arrow(), arrow().parquet
     n, keys = EPISODES * LENGTH, [f"images.rgb.{camera}" for camera in CAMERAS]
     picture = {"dtype": "video", "shape": [HEIGHT, WIDTH, 3], "names": ["height", "width", "channels"]}
     vector = {"dtype": "float32", "shape": [14], "names": None}

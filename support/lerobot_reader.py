@@ -16,22 +16,22 @@ import io
 import json
 import math
 import os
-import re
 import shutil
 import sys
 from bisect import bisect_right
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from config import Parser, get_config
+from config import get_config
 from support import frame_cache, inspection, record
+from support.flags import Parser
+from support.parquet import arrow, damage, read_columns, read_table, row_groups
 from support.record import files_digest
-from support.robots import ROBOTS, VIEWS, Robot, find_robot
-from support.video import INSTALL, LRU, read_frames
+from support.robots import ROBOTS, VIEWS, Robot, find_robot, guess_cameras
+from support.video import LRU, read_frames
 
 # What is held of all datasets of this process, in bytes, however many a mixture has.
 _NUMBERS = LRU(512 << 20, lambda arrays: sum(array.nbytes for array in arrays.values()))   # by data file
@@ -39,100 +39,7 @@ _PICTURES = LRU(256 << 20, lambda column: column.nbytes)                        
 _ROW_GROUPS = LRU(1024)
 
 
-def _pyarrow():
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(INSTALL) from error
-    return pyarrow
-
-
-@contextmanager
-def _damage(where, what):
-    """Whatever libraries make of bytes that no writer of the format wrote becomes one line; lines of ours pass."""
-    try:
-        yield
-    except ImportError:
-        raise
-    except Exception as error:
-        if isinstance(error, ValueError) and str(error).startswith(where):
-            raise
-        reason = " ".join((str(error) if isinstance(error, UnicodeError) else repr(error)).split())[:200]
-        raise ValueError(f"{where}: {what} ({reason}); download it again") from error
-
-
-# ---- cameras ------------------------------------------------------------------------------------
-
-def guess_cameras(keys):
-    """Video feature keys -> {slot: key}, from the words in the keys.
-
-    wrist, hand or gripper with left or right: that wrist; without a side: the left wrist (a single arm).
-    high, head, top or front without a side: the head; with none such, the only camera left over. Others are
-    not read. ValueError, listing the cameras: two fit one slot, or none is the head.
-    """
-    found, rest = {slot: [] for slot in VIEWS}, []
-    for key in keys:
-        words = key.removeprefix("observation.").lower()
-        if re.search("wrist|hand|gripper", words):
-            found["right_wrist" if "right" in words else "left_wrist"].append(key)
-        elif re.search("high|head|top|front", words) and not re.search("left|right", words):
-            found["head"].append(key)
-        else:
-            rest.append(key)
-    if not found["head"] and len(rest) == 1:
-        found["head"] = rest
-    if not found["head"] or any(len(candidates) > 1 for candidates in found.values()):
-        raise ValueError(f"cannot tell which of the cameras {', '.join(keys)} is the head, which the wrists: "
-                         f'name them in a --robot file: "cameras": {{"head": KEY, "left_wrist": KEY}}')
-    return {slot: candidates[0] for slot, candidates in found.items() if candidates}
-
-
-# ---- numbers -------------------------------------------------------------------------------------
-
-def read_table(path, columns, where, group=None):
-    """Columns (None: all) of a parquet file, or of one row group of it, as a pyarrow table.
-
-    ValueError, one line that begins with `where`: unreadable file, missing column.
-    """
-    pyarrow = _pyarrow()
-    with _damage(where, f"{path} cannot be read"), pyarrow.parquet.ParquetFile(path) as file:
-        absent = [key for key in columns or () if key not in file.schema_arrow.names]
-        if absent:
-            raise ValueError(f"{where}: {path} has no column '{absent[0]}', which the dataset's metadata "
-                             f"promises; download the dataset again")
-        columns = columns and list(columns)
-        return file.read(columns) if group is None else file.read_row_group(group, columns)
-
-
-def row_groups(path, where):
-    """Number of the first row of each row group of a parquet file, and the number of rows: list[int]."""
-    pyarrow = _pyarrow()
-    with _damage(where, f"{path} cannot be read"), pyarrow.parquet.ParquetFile(path) as file:
-        starts = [0]
-        for group in range(file.num_row_groups):
-            starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
-        return starts
-
-
-def read_columns(path, sizes, where):
-    """Vector features of a data file: {key: dimension} -> {key: (rows, dimension) float32}, read-only.
-
-    Columns are lists of any kind or, for dimension 1, plain numbers. ValueError, one line that begins with `where`:
-    unreadable file, missing column, other number of dimensions.
-    """
-    table, arrays = read_table(path, sizes, where), {}
-    for key, size in sizes.items():
-        with _damage(where, f"{path}, '{key}' holds no numbers"):
-            column = table[key].combine_chunks()
-            flat = column.flatten() if hasattr(column, "flatten") else column
-            values = np.array(flat.to_numpy(zero_copy_only=False), dtype=np.float32)
-        if values.size != table.num_rows * size:
-            raise ValueError(f"{where}: {path}, '{key}' has {values.size} values in {table.num_rows} rows, "
-                             f"meta/info.json says {size} each")
-        arrays[key] = values.reshape(-1, size)
-        arrays[key].flags.writeable = False  # it is cached: who changes it must copy it
-    return arrays
-
+# ---- what meta/info.json says of a feature ---------------------------------------------------------
 
 def dimension_names(key, feature):
     """Names of a vector feature's dimensions, list[str]; key_0, key_1, ... where info.json has none."""
@@ -182,7 +89,7 @@ class LeRobotSource:
     def __init__(self, root, robot=None, check_files=True):
         self.root, self.name = Path(root), frame_cache.dataset_name(Path(root))
         self.where = f"dataset {self.root}"
-        with _damage(self.where, "meta/ is damaged or not of this format"):
+        with damage(self.where, "meta/ is damaged or not of this format"):
             self.info = self._read_info()
             self.version = self.info["codebase_version"]
             robot = robot or self._known_robot()
@@ -497,7 +404,7 @@ class LeRobotSource:
             raise ValueError(f"{where}: {path} has {starts[-1]} rows; download the dataset again")
         group = bisect_right(starts, row) - 1
         column = _PICTURES.get((path, key, group), lambda: read_table(path, [key], where, group)[key])
-        with _damage(where, f"the picture in {path} cannot be decoded"):
+        with damage(where, f"the picture in {path} cannot be decoded"):
             stored = column[row - starts[group]].as_py()
             data = stored.get("bytes") or (self.root / stored["path"]).read_bytes()
             picture = np.array(Image.open(io.BytesIO(data)))
@@ -514,8 +421,8 @@ def copy_numbers(source, out):
         to = out / path.relative_to(source.root)
         to.parent.mkdir(parents=True, exist_ok=True)
         if pictures:
-            kept = [key for key in _pyarrow().parquet.read_schema(path).names if key not in pictures]
-            _pyarrow().parquet.write_table(read_table(path, kept, source.where), to)
+            kept = [key for key in arrow().parquet.read_schema(path).names if key not in pictures]
+            arrow().parquet.write_table(read_table(path, kept, source.where), to)
         else:
             shutil.copy2(path, to)
     for path in source.root.iterdir():

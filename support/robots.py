@@ -11,6 +11,7 @@ stays absolute.
 
 import difflib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,3 +135,27 @@ def release_statistics(path, robot, action_mode):
                                  f"numbers, found {len(values)}")
             moments[f"{kind}_{moment}"] = tuple((values + add).tolist())
     return moments
+
+
+def guess_cameras(keys):
+    """Video feature keys -> {slot: key}, from the words in the keys.
+
+    wrist, hand or gripper with left or right: that wrist; without a side: the left wrist (a single arm).
+    high, head, top or front without a side: the head; with none such, the only camera left over. Others are
+    not read. ValueError, listing the cameras: two fit one slot, or none is the head.
+    """
+    found, rest = {slot: [] for slot in VIEWS}, []
+    for key in keys:
+        words = key.removeprefix("observation.").lower()
+        if re.search("wrist|hand|gripper", words):
+            found["right_wrist" if "right" in words else "left_wrist"].append(key)
+        elif re.search("high|head|top|front", words) and not re.search("left|right", words):
+            found["head"].append(key)
+        else:
+            rest.append(key)
+    if not found["head"] and len(rest) == 1:
+        found["head"] = rest
+    if not found["head"] or any(len(candidates) > 1 for candidates in found.values()):
+        raise ValueError(f"cannot tell which of the cameras {', '.join(keys)} is the head, which the wrists: "
+                         f'name them in a --robot file: "cameras": {{"head": KEY, "left_wrist": KEY}}')
+    return {slot: candidates[0] for slot, candidates in found.items() if candidates}

@@ -6,7 +6,7 @@
     load_release        the authors' published checkpoint, whole
     export_release      the way back
 
-A key map is a list of (pattern, our name, change). Every load is strict: shapes are compared and each key of either
+Key maps are in support/key_maps.py. Every load is strict: shapes are compared and each key of either
 side must be matched, converted or named as deliberately left out before the first tensor is read; a refusal lists
 all others. Tensors are then copied one by one, so memory holds the model and never a second copy of it.
 
@@ -18,7 +18,6 @@ all others. Tensors are then copied one by one, so memory holds the model and ne
 import json
 import re
 import sys
-from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,93 +26,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from config import CONFIGS, Parser, from_dict, get_config, not_built, to_dict
+from config import CONFIGS, from_dict, get_config, not_built, to_dict
 from model import InternVLA_A1
 from support import checkpoint
+from support.flags import Parser
+from support.key_maps import (BACKBONE, COSMOS, LEFT_OUT, NO_VAE, RELEASE, compact, text_blocks, translate,
+                              unread)
 from support.robots import ROBOTS, release_statistics
 from support.statistics import Statistics
 from support.tensor_files import Tensors, TorchScript, find
-
-# ---- key maps ---------------------------------------------------------------------------------------------------
-
-LEFT_OUT = None   # in place of our name: this key is deliberately not loaded, for the reason given
-TEXT = r"(?:model\.)?language_model\.(?:model\.)?"   # transformers has written it in three ways
-
-BACKBONE = [
-    (r"(?:model\.)?visual\.patch_embed\.proj\.(.+)", r"und.visual.patch_embed.\1", None),
-    (r"(?:model\.)?visual\.deepstack_merger_list\..+", LEFT_OUT, "DeepStack: InternVLA-A1 drops its features"),
-    (r"(?:model\.)?visual\.((?:pos_embed|blocks|merger)\..+)", r"und.visual.\1", None),
-    (r"(?:model\.)?vision_tower\.embeddings\.patch_embeddings\.projection\.(.+)", r"und.visual.patch_embed.\1", None),
-    (r"(?:model\.)?vision_tower\.embeddings\.(cls_token|position_embeddings)", r"und.visual.\1", None),
-    (r"(?:model\.)?vision_tower\.encoder\.layer\.(.+)", r"und.visual.layers.\1", None),
-    (r"(?:model\.)?multi_modal_projector\.(.+)", r"und.visual.projector.\1", None),
-    (TEXT + r"embed_tokens\.weight", "und.embed_tokens.weight", None),
-    (TEXT + r"layers\.(\d+)\.(.+)", r"layers.\1.und.\2", None),
-    (TEXT + r"norm\.weight", "und.norm.weight", None),
-    (r"(?:language_model\.)?lm_head\.weight", LEFT_OUT, "nothing reads the logits"),
-]
-COSMOS = [
-    (r"(?:encoder\.patcher|decoder\.unpatcher|.*patcher\d*)\.(?:wavelets|_arange)", LEFT_OUT,
-     "constants of the Haar transform"),
-    (r"((?:encoder|decoder|quant_conv|post_quant_conv)\..+)", r"vae.\1", None),
-]
-RELEASE = [(r"model\.\w+_with_expert\.und_expert\." + pattern, ours, change) for pattern, ours, change in BACKBONE] + [
-    (r"model\.cosmos(?:_tokenizer)?\._(?:enc|dec)_model\." + pattern, ours, change)
-    for pattern, ours, change in COSMOS] + [
-    (r"model\.\w+_with_expert\.(gen|act)_expert\.(?:model\.)?layers\.(\d+)\.(.+)", r"layers.\2.\1.\3", None),
-    (r"model\.\w+_with_expert\.(gen|act)_expert\.(?:model\.)?norm\.weight", r"\1.norm.weight", None),
-    (r"model\.(?:cosmos|gen)_in_proj\.(.+)", r"gen.proj_in.\1", None),
-    (r"model\.downsample_conv\.(.+)", r"gen.compress.\1", None),
-    (r"model\.upsample_conv\.(.+)", r"gen.expand.\1", None),
-    (r"model\.(?:cosmos|gen)_out_layer_norm\.(.+)", r"gen.norm_out.\1", None),
-    (r"model\.(?:cosmos|gen)_out_proj\.(.+)", r"gen.proj_out.\1", None),
-    (r"model\.(action_out_proj\..+)", r"act.\1", torch.neg),   # it predicts eps - a, Eq. (2) has a - eps
-    (r"model\.((?:state_proj|action_in_proj|action_time_mlp_in|action_time_mlp_out)\..+)", r"act.\1", None),
-    (r"model\.imagenet_(?:mean|std)", LEFT_OUT, "constants of the vision tower"),
-]
-
-
-def text_blocks(expert):
-    """Key map of a language model's blocks, alone or inside a backbone, into one of our experts."""
-    text = rf"(?:{TEXT}|model\.)"
-    return [
-        (text + r"layers\.(\d+)\.(.+)", rf"layers.\1.{expert}.\2", None),
-        (text + r"norm\.weight", f"{expert}.norm.weight", None),
-        (r".*(?:embed_tokens|lm_head)\.weight", LEFT_OUT, "experts have no words"),
-        (r"(?:model\.)?(?:visual|vision_tower|multi_modal_projector)\..+", LEFT_OUT, "experts have no eyes"),
-    ]
-
-
-def unread(config):
-    """Pattern of our names that a preset does not build, because nothing reads them, and the reason."""
-    if config.und_tail:
-        return None
-    last = rf"layers\.{config.layers - 1}\.und\."
-    return (rf"{last}(?:self_attn\.(?:q_proj|q_norm|o_proj)\.|mlp\.|post_attention_layernorm\.).+|und\.norm\.weight",
-            "the last understanding layer gives keys and values alone")
-
-
-def translate(key, rules):
-    """A foreign key -> (our name or LEFT_OUT, change or reason), or None if no rule knows it."""
-    for pattern, ours, change in rules:
-        match = re.fullmatch(pattern, key)
-        if match:
-            return (LEFT_OUT if ours is LEFT_OUT else match.expand(ours)), change
-    return None
-
-
-def compact(keys):
-    """Every key, layers folded: ["a.0.w", "a.1.w", "b"] -> ["a.{0,1}.w", "b"]."""
-    groups = defaultdict(list)
-    for key in sorted(keys):
-        numbers = re.findall(r"(?<=\.)\d+(?=\.)", key)
-        groups[re.sub(r"(?<=\.)\d+(?=\.)", "{}", key, count=1), tuple(numbers[1:])].append(numbers[:1])
-    lines = []
-    for (pattern, _), found in groups.items():
-        where = ",".join(number[0] for number in found if number)
-        lines.append(pattern.replace("{}", where if "," not in where else f"{{{where}}}", 1))
-    return lines
-
 
 # ---- loading ----------------------------------------------------------------------------------------------------
 
@@ -375,19 +296,23 @@ def model_type(folder):
         raise ValueError(f"{path} cannot be read ({error!r}): download it again") from error
 
 
+TOKENIZERS = {"internvl3": "OpenGVLab/InternVL3-1B-hf", "qwen3vl": "Qwen/Qwen3-VL-2B-Instruct"}
+
+
+def release_tokenizer(directory, backbone):
+    """The tokenizer of the authors' directory: its own, else the backbone's on the hub, "" if that has none."""
+    own = (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists()
+    return str(directory) if own else TOKENIZERS.get(backbone, "")
+
+
 def tokenizer_of(start, model):
     """The tokenizer of the weights a run starts with, "" if they bring none. start: arguments of `start`."""
     if start.get("release"):
-        directory = Path(start["release"])
-        own = (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists()
-        return str(directory) if own else TOKENIZERS.get(model.backbone, "")
+        return release_tokenizer(Path(start["release"]), model.backbone)
     return start["und"] or (origin_config(start["origin"]).tokenizer if start["origin"] else "")
 
 
 RELEASE_FILES = ("config.json", "model.safetensors", "stats.json")
-
-
-NO_VAE = [(r"model\.cosmos.+", LEFT_OUT, "the tokenizer comes from --vae")] + RELEASE
 
 
 def skeleton(config, wanted=""):
@@ -436,9 +361,6 @@ def export_release(config, own, out, base=None):
 
 # ---- from the release to our checkpoint, and back ---------------------------------------------------------------
 
-TOKENIZERS = {"internvl3": "OpenGVLab/InternVL3-1B-hf", "qwen3vl": "Qwen/Qwen3-VL-2B-Instruct"}
-
-
 def release_settings(directory, config, robot, action_mode, fps=30.0, tokenizer=None):
     """What the release's directory says beside its weights -> (Path, Config, Statistics).
 
@@ -451,8 +373,7 @@ def release_settings(directory, config, robot, action_mode, fps=30.0, tokenizer=
     directory = find(directory, RELEASE_FILES)
     moments = release_statistics(directory / "stats.json", robot, action_mode)
     preset = get_config(config)
-    has_words = (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists()
-    tokenizer = tokenizer or (str(directory) if has_words else TOKENIZERS.get(preset.model.backbone, ""))
+    tokenizer = tokenizer or release_tokenizer(directory, preset.model.backbone)
     names = tuple(f"{feature}[{i}]" if width > 1 else feature
                   for feature, width in zip(ROBOTS[robot].action, ROBOTS[robot].widths) for i in range(width))
     stats = Statistics(robot=robot, action_mode=action_mode, fps=fps, windows=0, action_names=names,

@@ -6,8 +6,8 @@ import string
 
 import pytest
 
-import config
 import train
+from support.flags import Parser, add_config_flags, edits
 
 
 def typos(words, count, seed):
@@ -26,10 +26,10 @@ def typos(words, count, seed):
 
 @pytest.fixture(scope="module")
 def flags():
-    parser = config.Parser(prog="x")
-    config.add_config_flags(parser)
-    own = ("--config --data --robot --init --from --weights --mixture --verify --init_und --init_vae --init_experts --out --resume --shard "
-           "--dry-run --memory_gb --fit --episodes --eval_seed").split()
+    parser = Parser(prog="x")
+    add_config_flags(parser)
+    own = ("--config --data --robot --init --from --weights --mixture --verify --init_und --init_vae --init_experts "
+           "--out --resume --shard --dry-run --memory_gb --fit --episodes --eval_seed").split()
     return own + [flag for action in parser._actions for flag in action.option_strings if flag not in ("-h", "--help")]
 
 
@@ -58,4 +58,4 @@ def test_a_hundred_typos_are_refused_with_the_flag_that_was_meant(flags, capsys)
 @pytest.mark.parametrize("a, b, n", [("steps", "steps", 0), ("stpes", "steps", 1), ("step", "steps", 1),
                                      ("stepss", "steps", 1), ("stops", "steps", 1), ("", "ab", 2), ("lr", "clip", 3)])
 def test_edits_counts_single_edits(a, b, n):
-    assert config.edits(a, b) == config.edits(b, a) == n
+    assert edits(a, b) == edits(b, a) == n

@@ -16,9 +16,10 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install -r 
 from test_lerobot_reader import edit_info, write_dataset, write_v30
 
 from config import get_config
-from data import Mixture, letterbox, open_source, windows
+from data import Corpus, Mixture, letterbox, open_source, windows
 from support import frame_cache, lerobot_reader
 from support.lerobot_reader import LeRobotSource, copy_numbers, main
+from support.run import impossible
 from support.statistics import statistics
 
 SIZES = (32, 48)
@@ -170,10 +171,11 @@ def test_a_damaged_or_foreign_cache_is_refused_in_one_line(tmp_path, damage):
 
 def test_a_size_that_the_cache_does_not_hold_is_refused_before_training(pair):
     _, cached = pair
-    config = get_config("conveyor", {"image_size": 64, "vae_size": 32})
-    rows = [windows(cached, 3)]
+    config = get_config("conveyor", {"image_size": 64, "vae_size": 32, "chunk": 4})
+    rows = windows(cached, 3)
+    corpus = Corpus([cached], [1.0], ["robot"], [rows], cached, rows)
     with pytest.raises(ValueError, match="holds pictures of 32 and 48 pixels, 64 are asked for; .* --sizes 32,64$"):
-        Mixture(config, statistics([cached], rows, 4, "absolute", 1e-3), [cached], [1.0], rows, 0)
+        impossible(config, corpus)
 
 
 def test_the_command_says_what_it_will_write_and_what_the_cache_is_valid_for(tmp_path, capsys, monkeypatch):

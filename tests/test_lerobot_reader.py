@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from support import lerobot_reader
-from support.lerobot_reader import LeRobotSource, guess_cameras
+from support.lerobot_reader import LeRobotSource
+from support.robots import guess_cameras
 from support.robots import ROBOTS, Robot, find_robot
 
 av = pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")

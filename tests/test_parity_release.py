@@ -23,7 +23,8 @@ from attention_mask import draws, positions, segment_mask, segments, valid_token
 from config import ModelConfig
 from cosmos_vae import CosmosVAE
 from data import Batch
-from support.weights import RELEASE, load_release, translate
+from support.key_maps import RELEASE, translate
+from support.weights import load_release
 
 DATA = Path(__file__).parent / "data"
 COMMON = dict(layers=2, heads=4, kv_heads=2, text_tokens=6, vocab=256, vae="cosmos", vae_size=256, chunk=8,
