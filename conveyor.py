@@ -3,7 +3,7 @@
 Two grippers look at a table ("static") or at a conveyor belt ("dynamic"). An instruction such as "right pick green
 cross" names the arm and the target; a distractor of another colour may lie beside it. A single frame cannot tell how
 fast the belt runs, nor in which direction: only two frames can. A policy that does not know the velocity must guess:
-in the 7 to 14 frames of a reach the target moves by up to a third of the picture.
+in the 7 to 14 frames of a reach the target moves by up to a quarter of the picture.
 
 Units: lengths in world units (the head camera sees [-1, 1] x [-1, 1], y upwards), times in frames (FPS a second).
 Frames 0 .. M are a lead-in in which the arms hold still; the decision is taken at frame M. Everything is vectorised
@@ -28,17 +28,19 @@ COLOURS = {"red": (216, 48, 44), "green": (48, 184, 64), "blue": (52, 92, 236)}
 # Positions in world units; openings from 0 (closed) to 1 (open). Actions have the same names: the commanded values.
 STATE_NAMES = ("left_x", "left_y", "left_opening", "right_x", "right_y", "right_opening")
 
-RADIUS = 0.26  # of an object: a disc's, half a cross's length; a square is as large to the eye
+RADIUS = 0.30  # of an object: a disc's, half a cross's length; a square is as large to the eye
 TOLERANCE = 0.12  # a closing takes an object whose centre is nearer than this
 CHASE = 0.14  # fastest approach of the expert, relative to the belt, per frame
-SPEED = (0.010, 0.045)  # range of the belt's |v| per frame
+SPEED = (0.010, 0.040)  # range of the belt's |v| per frame
 REACH = CHASE + SPEED[1] + 0.005  # farthest a gripper moves in one frame
+PLACES = (0.4, 0.32)  # at frame M objects lie within these |x|, |y|: 15 frames later still in the head camera's sight
+APART = 2 * RADIUS + 0.02  # least distance of two objects along x or y: no two shapes touch
 CLOSING = 3  # frames from open to closed
 BELT = 0.52  # the belt covers |y| < BELT
 # The belt is a little lighter and darker along its length and carries that pattern with it. A wave longer than twice
-# the way of 15 frames (0.68) does not alias; where it starts is random, so one frame still tells nothing of the speed.
+# the way of 15 frames (0.6) does not alias; where it starts is random, so one frame still tells nothing of the speed.
 WAVE, SHADE = 1.6, 0.45
-WRIST = 0.35  # half width of a wrist camera's window
+WRIST = 0.45  # half width of a wrist camera's window
 
 TABLE, GROUND, BAND, RAIL = (148, 128, 104), (116, 132, 126), (72, 70, 76), (28, 28, 32)
 GRIPPERS = ((190, 248, 255), (255, 240, 150))  # left bluish, right yellowish
@@ -60,8 +62,8 @@ class Setting:
     arm: str  # the arm that the instruction names
     colour: str  # of the target
     shape: str
-    x: float  # of the target at frame M, in [-0.3, 0.3], independent of v
-    y: float  # in [-0.3, 0.3]
+    x: float  # of the target at frame M, within PLACES, independent of v
+    y: float
     v: float  # belt velocity along x per frame; 0 in the static suite
     distractor: tuple | None  # (colour, shape, x, y) or None
     left: tuple  # (x, y) where the left gripper waits, open
@@ -80,14 +82,14 @@ def _draw_settings(rng, suites, appearance, distractor):
     """One Setting for each name in `suites`, all drawn from `rng`; `distractor` is the probability of having one."""
     n = len(suites)
     colour, shape, arm = rng.randint(3, size=n), rng.randint(3, size=(2, n)), rng.randint(2, size=n)
-    target = rng.uniform(-0.3, 0.3, (n, 2))
+    # Both objects are drawn alike, so that a place does not tell which of the two the instruction means.
+    target, beside = pair = rng.uniform(-1, 1, (2, n, 2)) * PLACES
+    while (near := abs(target - beside).max(1) < APART).any():
+        pair[:, near] = rng.uniform(-1, 1, (2, near.sum(), 2)) * PLACES
     velocity = rng.uniform(*SPEED, n) * rng.choice((-1, 1), n) * (np.array(suites) == "dynamic")
     homes = np.stack([rng.uniform(0.1, 0.5, (2, n)), rng.uniform(-0.75, -0.6, (2, n))], axis=-1)
     homes[0, :, 0] *= -1
     present, other = rng.uniform(size=n) < distractor, (colour + 1 + rng.randint(2, size=n)) % 3
-    beside = np.array(target)
-    while (near := np.linalg.norm(beside - target, axis=1) < 0.65).any():  # 0.65: two squares cannot touch
-        beside[near] = rng.uniform((-0.75, -0.3), (0.75, 0.3), (near.sum(), 2))
     look, phase = rng.randint(2**31 - 1, size=n), rng.uniform(0, WAVE, n)
 
     names = tuple(COLOURS)
@@ -326,18 +328,19 @@ def _draw(world, rows, view):
         some = shapes == kind
         _paint(canvas, size, pixel, picture[some], objects[some], world.palette["objects"][rows][some], shape)
 
-    # A gripper is a palm and two fingers beside the object, never over its middle; their gap is the opening.
+    # A gripper is a palm and two fingers that frame what it grips; their gap is the opening.
     grippers = world.grippers[rows] - camera[:, None]
     colour = world.palette["grippers"][rows]
-    gap = 0.15 + 0.08 * world.thirds[rows] / CLOSING
+    gap = RADIUS + 0.04 * world.thirds[rows] / CLOSING
     human = world.human[rows]
-    robot_or_hand = (~human, "box", (0.03, 0.11), (0.18, 0.03)), (human, "ellipse", (0.06, 0.13), (0.21, 0.10))
-    for some, shape, finger, palm in robot_or_hand:
+    robot = (~human, "box", (0.05, 0.14), (RADIUS + 0.05, 0.06))  # half sizes of a finger and of the palm
+    hand = (human, "ellipse", (0.08, 0.14), (RADIUS + 0.06, 0.12))
+    for some, shape, finger, palm in (robot, hand):
         at, tint, where = grippers[some], colour[some].reshape(-1, 3), picture[some].ravel()
         for side in (-1, 1):
             place = at + np.stack([side * gap[some], np.full_like(gap[some], -0.08)], axis=-1)
             _paint(canvas, size, pixel, where, place.reshape(-1, 2), tint, shape, finger)
-        _paint(canvas, size, pixel, where, (at - (0, 0.22)).reshape(-1, 2), tint, shape, palm)
+        _paint(canvas, size, pixel, where, (at - (0, 0.28)).reshape(-1, 2), tint, shape, palm)
     return _add_noise(world, rows, view, canvas[:-1].reshape(n, size, size, 3))
 
 
@@ -464,13 +467,13 @@ BLOCK = 128  # episodes recorded together; each block has its own random stream
 
 
 def _record_block(stream, first, n, appearance, size, views):
-    """Record n expert episodes; even ones are static, odd ones dynamic. A quarter of the reaches begins before frame M.
+    """Record n expert episodes: every third one is static, the others dynamic. A quarter of the reaches begins early.
 
     Returns arrays (n * LENGTH, ...) in the order of COLUMNS, pictures (n * len(STORED), views, size, size, 3) uint8
     and the settings.
     """
     rng = np.random.RandomState([DATASET, *stream, first])
-    settings = _draw_settings(rng, [SUITES[i % 2] for i in range(first, first + n)], appearance, 0.6)
+    settings = _draw_settings(rng, [SUITES[i % 3 > 0] for i in range(first, first + n)], appearance, 0.8)
     start = np.where(rng.uniform(size=n) < 0.25, M - rng.randint(1, 9, size=n), M)  # 1 .. 8 frames early
     world, rows, pictures = World(settings, size), [], []
     for t in range(LENGTH):
