@@ -33,7 +33,10 @@ def clip_scale(norm, clip):
 
 
 def make(kind, parameters, masters, train):
-    """parameters: name -> Parameter; masters: name -> its fp32 value (may share memory) -> one of the three."""
+    """parameters: name -> Parameter; masters: name -> its fp32 value (may share memory) -> one of the three.
+
+    `masters` is emptied on the way: a whole fp32 copy never stands beside the finished state.
+    """
     settings = {"betas": (train.beta1, train.beta2), "eps": train.adam_eps, "weight_decay": train.weight_decay}
     return {"fp32": Fp32, "split": Split, "offload": Offload}[kind](parameters, masters, settings)
 
@@ -95,7 +98,7 @@ class Split(Fp32):
                      "exp_avg_sq": torch.zeros_like(weight, dtype=torch.bfloat16)}
             if p.dtype == torch.bfloat16:
                 state["low"] = torch.zeros_like(weight, dtype=torch.int16)
-                master = share(masters[name], p).contiguous()
+                master = share(masters.pop(name), p).contiguous()
                 for hi, low, piece in pieces(weight, state["low"], master):
                     put_master(piece.to(hi.device), hi, low)
             self.kept[name] = state
@@ -161,7 +164,7 @@ class Offload(Fp32):
 
     def __init__(self, parameters, masters, settings):
         self.parameters = parameters
-        self.masters = {name: share(masters[name].float(), p).cpu().contiguous() for name, p in parameters.items()}
+        self.masters = {name: share(masters.pop(name).float(), p).cpu().contiguous() for name, p in parameters.items()}
         self.adamw = {name: torch.optim.AdamW([master], fused=True, **settings)
                       for name, master in self.masters.items()}
         self.cuda = any(local(p).is_cuda for p in parameters.values())

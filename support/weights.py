@@ -12,7 +12,7 @@ all others. Tensors are then copied one by one, so memory holds the model and ne
 
     python -m support.weights import DIR OUT --config a1_3b_release --robot NAME --action_mode delta
     python -m support.weights export RUN OUT --base DIR
-    python -m support.weights random DIR --config a1_3b_release       a random directory of the published form
+    python -m support.weights random DIR --keys tests/data/keys_3b.tsv  a random directory of the published form
 """
 
 import json

@@ -59,7 +59,7 @@ def test_split_is_adamw_with_float32_weights_where_rounded_bfloat16_stands_still
     """2,000 steps at both ends of Table 2's schedule: the masters are equal to the bit, and the bf16 weight is the
     master rounded. Bfloat16 weights rounded after each step are measured beside it: most have not moved at all."""
     own, masters = parameters([(64, 33), (7,)], torch.bfloat16)
-    optimizer = optim.make("split", own, masters, TRAIN)
+    optimizer = optim.make("split", own, dict(masters), TRAIN)
     exact, step = reference(masters, round_moments=True)
     rounded = {name: x.bfloat16() for name, x in masters.items()}
     states = {name: (torch.zeros_like(x), torch.zeros_like(x)) for name, x in masters.items()}
@@ -140,6 +140,13 @@ def test_a_state_is_stored_and_restored_exactly(tmp_path, kind):
     assert all(torch.equal(own[name], again[name]) for name in own)
     one, two = optimizer.tensors(), other.tensors()
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", ["split", "offload"])
+def test_no_second_copy_of_the_masters_stands_beside_the_optimizer(kind):
+    own, masters = parameters([(16, 9), (5,)], torch.bfloat16)
+    optim.make(kind, own, masters, TRAIN)
+    assert masters == {}
 
 
 @pytest.mark.parametrize("kind, device, host", [("fp32", 16, 0), ("split", 10, 0), ("offload", 4, 12)])
