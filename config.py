@@ -86,8 +86,13 @@ class ModelConfig:
             raise ValueError(f"vae_size ({self.vae_size}) must be a multiple of 32: the latent grid is cut in 4 x 4")
         if len(self.view_tokens) not in (0, 2):
             raise ValueError(f"view_tokens {self.view_tokens} must be empty or (before, after)")
-        if self.euler_steps < 1 or self.chunk < 1 or self.action_draws < 1:
-            raise ValueError("euler_steps, chunk and action_draws must be at least 1")
+        for name in ("layers", "text_tokens", "chunk", "action_draws", "euler_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.lambda_gen < 0:
+            raise ValueError(f"--lambda_gen must be at least 0, got {self.lambda_gen}")
+        if self.head_dim % 2:
+            raise ValueError(f"--head_dim must be even, got {self.head_dim}: rotary positions turn pairs")
 
     @property
     def view_size(self):
@@ -136,8 +141,9 @@ class DataConfig:
                             "above one in a thousand the run stops)", choices=("stop", "skip"), later=True)
 
     def __post_init__(self):
-        if self.stretch < 1:
-            raise ValueError(f"--stretch must be at least 1, got {self.stretch}")
+        for name in ("m", "stretch", "lpt_workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """The embedded world: picking a still or a moving object, the paper's two suites (5.1, 5.3) in miniature.
 
-Two grippers look at a table ("static") or at a conveyor belt ("dynamic"). An instruction such as "right pick green
-cross" names the arm and the target; a distractor of another colour may lie beside it. A single frame cannot tell how
-fast the belt runs, nor in which direction: only two frames can. A policy that does not know the velocity must guess:
-in the 7 to 14 frames of a reach the target moves by up to a quarter of the picture.
+Two arms with grippers stand at a table ("static") or at a conveyor belt ("dynamic"). An instruction such as "right pick
+green cross" names the arm and the target; a distractor of another colour may lie beside it. A single frame cannot tell
+how fast the belt runs, nor in which direction: only two frames can. A policy that does not know the velocity must
+guess: in the 7 to 14 frames of a reach the target moves by up to 0.56, more than a quarter of the picture.
 
 Units: lengths in world units (the head camera sees [-1, 1] x [-1, 1], y upwards), times in frames (FPS a second).
 Frames 0 .. M are a lead-in in which the arms hold still; the decision is taken at frame M. Everything is vectorised
-over N scenes and written in numpy; nothing here knows of the model.
+over N scenes and written in numpy; nothing here knows of the model. Nothing collides: drawn figures may overlap.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, replace
@@ -33,8 +34,9 @@ TOLERANCE = 0.12  # a closing takes an object whose centre is nearer than this
 CHASE = 0.14  # fastest approach of the expert, relative to the belt, per frame
 SPEED = (0.010, 0.040)  # range of the belt's |v| per frame
 REACH = CHASE + SPEED[1] + 0.005  # farthest a gripper moves in one frame
-PLACES = (0.4, 0.32)  # at frame M objects lie within these |x|, |y|: 15 frames later still in the head camera's sight
+PLACES = (0.4, 0.32)  # at frame M objects lie within these |x|, |y|: 15 frames later the head camera still sees centres
 APART = 2 * RADIUS + 0.02  # least distance of two objects along x or y: no two shapes touch
+DISTRACTOR = 0.8  # share of the scenes that have one
 CLOSING = 3  # frames from open to closed
 BELT = 0.52  # the belt covers |y| < BELT
 # The belt is a little lighter and darker along its length and carries that pattern with it. A wave longer than twice
@@ -107,11 +109,11 @@ def _draw_settings(rng, suites, appearance, distractor):
 def predefined_settings(suite):
     """The 30 settings of a suite on which policies are reported (paper, 5.1): for ever the same, 10 of each shape."""
     rng = np.random.RandomState([PREDEFINED, SUITES.index(suite)])
-    drawn = _draw_settings(rng, [suite] * 30, "sim", 0.8)
+    drawn = _draw_settings(rng, [suite] * 30, "sim", DISTRACTOR)
     return [replace(s, shape=SHAPES[i % 3], arm=ARMS[i % 2]) for i, s in enumerate(drawn)]
 
 
-def sample_settings(suite, n, seed, appearance="sim", distractor=0.8):
+def sample_settings(suite, n, seed, appearance="sim", distractor=DISTRACTOR):
     """Any number of seeded settings. Their random stream is disjoint from `write_dataset`'s for every pair of seeds."""
     rng = np.random.RandomState([SAMPLED, SUITES.index(suite), seed])
     return _draw_settings(rng, [suite] * n, appearance, distractor)
@@ -398,8 +400,10 @@ class Rollout:
     frames: np.ndarray | None = None  # (record, M + 1 + max_steps, 3, size, size, 3) uint8; frames[:, M] = decision
 
 
-def rollout(policy, settings, execute=16, max_steps=32, size=64, record=0):
-    """Run a policy in all settings at once, in closed loop with chunks: observe, act `execute` frames, observe again.
+def rollout(policy, settings, execute=CHUNK, max_steps=CHUNK, size=64, record=0):
+    """Run a policy in all settings at once: observe, act `execute` frames, observe again, `max_steps` frames in all.
+
+    By default one chunk decides: a second look would show the velocity to a policy that did not foresee it.
 
     policy(past, now, state, instructions) -> (N, k >= execute, 6): pictures (N, 3, size, size, 3) uint8 of frames
     t - M and t, state (N, 6) and the list of instructions. It is first called at frame M, and no more once every
@@ -473,7 +477,7 @@ def _record_block(stream, first, n, appearance, size, views):
     and the settings.
     """
     rng = np.random.RandomState([DATASET, *stream, first])
-    settings = _draw_settings(rng, [SUITES[i % 3 > 0] for i in range(first, first + n)], appearance, 0.8)
+    settings = _draw_settings(rng, [SUITES[i % 3 > 0] for i in range(first, first + n)], appearance, DISTRACTOR)
     start = np.where(rng.uniform(size=n) < 0.25, M - rng.randint(1, 9, size=n), M)  # 1 .. 8 frames early
     world, rows, pictures = World(settings, size), [], []
     for t in range(LENGTH):
@@ -514,6 +518,11 @@ def _write_one(folder, stream, episodes, kind, size):
     np.savez(folder / "episode.npz", **arrays, speed=np.array([s.v for s in settings], dtype=np.float32))
 
 
+def version():
+    """A hash of this file: a dataset that another version wrote shows another world than `rollout` does."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+
+
 def write_dataset(root, episodes=9000, seed=0, size=64, progress=None):
     """Write the five training datasets of Table 3 and a validation dataset below `root`; the same for a seed.
 
@@ -521,8 +530,8 @@ def write_dataset(root, episodes=9000, seed=0, size=64, progress=None):
     STATE_NAMES' order and raw units, action[t] being what is commanded at frame t; target and distractor (31 E, 2);
     ends (E,) int64, one past the last row of each episode; stored (3 E,) int64, the rows that have pictures; task and
     suite (E,) str; speed (E,), the belt's signed velocity per frame; fps. `<view>.npy`: (3 E, size, size, 3) uint8.
-    egodex, the human video, has no action, zeros for state, and the head view only. `mixture.json` is written last:
-    where it exists, the data are complete. progress(done, total) counts episodes.
+    egodex, the human video, has no action, zeros for state, and the head view only. `world` holds version().
+    `mixture.json` is written last: where it exists, the data are complete. progress(done, total) counts episodes.
     """
     root = Path(root)
     (root / "mixture.json").unlink(missing_ok=True)
@@ -538,5 +547,6 @@ def write_dataset(root, episodes=9000, seed=0, size=64, progress=None):
                 progress(done, total)
     datasets = [{"path": name, "weight": weight, "kind": kind} for name, kind, weight, _ in MIXTURE]
     text = json.dumps({"robot": "conveyor", "datasets": datasets, "validation": "validation"}, indent=2)
+    (root / "world").write_text(version() + "\n")
     (root / "mixture.json.partial").write_text(text + "\n")
     os.replace(root / "mixture.json.partial", root / "mixture.json")

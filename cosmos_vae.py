@@ -55,22 +55,19 @@ def dct_kernels() -> Tensor:
 class DctVAE(nn.Module):
     """Training-free stand-in for Cosmos: the same latent shape, 16 of 192 DCT coefficients a block.
 
-    The kept coefficients are orthonormal up to SCALE: encode is a stride-8 convolution, decode its transpose
-    divided by SCALE^2, and encode(decode(z)) == z. Distances survive: for two pictures in the kept subspace
-        mean((z - z')^2) = MSE_RATIO * mean((x - x')^2),   MSE_RATIO = SCALE^2 * 192 / 16,
+    The kept coefficients are orthonormal: encode is a stride-8 convolution, decode its transpose, and
+    encode(decode(z)) == z. Distances survive: for two pictures in the kept subspace
+        mean((z - z')^2) = 192 / 16 * mean((x - x')^2),
     with pixels in [-1, 1]; what the subspace drops (fine detail) costs nothing in latent space.
-    SCALE only sets what one unit of L_gen means beside L_act: with 1 the kept coefficients are orthonormal as they are.
 
     No parameters and an empty state dict: the kernels are a non-persistent buffer.
     """
 
     downsample, latent_channels = 8, 16
-    SCALE = 1.0
-    MSE_RATIO = SCALE ** 2 * 192 / 16
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("kernels", dct_kernels() * self.SCALE, persistent=False)
+        self.register_buffer("kernels", dct_kernels(), persistent=False)
 
     def encode(self, images: Tensor) -> Tensor:
         """images (N, 3, H, W) in [-1, 1], H and W multiples of 8, else ValueError -> z (N, 16, H/8, W/8).
@@ -82,7 +79,7 @@ class DctVAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """z (N, 16, h, w) -> images (N, 3, 8h, 8w), near [-1, 1] but not clamped, in the dtype of z."""
-        return F.conv_transpose2d(z, self.kernels.to(z.dtype) / self.SCALE ** 2, stride=8)
+        return F.conv_transpose2d(z, self.kernels.to(z.dtype), stride=8)
 
 
 # ---- Cosmos CI8x8: Haar patches, residual encoder and decoder ------------------------------------

@@ -172,7 +172,7 @@ def collate(examples):
 ORDER, WORKER, NOISE = range(3)   # independent random streams
 BAD_SHARE, AT_LEAST = 1e-3, 1000   # --on_bad_sample skip: of this share of samples, or of so many, may be bad
 ATTEMPTS = 100                     # draws for one sample before a corpus counts as unreadable
-PLACES = 128   # [ours] stretches of video that samples are drawn from by turns; the paper's batch holds one of each
+STRETCHES = 128   # [ours] stretches of video that samples are drawn from by turns; the paper's batch holds one of each
 
 
 def stream(seed, *key):
@@ -189,8 +189,8 @@ class Mixture(torch.utils.data.Dataset):
 
     [ours] With `stretch` above 1 a draw stands for so many neighbouring windows, decoded together, because a video
     whose key frames lie far apart decodes most of what lies between them for each window alone. The order is a shuffle
-    buffer made arithmetic: PLACES places are visited in turn, each delivers one window of its own stretch a visit and
-    draws the next one when that is used up. Every window of a dataset is equally likely as sample n for every n.
+    buffer made arithmetic: STRETCHES places are visited in turn, each delivers one window of its own stretch a visit
+    and draws the next one when that is used up. Every window of a dataset is equally likely as sample n for every n.
     """
 
     def __init__(self, config, stats, sources, weights, window_lists, seed, rank=0, world=1):
@@ -201,7 +201,7 @@ class Mixture(torch.utils.data.Dataset):
         for of in self.by_robot.values():
             of.check_width(config.model.state_dim, config.model.action_dim)
         self.bad_samples = 0   # replaced so far
-        self.config, self.stats, self.seed, self.rank = config, stats, seed, rank
+        self.config, self.seed, self.rank = config, seed, rank
         self.sources, self.window_lists = sources, window_lists
         self.sizes = [int(np.sum(source.lengths)) for source in sources]
         total = sum(weights)
@@ -214,9 +214,9 @@ class Mixture(torch.utils.data.Dataset):
 
     def place(self, n):
         """Sample number n -> (number of its draw, which of that draw's windows it is)."""
-        turn, place = divmod(n, PLACES)
+        turn, place = divmod(n, STRETCHES)
         turn, j = divmod(turn + place % self.config.data.stretch, self.config.data.stretch)   # they end by turns too
-        return turn * PLACES + place, j
+        return turn * STRETCHES + place, j
 
     def draw(self, n, *attempt):
         """Sample number n -> (dataset index, episode, t). attempt: 1, 2, ... for what stands in for a bad sample."""
@@ -252,7 +252,7 @@ class Mixture(torch.utils.data.Dataset):
         if n not in self.ready:
             i, e, t = self.draw(n)
             ts = {n: t}
-            for later in range(n + PLACES, n + (self.config.data.stretch - self.place(n)[1]) * PLACES, PLACES):
+            for later in range(n + STRETCHES, n + (self.config.data.stretch - self.place(n)[1]) * STRETCHES, STRETCHES):
                 *where, t = self.draw(later)
                 if where == [i, e]:   # a stretch may run into the next episode
                     ts[later] = t

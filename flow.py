@@ -1,7 +1,7 @@
 """Flow matching for action chunks: Eq. (2) and Eq. (3), and nothing else.
 
 tau = 0 is noise and tau = 1 is data, as in the paper. (The release runs time the other way round and predicts
-eps - a; support/weights.py negates one matrix on load, so that no branch is needed here.)
+eps - a; support/key_maps.py negates the output layer on load, so that no branch is needed here.)
 """
 
 import math

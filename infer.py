@@ -165,10 +165,12 @@ def on_pictures(policy, args):
         column = actions[0][:, d]
         print(f"  {name:<24} first {column[0]:+8.3f}   last {column[-1]:+8.3f}   range {np.ptp(column):7.3f}")
     if truth is not None:
-        std = np.array(stats.action_std)
-        error, hold = (np.square((a - truth[:k]) / std).mean() for a in (actions[0][:k], state[None, :len(std)]))
-        print(f"mean squared error in standard deviations of the training actions: {error:.4f}; "
-              f"holding the state: {hold:.4f}")
+        rivals = {"policy": actions[0][:k]}
+        if state.size == truth.shape[1]:
+            rivals["holding the state"] = state[None]
+        errors = {name: np.square((a - truth[:k]) / np.array(stats.action_std)).mean() for name, a in rivals.items()}
+        print("mean squared error in standard deviations of the training actions: "
+              + ", ".join(f"{name} {error:.4f}" for name, error in errors.items()))
     if z_hat is not None:
         foresight_picture(policy, seen, future, z_hat[0], out / "foresight.png")
     print_euler_error(policy, seen, state, task)
@@ -337,8 +339,7 @@ def film(policy, rollouts, path):
 
 def run(argv):
     args = parse(argv)
-    if args.episodes is not None and args.episodes < 1:
-        raise ValueError(f"--episodes must be at least 1, got {args.episodes}")
+    evaluate.possible(args.episodes, args.seed, "seed")
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.cut:

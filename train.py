@@ -109,6 +109,7 @@ def progress_bar(total, first=0):
 
 def conveyor_data(root):
     """The embedded world's dataset at `root`, written first if absent."""
+    written = root / "world"
     if not (root / "mixture.json").exists():
         print(f"writing the embedded world's five datasets to {root} (about 1 GB)", flush=True)
         bar = progress_bar(None)
@@ -118,6 +119,8 @@ def conveyor_data(root):
             bar.update(done - bar.n)
         conveyor.write_dataset(root, progress=progress)
         bar.close()
+    if not written.exists() or written.read_text().strip() != conveyor.version():
+        refuse(f"{root} was written by another version of conveyor.py: delete it, and it is written anew")
     return root
 
 
@@ -144,8 +147,7 @@ def run(argv):
 
     # ---- config ---------------------------------------------------------------------------------------------
     config = get_config(args.config, vars(args))
-    if args.episodes < 1:
-        raise ValueError(f"--episodes must be at least 1, got {args.episodes}")
+    evaluate.possible(args.episodes, args.eval_seed, "eval_seed")
     if args.shard and config.train.ema:
         raise ValueError("--ema averages whole weights and --shard cuts them: choose one")
     if args.shard and args.fit:
@@ -232,7 +234,7 @@ def run(argv):
 
     # ---- the loop -------------------------------------------------------------------------------------------
     per_step = train.accumulate * train.batch_size
-    bar, clock = progress_bar(train.steps, first), time.time()
+    bar, clock, since = progress_bar(train.steps, first), time.time(), first
     model.train()
     with Interruption() as interruption, memory.explained(train, ranks.device):
         batches = mixture.loader(first, train.steps, deaf)
@@ -270,9 +272,9 @@ def run(argv):
                 tqdm.write(f"step {done}: loss or gradient is not finite, the step is skipped")
             elif done % train.log_every == 0 or done == train.steps:
                 log.append(row)
-                seconds = (time.time() - clock) / min(train.log_every, done - first)
+                seconds = (time.time() - clock) / (done - since)
                 timing.append({"step": done, "seconds": seconds} | memory.now(ranks.device))
-                clock = time.time()
+                clock, since = time.time(), done
                 line = f"loss {loss:.4f} = act {act:.4f} + {config.model.lambda_gen} gen {gen:.4f}"
                 bar.set_description_str(line)
                 if bar.disable and done % (10 * train.log_every) == 0:
@@ -282,7 +284,7 @@ def run(argv):
                 log.append({"step": done, "held_out": held_out})
                 tqdm.write(f"step {done}/{train.steps} held out: "
                            + "  ".join(f"{k} {v:.3f}" for k, v in held_out.items()))
-                clock = time.time()
+                clock, since = time.time(), done
             if done % train.save_every == 0 or done == train.steps or stop or skipped == 3:
                 problem = keeper.save(done, skipped=skipped % 3, bad_samples=ranks.gather(mixture.bad_samples))
             if skipped == 3:

@@ -87,6 +87,14 @@ def _crops(crops, source, part, imagined, batch, m):
             crops.setdefault(f"crop_{thing}", []).append(pair)
 
 
+def possible(episodes, seed, flag):
+    """ValueError, one line, for a number of episodes or a seed (given as --`flag`) that no evaluation can have."""
+    if episodes is not None and episodes < 1:
+        raise ValueError(f"--episodes must be at least 1, got {episodes}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--{flag} must be at least 0 and below 2^32, got {seed}")
+
+
 def closed_loop(policy, episodes, seed, record=0):
     """Both suites of the embedded world -> (report dict, {suite: Rollout}).
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
+import conveyor
 from config import PAPER_BATCH, from_dict, to_dict
 from data import collate_with_noise
 from support import checkpoint, memory
@@ -261,6 +262,9 @@ def impossible(config, corpus):
         if getattr(source, "cache", None):
             source.cache.require({config.model.view_size, config.model.frame_size})
     world = all(source.robot == "conveyor" for source in corpus.sources)   # a smoke test of the a1 presets, by design
+    if corpus.held_out.robot == "conveyor" and config.model.chunk < conveyor.CHUNK:
+        raise ValueError(f"--chunk {config.model.chunk} is too short: in the embedded world {conveyor.CHUNK} actions "
+                         "decide a scene")
     if config.model.chunk > longest and not world:
         raise ValueError(f"--chunk {config.model.chunk} is longer than every episode: the longest has {longest} frames")
     for flag, value in (("batch_size", config.train.batch_size), ("lpt_workers", config.data.lpt_workers)):

@@ -180,8 +180,8 @@ def interrupt(n, place, chance, number, part):
         pid = start(again(place.argv, out), place.printed)
         moment, in_save = chance.uniform(0, 1.5), chance.random() < 0.5 or not tally.tried
 
-        def writing():
-            return any(out.glob(checkpoint.TEMPORARY + "*"))
+        def writing():   # this process: what earlier ones left behind does not count
+            return any(out.glob(f"{checkpoint.TEMPORARY}*_{pid}*"))
 
         if tally.tried < n and alive_after(pid, moment, writing if in_save else lambda: True):
             before, hit = max(steps(out), default=-1), writing()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import conveyor
 from config import get_config, to_dict
 from data import FolderSource
 from model import InternVLA_A1
@@ -76,6 +77,11 @@ def write_folder(root, T=12, d=6, views=("head",), **arrays):
     (["--steps", "0"], "--steps must be at least 1, got 0"),
     (["--vae_size", "40"], "vae_size (40) must be a multiple of 32"),
     (["--lr", "-1"], "lr > 0"),
+    (["--layers", "0"], "--layers must be at least 1, got 0"),
+    (["--m", "-15"], "--m must be at least 1, got -15"),   # the future in the place of the past
+    (["--lambda_gen", "-0.1"], "--lambda_gen must be at least 0, got -0.1"),
+    (["--head_dim", "15"], "--head_dim must be even, got 15"),
+    (["--eval_seed", "-1"], "--eval_seed must be at least 0"),   # not after the training
 ])
 def test_a_flag_that_is_unknown_or_malformed_is_refused_with_the_nearest(refuses, argv, words):
     """Design 3: typed flags, no abbreviations, an unknown one refused with the nearest."""
@@ -89,6 +95,18 @@ def test_closed_loop_episodes_below_1_are_refused_before_any_work(refuses, tmp_p
     if script == "train.py":
         argv = ["--data", write_folder(tmp_path / "good", robot=np.array("conveyor")), *RUN]
     assert "--episodes" in refuses(script, *argv, "--episodes", 0)
+
+
+def test_a_chunk_that_cannot_decide_a_scene_is_refused_before_training(refuses, tmp_path):
+    data = write_folder(tmp_path / "good", T=80, robot=np.array("conveyor"), ends=np.array([40, 80]))
+    assert "--chunk 4 is too short: in the embedded world 16 actions" in refuses("train.py", "--data", data, *RUN)
+
+
+def test_a_dataset_of_another_version_of_the_world_is_refused(refuses, tmp_path):
+    (tmp_path / "data/conveyor").mkdir(parents=True)
+    for name in ("mixture.json", "world"):
+        (tmp_path / "data/conveyor" / name).write_text("{}")
+        assert "written by another version of conveyor.py: delete it" in refuses("train.py")
 
 
 # ---- datasets ----------------------------------------------------------------------------------------------
@@ -132,7 +150,8 @@ def nan_at(row, T=12):
 ])
 def test_a_faulty_dataset_is_refused_with_dataset_episode_and_frame(refuses, tmp_path, arrays, words):
     """Design 7: before any long work."""
-    line = refuses("train.py", "--data", write_folder(tmp_path / "faulty", **arrays), *RUN)
+    chunk = conveyor.CHUNK if "robot" in arrays else SMALL["chunk"]
+    line = refuses("train.py", "--data", write_folder(tmp_path / "faulty", **arrays), *RUN, "--chunk", chunk)
     assert all(word in line for word in words), line
     assert "faulty" in line or "robot" in line or "mixture" in line
 

@@ -70,6 +70,12 @@ def mixture_of(sources, weights=None, config=None, seed=0, rank=0, world=1):
     return Mixture(config, stats, sources, weights or [1.0] * len(sources), rows, seed, rank, world)
 
 
+def stats_of(*args, **kwargs):
+    """The statistics of such a mixture's one robot."""
+    [stats] = mixture_of(*args, **kwargs).by_robot.values()
+    return stats
+
+
 def table_3():
     """Five sources in Table 3's proportions; the human video has no actions and one view."""
     sources = [Fake(name, (frames,), d=2, robot="arm") for name, frames, _ in lpt.TABLE_3]
@@ -85,7 +91,7 @@ def table_3():
 def test_a_tuple_holds_frames_t_minus_15_t_t_plus_15_clamped_and_masked_at_both_ends(t, times, future):
     """Sec. 3.3 (m = 15); design: outside the episode frames are clamped and masked."""
     source, config = Fake(lengths=(40, 40)), tiny()
-    x = example(config.model, 15, mixture_of([source]).stats, source, 1, t)
+    x = example(config.model, 15, stats_of([source]), source, 1, t)
     for v in range(3):
         assert x["frames"][v, :, 0, 16, 16].tolist() == [64 * v + 8 + time for time in times]
         assert x["image"][v, 0, 16, 16] == 64 * v + 8 + t
@@ -100,7 +106,7 @@ def test_actions_a_t_to_t_plus_k_beyond_the_episode_are_masked(t):
     assert chunk.shape == (16, 6) and inside.tolist() == [t + i < 40 for i in range(16)]
     for i in range(16):
         assert (chunk[i] == source.rows[0][1][min(t + i, 39)]).all()
-    mask = example(config.model, 15, mixture_of([source]).stats, source, 0, t)["action_mask"]
+    mask = example(config.model, 15, stats_of([source]), source, 0, t)["action_mask"]
     assert mask.shape == (16, 32) and not mask[:, 6:].any()
     assert all((mask[:, d].numpy() == inside).all() for d in range(6))
 
@@ -127,7 +133,7 @@ def test_a_dataset_with_key_frames_only_yields_the_windows_whose_three_pictures_
 def test_a_missing_view_is_masked_and_black():
     """Batch: view_mask says which cameras exist."""
     source, config = Fake(views=("head", "right_wrist")), tiny()
-    x = example(config.model, 15, mixture_of([source]).stats, source, 0, 20)
+    x = example(config.model, 15, stats_of([source]), source, 0, 20)
     assert x["view_mask"].tolist() == [True, False, True]
     assert not x["image"][1].any() and not x["frames"][1].any() and x["image"][2].any()
 
@@ -135,7 +141,7 @@ def test_a_missing_view_is_masked_and_black():
 def test_human_video_has_no_actions_and_masked_wrists():
     """Sec. 4.4: "we exclude human action labels during pre-training"; people wear one camera."""
     robot, human, config = Fake(), Fake("egodex", has_action=False, views=("head",)), tiny()
-    stats = mixture_of([robot]).stats
+    stats = stats_of([robot])
     for model in (config.model, replace(config.model, noise_on_padding=True)):
         x = example(model, 15, stats, human, 0, 20)
         assert not x["action_mask"].any() and not x["dim_mask"].any() and not x["state"].any()
@@ -147,7 +153,7 @@ def test_the_instruction_comes_with_its_own_episode():
     """Sec. 3.3: l belongs to the trajectory."""
     source, config = Fake(lengths=(40, 40)), tiny()
     for e in (0, 1):
-        x = example(config.model, 15, mixture_of([source]).stats, source, e, 3)
+        x = example(config.model, 15, stats_of([source]), source, e, 3)
         assert bytes(x["text_ids"][x["text_mask"]].tolist()).decode() == f"pick {e}"
 
 
@@ -157,7 +163,7 @@ def test_the_instruction_comes_with_its_own_episode():
 def test_delta_actions_are_relative_to_the_state_at_t_and_grippers_stay_absolute(t):
     """Design 5: relative to the state at t for the whole chunk."""
     source, config = Fake(), tiny(action_mode="delta")
-    stats = mixture_of([source], config=config).stats
+    stats = stats_of([source], config=config)
     x = example(config.model, 15, stats, source, 0, t)
     raw = x["action"][:, :6].numpy() * np.float32(stats.action_std) + np.float32(stats.action_mean)
     state, action = source.rows[0]
@@ -170,7 +176,7 @@ def test_delta_actions_are_relative_to_the_state_at_t_and_grippers_stay_absolute
 def test_action_to_normalised_to_action_is_the_identity_to_1e_6(mode):
     """What Policy returns in raw units is what was recorded."""
     source, config = Fake(), tiny(action_mode=mode)
-    stats = mixture_of([source], config=config).stats
+    stats = stats_of([source], config=config)
     for t in (0, 11, 24):
         x = example(config.model, 15, stats, source, 0, t)
         state, action = source.rows[0]
@@ -228,7 +234,7 @@ def test_a_near_constant_dimension_is_shifted_but_not_scaled():
     source = Fake()
     for x in source.rows[0]:
         x[:, 1] = 0.7 + 1e-5 * np.arange(40) / 40
-    stats = mixture_of([source]).stats
+    stats = stats_of([source])
     assert stats.state_std[1] == stats.action_std[1] == 1 and stats.unscaled == ("state 1", "action 1")
     assert min(stats.state_std[0], stats.action_std[0]) > 0.3
     normal = stats.normalise("state", source.rows[0][0])
@@ -237,7 +243,7 @@ def test_a_near_constant_dimension_is_shifted_but_not_scaled():
 
 def test_statistics_survive_json_and_a_mixture_names_one_robot_with_actions():
     """Statistics are stored in every checkpoint; a mixture of two robots, or of none, is refused."""
-    stats = mixture_of([Fake()]).stats
+    stats = stats_of([Fake()])
     assert Statistics.from_dict(json.loads(json.dumps(vars(stats)))) == stats
     with pytest.raises(ValueError, match="statistics are of one robot"):
         mixture_of([Fake(), Fake(robot="g1")])
@@ -611,7 +617,7 @@ def test_samples_of_a_stretch_are_what_they_are_alone_from_wherever_the_run_begi
     """Order and content do not depend on what was decoded along, nor on the loaders, and resume needs nothing saved."""
     source, config = Fake(lengths=(40, 33)), tiny(stretch=3, batch_size=batch_size, loaders=loaders)
     mixture = mixture_of([source], config=config)
-    alone = [example(config.model, 15, mixture.stats, source, *mixture.draw(n)[1:]) for n in range(400)]
+    alone = [example(config.model, 15, next(iter(mixture.by_robot.values())), source, *mixture.draw(n)[1:]) for n in range(400)]
     for begin in (0, 31):
         for step, (batch, eps, _) in enumerate(mixture.loader(begin, 400 // batch_size), begin):
             numbers = range(step * batch_size, (step + 1) * batch_size)
