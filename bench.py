@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+import conveyor
 from config import CONFIGS, DataConfig, get_config, not_built
 from model import InternVLA_A1, count_parameters
 from support import data_bench
@@ -65,14 +66,20 @@ def params():
 # ---- the claim --------------------------------------------------------------------------------------------------
 
 def train(flags, out, steps, seed, eval_seed, episodes=200):
-    """One run of train.py on one thread; returns its report.json, read back if the run is finished already."""
-    report = Path(out) / "report.json"
+    """One run of train.py on one thread; returns its report.json, read back if this very run is finished already."""
+    report, described = Path(out) / "report.json", Path(out) / "run.txt"
+    numbers = {"steps": steps, "decay_steps": steps, "eval_every": steps, "save_every": steps, "seed": seed,
+               "eval_seed": eval_seed, "episodes": episodes, "threads": 1}
+    command = ["train.py", "--config", "conveyor", "--out", str(out),
+               *(word for name, x in numbers.items() for word in (f"--{name}", str(x))), *flags]
+    this = f"{' '.join(command)} in world {conveyor.version()}\n"
+    if described.exists() and described.read_text() != this:
+        raise ValueError(f"{out} holds another run, or one in another version of the world: delete it, or choose "
+                         "another --work")
     if not report.exists():
-        command = [sys.executable, "train.py", "--config", "conveyor", "--out", str(out), "--steps", str(steps),
-                   "--decay_steps", str(steps), "--eval_every", str(steps), "--save_every", str(steps),
-                   "--seed", str(seed), "--eval_seed", str(eval_seed), "--episodes", str(episodes), "--threads", "1",
-                   *flags]
-        done = subprocess.run(command, capture_output=True, text=True)
+        Path(out).mkdir(parents=True, exist_ok=True)
+        described.write_text(this)
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
         if done.returncode:
             raise ValueError(f"{' '.join(command)} failed: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(report.read_text())

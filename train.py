@@ -306,6 +306,7 @@ def run(argv):
     report = {"config": config.name, "steps": train.steps, "seed": train.seed, "held_out": held_out,
               "seconds": round(time.time() - began, 1)}
     if stats.robot == "conveyor":
+        report["eval_seed"] = args.eval_seed
         report |= evaluate.closed_loop(Policy(final, config, stats, train.seed), args.episodes, args.eval_seed)[0]
         for suite in conveyor.SUITES:
             row = report[suite]

@@ -4,6 +4,7 @@ The scripts run in this process, as __main__, so that a case costs milliseconds;
 """
 
 import runpy
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import bench
 import conveyor
 from config import get_config, to_dict
 from data import FolderSource
@@ -107,6 +109,14 @@ def test_a_dataset_of_another_version_of_the_world_is_refused(refuses, tmp_path)
     for name in ("mixture.json", "world"):
         (tmp_path / "data/conveyor" / name).write_text("{}")
         assert "written by another version of conveyor.py: delete it" in refuses("train.py")
+
+
+def test_a_bench_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
+    """bench.py --claim reads finished runs back: only its own."""
+    (tmp_path / "run.txt").write_text("train.py --config conveyor --seed 1\n")
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds another run"):
+        bench.train([], tmp_path, 10, 0, 0)
 
 
 # ---- datasets ----------------------------------------------------------------------------------------------
@@ -247,6 +257,16 @@ def test_infer_writes_actions_when_nothing_is_wrong(pictures, a_checkpoint, monk
     assert actions.shape == (4, 6) and actions.dtype == np.float32 and np.isfinite(actions).all()
     printed = capsys.readouterr().out
     assert "missing views are masked: right_wrist" in printed and str(a_checkpoint) in printed
+
+
+def test_infer_alone_takes_the_newest_run(pictures, a_checkpoint, tmp_path, monkeypatch, capsys):
+    """design.md 7: `python infer.py --image-dir DIR`."""
+    run = tmp_path / "runs" / "mine"
+    shutil.copytree(a_checkpoint, run / Path(a_checkpoint).name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["infer.py", "--image-dir", str(pictures)])
+    runpy.run_path(str(ROOT / "infer.py"), run_name="__main__")
+    assert (pictures / "result" / "actions.npy").exists() and str(Path("runs/mine")) in capsys.readouterr().out
 
 
 def spoil(folder, name, content):

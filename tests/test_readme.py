@@ -4,9 +4,14 @@ import ast
 import importlib
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+import conveyor
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -61,7 +66,26 @@ COMMANDS = [command for block in re.findall(r"```bash\n(.*?)```", README, re.S) 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_readmes_commands_are_understood(command):
-    """Every flag that the README shows exists; .ci/run executes them, shortened."""
+    """Every flag that the README shows exists, also where the command needs data or weights that are not here."""
     words = shlex.split(command)
     at = next(i for i, word in enumerate(words) if word.endswith(".py"))
     importlib.import_module(words[at].removesuffix(".py")).parse(words[at + 1:])
+
+
+@pytest.mark.long
+def test_the_quick_starts_commands_and_the_bare_a1_2b_run_shortened(tmp_path):
+    """In a copy, with a small dataset: each as written, further flags behind it; then design.md 7's `--init scratch`."""
+    for path in (*ROOT.glob("*.py"), ROOT / "support", ROOT / "examples"):
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+    conveyor.write_dataset(tmp_path / "data/conveyor", episodes=60)
+    quick = README.split("## Quick start")[1].split("\n## ")[0]
+    short = {"train.py": "--steps 2 --decay_steps 2 --batch_size 2 --eval_windows 2 --episodes 2 --threads 1",
+             "infer.py": "--episodes 2"}
+    ran = [shlex.split(command)[1:] for command in COMMANDS if command in quick]
+    assert [words[0] for words in ran] == ["train.py", "infer.py", "infer.py"]
+    ran.append("train.py --config a1_2b --init scratch --data conveyor --layers 1 --vit_layers 1 --accumulate 1".split())
+    for words in ran:
+        done = subprocess.run([sys.executable, *words, *short[words[0]].split()], cwd=tmp_path, capture_output=True,
+                              text=True)
+        assert done.returncode == 0, (words, done.stderr)
+    assert (tmp_path / "rollouts/report.json").exists() and (tmp_path / "examples/conveyor/result/foresight.png").exists()
