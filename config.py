@@ -248,8 +248,8 @@ _TRAIN_2B = TrainConfig(stage="posttrain", optimizer="split", checkpoint_layers=
 _TRAIN_3B = TrainConfig(stage="posttrain", optimizer="offload", checkpoint_layers=True)
 
 CONFIGS = {
-    # The embedded world: 64 px, the paper's 96 generation tokens and 3 views, widths cut to 64; 128 where it has to
-    # draw.
+    # The embedded world [ours]: 64 px, the paper's 96 generation tokens and 3 views, widths cut to 64; 128 where it
+    # has to draw. lambda and the density of tau follow from a table in the README.
     "conveyor": Config("conveyor", ModelConfig(
         heads=4, kv_heads=4, head_dim=16, qk_norm=False, gen_width=128, gen_mlp=384, text_tokens=24,
         learned_positions=True, init_std=0.1, lambda_gen=0.3, action_draws=2, tau_density="release",

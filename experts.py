@@ -398,7 +398,7 @@ class ActExpert(nn.Module):
         self.action_time_mlp_in = nn.Linear(2 * D, D)
         self.action_time_mlp_out = nn.Linear(D, D)
         if config.learned_positions:
-            # Smaller than elsewhere: these tokens carry a_tau, most of which the velocity has to hand on.
+            # Smaller than elsewhere: eps is most of the velocity, and a_tau must not drown in a large position code.
             self.position = nn.Parameter(position_table([(1, 1), (1, config.chunk)], D).detach() * 0.3)
         self.norm = RMSNorm(D, config.norm_eps)
         self.action_out_proj = nn.Linear(D, config.action_dim)
