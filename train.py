@@ -35,8 +35,8 @@ from support.distributed import Ranks
 from support.flags import Parser, add_config_flags
 from support.open_loop import mean_errors, open_loop
 from support.policy import Policy
-from support.run import (AGENT, Interruption, Keeper, begun_here, culprits, deaf, effective_batch, impossible,
-                         nothing_to_resume, own_count)
+from support.run import (AGENT, Interruption, Keeper, culprits, deaf, effective_batch, impossible,
+                         goes_on, own_count)
 from support.statistics import statistics_by_robot
 from support.training import prepare
 
@@ -87,9 +87,10 @@ def parameter_table(config):
     if absent:
         lines.append(f"  {'not built':<12}{absent / 1e6:>10.2f}   (total in the release's layout "
                      f"{(rows['total'] + absent) / 1e6:,.2f})")
-    trained = rows["total"] - rows["vae"]
-    lines.append(f"memory of weights, gradients and AdamW states in float32, without activations: "
-                 f"{(16 * trained + 4 * rows['vae']) / 2 ** 30:.1f} GiB")
+    need, fp32 = memory.predict(config, memory.NO_ACTIVATIONS), config.train.optimizer == "fp32"
+    trained = memory.sizes(config.model, fp32, frozenset(config.train.frozen))[3]
+    lines.append(f"  {'trained':<12}{trained / 1e6:>10.2f}   --optimizer {config.train.optimizer}: weights, gradients "
+                 f"and states take {need.device / 2 ** 30:.1f} GiB; --dry-run counts activations too")
     return lines
 
 
@@ -177,9 +178,7 @@ def run(argv):
     train = config.train
     if train.threads:
         torch.set_num_threads(train.threads)
-    resume = (args.resume or begun_here(out, ranks)) and not nothing_to_resume(out, ranks)
-    if not resume and any(out.glob("step_*")):
-        refuse(f"{out} holds checkpoints already: --resume continues that run, --out DIR starts another")
+    resume = goes_on(args.resume, out, ranks)
 
     # ---- data -----------------------------------------------------------------------------------------------
     if embedded and ranks.first:
@@ -220,7 +219,8 @@ def run(argv):
     print(effective_batch(train, ranks.world))
 
     # ---- resume ---------------------------------------------------------------------------------------------
-    keeper = Keeper(out, ranks, config, {stats.robot: stats} | by_robot, model, optimizer, average)
+    drawn = [[source.name, *row] for source, *row in zip(corpus.sources, mixture.weights, mixture.sizes)]
+    keeper = Keeper(out, ranks, config, {stats.robot: stats} | by_robot, model, optimizer, average, drawn)
     print(keeper.disk_need())
     with memory.explained(train, ranks.device):
         first, progress, lines = keeper.begin(resume)

@@ -33,8 +33,9 @@ def whole(part, like):
     """This rank's part of something cut like the parameter `like` -> all of it. Every rank must call it."""
     if not isinstance(like, DTensor):
         return part
-    return DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape,
-                              stride=like.stride()).full_tensor()
+    sent = part.view(torch.bfloat16) if part.dtype == torch.int16 else part   # gloo and NCCL know no int16
+    return DTensor.from_local(sent, like.device_mesh, like.placements, shape=like.shape,
+                              stride=like.stride()).full_tensor().view(part.dtype)
 
 
 def share(x, like):

@@ -1,7 +1,7 @@
 """Will it fit? Memory of training, predicted before anything is allocated.
 
 Weights, gradients and optimizer states are arithmetic. Activations come from fake tensors, which have shapes and no
-memory: the network is run forward and backward at two micro-batches and the peak recorded, half a minute for the
+memory: the network is run forward and backward at three micro-batches and the peak recorded, half a minute for the
 largest. That follows the code as it is; tests/test_memory.py compares it with real tensors and with whole steps.
 
 The prediction is of the memory that tensors take. A CUDA context and fragmentation come on top: MARGIN.
@@ -15,6 +15,7 @@ import weakref
 from dataclasses import dataclass, replace
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -128,22 +129,27 @@ def fake_step(config, train, B):
 
 @dataclass(frozen=True)
 class Activations:
-    """What fake_step gives, as a function of the micro-batch: a line through two measured sizes.
+    """What fake_step gives, as a function of the micro-batch: straight lines between measured sizes.
 
-    The peak is the largest of several moments that each grow with the batch, so between the two sizes the line is an
-    upper bound.
+    The peak is the largest of several moments that each grow with the batch, so between two sizes the line is an upper
+    bound. Beyond the last one it would be too low.
     """
 
-    one: float     # at a micro-batch of 1
-    eight: float   # and of 8
+    measured: tuple   # (micro-batch, bytes) pairs, ascending
 
     @classmethod
     def measure(cls, config, train):
         """config: ModelConfig; train: its checkpoint_layers, dtype and frozen parts count."""
-        return cls(fake_step(config, train, 1), fake_step(config, train, 8))
+        sizes = sorted({1, 8, max(*MICRO, train.batch_size)})
+        return cls(tuple((B, fake_step(config, train, B)) for B in sizes))
 
     def __call__(self, B):
-        return self.one + (B - 1) * (self.eight - self.one) / 7
+        """Bytes at a micro-batch of B, at most the largest that was measured."""
+        assert B <= self.measured[-1][0], f"activations were not measured at a micro-batch of {B}"
+        return float(np.interp(B, *zip(*self.measured)))
+
+
+NO_ACTIVATIONS = Activations(((1 << 30, 0.0),))
 
 
 # ---- prediction -------------------------------------------------------------------------------------------------
@@ -270,6 +276,8 @@ def dry_run(config, device, memory_gb):
         print(f"no real step: it needs {wanted / 2 ** 30:.1f} GiB, free are {here / 2 ** 30:.1f} "
               f"({'on this card' if device.type == 'cuda' else 'in this machine; no CUDA device here'})")
         return
+    if device.type == "cuda":   # a larger card plays one of memory_gb
+        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_gb / card(device)), device)
     with explained(config.train, device):
         measured = real_step(config)
     print(f"real steps on {device.type}: predicted {need.device / 2 ** 30:.3f} GiB, measured "
@@ -284,7 +292,6 @@ def real_step(config):
     with peak, card_attention() if ranks.device.type == "cpu" else contextlib.nullcontext():
         model = InternVLA_A1(config.model)
         _, optimizer, _ = prepare(model, config.train, ranks, False)
-        base = host_bytes(optimizer) if ranks.device.type == "cpu" else 0
         if ranks.device.type == "cpu":
             peak.peak = peak.now
         for micro_batches in (1, 2):
@@ -296,13 +303,9 @@ def real_step(config):
             optimizer.step(config.train.lr, optim.clip_scale(norm, config.train.clip))
             for p in optimizer.parameters.values():
                 p.grad = None
-    return torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else peak.peak - base
-
-
-def host_bytes(optimizer):
-    """What `offload` holds in host memory before its first step, which on a CPU is the same memory."""
-    return sum(x.numel() * x.element_size() for x in getattr(optimizer, "masters", {}).values()) \
-        if isinstance(optimizer, optim.Offload) else 0
+    if ranks.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return peak.peak - (optimizer.host_bytes() if isinstance(optimizer, optim.Offload) else 0)
 
 
 # ---- while it runs ----------------------------------------------------------------------------------------------
@@ -333,9 +336,21 @@ def explained(train, device):
         full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
         if not full:
             raise
-        half = max(train.batch_size // 2, 1)
         raise ValueError(
             f"out of memory at a peak of {peak(device):.1f} GB with --batch_size {train.batch_size}, --optimizer "
-            f"{train.optimizer}, --checkpoint_layers {str(train.checkpoint_layers).lower()}. What helps: --batch_size "
-            f"{half} --accumulate {train.accumulate * train.batch_size // half} (the same batch), --checkpoint_layers "
-            "true, --optimizer split or offload; --dry-run prints what fits") from error
+            f"{train.optimizer}, --checkpoint_layers {str(train.checkpoint_layers).lower()}. What helps: "
+            f"{', '.join(leaner(train))}; --dry-run prints what fits") from error
+
+
+def leaner(train):
+    """Flags that need less memory than a TrainConfig has, the cheapest first."""
+    B = next((B for B in range(train.batch_size // 2, 0, -1) if train.batch_size % B == 0), None)
+    if B:
+        yield f"--batch_size {B} --accumulate {train.accumulate * train.batch_size // B} (the same batch)"
+    if not train.checkpoint_layers:
+        yield "--checkpoint_layers true"
+    if train.optimizer != "offload" and not train.ema:
+        yield "--optimizer offload" if train.optimizer == "split" else "--optimizer split or offload"
+    if "und" not in train.frozen:
+        yield "--freeze und"
+    yield "several cards with --shard"

@@ -175,6 +175,11 @@ class Offload(Fp32):
     def state(self, name):
         return self.adamw[name].state[self.masters[name]] | {"master": self.masters[name]}
 
+    def host_bytes(self):
+        """What is held in host memory: masters, moments and the four buffers."""
+        held = [x for name in self.parameters for x in self.state(name).values()]
+        return sum(x.numel() * x.element_size() for x in held + [b for s in self.slots for b in (s.incoming, s.outgoing)])
+
     def load(self, tensors):
         for name, p in self.parameters.items():
             self.masters[name].copy_(share(tensors[f"{name}.master"], p))

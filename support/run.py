@@ -109,11 +109,11 @@ class Log:
 
 class Keeper:
     """Saves and restores a run. by_robot: {robot: Statistics}, the robot of the held-out episode first; average: the
-    AveragedModel of --ema or None. log, timing: its two files."""
+    AveragedModel of --ema or None; drawn: [name, weight, frames] of every dataset. log, timing: its two files."""
 
-    def __init__(self, out, ranks, config, by_robot, model, optimizer, average=None):
+    def __init__(self, out, ranks, config, by_robot, model, optimizer, average=None, drawn=()):
         self.out, self.ranks, self.config, self.by_robot = Path(out), ranks, config, by_robot
-        self.model, self.optimizer, self.average = model, optimizer, average
+        self.model, self.optimizer, self.average, self.drawn = model, optimizer, average, [list(row) for row in drawn]
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -124,7 +124,8 @@ class Keeper:
     def versions(self):
         """What an exact resume depends on."""
         return {"torch": torch.__version__, "numpy": np.__version__, "threads": torch.get_num_threads(),
-                "ranks": self.ranks.world, "device": self.ranks.device.type}
+                "ranks": self.ranks.world, "device": self.ranks.device.type} | \
+            ({"sharded": True} if any(isinstance(p, DTensor) for p in self.model.parameters()) else {})
 
     def tensors(self):
         """(model, optimizer) as dicts of full tensors. With --ema the model is the average, which is what inference
@@ -144,7 +145,7 @@ class Keeper:
         problem = ""
         if self.ranks.first:
             state = {"step": step, "config": to_dict(self.config), **in_checkpoint(self.by_robot),
-                     "versions": self.versions(), "progress": progress}
+                     "versions": self.versions(), "progress": progress, "drawn": self.drawn}
             try:
                 if not self.log.flush(sync=True):
                     raise CheckpointError(f"step {step} was not saved: {self.log.path} cannot be written; older "
@@ -172,7 +173,7 @@ class Keeper:
 
     def disk_need(self):
         """One line on the disk that this run needs. ValueError: not even one checkpoint fits."""
-        size = memory.predict(self.config, memory.Activations(0, 0)).disk
+        size = memory.predict(self.config, memory.NO_ACTIVATIONS).disk
         stands = sum(path.stat().st_size for path in self.out.glob("step_*/*"))   # on --resume
         peak = max((KEEP + 1) * size - stands, 0)   # a new one is written before an old one goes
         free = shutil.disk_usage(self.out).free
@@ -204,6 +205,11 @@ class Keeper:
                    if value != to_dict(self.config)[title][key] and key not in FREE]
         if changed:
             raise ValueError(f"{path} was trained with another config (--{', --'.join(changed)}): give the same flags")
+        if state.get("drawn", self.drawn) != self.drawn:
+            raise ValueError(f"{path} was trained on other datasets or weights (name, weight, frames: {state['drawn']}, "
+                             f"now {self.drawn}): give the same --data")
+        lines += [f"--{key} is {new}, it was {stored[title][key]}" for title in ("data", "train")
+                  for key, new in to_dict(self.config)[title].items() if key in FREE and new != stored[title][key]]
         if of_checkpoint(state) != self.by_robot:
             raise ValueError(f"{path} was trained with other statistics: the data have changed; give the same --data")
         if state["versions"] != self.versions():
@@ -229,9 +235,21 @@ def begun_here(out, ranks):
     return ranks.agree(ranks.restarted and mark.exists() and mark.read_text() == ranks.agent)
 
 
-def nothing_to_resume(out, ranks):
-    """Whether a run was stopped before its first checkpoint, so that --resume starts it anew."""
-    return (out.is_dir() or ranks.restarted) and not any(out.glob("step_*"))
+def goes_on(asked, out, ranks):
+    """Whether this run continues the one in `out`. asked: by --resume. ValueError: it is not there, or not asked for.
+
+    A run that was stopped before its first checkpoint starts anew, and says so.
+    """
+    asked_or_restarted = asked or begun_here(out, ranks)
+    if any(out.glob("step_*")):
+        if not asked_or_restarted:
+            raise ValueError(f"{out} holds checkpoints already: --resume continues that run, --out DIR starts another")
+        return True
+    if asked and not (out.is_dir() or ranks.restarted):
+        raise ValueError(f"--resume: no good checkpoint, {out} does not exist; leave --resume out to start there")
+    if asked:
+        print(f"{out} holds no checkpoint: starting at step 0")
+    return False
 
 
 def own_count(counts, ranks):
@@ -265,7 +283,7 @@ def impossible(config, corpus):
     if corpus.held_out.robot == "conveyor" and config.model.chunk < conveyor.CHUNK:
         raise ValueError(f"--chunk {config.model.chunk} is too short: in the embedded world {conveyor.CHUNK} actions "
                          "decide a scene")
-    if config.model.chunk > longest and not world:
+    if config.model.chunk > longest and not (world and config.name != "conveyor"):
         raise ValueError(f"--chunk {config.model.chunk} is longer than every episode: the longest has {longest} frames")
     for flag, value in (("batch_size", config.train.batch_size), ("lpt_workers", config.data.lpt_workers)):
         if min(windows) > 0 and value > sum(windows):   # a dataset without windows has a message of its own

@@ -156,7 +156,7 @@ def nan_at(row, T=12):
     ({"views": ()}, ["no pictures; expected head.npy"]),
     ({"ends": np.array([12]), "task": np.array(["go"])}, ["record a second one"]),
     ({"state": np.zeros(12)}, ["state"]),
-    ({"robot": np.array("conveyor"), "d": 5}, ["robot 'conveyor'", "6", "5"]),
+    ({"robot": np.array("conveyor"), "d": 5, "T": 60}, ["robot 'conveyor'", "6", "5"]),
 ])
 def test_a_faulty_dataset_is_refused_with_dataset_episode_and_frame(refuses, tmp_path, arrays, words):
     """Design 7: before any long work."""

@@ -85,7 +85,8 @@ def child(rank, port, config, fixed, folder):
              for name, (mine, other, shard) in ARMS.items()}
     for kind in LEAN:
         for shard in (False, True):
-            found[f"{kind} {shard}"] = train_on(ranks, config, fixed, ARMS["ddp"][rank], shard, kind=kind)
+            found[f"{kind} {shard}"] = train_on(ranks, config, fixed, ARMS["ddp"][rank], shard, folder / f"{kind} {shard}",
+                                                kind)
     if ranks.first:
         torch.save(found, folder / "found.pt")
     ranks.close()

@@ -32,7 +32,7 @@ def setting(config, **train):
     return replace(config, train=replace(config.train, **train))
 
 
-@pytest.mark.parametrize("kind, recompute", [("fp32", False), ("fp32", True), ("split", True)])
+@pytest.mark.parametrize("kind, recompute", [("fp32", False), ("fp32", True), ("split", True), ("offload", True)])
 def test_the_prediction_is_what_a_real_step_takes(variant, kind, recompute):
     """Four small networks, real tensors on the CPU, every storage counted: within 10 %."""
     config = replace(get_config("conveyor"), model=replace(variant, und_width=2 * variant.und_width))
@@ -59,7 +59,7 @@ def test_the_prediction_is_what_a_whole_step_takes_at_full_width(name, layers):
 def test_the_presets_fit_a_card_of_24_gb(name, kind, device, host):
     """All parameters trained; weights, gradients and states are the optimizer's bytes a parameter, the VAE's beside."""
     config = CONFIGS[name]
-    need = memory.predict(config, memory.Activations(0, 0))
+    need = memory.predict(config, memory.NO_ACTIVATIONS)
     trained = memory.sizes(config.model, False, frozenset())[3]
     assert config.train.optimizer == kind and not config.train.frozen and config.train.checkpoint_layers
     assert need.device == pytest.approx(device * trained + 2 * 76_789_472, rel=0.002)
@@ -72,7 +72,7 @@ def test_fit_takes_the_first_setting_that_fits_and_keeps_the_effective_batch():
     class Known(memory.Predictor):
         def activations(self, config):
             gib = 2 ** 30 * (0.1 if config.train.checkpoint_layers else 1)
-            return memory.Activations(gib, 8 * gib)
+            return memory.Activations(((1, gib), (16, 16 * gib)))
 
     config = get_config("a1_2b")
     chosen = {gb: memory.fit(config, gb, Known()).train for gb in (80, 24, 14, 8)}
@@ -104,7 +104,7 @@ def test_a_dry_run_that_runs_out_of_memory_is_one_line(monkeypatch):
 @pytest.mark.parametrize("freeze, least", [("und", 0.25), ("vision", 0.05), ("embed", 0.05)])
 def test_what_is_frozen_takes_no_gradient_and_no_state(freeze, least):
     """--freeze und|vision|embed."""
-    nothing = memory.Activations(0, 0)
+    nothing = memory.NO_ACTIVATIONS
     whole = memory.predict(get_config("a1_2b"), nothing)
     less = memory.predict(get_config("a1_2b", {"freeze": freeze}), nothing)
     assert less.weights == whole.weights

@@ -139,7 +139,7 @@ def test_an_existing_run_is_not_overwritten(dataset, finished):
 def test_resume_with_changed_flags_is_refused_and_names_the_flags(dataset, finished):
     """A resumed run is the same run: each changed flag is named, and none that did not change."""
     before = (finished[0] / "log.jsonl").read_bytes()
-    line = refused(command(dataset, finished[0], "--resume", "--lr", "1e-3", "--chunk", "8"))
+    line = refused(command(dataset, finished[0], "--resume", "--lr", "1e-3", "--chunk", "18"))
     assert set(re.findall(r"--(\w+)", line)) >= {"lr", "chunk"}
     assert not set(re.findall(r"--(\w+)", line)) & {"batch_size", "steps", "layers", "seed"}
     assert (finished[0] / "log.jsonl").read_bytes() == before
@@ -147,7 +147,8 @@ def test_resume_with_changed_flags_is_refused_and_names_the_flags(dataset, finis
 
 def test_resume_without_a_checkpoint_says_so(dataset, tmp_path):
     """Design 7: one line with what to type next."""
-    assert "no good checkpoint" in refused(command(dataset, tmp_path / "none", "--resume"))
+    for _ in range(2):   # the first refusal leaves nothing behind that the second could take for a run
+        assert "no good checkpoint" in refused(command(dataset, tmp_path / "none", "--resume"))
 
 
 # ---- the schedule ------------------------------------------------------------------------------------------
@@ -252,5 +253,5 @@ def test_train_with_an_a1_preset_alone_prints_its_tables_and_names_what_is_missi
     parts = sum(rows[part] for part in ("und", "gen", "act", "projections", "vae"))
     assert rows["total"] == pytest.approx(parts, abs=0.03)
     assert rows["total"] + rows["not built"] == pytest.approx(release, abs=0.02)
-    assert re.search(r"^memory .* [\d.]+ GiB$", done.stdout, re.M)
+    assert re.search(r"weights, gradients and states take [\d.]+ GiB", done.stdout)
     assert not os.listdir(tmp_path) and time.time() - began < 60
