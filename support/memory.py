@@ -303,6 +303,7 @@ def real_step(config):
             optimizer.step(config.train.lr, optim.clip_scale(norm, config.train.clip))
             for p in optimizer.parameters.values():
                 p.grad = None
+    optimizer.finish()
     if ranks.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return peak.peak - (optimizer.host_bytes() if isinstance(optimizer, optim.Offload) else 0)

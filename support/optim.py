@@ -13,6 +13,9 @@ Parameters that compute in fp32 (norms, action projections) keep fp32 weights in
 in every mode: each rank updates its part.
 """
 
+import threading
+from functools import partial
+
 import torch
 
 from support.distributed import local, share, whole
@@ -58,6 +61,9 @@ class Fp32:
         self.adamw.step()
         for weight in self.weights.values():
             weight.grad = None
+
+    def finish(self):
+        """Wait until the last update is complete. Here it always is."""
 
     def state(self, name):
         """What is kept of one parameter, key -> this rank's part."""
@@ -158,11 +164,12 @@ class Offload(Fp32):
     """Masters and moments in host memory, torch's fused CPU AdamW; the device holds bf16 weights and gradients.
 
     Tensor by tensor: the gradient of the next one travels to the host while this one is updated, and the new weight
-    travels back behind it, through two pinned buffers each way. The next forward pass starts when the last
-    weight has arrived. On the CPU the same code runs without pinning and streams.
+    travels back behind it, through two pinned buffers each way. With `overlap` (default: on a GPU) all that happens on
+    a thread beside the next forward pass, in which each layer waits for its own weights (`hold_back`): nothing is
+    computed with an old one. On the CPU the same code runs without pinning and streams.
     """
 
-    def __init__(self, parameters, masters, settings):
+    def __init__(self, parameters, masters, settings, overlap=None):
         self.parameters = parameters
         self.masters = {name: share(masters.pop(name).float(), p).cpu().contiguous() for name, p in parameters.items()}
         self.adamw = {name: torch.optim.AdamW([master], fused=True, **settings)
@@ -171,6 +178,32 @@ class Offload(Fp32):
         size = max(local(p).numel() * p.element_size() for p in parameters.values())
         self.slots = [Slot(size, self.cuda) for _ in range(2)]
         self.stream = torch.cuda.Stream() if self.cuda else None
+        self.overlap, self.thread, self.problem = self.cuda if overlap is None else overlap, None, None
+        self.ready = {name: (threading.Event(), torch.cuda.Event() if self.cuda else None) for name in parameters}
+        for ready, _ in self.ready.values():
+            ready.set()
+
+    def hold_back(self, model):
+        """From now on each joint layer's forward pass waits for the layer's weights, and the model's for all others."""
+        for name, module in [("", model), *((f"layers.{i}.", layer) for i, layer in enumerate(model.layers))]:
+            own = [key for key in self.parameters if (key.startswith(name) if name else not key.startswith("layers."))]
+            # First of all hooks: sharding gathers weights in one of its own.
+            module.register_forward_pre_hook(lambda module, args, own=own: self.wait(own), prepend=True)
+
+    def wait(self, names):
+        """Until these weights are new. What the update died of is raised here."""
+        for ready, arrived in (self.ready[name] for name in names):
+            ready.wait()
+            if arrived:
+                torch.cuda.current_stream().wait_event(arrived)
+        if self.problem:
+            raise self.problem
+
+    def finish(self):
+        self.wait(self.ready)
+        if self.thread:
+            self.thread.join()
+            self.thread = None
 
     def state(self, name):
         return self.adamw[name].state[self.masters[name]] | {"master": self.masters[name]}
@@ -185,31 +218,45 @@ class Offload(Fp32):
             self.masters[name].copy_(share(tensors[f"{name}.master"], p))
             self.adamw[name].state[self.masters[name]] = moments(tensors, name, p, "cpu")
 
-    @torch.no_grad()
     def step(self, lr, scale):
-        scale, names = scale.to("cpu"), list(self.parameters)
+        self.finish()
         if self.cuda:
             self.stream.wait_stream(torch.cuda.current_stream())   # the gradients are complete
-        self._fetch(names, 0)
-        for i, name in enumerate(names):
-            self._fetch(names, i + 1)
-            slot, master = self.slots[i % 2], self.masters[name]
-            master.grad = slot.gradient().view(master.shape).float().mul_(scale)
-            self.adamw[name].param_groups[0]["lr"] = lr
-            self.adamw[name].step()
-            master.grad = None
-            self._send(slot, master, local(self.parameters[name].detach()))
-        if self.cuda:
-            torch.cuda.current_stream().wait_stream(self.stream)
+        for ready, _ in self.ready.values():
+            ready.clear()
+        gradients = [local(p.grad) for p in self.parameters.values()]   # held until they are read, whoever drops them
+        update = partial(self._update, gradients, lr, scale.to("cpu"))
+        if self.overlap:
+            self.thread = threading.Thread(target=update)
+            self.thread.start()
+        else:
+            update()
+            self.finish()
 
-    def _fetch(self, names, i):
-        if i < len(names):
-            with torch.cuda.stream(self.stream) if self.cuda else torch.no_grad():
-                self.slots[i % 2].fetch(local(self.parameters[names[i]].grad))
-
-    def _send(self, slot, master, weight):
-        with torch.cuda.stream(self.stream) if self.cuda else torch.no_grad():
-            slot.send(master, weight)
+    @torch.no_grad()
+    def _update(self, gradients, lr, scale):
+        try:
+            with torch.cuda.stream(self.stream):   # a thread starts on the default one; None changes nothing
+                self.slots[0].fetch(gradients[0])
+                for i, (name, p) in enumerate(self.parameters.items()):
+                    if i + 1 < len(gradients):
+                        self.slots[(i + 1) % 2].fetch(gradients[i + 1])
+                    slot, master = self.slots[i % 2], self.masters[name]
+                    master.grad = slot.gradient().view(master.shape).float().mul_(scale)
+                    gradients[i] = None
+                    self.adamw[name].param_groups[0]["lr"] = lr
+                    self.adamw[name].step()
+                    master.grad = None
+                    slot.send(master, local(p.detach()))
+                    ready, arrived = self.ready[name]
+                    if arrived:
+                        arrived.record()
+                    ready.set()
+        except BaseException as error:
+            self.problem = error
+        finally:
+            for ready, _ in self.ready.values():
+                ready.set()
 
 
 class Slot:

@@ -130,6 +130,7 @@ class Keeper:
     def tensors(self):
         """(model, optimizer) as dicts of full tensors. With --ema the model is the average, which is what inference
         should read, and the weights in training stand among the optimizer's."""
+        self.optimizer.finish()
         own, kept = self.ranks.state_dict(self.model), self.optimizer.tensors(keep=self.ranks.first)
         if self.average is None:
             return own, kept
@@ -159,6 +160,7 @@ class Keeper:
     def final(self):
         """The model that was trained, whole and ready for inference on this rank's device. All ranks call it; sharded,
         the first alone gets it."""
+        self.optimizer.finish()
         if self.average is not None:
             return self.average.module
         if not any(isinstance(p, DTensor) for p in self.model.parameters()):

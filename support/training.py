@@ -51,4 +51,7 @@ def prepare(model, train, ranks, shard):
         checkpoint_layers(model)
     wrapped = ranks.wrap(model, shard)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return wrapped, optim.make(train.optimizer, trained, masters, train), average
+    optimizer = optim.make(train.optimizer, trained, masters, train)
+    if train.optimizer == "offload":
+        optimizer.hold_back(model)
+    return wrapped, optimizer, average

@@ -1,13 +1,20 @@
 """support/optim.py: three memory budgets, one AdamW. Every comparison is torch.equal."""
 
+import time
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from config import CONFIGS
 from support import optim
 from support.checkpoint import load_optimizer, save
+from support.distributed import Ranks
+from support.training import prepare
 
+PLAIN_OFFLOAD = optim.Offload
 TRAIN = SimpleNamespace(beta1=0.9, beta2=0.95, adam_eps=1e-8, weight_decay=0.01)
 ONE = torch.ones(())
 
@@ -112,6 +119,58 @@ def test_offload_is_torchs_fused_adamw_also_across_a_checkpoint(tmp_path):
         step(grads, 5e-5)
     for name, master in optimizer.masters.items():
         assert torch.equal(master, exact[name]) and torch.equal(own[name], exact[name].bfloat16())
+
+
+def trained_with(overlap, held_back, tiny, build, random_batch, noise, monkeypatch):
+    """Weights after four steps of `offload` on a small network, each new weight sent a little late."""
+    send = optim.Slot.send
+
+    def late(self, master, weight):
+        time.sleep(0.002)
+        send(self, master, weight)
+    monkeypatch.setattr(optim.Slot, "send", late)
+    monkeypatch.setattr(optim, "Offload", partial(PLAIN_OFFLOAD, overlap=overlap))
+    if not held_back:
+        monkeypatch.setattr(PLAIN_OFFLOAD, "hold_back", lambda self, model: None)
+    model = build(tiny)
+    _, optimizer, _ = prepare(model, replace(CONFIGS["conveyor"].train, optimizer="offload"), Ranks(), False)
+    for i in range(4):
+        model(random_batch(tiny, 2, seed=i), *noise(tiny, 2, seed=i)).total(1.0, 1, 1).backward()
+        optimizer.step(1e-2, torch.tensor(1.0))
+        for p in optimizer.parameters.values():
+            p.grad = None   # as the loop does, while the update may still read
+    early = not all(ready.is_set() for ready, _ in optimizer.ready.values())
+    optimizer.finish()
+    monkeypatch.undo()
+    return early, {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_an_update_beside_the_next_forward_pass_changes_no_bit(tiny, build, random_batch, noise, monkeypatch):
+    """Layers wait for their own weights: equal to waiting for all of them at once, and not equal without waiting."""
+    shared = tiny, build, random_batch, noise, monkeypatch
+    (early, plain), (beside, overlapped) = (trained_with(overlap, True, *shared) for overlap in (False, True))
+    assert beside and not early   # `step` came back before it was through
+    assert all(torch.equal(plain[name], overlapped[name]) for name in plain)
+    try:
+        careless = trained_with(True, False, *shared)[1]
+    except RuntimeError as error:   # autograd saw a weight change under it
+        assert "modified by an inplace operation" in str(error)
+    else:
+        assert any(not torch.equal(plain[name], careless[name]) for name in plain)
+
+
+def test_an_update_that_dies_is_raised_where_its_weights_are_wanted(monkeypatch):
+    own, masters = parameters([(4, 3), (5,)], torch.bfloat16)
+    optimizer = optim.Offload(own, masters, {"betas": (0.9, 0.95)}, overlap=True)
+
+    def broken(self, master, weight):
+        raise RuntimeError("no more host memory")
+    monkeypatch.setattr(optim.Slot, "send", broken)
+    for p in own.values():
+        p.grad = torch.ones_like(p)
+    optimizer.step(1e-3, torch.tensor(1.0))
+    with pytest.raises(RuntimeError, match="no more host memory"):
+        optimizer.finish()
 
 
 @pytest.mark.parametrize("kind", ["fp32", "split", "offload"])

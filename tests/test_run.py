@@ -17,6 +17,7 @@ import train
 from config import CONFIGS, STAGES, get_config
 from support import checkpoint, memory, run
 from support.distributed import Ranks
+from support.statistics import of_checkpoint
 from test_bad_input import write_folder
 
 FLAGS = ("--layers 1 --image_size 32 --vae_size 32 --chunk 4 --text_tokens 8 --batch_size 4 --action_draws 1 --steps 8 "
@@ -440,8 +441,12 @@ def test_what_is_frozen_does_not_move_and_all_else_does(go, tmp_path, freeze, st
 def test_posttraining_from_a_run_keeps_weights_and_starts_all_else_afresh(go, tmp_path):
     """--stage posttrain --from RUN: its weights; optimizer, schedule and statistics are new."""
     go("first")
+    other = write_folder(tmp_path / "arm", T=20, ends=np.array([12, 20]), state=np.random.default_rng(1).normal(size=(20, 6)))
     log, printed = go("second", "--stage", "posttrain", "--from", str(tmp_path / "first"), "--steps", "2",
-                      "--warmup_steps", "2000", "--accumulate", "1")
+                      "--warmup_steps", "2000", "--accumulate", "1", "--data", str(other))
+    old, new = (of_checkpoint(json.loads((tmp_path / path / "state.json").read_text()))
+                for path in ("first/step_00000008", "second/step_00000002"))
+    assert old.keys() == new.keys() == {"arm"} and old["arm"].state_mean != new["arm"].state_mean
     assert "optimizer, schedule and statistics start afresh" in printed.out
     assert log[0]["lr"] == train.lr_at(0, STAGE) < 1e-7 and log[0]["step"] == 1
     kept = checkpoint.load_optimizer(tmp_path / "second" / "step_00000002")
