@@ -211,7 +211,8 @@ class Offload(Fp32):
     def host_bytes(self):
         """What is held in host memory: masters, moments and the four buffers."""
         held = [x for name in self.parameters for x in self.state(name).values()]
-        return sum(x.numel() * x.element_size() for x in held + [b for s in self.slots for b in (s.incoming, s.outgoing)])
+        held += [buffer for slot in self.slots for buffer in (slot.incoming, slot.outgoing)]
+        return sum(x.numel() * x.element_size() for x in held)
 
     def load(self, tensors):
         for name, p in self.parameters.items():
