@@ -222,11 +222,12 @@ STATS = Statistics(robot="arm", action_mode="absolute", fps=30.0, state_mean=(0.
                    action_mean=(0.2,) * 6, action_std=(1.0,) * 6, windows=1)
 
 
-def save_checkpoint(run, model, stored=None):
+def save_checkpoint(run, model, stored=None, state_dims=6):
     """Weights of a ModelConfig, with the config `stored` (a dict) beside them; default: the one they fit."""
+    stats = replace(STATS, state_mean=STATS.state_mean[:state_dims], state_std=STATS.state_std[:state_dims])
     torch.manual_seed(0)
     stored = stored or to_dict(replace(get_config("conveyor"), model=model))
-    state = {"step": 1, "config": stored, "statistics": asdict(STATS), "versions": {}, "log_length": 0}
+    state = {"step": 1, "config": stored, "statistics": asdict(stats), "versions": {}, "log_length": 0}
     return checkpoint.save(run, 1, InternVLA_A1(model).state_dict(), {}, state)
 
 
@@ -257,6 +258,18 @@ def test_infer_writes_actions_when_nothing_is_wrong(pictures, a_checkpoint, monk
     assert actions.shape == (4, 6) and actions.dtype == np.float32 and np.isfinite(actions).all()
     printed = capsys.readouterr().out
     assert "missing views are masked: right_wrist" in printed and str(a_checkpoint) in printed
+
+
+def test_holding_the_state_is_a_rival_only_where_it_has_the_actions_dimensions(pictures, tmp_path, monkeypatch, capsys):
+    """infer.py with true actions: a state of other dimensions than the actions is not compared with them."""
+    np.save(pictures / "true_actions.npy", np.zeros((4, 6), np.float32))
+    for dims in (6, 3):
+        run = save_checkpoint(tmp_path / f"state_{dims}", get_config("conveyor", SMALL).model, state_dims=dims)
+        np.save(pictures / "state.npy", np.zeros(dims, np.float32))
+        monkeypatch.setattr(sys, "argv", ["infer.py", "--image-dir", str(pictures), "--checkpoint", str(run)])
+        runpy.run_path(str(ROOT / "infer.py"), run_name="__main__")
+        printed = capsys.readouterr().out
+        assert "training actions: policy" in printed and ("holding the state" in printed) == (dims == 6)
 
 
 def test_infer_alone_takes_the_newest_run(pictures, a_checkpoint, tmp_path, monkeypatch, capsys):
