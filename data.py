@@ -12,7 +12,6 @@ m and k count frames of the source, whatever its rate. Human video has no action
 action mask is empty, and it trains L_gen alone.
 """
 
-import json
 import sys
 from dataclasses import dataclass, fields
 from functools import partial
@@ -26,6 +25,7 @@ import lpt
 from support.folder_source import FolderSource
 from support.lerobot_reader import LeRobotSource
 from support.letterbox import letterbox
+from support.mixture import read_mixture
 from support.prompts import token_ids
 from support.robots import VIEWS, find_robot
 
@@ -323,7 +323,7 @@ class Corpus:
 
     def look(self, m, episodes=16):
         """Read what statistics() does not, so that it is named before training starts: the numbers of held-out
-        episodes, and the last picture of some of all, where a torn video is seen.
+        episodes, and instructions and the last picture of some of all, where a torn video is seen.
 
         Yields what is wrong, one line each, and whether it is held out: validation skips nothing. episodes: of all
         datasets together, but at least one of each.
@@ -334,59 +334,36 @@ class Corpus:
             some = np.linspace(0, len(last) - 1, min(len(last), max(1, episodes // len(pairs)))).astype(int)
             pictures = [(source.frame, view, e, min(t + m, int(source.lengths[e]) - 1))
                         for e, t in rows[last[some]].tolist() for view in source.views]
+            tasks = [(source.task, e, t) for e, t in rows[last[some]].tolist()]
             held_out = rows[last, 0].tolist() if rows is self.held_out_windows else ()
-            for read, *where in [*((source.numbers, e) for e in held_out), *pictures]:
+            for read, *where in [*((source.numbers, e) for e in held_out), *tasks, *pictures]:
                 try:
                     read(*where)
                 except ValueError as error:
                     yield str(error), rows is self.held_out_windows
 
 
-def read_mixture(listing, robot=None):
-    """A mixture.json -> its rows, each with its Robot or None; Robot of all, or None; validation, or None."""
-    try:
-        stored = json.loads(listing.read_text())
-        rows = stored["datasets"]
-        unknown = stored.keys() - {"datasets", "robot", "validation"}
-        unknown |= {key for row in rows for key in row} - {"path", "weight", "kind", "robot", "name"}
-        if unknown or not all(isinstance(row["path"], str) for row in rows):
-            raise KeyError(*sorted(unknown))
-        positive = rows and all(0 < float(row.get("weight", 1)) < float("inf") for row in rows)
-    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{listing} is no mixture ({error!r}): it holds datasets, a list of path, weight, kind, "
-                         f"robot, name; and robot, validation") from error
-    if not positive:
-        raise ValueError(f"{listing}: it needs at least one dataset, and weights above 0")
-
-    def found(named):   # a robot of the table, or a file beside the mixture
-        return find_robot(str(listing.parent / named) if str(named).endswith(".json") else named) if named else None
-    rows = [row | {"robot": robot or found(row.get("robot"))} for row in rows]
-    return rows, robot or found(stored.get("robot")), stored.get("validation")
-
-
 def open_corpus(path, m, full=False, robot=None, hold_out=-1):
     """A folder with mixture.json, such a file itself, or one dataset. ValueError: one line.
 
-    mixture.json: {"datasets": [{"path", "weight", "kind", "robot", "name"}], "robot", "validation"}; paths are relative
-    to it; all but the path may be absent. weight: 1. kind "human": no actions, whatever the files hold. robot: a name
-    or a file, of one dataset or of all. validation: a dataset, all of it held out; without one that is the episode
-    `hold_out` of the first dataset with actions.
+    Without a validation dataset (support/mixture.py) the episode `hold_out` of the first dataset with actions is held out.
     """
     path = Path(path)
     if not path.exists():
         raise ValueError(f"--data {path}: no such folder or mixture file")
     listing = path / "mixture.json" if path.is_dir() else path
     robot = find_robot(robot) if robot else None
-    rows, robot, validation = read_mixture(listing, robot) if listing.exists() else ([{"path": "."}], robot, None)
+    rows, validation = read_mixture(listing, robot) if listing.exists() else ([{"path": ".", "robot": robot}], None)
     weights, sources = [float(row.get("weight", 1)) for row in rows], []
     for row in rows:
-        sources.append(open_source(listing.parent / row["path"], row.get("robot") or robot))
+        sources.append(open_source(listing.parent / row["path"], row["robot"]))
+        sources[-1].name = row.get("name") or sources[-1].name
         if row.get("kind") == "human":
             sources[-1].has_action = False   # Sec. 4.4: labels of human video are not used
     kinds = [row.get("kind", "human" if not source.has_action else "robot") for row, source in zip(rows, sources)]
     kept = [range(len(source.lengths)) for source in sources]
     if validation:
-        held_out = open_source(listing.parent / validation, robot)
+        held_out = open_source(listing.parent / validation["path"], validation["robot"])
         held_out_windows = windows(held_out, m, full)
     else:
         first = next((i for i, source in enumerate(sources) if source.has_action), 0)

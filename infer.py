@@ -35,6 +35,7 @@ from support.flags import Parser
 from support.folder_source import read_picture
 from support.open_loop import open_loop, replay
 from support.policy import Policy
+from support.robots import find_robot
 from support.weights import load_release, release_settings
 
 TIMES = ("past", "now", "future")
@@ -48,7 +49,7 @@ def parse(argv):
     parser.add_argument("--checkpoint", help="a run or one checkpoint of it (default: the newest under runs/)")
     parser.add_argument("--weights", help="directory or hub id of the authors' release, instead of a checkpoint")
     parser.add_argument("--config", default="a1_3b_release", help="with --weights: the preset")
-    parser.add_argument("--robot", help="with --weights: one of support/robots.py; with --open-loop: as in "
+    parser.add_argument("--robot", help="with --weights: one of support/robots.py; with --open-loop and --cut: as in "
                         "training; else which of the checkpoint's robots, if there are several")
     parser.add_argument("--action_mode", choices=("absolute", "delta"), help="with --weights: as it was trained")
     parser.add_argument("--vae", help="with --weights: directory of NVIDIA's encoder.jit and decoder.jit")
@@ -195,7 +196,7 @@ def foresight_picture(policy, seen, future, z_hat, path):
     All as the generation expert sees them.
     """
     def boxed(picture):
-        return None if picture is None else letterbox(picture, policy.config.model.vae_size).permute(1, 2, 0).numpy()
+        return None if picture is None else letterbox(picture, policy.config.model.frame_size).permute(1, 2, 0).numpy()
 
     imagined = policy.to_pictures(z_hat[None])[0].permute(0, 2, 3, 1).numpy()
     m, rows = policy.config.data.m, []
@@ -226,7 +227,8 @@ def on_recordings(policy, args):
     corpus = open_corpus(args.data, m, robot=args.robot, hold_out=policy.config.data.hold_out)
     if corpus.held_out.robot != policy.stats.robot:
         raise ValueError(f"--data {args.data} is of robot '{corpus.held_out.robot}', the checkpoint drives "
-                         f"'{policy.stats.robot}'")
+                         f"'{policy.stats.robot}': give the same --robot as in training")
+    policy.stats.check_inputs(corpus.held_out)
     rows = corpus.held_out_windows[np.linspace(0, len(corpus.held_out_windows) - 1, 8).astype(int)].tolist()
     worst = max(replay(policy, corpus.held_out, e, t) for e, t in rows)
     print(f"replay: {len(rows)} recorded windows give the model the same inputs in training and at inference, bit for "
@@ -234,6 +236,7 @@ def on_recordings(policy, args):
     reports, found = open_loop(policy, corpus)
     out, source = Path(args.out or "open_loop"), corpus.held_out
     out.mkdir(parents=True, exist_ok=True)
+    (out / "open_loop.json").write_text(json.dumps(reports, indent=1) + "\n")
     for e, (traces, starts) in found.items():
         rivals = {name: traces[name] for name in traces if name not in ("policy", "true")}
         pictures.action_plot(traces["policy"], action_names(policy.stats), true=traces["true"], baselines=rivals,
@@ -249,13 +252,13 @@ def on_recordings(policy, args):
     e, t = rows[0]
     seen = {view: [source.frame(view, e, at) for at in (max(t - m, 0), t)] for view in source.views}
     print_euler_error(policy, seen, source.numbers(e)[0][t], source.task(e, t))
-    (out / "open_loop.json").write_text(json.dumps(reports, indent=1) + "\n")
     print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")
 
 
 def cut(args):
     """Write an image folder from a dataset, with the true future and the true actions."""
-    source, folder = open_source(args.cut), Path(args.image_dir or "cut")
+    robot = find_robot(args.robot) if args.robot else None
+    source, folder = open_source(args.cut, robot), Path(args.image_dir or "cut")
     E = len(source.lengths)
     if not -E <= args.episode < E:
         raise ValueError(f"--episode {args.episode}: {args.cut} has episodes 0 to {E - 1}")
@@ -379,6 +382,6 @@ def run(argv):
 if __name__ == "__main__":
     try:
         run(sys.argv[1:])
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         print(f"infer.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -9,8 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from support.robots import VIEWS
+from support.statistics import Moments, moments_of
 
-SHOWN = 20   # faults that are printed, at most
+SHOWN = 20   # faults of one kind of file are alike
 
 
 def said(error):
@@ -19,10 +20,10 @@ def said(error):
     return text.splitlines()[-1].removeprefix("ValueError: ") if text.startswith("Caught ") else text
 
 
-def refuse(lines, line):
-    """Print what is wrong, if anything is, and end with `line`."""
+def refuse(lines, line, shown=SHOWN):
+    """Print the first `shown` of what is wrong, if anything is, and end with `line`."""
     if lines:
-        print("\n".join(lines[:SHOWN] + ([f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])))
+        print("\n".join(lines[:shown] + ([f"... and {len(lines) - shown} more"] if len(lines) > shown else [])))
         raise ValueError(f"{line} ({len(lines)} {'fault' if len(lines) == 1 else 'faults'})")
 
 
@@ -61,6 +62,7 @@ def faults(source, progress=lambda done, total: None):
         if not tried(lines, source.numbers, e):
             continue                                       # its pictures may lie in the same file
         readable.append(e)
+        tried(lines, source.task, e, source.lengths[e] - 1)
         for view in source.views:
             path = source.videos[view][0][e] if view in source.videos else (source.files[e], view)
             if path not in missing and path not in looked_at:
@@ -74,10 +76,10 @@ def inspect(source, m=15, k=50, episodes=None):
 
     episodes: positions of those to read; None: all.
     """
-    numbers = [source.numbers(e) for e in (range(len(source.lengths)) if episodes is None else episodes)]
+    tasks = source.info.get("total_tasks") or len(set(source.tasks))
     yield (f"{source.root}: LeRobot {source.version}, robot '{source.robot}', {source.fps:g} frames/s, "
            f"{len(source.lengths)} episodes of {min(source.lengths)} to {max(source.lengths)} frames, "
-           f"{sum(source.lengths):,} in all, {len(set(source.tasks))} different tasks")
+           f"{sum(source.lengths):,} in all, {tasks} different tasks")
     yield f"m = {m} frames = {m / source.fps:.2f} s, a chunk of {k} = {k / source.fps:.2f} s"
     for slot in VIEWS:
         key = source.views.get(slot)
@@ -89,14 +91,16 @@ def inspect(source, m=15, k=50, episodes=None):
         yield f"cameras not read: {', '.join(others)}"
     if not source.has_action:
         yield "no actions: human video, trains L_gen alone"
-    for i, (kind, names) in enumerate((("state", source.state_names), ("action", source.action_names))):
-        if names and numbers:
-            values = np.concatenate([pair[i] for pair in numbers])
-            for d, name in enumerate(names):
-                column = values[:, d]
-                known = len(source.relative) == len(names)
-                mode = "" if not known else "  relative" if source.relative[d] else "  absolute"
-                constant = "  constant" if column.std() < 1e-3 else ""
-                yield f"{kind} {d:>2}  {name:<32}{column.min():+9.3f} .. {column.max():+9.3f}{mode}{constant}"
+    state, action = Moments(), Moments()   # episode by episode: a dataset may be larger than memory
+    for e in range(len(source.lengths)) if episodes is None else episodes:
+        for sums, values in zip((state, action), source.numbers(e)):
+            if values is not None:
+                sums.add(*moments_of(values.astype(np.float64)))
+    for kind, names, sums in (("state", source.state_names, state), ("action", source.action_names, action)):
+        for d, name in enumerate(names if sums.n else ()):
+            known = len(source.relative) == len(names)
+            mode = "" if not known else "  relative" if source.relative[d] else "  absolute"
+            constant = "  constant" if sums.std()[d] < 1e-3 else ""
+            yield f"{kind} {d:>2}  {name:<32}{sums.low[d]:+9.3f} .. {sums.high[d]:+9.3f}{mode}{constant}"
     if source.has_action and not source.relative:
         yield "no delta mask: --action_mode delta needs a --robot file; absolute actions do not"

@@ -18,7 +18,7 @@ import math
 import os
 import shutil
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from functools import cached_property
 from pathlib import Path
 
@@ -129,10 +129,12 @@ class LeRobotSource:
 
     def _known_robot(self):
         """The table's row for info.json's robot_type if its features are all here, else a robot without features."""
-        name, features = self.info.get("robot_type") or self.name, self.info["features"]
+        named, features = self.info.get("robot_type"), self.info["features"]
+        name = self.name if named in (None, "", "unknown") else named   # all of "unknown" would count as one robot
         row = ROBOTS.get(name, Robot(name))
         here = all(key in features for key in (*row.state, *row.action))
         cameras = {slot: key for slot, key in row.cameras.items() if key in features}
+        cameras = cameras if "head" in cameras else {}   # else the words in the names decide about all of them
         return Robot(name, row.relative, row.state, row.action, cameras=cameras) if here else Robot(name)
 
     def _read_episodes(self):
@@ -232,7 +234,7 @@ class LeRobotSource:
         vectors = [key for key in features if features[key]["dtype"] not in ("video", "image")]
         state, action = robot.state or ("observation.state",), robot.action or ("action",)
         # Only a dataset without any action is human video: a key that is spelt otherwise must not become one.
-        self.has_action = any("action" in key for key in vectors)
+        self.has_action = any("action" in key.lower() or key in robot.action for key in vectors)
         if not self.has_action:
             state = tuple(key for key in state if key in vectors)   # nobody measured the person's joints
         for kind, keys in (("state", state), ("action", action if self.has_action else ())):
@@ -260,6 +262,8 @@ class LeRobotSource:
                 cameras = guess_cameras(keys)
             except ValueError as error:
                 raise ValueError(f"{self.where}: {error}") from None
+        if len(set(cameras.values())) < len(cameras):
+            raise ValueError(f"{self.where}: one camera in two slots: {cameras}; name each once in a --robot file")
         for slot, key in cameras.items():
             if slot not in VIEWS or key not in keys:
                 raise ValueError(f"{self.where}: camera {slot}={key}: slots are {', '.join(VIEWS)}, "
@@ -299,20 +303,28 @@ class LeRobotSource:
         keys = self.state_keys + self.action_keys + self.row_keys
         sizes = {key: int(np.prod(self.info["features"][key]["shape"])) for key in keys}
         where = f"{self.where}, episode {self.indices[e]}"
-        path, first, T = self.files[e], self.first_rows[e], self.lengths[e]
+        path, T = self.files[e], self.lengths[e]
         if not keys:
             return np.zeros((T, 0), np.float32), None
-        arrays = _NUMBERS.get((path, *keys), lambda: read_columns(path, sizes, where))
-        rows = len(arrays[keys[0]])
-        if rows < first + T or (self.version == "v2.1" and rows != T):
-            raise ValueError(f"{where}: {path} has {rows} rows, meta/ says {first + T}; download the dataset again")
+        arrays = self._rows(e, sizes, where)
         if e not in self._checked:
-            self._check_rows(e, {key: arrays[key][first:first + T] for key in keys}, path, where)
+            self._check_rows(e, arrays, path, where)
             self._checked.add(e)
         none = np.zeros((T, 0), np.float32)
-        state, action = (np.concatenate([none, *(arrays[key][first:first + T] for key in mine)], 1)
+        state, action = (np.concatenate([none, *(arrays[key] for key in mine)], 1)
                          for mine in (self.state_keys, self.action_keys))
         return state, action if self.has_action else None
+
+    def _rows(self, e, sizes, where):
+        """Columns {key: dimension} of episode e -> {key: (T, dimension) float32}; only its row groups are read."""
+        path, first, T = self.files[e], self.first_rows[e], self.lengths[e]
+        starts = _ROW_GROUPS.get(path, lambda: row_groups(path, where))
+        if starts[-1] < first + T or (self.version == "v2.1" and starts[-1] != T):
+            raise ValueError(f"{where}: {path} has {starts[-1]} rows, meta/ says {first + T}; download the dataset again")
+        groups = range(bisect_right(starts, first) - 1, bisect_left(starts, first + T))
+        parts = [_NUMBERS.get((path, group, *sizes), lambda: read_columns(path, sizes, where, group)) for group in groups]
+        low = first - starts[groups[0]]
+        return {key: np.concatenate([part[key] for part in parts])[low:low + T] for key in sizes}
 
     def _check_rows(self, e, rows, path, where):
         """Numbers must be finite; rows the episode's own, in order, one a frame, at the times of its pictures."""
@@ -333,11 +345,11 @@ class LeRobotSource:
             if len(late):
                 raise ValueError(f"{where}, frame {late[0]}: {path}: 'timestamp' {times[late[0]]:g} s is not after the "
                                  f"frame before it ({times[late[0] - 1]:g} s); repair or drop the episode")
-            far = np.flatnonzero(np.abs(times - times[0] - order / fps) > 0.5 / fps)
+            far = np.flatnonzero(np.abs(times - order / fps) > 0.5 / fps)   # its pictures are taken from order / fps
             if len(far):
                 raise ValueError(f"{where}, frame {far[0]}: {path}: 'timestamp' is {times[far[0]]:g} s, at {fps:g} "
-                                 f"frames/s it should be {times[0] + far[0] / fps:g}; the recording lost frames, or "
-                                 f"fps in meta/info.json is wrong")
+                                 f"frames/s it should be {far[0] / fps:g}; the recording lost frames, its start was "
+                                 f"cut off, or fps in meta/info.json is wrong")
 
     def _right_size(self, picture, key, where):
         """The decoded picture (H, W, 3), if it is as large as meta/info.json says."""
@@ -351,25 +363,20 @@ class LeRobotSource:
     def _task_texts(self):
         """task_index -> text, from meta/tasks."""
         path = self.root / "meta" / ("tasks.jsonl" if self.version == "v2.1" else "tasks.parquet")
-        if self.version == "v3.0":   # a pandas frame whose index is the text; some writers give it a name
-            table = read_table(path, None, self.where)
-            text = next((name for name in table.column_names if name != "task_index"), None)
-            rows = [{"task_index": row["task_index"], "task": row[text]} for row in table.to_pylist()]
-        else:
-            try:
-                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-            except (OSError, ValueError) as error:
-                raise ValueError(f"{self.where}: {path} cannot be read ({error!r}); download it again") from error
-        return {int(row["task_index"]): str(row["task"]) for row in rows}
+        with damage(self.where, f"{path} cannot be read"):
+            if self.version == "v2.1":
+                rows, text = map(json.loads, filter(str.strip, path.read_text(encoding="utf-8").split("\n"))), "task"
+            else:   # a pandas frame whose index is the text; some writers give it a name
+                table = read_table(path, None, self.where)
+                rows, text = table.to_pylist(), next(name for name in table.column_names if name != "task_index")
+            return {int(row["task_index"]): str(row[text]) for row in rows}
 
     def task(self, e, t):
         """The instruction at frame t of episode e: that of its row where the dataset has several."""
         if "task_index" not in self.info["features"] or self.info.get("total_tasks") == 1:
             return self.tasks[e]
         where = f"{self.where}, episode {self.indices[e]}, frame {t}"
-        path, row = self.files[e], self.first_rows[e] + t
-        rows = _NUMBERS.get((path, "task_index"), lambda: read_columns(path, {"task_index": 1}, where))["task_index"]
-        index = int(rows[row, 0]) if row < len(rows) else None
+        index = int(self._rows(e, {"task_index": 1}, where)["task_index"][t, 0])
         if index not in self._task_texts:
             raise ValueError(f"{where}: its task_index {index} is not listed in meta/tasks; download the dataset again")
         return self._task_texts[index]
@@ -448,7 +455,7 @@ def main(argv):
     robot = find_robot(args.robot) if args.robot else None
     if args.verify:
         changed = record.verify(args.verify, inspection.progress("files"))
-        inspection.refuse(changed, f"{args.verify} is not as it was recorded")
+        inspection.refuse(changed, f"{args.verify} is not as it was recorded", shown=len(changed))
         print(f"{args.verify}: every file is as it was recorded")
     elif args.inspect and (Path(args.inspect) / "episode.npz").exists():   # a plain folder: nothing is matched there
         print(record.record(args.inspect, inspection.progress("files")))

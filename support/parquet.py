@@ -56,17 +56,19 @@ def row_groups(path, where):
         return starts
 
 
-def read_columns(path, sizes, where):
-    """Vector features of a data file: {key: dimension} -> {key: (rows, dimension) float32}, read-only.
+def read_columns(path, sizes, where, group=None):
+    """Vector features of a data file, or of one row group: {key: dimension} -> {key: (rows, dimension) float32},
+    read-only.
 
-    Columns are lists of any kind or, for dimension 1, plain numbers. ValueError, one line that begins with `where`:
-    unreadable file, missing column, other number of dimensions.
+    Columns are lists of any kind, nested or not, or, for dimension 1, plain numbers. ValueError, one line that begins
+    with `where`: unreadable file, missing column, other number of dimensions.
     """
-    table, arrays = read_table(path, sizes, where), {}
+    table, arrays = read_table(path, sizes, where, group), {}
     for key, size in sizes.items():
         with damage(where, f"{path}, '{key}' holds no numbers"):
-            column = table[key].combine_chunks()
-            flat = column.flatten() if hasattr(column, "flatten") else column
+            flat = table[key].combine_chunks()
+            while hasattr(flat, "flatten"):
+                flat = flat.flatten()
             values = np.array(flat.to_numpy(zero_copy_only=False), dtype=np.float32)
         if values.size != table.num_rows * size:
             raise ValueError(f"{where}: {path}, '{key}' has {values.size} values in {table.num_rows} rows, "

@@ -46,8 +46,14 @@ def read_json(path):
 
 
 def _hashes(root, progress):
-    """Relative path -> [size, SHA-256] of every file under `root` outside FOLDER. OSError as it comes."""
-    paths = sorted(path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] != FOLDER)
+    """Relative path -> [size, SHA-256] of every file under `root`. OSError as it comes.
+
+    FOLDER is left out, and what is hidden: a clone's .git, a hub's .cache, .DS_Store.
+    """
+    def counts(path):
+        parts = path.relative_to(root).parts
+        return parts[0] != FOLDER and not any(part.startswith(".") for part in parts)
+    paths = sorted(path for path in root.rglob("*") if path.is_file() and counts(path))
     found, total, done = {}, sum(path.stat().st_size for path in paths), 0
     for path in paths:
         with open(path, "rb") as file:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 VIEWS = ("head", "left_wrist", "right_wrist")
+WORD = "(?<![a-z])"   # where a word begins: a laptop is no top, and what is bright is not right
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def release_statistics(path, robot, action_mode):
 
 
 def guess_cameras(keys):
-    """Video feature keys -> {slot: key}, from the words in the keys.
+    """Video feature keys -> {slot: key}, from the beginnings of the words in the keys.
 
     wrist, hand or gripper with left or right: that wrist; without a side: the left wrist (a single arm).
     high, head, top or front without a side: the head; with none such, the only camera left over. Others are
@@ -146,10 +147,11 @@ def guess_cameras(keys):
     """
     found, rest = {slot: [] for slot in VIEWS}, []
     for key in keys:
-        words = key.removeprefix("observation.").lower()
-        if re.search("wrist|hand|gripper", words):
-            found["right_wrist" if "right" in words else "left_wrist"].append(key)
-        elif re.search("high|head|top|front", words) and not re.search("left|right", words):
+        words = re.sub("([a-z])([A-Z])", r"\1_\2", key.removeprefix("observation.")).lower()
+        right, side = re.search(rf"{WORD}right", words), re.search(rf"{WORD}(left|right)", words)
+        if re.search(rf"{WORD}(left|right)?(wrist|hand|gripper)", words):
+            found["right_wrist" if right else "left_wrist"].append(key)
+        elif re.search(rf"{WORD}(high|head|top|front)", words) and not side:
             found["head"].append(key)
         else:
             rest.append(key)

@@ -301,7 +301,8 @@ def culprits(model, mixture, numbers, ranks):
         losses = model(batch.to(ranks.device), eps.to(ranks.device), tau.to(ranks.device))
         if not bool(torch.isfinite(losses.act_sum + losses.gen_sum)):
             i, e, t = mixture.draw(n, len(faults)) if faults else mixture.draw(n)   # what stood in for bad ones
-            found.append(f"{mixture.sources[i].name} episode {e} frame {t}")
+            source = mixture.sources[i]
+            found.append(f"{source.name} episode {getattr(source, 'indices', range(e + 1))[e]} frame {t}")
     found = [name for names in ranks.gather(found) for name in names]
     if not found:
         return "each of its samples alone has a finite loss: the gradient is not"

@@ -15,7 +15,7 @@ They are kept beside the dataset, in statistics/, under a hash of all that they 
 
 import hashlib
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from support import record
 from support.robots import ROBOTS
 
 SAMPLE, SAMPLE_SEED = 2_000_000, 0   # above so many windows, so many of them, chosen by this seed
-FORMAT = 1                           # of what is kept and how it is computed: raise it when either changes
+FORMAT = 2                           # of what is kept and how it is computed: raise it when either changes
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Statistics:
     unscaled: tuple = ()       # what was near-constant in training, "state 3" or "action 3": passed through unscaled
     relative: tuple = ()       # which dimensions delta mode takes relative to the state at t, where it is known
     sample: int = 0            # how many of the windows were looked at; 0: all
+    inputs: tuple = ()         # where all that comes from: "head = observation.images.top", "state = observation.state"
 
     @classmethod
     def from_dict(cls, stored):
@@ -65,6 +66,13 @@ class Statistics:
                              f"as it was written, or train again")
         return self
 
+    def check_inputs(self, source):
+        """ValueError unless a source's cameras and features are those that were trained on; fewer cameras may be."""
+        strange = [item for item in inputs_of([source]) if item not in self.inputs] if self.inputs else ()
+        if strange:
+            raise ValueError(f"dataset {source.name} gives {', '.join(strange)}; trained was on {', '.join(self.inputs)}: "
+                             "give the same --robot as in training")
+
     def check_width(self, state_dim, action_dim):
         """ValueError if the model, which takes so many dimensions, is too narrow."""
         for kind, width, mean in (("state", state_dim, self.state_mean), ("action", action_dim, self.action_mean)):
@@ -77,6 +85,7 @@ class Statistics:
         yield (f"robot {self.robot}: {len(self.state_mean)} state and {len(self.action_mean)} action dimensions, "
                f"{self.windows:,} windows, m = {m} frames = {m / self.fps:.2f} s, chunk = {k} frames = "
                f"{k / self.fps:.2f} s")
+        yield f"it reads {', '.join(self.inputs)}"
         if self.sample:
             yield f"statistics over a seeded sample of {self.sample:,} of these windows"
         if self.unscaled:
@@ -116,6 +125,17 @@ def of_checkpoint(state):
                                    for name, row in state.get("statistics_by_robot", {}).items()}
 
 
+def inputs_of(sources):
+    """Which feature fills which slot, in any of the sources: tuple of text such as "head = observation.images.top"."""
+    found = []
+    for source in sources:
+        cameras = source.views if isinstance(source.views, dict) else dict(zip(source.views, source.views))
+        found += [f"{slot} = {key}" for slot, key in cameras.items()]
+        found += [f"{kind} = {' + '.join(keys)}" for kind in ("state", "action")
+                  if (keys := getattr(source, f"{kind}_keys", ()))]
+    return tuple(dict.fromkeys(found))
+
+
 def reference(relative, action_mode, state):
     """What a relative action is relative to: the state at t on relative dimensions, else 0. (..., d_a or 1) float64"""
     if action_mode == "absolute":
@@ -128,7 +148,7 @@ def reference(relative, action_mode, state):
 
 # ---- sums ---------------------------------------------------------------------------------------
 
-class _Moments:
+class Moments:
     """Count, mean, sum of squared deviations, lowest and highest value per dimension of what was added so far."""
 
     def __init__(self):
@@ -141,10 +161,12 @@ class _Moments:
         self.mean = self.mean + shift * (n / total)
         self.n, self.low, self.high = total, np.minimum(self.low, low), np.maximum(self.high, high)
 
+    def std(self):
+        return np.sqrt(self.squares / self.n)
 
-def state_moments(state, ts):
-    """state (T, d) float64, windows at ts (n,) -> n, mean, squared deviations, lowest, highest."""
-    x = state[ts]
+
+def moments_of(x):
+    """x (n, d) float64 -> n, mean, squared deviations, lowest, highest."""
     mean = x.mean(0)
     return len(x), mean, ((x - mean) ** 2).sum(0), x.min(0), x.max(0)
 
@@ -190,7 +212,7 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None):
     """Statistics over all windows of all sources with actions (one robot), or over SAMPLE of them if there are more.
 
     bad: called with the error of an episode that cannot be read, which then does not count; None: the error is raised.
-    ValueError: no source with actions, several robots, or unequal widths.
+    ValueError: no source with actions, several robots, or one robot with unequal widths, delta masks or rates.
     """
     with_actions = [(s, w) for s, w in zip(sources, window_lists) if s.has_action]
     if not with_actions:
@@ -198,7 +220,17 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None):
     robots = {s.robot for s, _ in with_actions}
     if len(robots) > 1:
         raise ValueError(f"statistics are of one robot, these datasets are of {sorted(robots)}")
-    moments, total = {"state": _Moments(), "action": _Moments()}, sum(len(rows) for _, rows in with_actions)
+    widths = {}   # (name, value) of the first dataset, by what must be the same in all
+
+    def same(what, source, value):
+        name, first = widths.setdefault(what, (source.name, value))
+        if value != first:
+            raise ValueError(f"robot '{source.robot}' has {what} {first} in dataset {name} and {value} in {source.name}: "
+                             "they are not one robot; name them apart with a robot file for each")
+    for source, _ in with_actions:
+        same("frames/s", source, source.fps)
+        same("a delta mask of", source, tuple(map(int, source.relative)))
+    moments, total = {"state": Moments(), "action": Moments()}, sum(len(rows) for _, rows in with_actions)
     for (source, _), rows in zip(with_actions, sampled([rows for _, rows in with_actions])):
         cuts = np.flatnonzero(np.diff(rows[:, 0], prepend=-1))                     # rows are sorted by episode
         for first, last in zip(cuts, [*cuts[1:], len(rows)]):
@@ -209,11 +241,13 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None):
                     raise
                 bad(error)
                 continue
+            same("state and action dimensions", source, (state.shape[1], action.shape[1]))
             ts = rows[first:last, 1]
-            moments["state"].add(*state_moments(state, ts))
+            moments["state"].add(*moments_of(state[ts]))
             moved = reference(source.relative, action_mode, state)
             moments["action"].add(*action_moments(action, np.broadcast_to(moved, (len(moved), moved.shape[1])), ts, k))
-    return _finished(moments, with_actions[0][0], action_mode, std_floor, total)
+    found = _finished(moments, with_actions[0][0], action_mode, std_floor, total)
+    return replace(found, inputs=inputs_of([source for source, _ in with_actions]))
 
 
 def _finished(moments, source, action_mode, std_floor, total):
@@ -222,7 +256,7 @@ def _finished(moments, source, action_mode, std_floor, total):
     for kind, sums in moments.items():
         if not sums.n:
             raise ValueError(f"robot '{robot}': no episode of its training windows could be read")
-        mean, std = sums.mean, np.sqrt(sums.squares / sums.n)
+        mean, std = sums.mean, sums.std()
         if robot in ROBOTS and ROBOTS[robot].grippers_by_range:
             joint = np.array(ROBOTS[robot].relative)
             if len(mean) != len(joint):
@@ -261,6 +295,7 @@ def kept_statistics(folder, sources, window_lists, m, k, action_mode, std_floor,
     depends = {"format": FORMAT, "m": m, "k": k, "action_mode": action_mode, "std_floor": std_floor,
                "sample": [SAMPLE, SAMPLE_SEED], "sources": [
                    source.identity() | {"robot": source.robot, "relative": list(source.relative),
+                                        "inputs": list(inputs_of([source])),
                                         "windows": hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()}
                    for source, rows in zip(sources, window_lists) if source.has_action]}
     path = folder / record.FOLDER / f"{action_mode}_{record.digest(depends)[:16]}.json"

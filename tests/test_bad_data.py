@@ -120,6 +120,8 @@ FAULTS = {
                              ["episode 1, frame 7", "'timestamp' 0.2 s is not after"]),
     "lost frames": (lambda root: write_rows(root, 1, timestamp=np.arange(23) / FPS + (np.arange(23) > 9) / FPS),
                     ["episode 1, frame 10", "'timestamp' is 0.366667 s", "it should be 0.333333"]),
+    "a start cut off": (lambda root: write_rows(root, 1, timestamp=np.arange(5, 28) / FPS),
+                        ["episode 1, frame 0", "'timestamp' is 0.166667 s", "its start was cut off"]),
     "rows of another episode": (lambda root: write_rows(root, 1, episode_index=np.zeros(23)),
                                 ["episode 1, frame 0", "'episode_index' is 0, expected 1"]),
     "rows out of order": (lambda root: write_rows(root, 1, frame_index=np.arange(23)[::-1]),

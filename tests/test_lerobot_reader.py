@@ -14,6 +14,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from data import open_corpus
 from support import lerobot_reader
 from support.lerobot_reader import LeRobotSource
 from support.robots import guess_cameras
@@ -157,6 +158,38 @@ def test_an_action_under_another_name_is_not_human_video(dataset):
     assert LeRobotSource(dataset, Robot("mine", action=("action.joints",))).has_action
 
 
+def test_a_robot_file_may_call_its_actions_anything(dataset):
+    """Only a dataset without a feature of that name is human video."""
+    features = json.loads((dataset / "meta/info.json").read_text())["features"]
+    features["control"] = features.pop("action")
+    edit_info(dataset, features=features)
+    for e in (0, 1):
+        table = pq.read_table(parquet(dataset, e))
+        pq.write_table(table.rename_columns([name.replace("action", "control") for name in table.column_names]),
+                       parquet(dataset, e))
+    source = LeRobotSource(dataset, Robot("mine", action=("control",)))
+    assert source.has_action and (source.numbers(1)[1] == numbers_of(1)[1]).all()
+    assert not LeRobotSource(dataset).has_action
+
+
+def test_a_known_robot_without_its_head_camera_has_its_cameras_guessed(dataset):
+    """Half of the table's names would leave the head out without a word."""
+    features = json.loads((dataset / "meta/info.json").read_text())["features"]
+    features["observation.images.top"], features["action"]["shape"] = features.pop(HEAD), [14]
+    edit_info(dataset, features=features, robot_type="aloha")
+    for e in (0, 1):
+        video(dataset, e, "observation.images.top").parent.mkdir(parents=True, exist_ok=True)
+        video(dataset, e).rename(video(dataset, e, "observation.images.top"))
+    assert LeRobotSource(dataset).views == {"head": "observation.images.top", "left_wrist": WRIST}
+    with pytest.raises(ValueError, match="one camera in two slots"):
+        LeRobotSource(dataset, Robot("mine", cameras={"head": WRIST, "left_wrist": WRIST}))
+
+
+def test_robots_that_nobody_named_are_told_apart_by_their_datasets(dataset):
+    edit_info(dataset, robot_type="unknown")
+    assert LeRobotSource(dataset).robot == "toy"
+
+
 def _child(source, queue):
     queue.put(all_exact(source))
 
@@ -183,13 +216,16 @@ def test_travels_to_workers(dataset, method):
     (["observation.images.cam_high", "observation.images.cam_low"], {"head": "observation.images.cam_high"}),
     (["image", "wrist_image"], {"head": "image", "left_wrist": "wrist_image"}),
     (["observation.image"], {"head": "observation.image"}),
+    (["cam_top", "leftWrist", "wrist_bright_right"], {"head": "cam_top", "left_wrist": "leftWrist",
+                                                      "right_wrist": "wrist_bright_right"}),
+    (["image", "wrist_bright"], {"head": "image", "left_wrist": "wrist_bright"}),
 ])
 def test_cameras_are_guessed(keys, expected):
     assert guess_cameras(keys) == expected
 
 
 @pytest.mark.parametrize("keys", [["image", "image2"], ["wrist"], ["top", "front"],
-                                  ["cam_left_high", "cam_right_high"]])
+                                  ["cam_left_high", "cam_right_high"], ["laptop", "phone"]])
 def test_ambiguous_cameras_are_listed(keys):
     with pytest.raises(ValueError, match=", ".join(keys)):
         guess_cameras(keys)
@@ -339,6 +375,39 @@ def all_exact_30(source):
     return all(decoded(source.frame(view, e, t)) == (BEFORE_30[e] + t, view == "left_wrist") for view, e, t in asked)
 
 
+def test_v30_in_several_chunks_and_lists_of_episodes(tmp_path):
+    root = write_v30(tmp_path / "toy")
+    for path in [*root.glob("data/*/file-001.parquet"), *root.glob("videos/*/*/file-001.mp4")]:
+        to = path.parents[1] / "chunk-001" / path.name.replace("001", "000")
+        to.parent.mkdir()
+        path.rename(to)
+    listed = root / "meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(listed).to_pylist()
+    for row in rows[2:]:
+        row |= {key: {"chunk_index": 1, "file_index": 0}[key.split("/")[-1]] for key in row
+                if key.endswith(("chunk_index", "file_index"))}
+    pq.write_table(pa.Table.from_pylist(rows[:3]), listed)
+    (root / "meta/episodes/chunk-001").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows[3:]), root / "meta/episodes/chunk-001/file-000.parquet")
+    all_exact_30(LeRobotSource(root))
+
+
+def test_of_a_large_data_file_only_the_row_groups_of_the_episode_are_read(tmp_path, monkeypatch):
+    """v3.0 puts hundreds of episodes in a file; a random window must not read them all."""
+    whole, asked = LeRobotSource(write_v30(tmp_path / "one" / "toy")), []
+    source = LeRobotSource(write_v30(tmp_path / "five" / "toy", row_group=5))
+    read = lerobot_reader.read_columns
+
+    def noted(path, sizes, where, group):
+        asked.append(group)
+        return read(path, sizes, where, group)
+    monkeypatch.setattr(lerobot_reader, "read_columns", noted)
+    for e, groups in ((1, [2, 3, 4]), (0, [0, 1]), (3, [4, 5])):   # rows 12 to 20, 0 to 11 (2 is held), 20 to 26
+        asked.clear()
+        assert all((mine == other).all() for mine, other in zip(source.numbers(e), whole.numbers(e)))
+        assert [group for group in asked if group in groups] == groups or (e, asked) == (0, [0, 1])
+
+
 def png(picture):
     from io import BytesIO
 
@@ -423,6 +492,37 @@ def test_a_task_that_is_not_listed_is_named_by_its_frame(tmp_path):
     assert source.task(1, 4) == "pick"
     with pytest.raises(ValueError, match="episode 1, frame 5: its task_index 1 is not listed in meta/tasks"):
         source.task(1, 5)
+
+
+@pytest.mark.parametrize("version, damage", [
+    ("v2.1", lambda path: path.write_bytes(path.read_bytes().replace(b'"task"', b'"tbsk"', 1))),
+    ("v2.1", lambda path: path.write_text("5\n")),
+    ("v2.1", lambda path: path.write_bytes(b'{"task_index": 0, "task": "t\xe9"}')),
+    ("v2.1", lambda path: path.unlink()),
+    ("v3.0", lambda path: pq.write_table(pa.table({"task_index": [0, 1, 2]}), path)),
+    ("v3.0", lambda path: pq.write_table(pa.table({"index": [0], "task": ["x"]}), path)),
+    ("v3.0", lambda path: truncate(path))])
+def test_damaged_lists_of_tasks_are_one_line_when_opening_for_training(tmp_path, version, damage):
+    write = write_dataset if version == "v2.1" else write_v30
+    root = give_tasks(write(tmp_path / "toy"), version, "task")
+    damage(root / "meta" / ("tasks.jsonl" if version == "v2.1" else "tasks.parquet"))
+    found = [line for line, _ in open_corpus(root, 3).look(3)]
+    assert found and all(f"dataset {root}" in line and "meta/tasks" in line and "\n" not in line for line in found)
+    with pytest.raises(ValueError, match="repair this before training on it"):
+        lerobot_reader.main(["--inspect", str(root)])
+
+
+def test_vectors_of_two_axes_are_flattened(dataset):
+    """LeRobot allows a shape of [2, 3]; its column is a list of lists."""
+    features = json.loads((dataset / "meta/info.json").read_text())["features"]
+    edit_info(dataset, features=features | {"action": {"dtype": "float32", "shape": [2, 3], "names": None}})
+    for e, n in enumerate(LENGTHS):
+        values = np.arange(n * 6).reshape(n, 2, 3).tolist()
+        table = pq.read_table(parquet(dataset, e)).drop_columns("action")
+        pq.write_table(table.append_column("action", pa.array(values, pa.list_(pa.list_(pa.float32())))),
+                       parquet(dataset, e))
+    source = LeRobotSource(dataset)
+    assert source.numbers(1)[1][2].tolist() == [12, 13, 14, 15, 16, 17] and len(source.action_names) == 6
 
 
 def test_numbers_and_tasks_of_v30(tmp_path):

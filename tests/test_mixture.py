@@ -64,13 +64,41 @@ def test_a_mixture_of_robots_trains_with_statistics_of_each_and_runs_each(table_
 
 @pytest.mark.parametrize("change, message", [
     ({"wieght": 0.5}, "wieght"), ({"weight": -1}, "weights above 0"), ({"weight": float("nan")}, "weights above 0"),
-    ({"path": 5}, "is no mixture"), ({"robot": "r2d2"}, "--robot r2d2: unknown"), ({"weight": "x"}, "is no mixture")])
+    ({"path": 5}, "is no mixture"), ({"robot": "r2d2"}, "--robot r2d2: unknown"), ({"weight": "x"}, "is no mixture"),
+    ({"robot": {"name": "x"}}, "are text"), ({"robot": 5}, "are text"), ({"name": 5}, "are text"),
+    ({"kind": "human_video"}, "kind human_video: choose from sim, real, human")])
 def test_a_wrong_row_of_a_mixture_is_one_line(table_3, change, message):
     stored = json.loads(Path(table_3).read_text())
     stored["datasets"][1] |= change
     Path(table_3).write_text(json.dumps(stored))
     with pytest.raises(ValueError, match=message):
         open_corpus(table_3, 3)
+
+
+@pytest.mark.parametrize("validation, message", [
+    (5, "is no mixture"), ({"path": "RoboMind", "kind": "real"}, "is no mixture"), ({"robot": "aloha"}, "is no mixture"),
+    ("./RoboTwin", "./RoboTwin is trained on and held out")])
+def test_a_wrong_validation_of_a_mixture_is_one_line(table_3, validation, message):
+    stored = json.loads(Path(table_3).read_text())
+    Path(table_3).write_text(json.dumps(stored | {"validation": validation}))
+    with pytest.raises(ValueError, match=message):
+        open_corpus(table_3, 3)
+
+
+def test_a_validation_dataset_may_have_a_robot_of_its_own_and_folders_called_alike_are_told_apart(tmp_path):
+    """RoboTwin's folders are <task>/aloha-agilex: one name for all."""
+    for task in ("stack", "pour", "apart"):
+        write_folder(tmp_path / task / "arm", d=14, robot=np.array("somebody"))
+    rows = [{"path": f"{task}/arm", "robot": "aloha"} for task in ("stack", "pour")]
+    listing = tmp_path / "mixture.json"
+    listing.write_text(json.dumps({"datasets": rows, "validation": {"path": "apart/arm", "robot": "aloha"}}))
+    corpus = open_corpus(listing, 3)
+    assert [source.name for source in corpus.sources] == ["stack/arm", "pour/arm"] and corpus.held_out.robot == "aloha"
+    listing.write_text(json.dumps({"datasets": [rows[0] | {"name": "first"}, rows[1]], "robot": "dex"}))
+    corpus = open_corpus(listing, 3, robot="aloha")
+    assert [source.name for source in corpus.sources] == ["first", "pour/arm"] and corpus.held_out.robot == "aloha"
+    listing.write_text(json.dumps({"datasets": [rows[0], {"path": "pour/arm"}], "robot": "dex"}))
+    assert [source.robot for source in open_corpus(listing, 3).sources] == ["aloha", "dex"]
 
 
 @pytest.mark.parametrize("validation, message", [

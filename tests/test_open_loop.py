@@ -12,15 +12,17 @@ import pytest
 import torch
 
 import support.policy
+import train
 from config import get_config
 from data import Corpus, example, open_corpus, open_source, windows
 from model import InternVLA_A1
+from support import lerobot_reader
 from support.evaluate import validate
 from support.open_loop import Rivals, errors, mean_errors, open_loop, replay
 from support.policy import Policy
 from support.statistics import Statistics, statistics
 
-from test_bad_input import SMALL, save_checkpoint, write_folder
+from test_bad_input import RUN, SMALL, save_checkpoint, write_folder
 from test_data import Fake
 
 K = 16
@@ -192,6 +194,51 @@ def test_infer_reports_the_held_out_episode_with_plot_foresight_and_json(tmp_pat
     assert "episode 1: mean squared error in training standard deviations: policy" in printed
     assert "5 instead of 10 Euler steps move the actions by" in printed
     assert "replay: 8 recorded windows give the model the same inputs in training and at inference" in printed
+
+
+def test_lerobot_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_file(tmp_path, monkeypatch, capsys):
+    """The README's commands on a dataset that no table knows, in delta mode, and on its frame cache, whose pictures the
+    VAE enlarges as in the release; other cameras are refused."""
+    pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
+    from test_lerobot_reader import HEAD, WRIST, edit_info, pq, write_dataset
+    root, robot = write_dataset(tmp_path / "toy"), tmp_path / "mine.json"
+    features = json.loads((root / "meta/info.json").read_text())["features"]
+    edit_info(root, features={key: x for key, x in features.items() if key != "action"} |
+              {"action": features["observation.state"]})
+    for e in (0, 1):   # commands as wide as the state, which is what delta mode needs
+        path = root / f"data/chunk-{e:03d}/episode_{e:06d}.parquet"
+        table = pq.read_table(path).drop_columns("action")
+        pq.write_table(table.append_column("action", table["observation.state"]), path)
+
+    def describe(**cameras):
+        robot.write_text(json.dumps({"name": "mine", "cameras": cameras, "delta": [2, -1]}))
+    describe(head=HEAD, left_wrist=WRIST)
+    run = ["--data", str(root), "--robot", str(robot), "--action_mode", "delta", "--m", "3", "--out", str(tmp_path / "run")]
+    run += [*RUN, "--gen_from_view", "true", "--vae_size", "64"]
+    train.run(run)
+    assert f"it reads head = {HEAD}, left_wrist = {WRIST}, state = observation.state, action = action" in \
+        capsys.readouterr().out
+
+    def look(*more, data=root):
+        monkeypatch.setattr(sys, "argv", ["infer.py", "--checkpoint", str(tmp_path / "run"), "--open-loop", "--data",
+                                          str(data), "--out", str(tmp_path / "out"), *more])
+        runpy.run_path(str(ROOT / "infer.py"), run_name="__main__")
+        return capsys.readouterr()
+    lerobot_reader.main(["--cache", str(root), str(tmp_path / "cache"), "--sizes", "32", "--robot", str(robot)])
+    found = [[line for line in look("--robot", str(robot), data=data).out.splitlines() if line.startswith("episode 1")]
+             for data in (root, tmp_path / "cache")]
+    assert found[0] == found[1] and "episode 1: mean squared error" in found[0][0]
+    assert (tmp_path / "out" / "foresight_1.png").exists()
+    report = json.loads((tmp_path / "out" / "open_loop.json").read_text())
+    assert set(report["1"]) == {"policy", "hold the state", "mean action", "ridge regression"}
+    for more, message in (((), "give the same --robot as in training"),
+                          (("--robot", str(robot)), f"gives head = {WRIST}, left_wrist = {HEAD}; trained was on")):
+        describe(head=WRIST, left_wrist=HEAD)
+        with pytest.raises(SystemExit):
+            look(*more)
+        assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match="was trained with other statistics"):
+        train.run([*run, "--resume"])
 
 
 def test_a_mixture_weighs_datasets_of_any_kind_and_holds_out_the_last_episode(tmp_path):

@@ -16,7 +16,7 @@ from support.lerobot_reader import LeRobotSource, main
 
 from test_bad_data import dataset    # noqa: F401, a fixture
 from test_bad_input import RUN, refuses, write_folder    # noqa: F401, refuses is a fixture
-from test_lerobot_reader import HEAD, WRIST, edit_info, parquet, truncate, video, write_v30
+from test_lerobot_reader import HEAD, WRIST, edit_info, give_tasks, parquet, truncate, video, write_v30
 
 SECONDS = 20   # for one damaged dataset: a hang
 
@@ -33,15 +33,16 @@ def flip(path, random):
 
 
 def read_everything(root):
-    """Open, all numbers, and pictures from the start, middle and end of every episode and view."""
+    """Open, all numbers, and instruction and pictures at the start, middle and end of every episode and view."""
     for held in (lerobot_reader._NUMBERS, lerobot_reader._PICTURES, lerobot_reader._ROW_GROUPS, video_files._OPEN):
         for key in list(held.items):
             held.drop(key)
     source = open_corpus(root, 3).sources[0]
     for e, T in enumerate(source.lengths):
         source.numbers(e)
-        for view in source.views:
-            for t in {0, T // 2, T - 1}:
+        for t in {0, T // 2, T - 1}:
+            source.task(e, t)
+            for view in source.views:
                 source.frame(view, e, t)
 
 
@@ -59,6 +60,7 @@ def test_random_damage_is_named_by_the_record_and_without_it_never_hangs_or_cras
     are named. A hang inside a C library ends the process with its stack."""
     root = request.getfixturevalue("dataset") if version == "v2.1" else \
         write_v30(tmp_path / "toy", kind="video" if "mp4" in version else "image")
+    give_tasks(root, version.split()[0], "task")
     read_everything(root)
     record.record(root)
     files = sorted(path for path in root.rglob("*") if path.is_file() and "statistics" not in path.parts)
@@ -90,6 +92,23 @@ def test_missing_and_new_files_are_named_too(dataset):    # noqa: F811
     (dataset / "meta" / "more.json").write_text("{}")
     assert record.verify(dataset) == [f"{video(dataset, 0, WRIST)} is missing", f"{dataset / 'meta/more.json'} is new"]
     assert "recorded before" in record.record(dataset)      # damage is never recorded over what was good
+
+
+def test_what_is_hidden_is_no_part_of_a_dataset_and_all_that_changed_is_named(dataset, capsys):    # noqa: F811
+    """A clone's .git and a hub's .cache change by themselves; a list that ends in "and more" names nothing."""
+    for n in range(30):
+        (dataset / f"note_{n}.txt").write_text("as recorded")
+    (dataset / ".git").mkdir()
+    (dataset / ".git" / "index").write_text("then")
+    record.record(dataset)
+    (dataset / ".git" / "index").write_text("now")
+    (dataset / "data" / ".DS_Store").write_text("new")
+    assert record.verify(dataset) == []
+    for n in range(30):
+        (dataset / f"note_{n}.txt").write_text("changed")
+    with pytest.raises(ValueError, match=r"\(30 faults\)"):
+        main(["--verify", str(dataset)])
+    assert capsys.readouterr().out.count("has changed") == 30
 
 
 def test_no_record_or_a_damaged_one_is_refused(dataset):    # noqa: F811
