@@ -6,7 +6,7 @@
     python bench.py --config a1_2b --dtype bfloat16  seconds of one action chunk beside a plain implementation and the
                                                      machine's floor, phase by phase, with random weights
     python bench.py --config conveyor --control 20   milliseconds of a control step, planning in it and beside it
-    python bench.py --data DIR                       training tuples a second, and what a naive reader makes
+    python bench.py --data DIR [--robot NAME]        training tuples a second, and what a naive reader makes
     python bench.py --data synthetic                 the same for each codec, on datasets that it writes
 
 `--claim` trains with train.py, several runs side by side on one thread each, every arm for the same wall clock: the
@@ -29,7 +29,9 @@ from model import InternVLA_A1, count_parameters
 from support import data_bench
 from support.engine import MODES
 from support.flags import Parser
+from support.inspection import said
 from support.latency import control, lines, measure
+from support.robots import find_robot
 
 PAPER = {"a1_2b": (0.94, 0.36, 0.36, 1.8), "a1_3b": (2.13, 0.44, 0.44, 3.2)}   # Table 1, in billions
 RESULTS = Path("bench/results")
@@ -244,6 +246,7 @@ def parse(argv):
     parser.add_argument("--json", help="file name under bench/results")
     parser.add_argument("--config", help="preset whose action chunk is timed")
     parser.add_argument("--data", help="dataset whose reading is timed, or 'synthetic': one for each codec")
+    parser.add_argument("--robot", help="with --data: of support/robots.py, or a .json file (default: the dataset's)")
     parser.add_argument("--tuples", type=int, default=16, help="with --data: tuples of one run")
     parser.add_argument("--size", type=int, default=256, help="with --data: pixels of a letterboxed picture")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="with --config")
@@ -268,7 +271,7 @@ def run(argv):
     elif args.data:
         m = DataConfig.m
         lines = data_bench.codecs(m, args.size, args.tuples) if args.data == "synthetic" else \
-            data_bench.reading(args.data, m, args.size, args.tuples)
+            data_bench.reading(args.data, m, args.size, args.tuples, args.robot and find_robot(args.robot))
         for line in lines:
             print(line, flush=True)
     else:
@@ -278,6 +281,6 @@ def run(argv):
 if __name__ == "__main__":
     try:
         run(sys.argv[1:])
-    except (ValueError, ImportError) as error:
-        print(f"bench.py: {error}", file=sys.stderr)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"bench.py: {said(error)}", file=sys.stderr)
         sys.exit(2)
