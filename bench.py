@@ -16,6 +16,7 @@ bench/results/*.json as they come in; finished runs are not repeated.
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ from support import data_bench
 from support.engine import MODES
 from support.flags import Parser
 from support.inspection import said
-from support.latency import control, lines, measure
+from support.latency import SEED, control, lines, measure
 from support.robots import find_robot
 
 PAPER = {"a1_2b": (0.94, 0.36, 0.36, 1.8), "a1_3b": (2.13, 0.44, 0.44, 3.2)}   # Table 1, in billions
@@ -176,10 +177,21 @@ def row(report):
 
 # ---- seconds of a chunk -----------------------------------------------------------------------------------------
 
-def conditions(args):
+def processor():
+    """The CPU's model as Linux names it, else what Python knows."""
+    info = Path("/proc/cpuinfo")
+    rows = info.read_text().splitlines() if info.exists() else ()
+    names = [row.split(":")[1].strip() for row in rows if row.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def conditions(args, config):
+    """What the figures depend on. ONEDNN_MAX_CPU_ISA, where it is set, decides about every product on a CPU."""
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return {"command": "python bench.py " + " ".join(sys.argv[1:]), "config": args.config, "dtype": args.dtype,
-            "device": where, "torch": torch.__version__, "engine": engine_of(args)}
+            "device": where, "processor": processor(), "torch": torch.__version__, "engine": engine_of(args),
+            "euler_steps": config.model.euler_steps, "weights_seed": SEED,
+            "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA")}
 
 
 def engine_of(args):
@@ -207,9 +219,12 @@ def possible(args):
 def latency(args):
     """One action chunk, or with --control a control loop: support/latency.py measures, this prints and writes."""
     possible(args)
-    config, dtype, report = get_config(args.config), getattr(torch, args.dtype), conditions(args)
-    print(", ".join(str(report[key]) for key in ("config", "dtype", "device")) +
-          f", torch {torch.__version__}, engine {report['engine']}, random weights, batch 1, three views")
+    config, dtype = get_config(args.config), getattr(torch, args.dtype)
+    report = conditions(args, config)
+    isa = report["onednn_max_cpu_isa"]
+    print(", ".join(str(report[key]) for key in ("config", "dtype", "device", "processor")) +
+          (f", ONEDNN_MAX_CPU_ISA={isa}" if isa else "") + f", torch {torch.__version__}, engine {report['engine']}, "
+          f"{report['euler_steps']} Euler steps, random weights of seed {SEED}, batch 1, three views", flush=True)
     if args.control is not None:
         report["control"] = control(config, args.device, dtype, report["engine"], args.control)
         for name, row in report["control"].items():
@@ -219,7 +234,8 @@ def latency(args):
     else:
         if config.model.vae != "cosmos" or not config.model.gen_expert:
             raise ValueError(f"--config {args.config}: the plain arm is a full-size preset's; --control times any")
-        compiled, blocks = args.compiled_arm or args.device == "cuda", args.blocks or 4
+        gpu = args.device == "cuda"
+        compiled, blocks = args.compiled_arm or gpu, args.blocks or (30 if gpu else 4)
         report |= measure(config.model, args.device, dtype, report["engine"], blocks, compiled, args.euler_steps)
         print(f"{' + '.join(map(str, report['tokens']))} tokens; every arm {2 * blocks} times, interleaved")
         print("\n".join(lines(report)))
@@ -253,7 +269,8 @@ def parse(argv):
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="with --config")
     parser.add_argument("--random", action="store_true", help="with --config: random weights (the default, and all)")
     parser.add_argument("--engine", choices=MODES, help="with --config (default: graph on a GPU, eager on a CPU)")
-    parser.add_argument("--blocks", type=int, help="with --config: each arm runs twice as often (default 4)")
+    parser.add_argument("--blocks", type=int, help="with --config: each arm runs twice as often (default: 30 on a "
+                        "GPU, 4 on a CPU)")
     parser.add_argument("--compiled_arm", action="store_true", help="with --config: also the plain arm, compiled")
     parser.add_argument("--euler_steps", type=int, help="with --config: also time fewer steps, and their action error")
     parser.add_argument("--control", type=float, metavar="SECONDS", help="with --config: a control loop at 30 Hz")
