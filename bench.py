@@ -6,7 +6,7 @@
     python bench.py --config a1_2b --dtype bfloat16  seconds of one action chunk beside a plain implementation and the
                                                      machine's floor, phase by phase, with random weights
     python bench.py --config conveyor --control 20   milliseconds of a control step, planning in it and beside it
-    python bench.py --data DIR                       training tuples a second, and what a naive reader makes
+    python bench.py --data DIR [--robot NAME]        training tuples a second, and what a naive reader makes
     python bench.py --data synthetic                 the same for each codec, on datasets that it writes
 
 `--claim` trains with train.py, several runs side by side on one thread each, every arm for the same wall clock: the
@@ -16,6 +16,7 @@ bench/results/*.json as they come in; finished runs are not repeated.
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,9 @@ from model import InternVLA_A1, count_parameters
 from support import data_bench
 from support.engine import MODES
 from support.flags import Parser
-from support.latency import control, lines, measure
+from support.inspection import said
+from support.latency import SEED, control, lines, measure
+from support.robots import find_robot
 
 PAPER = {"a1_2b": (0.94, 0.36, 0.36, 1.8), "a1_3b": (2.13, 0.44, 0.44, 3.2)}   # Table 1, in billions
 RESULTS = Path("bench/results")
@@ -174,10 +177,21 @@ def row(report):
 
 # ---- seconds of a chunk -----------------------------------------------------------------------------------------
 
-def conditions(args):
+def processor():
+    """The CPU's model as Linux names it, else what Python knows."""
+    info = Path("/proc/cpuinfo")
+    rows = info.read_text().splitlines() if info.exists() else ()
+    names = [row.split(":")[1].strip() for row in rows if row.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def conditions(args, config):
+    """What the figures depend on. ONEDNN_MAX_CPU_ISA, where it is set, decides about every product on a CPU."""
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return {"command": "python bench.py " + " ".join(sys.argv[1:]), "config": args.config, "dtype": args.dtype,
-            "device": where, "torch": torch.__version__, "engine": engine_of(args)}
+            "device": where, "processor": processor(), "torch": torch.__version__, "engine": engine_of(args),
+            "euler_steps": config.model.euler_steps, "weights_seed": SEED,
+            "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA")}
 
 
 def engine_of(args):
@@ -205,9 +219,12 @@ def possible(args):
 def latency(args):
     """One action chunk, or with --control a control loop: support/latency.py measures, this prints and writes."""
     possible(args)
-    config, dtype, report = get_config(args.config), getattr(torch, args.dtype), conditions(args)
-    print(", ".join(str(report[key]) for key in ("config", "dtype", "device")) +
-          f", torch {torch.__version__}, engine {report['engine']}, random weights, batch 1, three views")
+    config, dtype = get_config(args.config), getattr(torch, args.dtype)
+    report = conditions(args, config)
+    isa = report["onednn_max_cpu_isa"]
+    print(", ".join(str(report[key]) for key in ("config", "dtype", "device", "processor")) +
+          (f", ONEDNN_MAX_CPU_ISA={isa}" if isa else "") + f", torch {torch.__version__}, engine {report['engine']}, "
+          f"{report['euler_steps']} Euler steps, random weights of seed {SEED}, batch 1, three views", flush=True)
     if args.control is not None:
         report["control"] = control(config, args.device, dtype, report["engine"], args.control)
         for name, row in report["control"].items():
@@ -217,7 +234,8 @@ def latency(args):
     else:
         if config.model.vae != "cosmos" or not config.model.gen_expert:
             raise ValueError(f"--config {args.config}: the plain arm is a full-size preset's; --control times any")
-        compiled, blocks = args.compiled_arm or args.device == "cuda", args.blocks or 4
+        gpu = args.device == "cuda"
+        compiled, blocks = args.compiled_arm or gpu, args.blocks or (30 if gpu else 4)
         report |= measure(config.model, args.device, dtype, report["engine"], blocks, compiled, args.euler_steps)
         print(f"{' + '.join(map(str, report['tokens']))} tokens; every arm {2 * blocks} times, interleaved")
         print("\n".join(lines(report)))
@@ -244,13 +262,15 @@ def parse(argv):
     parser.add_argument("--json", help="file name under bench/results")
     parser.add_argument("--config", help="preset whose action chunk is timed")
     parser.add_argument("--data", help="dataset whose reading is timed, or 'synthetic': one for each codec")
+    parser.add_argument("--robot", help="with --data: of support/robots.py, or a .json file (default: the dataset's)")
     parser.add_argument("--tuples", type=int, default=16, help="with --data: tuples of one run")
     parser.add_argument("--size", type=int, default=256, help="with --data: pixels of a letterboxed picture")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="with --config")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="with --config")
     parser.add_argument("--random", action="store_true", help="with --config: random weights (the default, and all)")
     parser.add_argument("--engine", choices=MODES, help="with --config (default: graph on a GPU, eager on a CPU)")
-    parser.add_argument("--blocks", type=int, help="with --config: each arm runs twice as often (default 4)")
+    parser.add_argument("--blocks", type=int, help="with --config: each arm runs twice as often (default: 30 on a "
+                        "GPU, 4 on a CPU)")
     parser.add_argument("--compiled_arm", action="store_true", help="with --config: also the plain arm, compiled")
     parser.add_argument("--euler_steps", type=int, help="with --config: also time fewer steps, and their action error")
     parser.add_argument("--control", type=float, metavar="SECONDS", help="with --config: a control loop at 30 Hz")
@@ -268,7 +288,7 @@ def run(argv):
     elif args.data:
         m = DataConfig.m
         lines = data_bench.codecs(m, args.size, args.tuples) if args.data == "synthetic" else \
-            data_bench.reading(args.data, m, args.size, args.tuples)
+            data_bench.reading(args.data, m, args.size, args.tuples, args.robot and find_robot(args.robot))
         for line in lines:
             print(line, flush=True)
     else:
@@ -278,6 +298,6 @@ def run(argv):
 if __name__ == "__main__":
     try:
         run(sys.argv[1:])
-    except (ValueError, ImportError) as error:
-        print(f"bench.py: {error}", file=sys.stderr)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"bench.py: {said(error)}", file=sys.stderr)
         sys.exit(2)

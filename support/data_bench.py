@@ -98,15 +98,18 @@ class Timed:
 
 
 def measure(source, cache, m, size, tuples):
-    """{strategy: Timed}, all strategies by turns so that a busy neighbour meets each."""
+    """{strategy: Timed}, all strategies by turns so that a busy neighbour meets each. A source that is a cache has one."""
     torch.set_num_threads(1)   # as in a loader process
     rows, rng = windows(source, m, full=True), np.random.default_rng(0)
     if len(rows) == 0:
         raise ValueError(f"{source.root}: no episode is longer than {2 * m} frames")
-    found = {"this reader": Timed(read_window, source, m, size),
-             f"stretches of {STRETCH}": Timed(read_stretch, source, m, size, STRETCH, 2)}
-    if getattr(source, "videos", None):
-        found = {"naive": Timed(read_naive, source, m, size), **found}
+    if getattr(source, "cache", None):   # its videos are listed, but not there
+        found, cache = {}, source
+    else:
+        found = {"this reader": Timed(read_window, source, m, size),
+                 f"stretches of {STRETCH}": Timed(read_stretch, source, m, size, STRETCH, 2)}
+        if getattr(source, "videos", None):
+            found = {"naive": Timed(read_naive, source, m, size), **found}
     if cache:
         found["frame cache"] = Timed(read_window, cache, m, size, share=20)
     for _ in range(RUNS):
@@ -204,11 +207,13 @@ def demand(rate):
 def table(measured, size, tuples):
     """Lines, one a dataset. measured: {name: {strategy: Timed}}; the naive reader comes first where there is one."""
     yield (f"tuples of 3 times; one process, one thread as in a loader; median of {RUNS} interleaved runs of {tuples} "
-           f"tuples (stretches: 2 x, cache: 20 x as many); in brackets: times the naive reader")
+           f"tuples (stretches: 2 x, cache: 20 x as many); in brackets: times the naive reader, where there is one")
     for title, what in ((f"letterboxed to {size} px, as training takes them", "tuples"),
                         ("pictures as recorded: reading alone", "pictures")):
         first = next(iter(measured.values()))
         names = [name for name in first if what == "tuples" or name != "frame cache"]
+        if not names:   # a cache alone
+            continue
         yield f"{title}, tuples/s"
         yield f"{'':<14}" + "".join(f"{name:>18}" for name in names)
         for dataset, found in measured.items():
@@ -219,15 +224,16 @@ def table(measured, size, tuples):
                 for name, rate in rates.items())
 
 
-def reading(data, m, size, tuples):
-    """Printable lines for one dataset."""
-    source = open_source(data)
+def reading(data, m, size, tuples, robot=None):
+    """Printable lines for one dataset, or for a frame cache of one; robot: as open_source."""
+    source = open_source(data, robot)
     found = measure(source, None, m, size, tuples)
     yield f"{data}: {len(source.views)} views"
     yield from table({source.name[:13]: found}, size, tuples)
-    ours = found["this reader"]
-    yield f"decoding takes {ours.tuples / ours.pictures:.0%} of this reader's time"
-    yield from demand(ours.tuples)
+    ours = found.get("this reader")
+    if ours:
+        yield f"decoding takes {ours.tuples / ours.pictures:.0%} of this reader's time"
+    yield from demand((ours or found["frame cache"]).tuples)
 
 
 def codecs(m, size, tuples):

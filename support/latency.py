@@ -7,6 +7,7 @@ and the engine interleaved on the same inputs and noise, and compares the engine
 
 import resource
 import time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -25,11 +26,13 @@ PHASES = {"see": "ViT and words", "understand": "understanding", "latents": "VAE
           "denoise": "Euler steps", "foresee": "decode: latents", "to_pictures": "decode: pictures"}
 PLAIN, MISS, HIT = "plain arm", "engine, both frames encoded", "engine, latents of t-m kept"
 FORESIGHT = "engine, kept, future decoded"
+SEED = 0   # of the random weights and the noise
 
 
 @torch.no_grad()
 def random_model(config, device, dtype):
     """Full size in its final dtype, filled with the same million normal numbers over and over."""
+    torch.manual_seed(SEED)
     model, pool = empty_model(config, device, dtype), 0.02 * torch.randn(1 << 20, device=device)
     pool = pool.to(dtype)
     for name, p in model.named_parameters():
@@ -54,6 +57,25 @@ def seconds_of(call, device):
     call()
     synchronise(device)
     return time.perf_counter() - began
+
+
+def cpu_seconds_of(call, device):
+    """Processor time of this process until the call returns; on a GPU its work may still be going on."""
+    synchronise(device)
+    began = time.process_time()
+    call()
+    return time.process_time() - began
+
+
+def first_call(call, device):
+    """{"first_call_s"} and, on a GPU, {"peak_memory_gb"}: the allocator's during the call, all arms' weights included.
+
+    A CUDA graph's own memory is counted where the graph is recorded, which for MISS and HIT is the engine's start-up.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    row = {"first_call_s": seconds_of(call, device)}
+    return row | {"peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9} if device.type == "cuda" else row
 
 
 def label_of(name, args):
@@ -94,13 +116,15 @@ def record(engine, calls):
 
 
 def timed(engine, calls, device, repeats):
-    """{label: seconds of each run}, every phase timed by itself."""
+    """{label: seconds of each run}, every phase timed by itself; before them one round to touch buffers and compile."""
     found = {}
 
     def around(label, phase, *args):
         out = []
         found.setdefault(label, []).append(seconds_of(lambda: out.append(phase(*args)), device))
         return out[0]
+    for call in calls:
+        call()
     with watched(engine, around):
         for _ in range(repeats):
             for call in calls:
@@ -118,21 +142,19 @@ def interleaved(arms, blocks, device):
 
 
 def ratio(one, other, draws=2000):
-    """Median of `one` over median of `other` with a bootstrapped 95 % interval: (ratio, low, high)."""
-    random = np.random.default_rng(0)
-    one, other = np.array(one), np.array(other)
+    """Median of `one` over median of `other` with a bootstrapped 95 % interval: (ratio, low, high).
+
+    Below 8 samples of either low and high are None: so few say nothing about their spread.
+    """
+    random, one, other = np.random.default_rng(0), np.array(one), np.array(other)
+    middle = float(np.median(one) / np.median(other))
+    if min(len(one), len(other)) < 8:
+        return middle, None, None
 
     def medians(x):
         return np.median(x[random.integers(len(x), size=(draws, len(x)))], 1)
     low, high = np.percentile(medians(one) / medians(other), (2.5, 97.5))
-    return float(np.median(one) / np.median(other)), float(low), float(high)
-
-
-def peak_memory(device):
-    """Gigabytes at the highest point so far, all arms together: of the GPU's allocator, or of this whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return middle, float(low), float(high)
 
 
 def cases(euler):
@@ -144,52 +166,66 @@ def cases(euler):
                         PHASES["to_pictures"]]}
 
 
-def measure(config, device, dtype, mode="eager", blocks=5, compiled_arm=False, euler_steps=None):
+def measure(config, device, dtype, mode="eager", blocks=4, compiled_arm=False, euler_steps=None):
     """All figures of one chunk as a dict that json can write. config: ModelConfig of a full-size preset."""
-    device = torch.device(device)
-    torch.manual_seed(0)
+    device, made = torch.device(device), []
     model = random_model(replace(config, und_tail=True), device, dtype)   # the tail is for the plain arm alone
-    plain, engine = PlainArm(model), Engine(model, mode)
-    parts = engine if mode == "compile" else engine.eager()   # a recorded graph has no phases: its parts, launched singly
+    plain = PlainArm(model)
+    startup = first_call(lambda: made.append(Engine(model, mode)), device)
     batch, eps = random_batch(config), torch.randn(1, config.chunk, config.action_dim)   # the engine copies them itself
     there = batch.to(device), eps.to(device)
-    z_past = parts(batch, eps).z   # as if o_t were o_{t-m}: the values do not matter here
+    z_past = torch.randn(1, 3, 16, config.latent_grid, config.latent_grid, device=device)
 
-    arms = {PLAIN: lambda: plain(*there), MISS: lambda: engine(batch, eps), HIT: lambda: engine(batch, eps, z_past)}
+    def calls(engine):
+        return {MISS: lambda: engine(batch, eps), HIT: lambda: engine(batch, eps, z_past),
+                FORESIGHT: lambda: engine.to_pictures(engine(batch, eps, z_past, imagine=True).z_hat)}
+    engine, = made
+    arms = {PLAIN: lambda: plain(*there)} | calls(engine)
     if compiled_arm:
         squeezed = torch.compile(plain, mode="max-autotune")
         arms["plain arm, torch.compile"] = lambda: squeezed(*there)
-    first = {name: seconds_of(arm, device) for name, arm in arms.items()}
+    first = {name: first_call(arm, device) for name, arm in arms.items()}
     reference, ours = plain(*there), engine(batch, eps).actions.clone()
-    report = {"engine": mode, "tokens": [model.layout.n_und, model.layout.n_gen, model.layout.n_act], "first_call_s": first,
+    report = {"engine": mode, "tokens": [model.layout.n_und, model.layout.n_gen, model.layout.n_act], "startup": startup,
               "action_rms": rms(reference), "difference_rms": rms(ours - reference), "engine_report": engine.report}
     seconds = interleaved(arms, blocks, device)
-    report["arms"] = {name: spread(found) | {"action_hz": config.chunk / float(np.median(found)), "seconds": found}
-                      for name, found in seconds.items()}
+    report["arms"] = {name: first[name] | spread(found) | {"action_hz": config.chunk / float(np.median(found)),
+                                                           "seconds": found} for name, found in seconds.items()}
     report["ratios"] = {name: ratio(found, seconds[PLAIN]) for name, found in seconds.items() if name != PLAIN}
     report["encode_ahead"] = spread([seconds_of(lambda: engine.to_latents(batch.frames[:, :, :1].to(device)), device)
                                      for _ in range(2 * blocks)])
-
-    def foresee():
-        parts.to_pictures(parts(batch, eps, z_past, imagine=True).z_hat)
-    calls = [lambda: parts(batch, eps), lambda: parts(batch, eps, z_past), foresee]
-    phases = timed(parts, calls, device, max(2, 1 + blocks // 2))
-    report["peak_memory_gb"] = peak_memory(device)
-    report["probes"] = roofline.probes(device, dtype)
     eager = engine.eager()
-    ledgers = record(eager, [lambda: eager(batch, eps), lambda: eager(batch, eps, z_past),
-                             lambda: eager.to_pictures(eager(batch, eps, z_past, imagine=True).z_hat)])
+    parts = engine if mode == "compile" else eager   # a recorded graph has no phases: its parts, launched singly
+    phases = timed(parts, calls(parts).values(), device, max(3, blocks // 2))
+    if device.type == "cpu":
+        report["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    report["probes"] = roofline.probes(device, dtype)
+    ledgers = record(eager, calls(eager).values())
     report["phases"] = floors(ledgers, phases, report["probes"], device)
     report["totals"] = totals(report["phases"])
-    for name in (MISS, HIT):   # the whole call, as it is launched in this mode
-        report["arms"][name]["peak_fraction"] = report["totals"][name]["peak_floor_s"] / report["arms"][name]["p50_s"]
-    if device.type == "cuda":
-        report["predicted_4090_s"] = predictions(ledgers, report["arms"])
+    for name, row in report["totals"].items():   # the whole call, as it is launched in this mode
+        report["arms"][name]["peak_fraction"] = row["peak_floor_s"] / report["arms"][name]["p50_s"]
     if euler_steps:
-        few = engine.eager(euler_steps)
-        report["fewer_steps"] = {"steps": euler_steps, "action_error_rms": rms(few(batch, eps).actions - ours)} | spread(
-            [seconds_of(lambda: few(batch, eps, z_past), device) for _ in range(blocks)])
+        # In the same mode; compiled, a second engine with weights of its own, after every peak was taken.
+        few = engine.eager(euler_steps) if mode == "eager" else Engine(model, mode, euler_steps)
+        moved = rms(few(batch, eps).actions - ours)
+        calls(few)[HIT]()
+        report["fewer_steps"] = {"steps": euler_steps, "action_error_rms": moved} | spread(
+            [seconds_of(calls(few)[HIT], device) for _ in range(2 * blocks)])
+    if device.type == "cuda":
+        add_gpu_figures(report, arms, ledgers, blocks, device, dtype)
     return report
+
+
+def add_gpu_figures(report, arms, ledgers, blocks, device, dtype):
+    """What a run on a GPU alone has: processor time and kernels of a call of each arm, and the prediction for an RTX 4090."""
+    for name, arm in arms.items():
+        seconds = [cpu_seconds_of(arm, device) for _ in range(2 * blocks)]
+        report["arms"][name]["cpu_ms"] = 1e3 * float(np.median(seconds))
+    for name, arm in arms.items():   # last of all: what runs after a profiler is slower
+        report["arms"][name]["kernels"] = roofline.kernels(arm)
+    if report["engine"] == "graph" and dtype == torch.bfloat16:   # launched singly, the CPU decides
+        report["predicted_4090_s"] = predictions(ledgers, report["arms"])
 
 
 def rms(x):
@@ -197,27 +233,28 @@ def rms(x):
 
 
 def spread(seconds):
-    p50, p95 = np.percentile(seconds, (50, 95)).tolist()
-    return {"p50_s": p50, "p95_s": p95, "hz": 1 / p50}
+    """calls, p50_s, hz; p95_s from 20 samples on and p99_s from 100 on, else None: fewer do not say."""
+    n, (p50, p95, p99) = len(seconds), np.percentile(seconds, (50, 95, 99)).tolist()
+    return {"calls": n, "p50_s": p50, "p95_s": p95 if n >= 20 else None, "p99_s": p99 if n >= 100 else None, "hz": 1 / p50}
 
 
 def floors(ledgers, phases, probes, device):
-    """Per phase: times, launches, work and both floors -> {label: row}."""
+    """Per phase: times, operations that the eager engine launches, work and both floors -> {label: row}."""
     alone = roofline.shape_times([seen.work for seen in ledgers.values()], device)
     peak, copy = 1e12 * probes["large_gemm_tflop_s"], 1e9 * probes["copy_gb_s"]
     rows = {}
     for label, seen in ledgers.items():
-        rows[label] = spread(phases[label][1:]) | {   # the first run touches new buffers, or compiles
-            "launches": sum(seen.operations.values()), "gflop": roofline.total_flops(seen.work) / 1e9,
+        rows[label] = spread(phases[label]) | {
+            "eager_ops": sum(seen.operations.values()), "gflop": roofline.total_flops(seen.work) / 1e9,
             "shape_floor_s": roofline.shape_floor(seen.work, alone),
             "peak_floor_s": roofline.peak_floor(seen.work, peak, copy)}
     return rows
 
 
 def predictions(ledgers, arms):
-    """Seconds of the engine's arms on an RTX 4090, each from the fraction of its peak floor that it reached here."""
-    return {name: sum(roofline.predict_4090(ledgers[label].work, arms[name]["peak_fraction"])
-                      for label in cases(PHASES["denoise"])[name]) for name in (MISS, HIT)}
+    """Predicted seconds of the engine's arms on an RTX 4090, from their phases' work and the kernels counted here, if any."""
+    return {name: roofline.predict_4090(sum((ledgers[label].work for label in labels), Counter()), arms[name]["kernels"])
+            for name, labels in cases(PHASES["denoise"]).items() if arms[name]["kernels"]}
 
 
 def totals(rows):
@@ -225,7 +262,7 @@ def totals(rows):
     found = {}
     for name, labels in cases(PHASES["denoise"]).items():
         row = {key: sum(rows[label][key] for label in labels)
-               for key in ("p50_s", "launches", "gflop", "shape_floor_s", "peak_floor_s")}
+               for key in ("p50_s", "eager_ops", "gflop", "shape_floor_s", "peak_floor_s")}
         found[name] = row | {"shape_fraction": row["shape_floor_s"] / row["p50_s"],
                              "peak_fraction": row["peak_floor_s"] / row["p50_s"]}
     return found
@@ -233,42 +270,58 @@ def totals(rows):
 
 # ---- printing ---------------------------------------------------------------------------------------------------
 
+def ms(seconds, width=10):
+    """A cell in milliseconds; blank where there is no figure."""
+    return " " * width if seconds is None else f"{1e3 * seconds:{width}.2f}"
+
+
 def lines(report):
     """The report as a table."""
-    yield (f"{'arm':<32}{'p50 s':>8}{'p95 s':>8}{'chunks/s':>10}{'actions/s':>11}{'of peak floor':>15}   "
-           f"time over the plain arm's [95 % interval]")
+    yield (f"{'arm':<30}{'calls':>6}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}{'chunks/s':>10}{'actions/s':>11}"
+           f"{'of peak floor':>15}   time over the plain arm's [95 % interval]")
     for name, row in report["arms"].items():
-        against = report["ratios"].get(name)
-        shown = f"   {against[0]:.3f} [{against[1]:.3f}, {against[2]:.3f}]" if against else ""
+        middle, low, high = report["ratios"].get(name, (None, None, None))
+        shown = (f"   {middle:.3f}" if middle else "") + (f" [{low:.3f}, {high:.3f}]" if low else "")
         reached = f"{row['peak_fraction']:15.0%}" if "peak_fraction" in row else " " * 15
-        yield f"{name:<32}{row['p50_s']:8.3f}{row['p95_s']:8.3f}{row['hz']:10.3f}{row['action_hz']:11.1f}{reached}{shown}"
+        yield (f"{name:<30}{row['calls']:6}{ms(row['p50_s'])}{ms(row['p95_s'])}{ms(row['p99_s'])}{row['hz']:10.3f}"
+               f"{row['action_hz']:11.1f}{reached}{shown}".rstrip())
+    yield "p95 from 20 calls on, p99 from 100, the interval from 8"
+    for name, row in report["arms"].items():
+        if "kernels" in row:
+            yield (f"{name}: {row['cpu_ms']:.2f} ms of processor time a call, {row['kernels']:,} kernels, peak memory "
+                   f"{row['peak_memory_gb']:.1f} GB with all arms' weights")
     ahead, hit = report["encode_ahead"], report["arms"][HIT]
-    yield (f"latents kept: {hit['p50_s']:.3f} s on the critical path; where t-m was not itself planned from, its "
-           f"frames are encoded ahead in {ahead['p50_s']:.3f} s: {hit['p50_s'] + ahead['p50_s']:.3f} s in all")
+    yield (f"latents kept: {ms(hit['p50_s'], 0)} ms on the critical path; where t-m was not itself planned from, its "
+           f"frames are encoded ahead in {ms(ahead['p50_s'], 0)} ms: {ms(hit['p50_s'] + ahead['p50_s'], 0)} ms in all")
     yield (f"equality: actions of the engine and of the plain arm differ by {report['difference_rms']:.1e} rms, "
            f"their own rms is {report['action_rms']:.2f}")
     if report["engine_report"]:
         yield report["engine_report"]
-    probes = report["probes"]
+    startup, probes = report["startup"], report["probes"]
+    memory = f", peak memory {startup['peak_memory_gb']:.1f} GB" if "peak_memory_gb" in startup else \
+        f"; peak memory of all arms together {report['peak_memory_gb']:.1f} GB"
+    yield f"start-up of the engine {startup['first_call_s']:.1f} s{memory}"
     yield (f"this machine: copy {probes['copy_gb_s']:.1f} GB/s, large product {probes['large_gemm_tflop_s']:.2f} TFLOP/s, "
-           f"51 x 1024 x 4096 product {probes['gemm_m51_tflop_s']:.2f} TFLOP/s; peak memory of all arms "
-           f"together {report['peak_memory_gb']:.1f} GB")
-    if report["engine"] == "graph":
-        yield "phases, launched one by one, eagerly: the graph has none"
-    yield (f"{'phase':<32}{'p50 s':>8}{'p95 s':>8}{'launches':>10}{'GFLOP':>9}{'shape floor':>13}{'reached':>9}"
-           f"{'peak floor':>12}{'reached':>9}")
-    for label, row in [*report["phases"].items(), *((f"= {name}", row) for name, row in report["totals"].items())]:
-        p95 = f"{row['p95_s']:8.3f}" if "p95_s" in row else " " * 8
-        shape, peak = row["shape_floor_s"], row["peak_floor_s"]
-        yield (f"{label:<32}{row['p50_s']:8.3f}{p95}{row['launches']:10,}{row['gflop']:9.0f}{shape:13.3f}"
-               f"{shape / row['p50_s']:9.0%}{peak:12.3f}{peak / row['p50_s']:9.0%}")
+           f"51 x 1024 x 4096 product {probes['gemm_m51_tflop_s']:.2f} TFLOP/s")
+    yield from phase_lines(report)
     if "fewer_steps" in report:
         few = report["fewer_steps"]
-        yield (f"{few['steps']} Euler steps: {few['p50_s']:.3f} s with latents kept; actions move by "
+        yield (f"{few['steps']} Euler steps: {ms(few['p50_s'], 0)} ms with latents kept; actions move by "
                f"{few['action_error_rms']:.1e} rms (random weights)")
     for name, seconds in report.get("predicted_4090_s", {}).items():
-        yield (f"prediction, not a measurement, for an RTX 4090: {1e3 * seconds:.1f} ms, {name}: its floor at 165 TFLOP/s "
-               f"and 1008 GB/s over the {report['arms'][name]['peak_fraction']:.0%} of the floor reached here")
+        yield (f"prediction, not a measurement, for an RTX 4090: {ms(seconds, 0)} ms, {name}: each operation at 75 % of 165 "
+               f"TFLOP/s or 85 % of 1008 GB/s, and 1.2 us for each of {report['arms'][name]['kernels']:,} kernels")
+
+
+def phase_lines(report):
+    yield "eager ops: operations that the eager engine launches" + (
+        "; phases launched one by one, eagerly: the graph has none" if report["engine"] == "graph" else "")
+    yield (f"{'phase':<32}{'calls':>6}{'p50 ms':>10}{'p95 ms':>10}{'eager ops':>11}{'GFLOP':>9}{'shape floor':>13}"
+           f"{'reached':>9}{'peak floor':>12}{'reached':>9}")
+    for label, row in [*report["phases"].items(), *((f"= {name}", row) for name, row in report["totals"].items())]:
+        shape, peak = row["shape_floor_s"], row["peak_floor_s"]
+        yield (f"{label:<32}{row.get('calls', ''):6}{ms(row['p50_s'])}{ms(row.get('p95_s'))}{row['eager_ops']:11,}"
+               f"{row['gflop']:9.0f}{ms(shape, 13)}{shape / row['p50_s']:9.0%}{ms(peak, 12)}{peak / row['p50_s']:9.0%}")
 
 
 # ---- a control loop ---------------------------------------------------------------------------------------------

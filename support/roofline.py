@@ -7,7 +7,7 @@ from the shapes. Two bounds from them:
     shape floor    each operation as fast as this machine does it alone, at its own shape, its weights not in the cache
 
 Nothing else is counted, so no program is expected to be faster than the first, and one as fast as the second spends no
-time on anything but products. Bytes: weights once per use, inputs and outputs of attention; other activations stay in a cache.
+time on anything but products. Bytes: weights once per use, keys and values of attention; other activations stay in a cache.
 """
 
 import time
@@ -15,43 +15,48 @@ from collections import Counter
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from support.linear import linear
 
 NOT_LAUNCHED = {"view", "_unsafe_view", "reshape", "transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "slice",
                 "select", "split", "split_with_sizes", "unbind", "alias", "detach", "as_strided", "device", "unflatten",
                 "chunk"}
-COLD_BYTES = 256 << 20   # operands are cycled through this much memory, so that a repeat does not find them cached
+COLD_BYTES = 256 << 20   # weights are cycled through this much memory, so that a repeat does not find them cached
 
 
 class Ledger(TorchDispatchMode):
     """with Ledger() as seen: run() -> seen.work: Counter of (kind, shapes, dtype); seen.operations: all that is launched.
 
-    kinds: product (M, K, N); batched (B, M, K, N); convolution (n, C_in, H, W, C_out, k, stride); transposed (the
-    same); attention (B, heads, rows, d, keys).
+    kinds: product (M, K, N), whose weight is K x N; batched (B, M, K, N); convolution (n, C_in, H, W, C_out, k,
+    stride); transposed (the same); attention (B, heads, rows, d, keys).
     """
 
     def __init__(self):
         super().__init__()
-        self.work, self.operations = Counter(), Counter()
+        self.work, self.operations, self.made = Counter(), Counter(), set()   # made: storages that the run computed
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name().split("::")[1].split(".")[0]
-        if name not in NOT_LAUNCHED:
-            self.operations[name] += 1
         found = self._work(name, args)
         if found:
             self.work[found] += 1
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if name not in NOT_LAUNCHED:
+            self.operations[name] += 1
+            self.made |= {storage(x) for x in tree_leaves(out) if isinstance(x, torch.Tensor)}
+        return out
 
-    @staticmethod
-    def _work(name, args):
+    def _work(self, name, args):
         if name in ("mm", "addmm"):
-            one, other = args[-2:] if name == "mm" else args[1:3]
-            # A left-hand weight (support/linear.py) is the same work: the smaller count of rows comes first.
-            M, (K, N) = one.shape[0], other.shape
-            return "product", (min(M, N), K, max(M, N)) if name == "mm" else (M, K, N), one.dtype
+            one, other = args[-2:]
+            (M, K), N = one.shape, other.shape[1]
+            if storage(one) not in self.made and storage(other) in self.made:   # support/linear.py: the weight is on the left
+                M, N = N, M
+            return "product", (M, K, N), one.dtype
         if name == "bmm":
             return "batched", (*args[0].shape, args[1].shape[2]), args[0].dtype
         if name == "convolution":
@@ -62,6 +67,11 @@ class Ledger(TorchDispatchMode):
             B, heads, rows, d = args[0].shape
             return "attention", (B, heads, rows, d, args[1].shape[2]), args[0].dtype
         return None
+
+
+def storage(x):
+    """What a tensor and its views have in common."""
+    return x.untyped_storage()._cdata
 
 
 def flops(kind, shape):
@@ -84,6 +94,7 @@ def flops(kind, shape):
 
 
 def weight_bytes(kind, shape, dtype):
+    """Bytes of the weight, of a batched product's right operand, or of attention's keys and values."""
     if kind == "product":
         return shape[1] * shape[2] * dtype.itemsize
     if kind == "batched":
@@ -112,11 +123,11 @@ def seconds_of(call, device, calls, repeats=3):
 
 
 def time_alone(kind, shape, dtype, device):
-    """Seconds of one operation of a ledger, alone, operands cycled through cold memory."""
+    """Seconds of one operation of a ledger, alone, a product's weights cycled through cold memory."""
     def operand(*size):   # written once, so that it has memory of its own; what it holds does not change the time
         return torch.ones(size, device=device, dtype=dtype)
 
-    copies = int(min(max(2, COLD_BYTES // max(weight_bytes(kind, shape, dtype), 1)), 24))
+    copies = min(max(2, COLD_BYTES // max(weight_bytes(kind, shape, dtype), 1)), 1024)   # below 256 kB they stay warm
     calls = int(min(max(copies, 4), max(2, 2e11 // flops(kind, shape))))
     if kind == "product":
         M, K, N = shape
@@ -172,7 +183,18 @@ def total_flops(work):
     return sum(count * flops(kind, shape) for (kind, shape, _), count in work.items())
 
 
-def predict_4090(work, fraction):
-    """Seconds on an RTX 4090 that reaches the same fraction of its floor as was measured here; its rates from the data
-    sheet, 165 TFLOP/s and 1008 GB/s. A prediction, not a measurement."""
-    return peak_floor(work, 165e12, 1008e9) / fraction
+def kernels(run):
+    """Kernels, copies and fills that run() makes the GPU execute, those inside a CUDA graph one by one: torch.profiler's."""
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        run()
+        torch.cuda.synchronize()
+    return sum(event.device_type == DeviceType.CUDA and not event.name.endswith(" Sync") for event in seen.events())
+
+
+def predict_4090(work, kernels):
+    """Seconds of a bfloat16 run on an RTX 4090, were it one CUDA graph of so many kernels. A prediction, not a measurement.
+
+    Each operation at 75 % of the card's 165 TFLOP/s or 85 % of its 1008 GB/s, whichever takes longer, and 1.2 us a
+    kernel for its start and its end.
+    """
+    return peak_floor(work, .75 * 165e12, .85 * 1008e9) + 1.2e-6 * kernels

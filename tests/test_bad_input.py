@@ -119,6 +119,10 @@ def test_a_bench_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
         bench.train([], tmp_path, 10, 0, 0)
 
 
+def test_a_file_that_bench_cannot_read_is_named_in_one_line(refuses):
+    assert "No such file or directory: 'nowhere.json'" in refuses("bench.py", "--claim", "arms", "--tuned", "nowhere.json")
+
+
 # ---- datasets ----------------------------------------------------------------------------------------------
 
 def test_the_dataset_of_these_tests_trains_when_nothing_is_wrong_with_it(tmp_path):

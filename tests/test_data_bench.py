@@ -1,5 +1,7 @@
 """support/data_bench.py: what is compared must be equal, or the comparison says nothing."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -8,8 +10,10 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install -r 
 
 import av
 
+import bench
 from data import open_source
-from support import data_bench
+from support import data_bench, frame_cache
+from support.lerobot_reader import copy_numbers
 
 
 @pytest.fixture(scope="module", params=data_bench.CODECS)
@@ -44,6 +48,29 @@ def test_the_bench_prints_a_row_a_strategy_with_its_ratio_to_the_naive_reader(so
     assert "3 views" in lines[0] and "median of 5 interleaved runs of 1 tuples" in lines[1]
     assert lines[3].split() == ["naive", "this", "reader", "stretches", "of", "8"]
     assert lines[4].startswith("toy") and lines[4].count("(") == 2 and "decoding takes" in lines[-2]
+
+
+def test_a_frame_cache_is_measured_as_it_is_without_the_videos_that_it_replaces(source, monkeypatch, tmp_path, capsys):
+    """bench.py --data CACHE: one strategy, and no table of reading alone, which is a memory map's."""
+    monkeypatch.setattr(data_bench, "demand", lambda rate: [f"{rate:.0f} needed"])
+    frame_cache.fill(source, frame_cache.plan(source, tmp_path / "cached", [32]), 0, copy_numbers)
+    bench.run(["--data", str(tmp_path / "cached"), "--size", "32", "--tuples", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "3 views" in lines[0] and lines[3].split() == ["frame", "cache"] and lines[4].startswith("toy")
+    assert len(lines) == 6 and lines[5].endswith(" needed")
+    with pytest.raises(ValueError, match="holds pictures of 32 pixels, 48 are asked for"):
+        bench.run(["--data", str(tmp_path / "cached"), "--size", "48"])
+
+
+def test_the_robot_whose_cameras_are_read_can_be_named(source, monkeypatch, tmp_path, capsys):
+    """--robot, as train.py's: of the table or a file."""
+    monkeypatch.setattr(data_bench, "demand", lambda rate: [])
+    arm = tmp_path / "arm.json"
+    arm.write_text(json.dumps({"name": "arm", "cameras": {"head": "images.rgb.hand_left"}}))
+    bench.run(["--data", str(source.root), "--robot", str(arm), "--size", "32", "--tuples", "1"])
+    assert "1 views" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--robot arn: unknown"):
+        bench.run(["--data", str(source.root), "--robot", "arn"])
 
 
 def test_what_a_gpu_needs_follows_from_the_counted_operations(monkeypatch):
