@@ -346,7 +346,7 @@ class Corpus:
 def open_corpus(path, m, full=False, robot=None, hold_out=-1):
     """A folder with mixture.json, such a file itself, or one dataset. ValueError: one line.
 
-    Without a validation dataset (support/mixture.py) the episode `hold_out` of the first dataset with actions is held out.
+    Without a validation dataset (support/mixture.py) episode `hold_out` of the first dataset with actions is held out.
     """
     path = Path(path)
     if not path.exists():
