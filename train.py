@@ -155,8 +155,8 @@ def run(argv):
         raise ValueError("--fit counts for a card that holds everything and --shard cuts it: choose one")
     if args.memory_gb is not None and args.memory_gb <= 0:
         raise ValueError(f"--memory_gb must be above 0, got {args.memory_gb}")
-    start = weights.chosen(args)
     out = Path(args.out or f"runs/{config.name}")
+    start = weights.chosen(args, out)
     embedded = args.data == "conveyor" or (args.data is None and config.name == "conveyor")
     published = "release" in start or start["und"] and (
         start["vae"] or config.model.vae != "cosmos" or not config.model.gen_expert)

@@ -242,10 +242,11 @@ def start(model, origin=None, und=None, vae=None, experts="scratch", release=Non
     return reports
 
 
-def chosen(args):
-    """The arguments of `start` that train.py's flags ask for. ValueError: one line.
+def chosen(args, out):
+    """The arguments of `start` that train.py's flags ask for; out: the run's folder. ValueError: one line.
 
-    A run is resolved to its newest good checkpoint here, once: that hashes gigabytes.
+    A run that is resumed and told nothing brings its own weights and vocabulary. A run is resolved to its newest good
+    checkpoint here, once: that hashes gigabytes.
     """
     given = {"origin": args.origin, "und": args.init_und, "vae": args.init_vae, "experts": args.init_experts}
     if args.weights:
@@ -254,6 +255,8 @@ def chosen(args):
             raise ValueError(f"--weights {args.weights} says where all weights come from: leave out --from, --init, "
                              f"--init_und, --init_vae and --init_experts, or give those instead of it")
         given |= identify(args.weights)
+    elif args.resume and not (args.init or args.origin or args.init_und) and any(out.glob("step_*")):
+        given["origin"] = out
     if given["origin"]:
         given["origin"] = checkpoint.resolve(given["origin"])
     return given

@@ -74,7 +74,8 @@ def test_the_readmes_commands_are_understood(command):
 
 @pytest.mark.long
 def test_the_quick_starts_commands_and_the_bare_a1_2b_run_shortened(tmp_path):
-    """In a copy, with a small dataset: each as written, further flags behind it; then design.md 7's `--init scratch`."""
+    """In a copy, with a small dataset: each as written, further flags behind it; then design.md 7's `--init scratch`,
+    and that run once more, which needs no weights but its own."""
     for path in (*ROOT.glob("*.py"), ROOT / "support", ROOT / "examples"):
         (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
     conveyor.write_dataset(tmp_path / "data/conveyor", episodes=60)
@@ -83,9 +84,11 @@ def test_the_quick_starts_commands_and_the_bare_a1_2b_run_shortened(tmp_path):
              "infer.py": "--episodes 2"}
     ran = [shlex.split(command)[1:] for command in COMMANDS if command in quick]
     assert [words[0] for words in ran] == ["train.py", "infer.py", "infer.py"]
-    ran.append("train.py --config a1_2b --init scratch --data conveyor --layers 1 --vit_layers 1 --accumulate 1".split())
+    for start in ("--init scratch", "--resume"):
+        ran.append(f"train.py --config a1_2b {start} --data conveyor --layers 1 --vit_layers 1 --accumulate 1".split())
     for words in ran:
         done = subprocess.run([sys.executable, *words, *short[words[0]].split()], cwd=tmp_path, capture_output=True,
                               text=True)
         assert done.returncode == 0, (words, done.stderr)
+        assert ("resuming runs/a1_2b" in done.stdout) == ("--resume" in words)
     assert (tmp_path / "rollouts/report.json").exists() and (tmp_path / "examples/conveyor/result/foresight.png").exists()
