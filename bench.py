@@ -28,7 +28,7 @@ import conveyor
 from config import CONFIGS, DataConfig, get_config, not_built
 from model import InternVLA_A1, count_parameters
 from support import data_bench
-from support.engine import MODES
+from support.engine import MODES, default_mode
 from support.flags import Parser
 from support.inspection import said
 from support.latency import SEED, control, lines, measure
@@ -195,7 +195,7 @@ def conditions(args, config):
 
 
 def engine_of(args):
-    return args.engine or ("graph" if args.device == "cuda" else "eager")
+    return args.engine or default_mode(args.device)
 
 
 def possible(args):

@@ -354,8 +354,8 @@ def run(argv):
         raise ValueError("--device cuda: torch sees no GPU here")
     if args.euler_steps is not None and args.euler_steps < 1:
         raise ValueError(f"--euler_steps must be at least 1, got {args.euler_steps}")
-    many = args.closed_loop or args.open_loop   # chunks enough to repay compiling and recording
-    engine = args.engine or ("graph" if device == "cuda" and many else "eager")
+    # None lets the policy choose: on a GPU a graph, which takes longer to record than the one chunk of --image-dir.
+    engine = args.engine or (None if args.closed_loop or args.open_loop else "eager")
     if engine == "graph" and device != "cuda":
         raise ValueError("--engine graph records a CUDA graph, and this runs on the CPU: use eager or compile")
     fast = {"engine": engine, "euler_steps": args.euler_steps}

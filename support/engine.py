@@ -15,116 +15,34 @@ exact up to rounding, and each item is tested against the plain path:
     state token  never sees the actions: its keys and values are computed in the first Euler step and kept
     latents      those of t-m can be given (`z_past`) instead of encoded again; support/policy.py keeps them
 
-One `Program` holds everything that is fixed for a number of samples, a set of views and a text budget: spans, tables,
-caches, inputs. Running it is a fixed list of operations: no value is read back, no shape depends on data. So it
-can be one CUDA graph, with five kinds of function compiled inside it and each compiled once for all layers.
+One `Program` (support/program.py) holds everything that is fixed for a number of samples, a set of views and a text
+budget: spans, tables, caches, inputs. Running it is a fixed list of operations: no value is read back, no shape depends
+on data. So it can be one CUDA graph, with five kinds of function compiled inside it and each compiled once for all layers.
 """
 
 import copy
-from dataclasses import dataclass
-from functools import partial
+import threading
+from functools import partial, wraps
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from attention_mask import MASKED, positions, valid_tokens
 from data import Batch
-from experts import rotary_tables
 from support.fused import (BlockWeights, Vision, block, channels_last, decode, encode, fold_action_embedding,
-                           fold_compression, rms_norm, signed, vit_block)
+                           fold_compression, rms_norm, vit_block)
 from support.linear import linear
+from support.program import Program, Shape
 
 MODES = ("eager", "compile", "graph")
 SHAPES = 64   # that each compiled function may take, over all layouts; torch's own limit is 8
 PROGRAMS = 8  # kept, those used last: each has buffers, tables and perhaps a graph of its own
 
 
-# ---- one layout -------------------------------------------------------------------------------------------------
+def default_mode(device):
+    """The mode for many chunks on a device: on a CPU compiling takes a minute and needs a C++ compiler."""
+    return "graph" if torch.device(device).type == "cuda" else "eager"
 
-@dataclass(frozen=True)
-class Shape:
-    """What a Program is built for; another shape is another Program.
-
-    samples B; views: which of the three are computed; text: slots for words; padded: some slots may be empty;
-    cached: latents of t-m are given; imagine: z_hat is wanted.
-    """
-
-    samples: int
-    views: tuple
-    text: int
-    padded: bool
-    cached: bool
-    imagine: bool
-
-
-class Program:
-    """Buffers and tables of one Shape: inputs, caches, spans of the kept tokens u (und), g (gen), state, n (all)."""
-
-    def __init__(self, model, shape):
-        config, layout, self.shape = model.config, model.layout, shape
-        B, V, device = shape.samples, len(shape.views), model.act.state_proj.weight.device
-        self.u = V * layout.per_view + shape.text
-        self.g = self.u + V * layout.gen
-        self.n = self.g + 1 + config.chunk
-        self.keep = self._kept(layout).to(device)
-
-        def buffer(*size, dtype=torch.float32):
-            return torch.zeros(size, dtype=dtype, device=device)
-
-        grid, d, size = config.latent_grid, config.head_dim, config.frame_size
-        self.image = buffer(B, V, 3, config.view_size, config.view_size, dtype=torch.uint8)
-        self.frames = buffer(B, V, 1 if shape.cached else 2, 3, size, size, dtype=torch.uint8)
-        self.z_past = buffer(B, V, 16, grid, grid) if shape.cached else None
-        self.text_ids = buffer(B, shape.text, dtype=torch.long)
-        self.state, self.real = buffer(B, config.state_dim), buffer(B, 1, config.action_dim)
-        self.eps = buffer(B, config.chunk, config.action_dim)
-        self.rotary = None if config.learned_positions else (buffer(B, self.n, 1, d), buffer(B, self.n, 1, d))
-        self.bias = buffer(B, 1, 1, self.n, dtype=model.dtype) if shape.padded else None
-        self.keys, self.values = ([buffer(B, config.kv_heads, self.n, d, dtype=model.dtype)
-                                   for _ in range(config.layers)] for _ in range(2))
-        self.mask = None
-
-    def _kept(self, layout):
-        """Places in the joint sequence of the tokens that are computed, in its order."""
-        views = [torch.arange(layout.per_view) + v * layout.per_view for v in self.shape.views]
-        text = layout.views * layout.per_view + torch.arange(self.shape.text)
-        gen = [torch.arange(layout.gen) + layout.n_und + v * layout.gen for v in self.shape.views]
-        return torch.cat([*views, text, *gen, layout.n_und + layout.n_gen + torch.arange(layout.n_act)])
-
-    def load(self, batch, eps, z_past):
-        """Copy a batch in; the only place where values decide anything (rotary tables, once per set of masks)."""
-        text = self.shape.text
-        views = slice(None) if len(self.shape.views) == 3 else list(self.shape.views)   # a list would be sent to the GPU
-        self.image.copy_(batch.image[:, views])
-        self.frames.copy_(batch.frames[:, views, 1:2] if self.shape.cached else batch.frames[:, views, :2])
-        if self.shape.cached:
-            self.z_past.copy_(z_past[:, views])
-        self.text_ids.copy_(batch.text_ids[:, :text])
-        self.state.copy_(batch.state)
-        self.real.copy_(batch.dim_mask[:, None])
-        self.eps.copy_(eps)
-
-    def place(self, model, batch):
-        """Positions and padding of a batch's prompts; nothing is done when its masks are those of the last one."""
-        mask = torch.cat([batch.view_mask, batch.text_mask], 1).cpu()
-        if self.mask is not None and torch.equal(mask, self.mask):
-            return
-        self.mask, device = mask, self.keep.device
-        masks = batch.view_mask.to(device), batch.text_mask.to(device)
-        if self.rotary is not None:
-            position = positions(model.layout, *masks)[:, self.keep]
-            cos, sin = (table[:, 0, :, None] for table in
-                        rotary_tables(position, model.rope_frequency, model.rope_axis))          # (B, n, 1, d)
-            half = cos.shape[-1] // 2
-            for mine, new in zip(self.rotary, signed(cos[..., :half], sin[..., :half])):
-                mine.copy_(new)
-        if self.bias is not None:
-            valid = valid_tokens(model.layout, *masks)[:, self.keep]
-            self.bias.copy_(torch.zeros_like(self.bias).masked_fill_(~valid[:, None, None], MASKED))
-
-
-# ---- the engine -------------------------------------------------------------------------------------------------
 
 class Chunk(NamedTuple):
     """One call's results. Views that are missing hold zeros; without a generation expert z and z_hat are None."""
@@ -135,7 +53,8 @@ class Chunk(NamedTuple):
 
 
 def cuda_capture(run):
-    """Record run() as one CUDA graph -> a function that replays it and returns the recorded outputs."""
+    """Record run() as one CUDA graph of the current device -> a function that replays it and returns its outputs, the
+    same tensors every time."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -143,7 +62,8 @@ def cuda_capture(run):
             run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # The stream is given because torch keeps its own on the device it was first used on; other threads may go on.
+    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
         out = run()
 
     def replay():
@@ -171,17 +91,31 @@ def compiled(function, **options):
     return call
 
 
+def entry(method):
+    """A way into the engine: for one thread at a time, on the model's device, and never in inference mode, because
+    buffers outlive the call and what is compiled would be compiled again."""
+    @wraps(method)
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def call(self, *args, **kwargs):
+        with self.lock, torch.cuda.device_of(self.view_tokens):   # no-op on a CPU
+            return method(self, *args, **kwargs)
+    return call
+
+
 class Engine:
     """engine(batch, eps) -> Chunk, equal to model.sample_actions(batch, eps).
 
     mode "eager": as it is. "compile": block, vit_block, encode and decode are compiled, once for all layers.
     "graph": the same, and every Program is one CUDA graph, recorded at its first call; `capture` makes it.
+    views: which of the three the robot has; for these everything is compiled and recorded here, for others when they come.
+    Threads may share an engine, on one CUDA stream, which they do by default: each waits its turn.
     The model keeps working and shares its weights; train it no further, because constants were computed from them.
     One engine a model, made where it shall run: a second one, or moving the model, gives it weights of its own, so that
     both copies are held (`eager` makes one that shares). Sets torch.backends.cudnn.benchmark on a GPU.
     """
 
-    def __init__(self, model, mode="eager", steps=None, capture=cuda_capture, backend=None):
+    def __init__(self, model, mode="eager", steps=None, capture=cuda_capture, backend=None, views=(0, 1, 2)):
         if mode not in MODES:
             raise ValueError(f"--engine {mode}: choose from {', '.join(MODES)}")
         device = model.act.state_proj.weight.device
@@ -194,7 +128,7 @@ class Engine:
         self.steps = config.euler_steps if steps is None else steps
         if self.steps < 1:
             raise ValueError(f"--euler_steps must be at least 1, got {self.steps}")
-        self.programs, self.recorded, self.captures = {}, {}, 0
+        self.programs, self.recorded, self.captures, self.lock = {}, {}, 0, threading.RLock()
         self.vision = Vision(model.und.visual)
         self.layers = {name: [BlockWeights.of(getattr(layer, name), config.heads, config.kv_heads)
                               for layer in model.layers]
@@ -211,7 +145,7 @@ class Engine:
         self.report = None
         if mode != "eager":
             self._compile(backend, device)
-            self._warm_up()
+            self._warm_up(views)
 
     def _compile(self, backend, device):
         """One compiled function per region; layers of one shape share it."""
@@ -221,20 +155,29 @@ class Engine:
         self.block, self.vision.block = region(block), region(vit_block)
         self.encode, self.decode = region(encode), region(decode)
 
-    def _warm_up(self):
-        """Compile (and record) for three views, with and without given latents; say how far that is from eager."""
-        batch = random_batch(self.config)
-        random = torch.Generator().manual_seed(0)
-        eps = torch.randn(1, self.config.chunk, self.config.action_dim, generator=random)
-        fast, slow = self(batch, eps), self.eager()(batch, eps).actions
-        difference = (fast.actions - slow).abs().max().item()
-        if fast.z is not None:
-            self(batch, eps, z_past=fast.z.clone())
-        self.report = (f"engine {self.mode}: largest difference from eager {difference:.1e} of actions up to "
-                       f"{slow.abs().max().item():.1f}")
+    def _warm_up(self, views):
+        """Compile (and record) what a control loop calls: a plan, latents ahead of a plan, and a plan with them given.
+
+        Say how far the plans are from eager's on a second input: a replay that kept something of the first would show.
+        """
+        slow = self.eager()
+        for seed in (0, 1):
+            batch, random = random_batch(self.config, seed=seed), torch.Generator().manual_seed(seed)
+            batch.view_mask[:] = torch.tensor([v in views for v in range(3)])
+            eps, pasts = torch.randn(1, self.config.chunk, self.config.action_dim, generator=random), [None]
+            if self.config.gen_expert:
+                frames = torch.stack([batch.frames[:, v, :1] for v in views], 1).to(self.view_tokens.device)
+                pasts.append(self.all_views(self.to_latents(frames)[:, :, 0], views))
+            fast = torch.cat([self(batch, eps, z_past).actions for z_past in pasts])
+        exact = torch.cat([slow(batch, eps, z_past).actions for z_past in pasts])
+        self.report = (f"engine {self.mode}: largest difference from eager {(fast - exact).abs().max().item():.1e} of "
+                       f"actions up to {exact.abs().max().item():.1f}")
 
     def eager(self, steps=None):
-        """A second engine over the same weights, nothing compiled; with another number of Euler steps if given."""
+        """A second engine over the same weights, nothing compiled; with another number of Euler steps if given.
+
+        Its buffers are its own. The lock is the same, so that neither computes while the other records.
+        """
         other = copy.copy(self)
         other.mode, other.programs, other.recorded, other.vision = "eager", {}, {}, copy.copy(self.vision)
         other.block, other.vision.block, other.encode, other.decode = block, vit_block, encode, decode
@@ -244,14 +187,12 @@ class Engine:
 
     # ---- a call -------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode(False)   # buffers outlive the call, whatever mode the caller is in
-    @torch.no_grad()
+    @entry
     def __call__(self, batch, eps, z_past=None, imagine=False):
         """batch: data.Batch of B samples with the same views; eps (B, k, d_a); z_past (B, V, 16, g, g), latents of t-m.
 
         batch and eps may lie on the CPU, and should: their masks are read there, and copying in is part of the call.
-        What a graph returns is overwritten by the next call. ValueError: samples with different views, or padding
-        between words.
+        What is returned is the caller's own. ValueError: samples with different views, or padding between words.
         """
         shape = self.shape(batch, z_past is not None, imagine and self.config.gen_expert)
         program = self.programs[shape] = self.programs.pop(shape, None) or Program(self.model, shape)   # the last one used
@@ -261,12 +202,11 @@ class Engine:
             self.recorded.pop(oldest, None)
         program.place(self.model, batch)
         program.load(batch, eps, z_past)
-        if self.mode != "graph":
-            return self.run(program)
-        if shape not in self.recorded:
+        if self.mode == "graph" and shape not in self.recorded:
             self.captures += 1
             self.recorded[shape] = self.capture(partial(self.run, program))
-        return self.recorded[shape]()
+        out = self.recorded[shape]() if self.mode == "graph" else self.run(program)
+        return Chunk(*(x if x is None else x.clone() for x in out))   # a graph's next replay writes over its outputs
 
     def shape(self, batch, cached, imagine):
         """The Shape that a batch needs. Compiled, the text budget is the config's, whatever the prompt."""
@@ -288,8 +228,8 @@ class Engine:
         if self.config.gen_expert:
             z = self.latents(program)
             h_gen = self.generate(program, z)
-            z_hat = self._all_views(program, self.foresee(program, h_gen)) if program.shape.imagine else None
-            z = self._all_views(program, z[:, :, 1])
+            z_hat = self.all_views(self.foresee(program, h_gen), program.shape.views) if program.shape.imagine else None
+            z = self.all_views(z[:, :, 1], program.shape.views)
         return Chunk(self.denoise(program), z, z_hat)
 
     # ---- its phases ---------------------------------------------------------------------------------------------
@@ -320,7 +260,7 @@ class Engine:
         z = self.to_latents(program.frames)
         return torch.cat([program.z_past[:, :, None], z], 2) if program.shape.cached else z
 
-    @torch.no_grad()
+    @entry
     def to_latents(self, frames):
         """model.phi_cosmos, channels-last: frames (B, V, T, 3, s, s) uint8 -> (B, V, T, 16, g, g) float32."""
         x, size = frames.flatten(0, 2).float().div_(127.5).sub_(1), self.config.vae_size
@@ -352,11 +292,12 @@ class Engine:
         x = gen.expand(x.reshape(B * V, 4, 4, D).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return gen.proj_out(gen.norm_out(x)).permute(0, 3, 1, 2).unflatten(0, (B, V)).float()
 
-    @torch.no_grad()
+    @entry
     def to_pictures(self, z):
         """model.to_pictures, channels-last: latents (..., 16, g, g) -> pictures (..., 3, H, W) uint8."""
         dtype = next(self.vae.parameters(), z).dtype
-        x = self.decode(self.vae, z.flatten(0, -4).to(dtype).contiguous(memory_format=torch.channels_last))
+        # A clone, also where nothing is to be converted: a caller's inference tensor would be compiled for anew.
+        x = self.decode(self.vae, z.flatten(0, -4).to(dtype).clone(memory_format=torch.channels_last))
         return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().unflatten(0, z.shape[:-3])
 
     def denoise(self, program):
@@ -386,12 +327,12 @@ class Engine:
                           self.config.norm_eps)
 
     @staticmethod
-    def _all_views(program, z):
+    def all_views(z, views):
         """(B, views computed, ...) -> (B, 3, ...), zeros where a view is missing."""
-        if len(program.shape.views) == 3:
+        if len(views) == 3:
             return z
         out = z.new_zeros(len(z), 3, *z.shape[2:])
-        for at, v in enumerate(program.shape.views):
+        for at, v in enumerate(views):
             out[:, v] = z[:, at]
         return out
 

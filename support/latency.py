@@ -185,7 +185,7 @@ def measure(config, device, dtype, mode="eager", blocks=4, compiled_arm=False, e
         squeezed = torch.compile(plain, mode="max-autotune")
         arms["plain arm, torch.compile"] = lambda: squeezed(*there)
     first = {name: first_call(arm, device) for name, arm in arms.items()}
-    reference, ours = plain(*there), engine(batch, eps).actions.clone()
+    reference, ours = plain(*there), engine(batch, eps).actions
     report = {"engine": mode, "tokens": [model.layout.n_und, model.layout.n_gen, model.layout.n_act], "startup": startup,
               "action_rms": rms(reference), "difference_rms": rms(ours - reference), "engine_report": engine.report}
     seconds = interleaved(arms, blocks, device)

@@ -1,4 +1,4 @@
-"""Tiny models and random batches, shared by the tests of the network.
+"""Tiny models, policies and random batches, shared by the tests.
 
 Fixtures that are functions: build(config), random_batch(config, B, ...). Weights are random everywhere, also
 where training starts from zeros or ones, so that no term of the network is silent.
@@ -6,12 +6,15 @@ where training starts from zeros or ones, so that no term of the network is sile
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from config import CONFIGS
-from data import Batch
+from data import VIEWS, Batch
 from model import InternVLA_A1
+from support.policy import Policy
+from support.statistics import Statistics
 
 torch.set_num_threads(1)   # the machine is shared, and results must not depend on it
 
@@ -106,3 +109,32 @@ def noise():
         return (torch.randn(B, R, config.chunk, config.action_dim, generator=random),
                 torch.rand(B, R, generator=random))
     return draw
+
+
+@pytest.fixture
+def make(build, tiny):
+    """(chunk, engine, action_mode, ...) -> a policy of the smallest network, of a robot at 30 Hz with six joints."""
+    def policy(chunk=50, engine="eager", action_mode="absolute", device="cpu", **options):
+        config, d = replace(CONFIGS["conveyor"], model=replace(tiny, chunk=chunk)), 6
+        stats = Statistics("arm", action_mode, 30.0, (0.1,) * d, (0.5,) * d, (0.2,) * d, (2.0,) * d, 1, relative=(True,) * d)
+        return Policy(build(config.model).to(device), config, stats, seed=3, engine=engine, **options)
+    return policy
+
+
+def film(T, views=VIEWS, seed=0):
+    """T frames of noise and states: list of images dicts, (T, d_q)."""
+    random = np.random.default_rng(seed)
+    frames = [{view: random.integers(0, 256, (64, 64, 3), dtype=np.uint8) for view in views} for _ in range(T)]
+    return frames, random.standard_normal((T, 6)).astype(np.float32)
+
+
+def static(run):
+    """Stands for a CUDA graph: every call writes the same output tensors."""
+    out = run()
+
+    def replay():
+        for mine, new in zip(out, run()):
+            if mine is not None:
+                mine.copy_(new)
+        return out
+    return replay

@@ -1,5 +1,6 @@
 """The engine gives what the model gives; what it saves is counted; nothing in it depends on data."""
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -7,14 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import support.fused as fused
 from config import CONFIGS
+from conftest import static
 from cosmos_vae import CosmosVAE
 from experts import GenExpert, attend
 from model import InternVLA_A1
-from support.engine import Engine, Program, Shape
+from support.engine import Engine
 from support.engine import random_batch as example
+from support.program import Program, Shape
 from support.roofline import Ledger, total_flops
 from support.weights import empty_model
 
@@ -94,7 +99,7 @@ def test_the_last_generation_layer_gives_keys_and_values_alone_unless_something_
     results = []
     for imagine in (False, True):
         shape = engine.shape(batch, False, imagine)
-        results.append(engine(batch, eps, imagine=imagine).actions.clone())
+        results.append(engine(batch, eps, imagine=imagine).actions)
     assert finished == [False, True]
     torch.testing.assert_close(results[0], results[1], **EXACT)
 
@@ -177,6 +182,35 @@ def test_fewer_euler_steps_are_those_of_the_model(tiny, build, random_batch):
     torch.testing.assert_close(Engine(model, steps=4)(batch, eps).actions, model.sample_actions(batch, eps, steps=4), **EXACT)
 
 
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_threads_may_share_an_engine(tiny, build, random_batch, mode):
+    """Each gets the chunk of its own input, bit for bit, as if it were alone."""
+    engine = Engine(build(tiny), mode, capture=static, backend="eager")
+    batches, eps, found = [random_batch(tiny, 1, seed=seed) for seed in (3, 4)], noise_for(tiny), ([], [])
+    alone = [engine(batch, eps) for batch in batches]
+
+    def work(batch, chunks):
+        for _ in range(20):
+            chunks.append(engine(batch, eps))
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(batches, found)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one, chunks in zip(alone, found):
+        assert len(chunks) == 20
+        assert all(torch.equal(chunk.actions, one.actions) and torch.equal(chunk.z, one.z) for chunk in chunks)
+
+
+def test_what_a_call_returns_is_the_callers_own(imagining, build, random_batch):
+    """A graph writes the same outputs every time; nothing of them is handed out."""
+    engine, eps = Engine(build(imagining), "graph", capture=static, backend="eager"), noise_for(imagining)
+    kept = engine(random_batch(imagining, 1, seed=3), eps, imagine=True)
+    before = [x.clone() for x in kept]
+    engine(random_batch(imagining, 1, seed=4), eps, imagine=True)
+    assert all(torch.equal(one, other) for one, other in zip(kept, before))
+
+
 def test_samples_with_different_cameras_or_words_after_padding_are_refused(tiny, build, random_batch):
     engine, eps = Engine(build(tiny)), noise_for(tiny, 2)
     with pytest.raises(ValueError, match="same cameras"):
@@ -218,6 +252,19 @@ def test_only_the_programs_used_last_are_kept(tiny, build, random_batch, cameras
     torch.testing.assert_close(chunks[5], chunks[1], rtol=0, atol=0)
 
 
+def test_a_recording_that_replays_its_first_inputs_shows_in_the_report(imagining, build):
+    """Of plans with given latents too: capture number 0 is without them, number 1 with them."""
+    def difference(stale):
+        seen = []
+
+        def capture(run):
+            seen.append(run())
+            return (lambda: seen[stale]) if len(seen) == stale + 1 else run
+        report = Engine(build(imagining), "graph", capture=capture, backend="eager").report
+        return float(report.split("eager ")[1].split(" of")[0])
+    assert difference(stale=2) < 1e-5 < 0.1 < min(difference(stale=0), difference(stale=1))
+
+
 def test_too_many_shapes_to_compile_are_one_line(tiny, build, random_batch, monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr("support.engine.SHAPES", 8)
@@ -242,6 +289,23 @@ def test_every_region_is_compiled_once_over_layers_steps_and_prompts(variant, bu
         batch.text_mask[:] = torch.arange(variant.text_tokens) < words
         torch.testing.assert_close(engine(batch, eps).actions, chunk_of(model, batch, eps)[0], **EXACT)
     assert counter.frame_count == len(regions)
+
+
+def test_a_caller_in_inference_mode_compiles_nothing_anew(build, tiny, random_batch):
+    """Its tensors are made in that mode, too."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    engine = Engine(build(tiny), "compile", backend=counter)
+
+    def use():
+        batch, z = random_batch(tiny, 1), torch.zeros(3, 8, 8, 16).permute(0, 3, 1, 2)
+        engine(batch, noise_for(tiny), engine.to_latents(batch.frames[:, :, :1])[:, :, 0], imagine=True)
+        return engine.to_pictures(z)
+    use()
+    frames = counter.frame_count
+    with torch.inference_mode():
+        assert not use().is_inference()
+    assert counter.frame_count == frames
 
 
 @pytest.mark.parametrize("name", ["a1_2b", "a1_3b_release"])
@@ -296,7 +360,8 @@ BUDGET = {"a1_2b": 10_400, "a1_3b_release": 14_500}
 def test_at_full_size_no_operation_depends_on_data_and_the_count_stays_in_budget(name):
     """Performance.md section 9, fake tensors: nothing reads a value, and launches stay under the stated number.
 
-    A plain HF-like graph has about 22,800 (3B) and 15,100 (2B) operations a chunk.
+    A plain HF-like graph has about 22,800 (3B) and 15,100 (2B) operations a chunk. The gate is also for two views, padding,
+    given latents and an imagined future, which launch more.
     """
     config = CONFIGS[name].model
     with torch.device("meta"):
@@ -308,13 +373,14 @@ def test_at_full_size_no_operation_depends_on_data_and_the_count_stays_in_budget
             for key, buffer in module.named_buffers(recurse=False):
                 setattr(module, key, fake.from_tensor(buffer))
         engine = Engine(model)
-        program, hit = (Program(engine.model, Shape(1, (0, 1, 2), config.text_tokens, False, cached, False))
-                        for cached in (False, True))
+        bare = Program(model, Shape(1, (0, 1, 2), config.text_tokens, padded=False, cached=False, imagine=False))
+        full = Program(model, Shape(1, (0, 2), config.text_tokens, padded=True, cached=True, imagine=True))
         with torch.no_grad(), Operations() as seen:
-            chunk = engine.run(program)
+            chunk = engine.run(bare)
             total, work = sum(seen.operations.values()), dict(seen.work)
-            assert engine.latents(hit).shape == (1, 3, 2, 16, 32, 32)
-    assert chunk.actions.shape == (1, 50, 32)
+            full = engine.run(full)
+    assert chunk.actions.shape == full.actions.shape == (1, 50, 32) and chunk.z_hat is None
+    assert full.z_hat.shape == full.z.shape == (1, 3, 16, 32, 32)
     forbidden = {"item", "_local_scalar_dense", "nonzero", "masked_select", "index_put", "index_put_", "unique"}
     assert not forbidden & set(seen.operations) and not seen.boolean_writes
     if name == "a1_2b":
@@ -331,3 +397,31 @@ def test_the_forbidden_operations_would_be_seen():
         x = torch.zeros(3)
         x[torch.tensor([True, False, True])] = 1.0
     assert seen.boolean_writes == 1 and {"index_put_", "_index_put_impl_"} & set(seen.operations)
+
+
+class OnDevice(TorchDispatchMode):
+    """Refuses operations that take or give a tensor of another device."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device = device
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves((args, kwargs, out)):
+            assert not isinstance(x, torch.Tensor) or x.device.type == self.device, f"{func.name()} on {x.device}"
+        return out
+
+
+def test_what_a_graph_records_copies_nothing_from_the_host(variant):
+    """The meta device stands for a GPU: with it every tensor of a run lies there, also what is made on the way."""
+    engine = Engine(empty_model(variant, "meta"))
+    for views in ((0, 1, 2), (0, 2)):
+        for padded, cached in ((False, False), (True, False), (True, variant.gen_expert)):
+            imagine = padded and variant.gen_expert
+            program = Program(engine.model, Shape(1, views, variant.text_tokens, padded, cached, imagine))
+            engine.run(program)   # the tower's tables are made
+            with torch.no_grad(), OnDevice("meta"):
+                assert engine.run(program).actions.shape == (1, variant.chunk, variant.action_dim)
+    with pytest.raises(AssertionError, match="on cpu"), OnDevice("meta"):
+        program.eps * torch.ones(())

@@ -1,43 +1,26 @@
-"""One robot, frame by frame: history, queue, latents, replanning at once and in the background."""
+"""One robot, frame by frame: history, queue, latents, replanning; and infer.py. tests/test_background.py plans beside it."""
 
 import runpy
 import sys
-import threading
-import time
-from dataclasses import asdict, replace
+from collections import Counter
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import infer as infer_script
-from config import CONFIGS, to_dict
+from config import to_dict
+from conftest import film, static
 from data import VIEWS
 from support import checkpoint
-from support.engine import Engine
+from support.engine import Engine, default_mode
+from support.letterbox import letterbox
 from support.policy import Policy
-from support.statistics import Statistics
-
-FPS, D = 30.0, 6
-
-
-@pytest.fixture
-def make(build, tiny):
-    """(chunk, engine, action_mode) -> a policy of the smallest network."""
-    def policy(chunk=50, engine="eager", action_mode="absolute"):
-        config = replace(CONFIGS["conveyor"], model=replace(tiny, chunk=chunk))
-        stats = Statistics("arm", action_mode, FPS, (0.1,) * D, (0.5,) * D, (0.2,) * D, (2.0,) * D, 1, relative=(True,) * D)
-        return Policy(build(config.model), config, stats, seed=3, engine=engine)
-    return policy
-
-
-def film(T, views=VIEWS, seed=0):
-    """T frames of noise and states: list of images dicts, (T, d_q)."""
-    random = np.random.default_rng(seed)
-    frames = [{view: random.integers(0, 256, (64, 64, 3), dtype=np.uint8) for view in views} for _ in range(T)]
-    return frames, random.standard_normal((T, D)).astype(np.float32)
 
 
 def expected(policy, frames, states, every):
@@ -108,18 +91,6 @@ def test_a_missing_camera_is_masked_and_one_that_drops_out_misses_the_cache(make
     assert policy.timing()["plans"] == 2 and policy.timing()["latent_hits"] == 0
 
 
-def static(run):
-    """Stands for a CUDA graph: every call writes the same output tensors."""
-    out = run()
-
-    def replay():
-        for mine, new in zip(out, run()):
-            if mine is not None:
-                mine.copy_(new)
-        return out
-    return replay
-
-
 def test_latents_outlive_the_next_replay_of_a_graph(make):
     frames, states = film(33)
     plain, policy = make(engine="plain"), make(engine="plain")
@@ -130,18 +101,42 @@ def test_latents_outlive_the_next_replay_of_a_graph(make):
     assert policy.timing()["latent_hits"] == 32
 
 
-def test_a_camera_that_drops_out_is_compiled_for_in_the_background_too(make):
-    """More shapes than torch allows by itself, in a thread of which the constructor knew nothing."""
+@pytest.mark.parametrize("mode", ["compile", "graph"])
+@pytest.mark.parametrize("background", [False, True])
+def test_nothing_is_compiled_or_recorded_in_the_control_loop_of_a_robot_with_two_cameras(make, monkeypatch, mode, background):
+    """Plans with and without given latents, and latents ahead of a plan: all of it when the policy is made."""
     torch._dynamo.reset()
-    frames, states = film(9)
-    policy = make(chunk=8, engine="plain")
-    policy.engine = Engine(policy.model, "compile", backend="eager")
-    policy.reset("go", background=True)
-    for t, (images, state) in enumerate(zip(frames, states)):
-        policy.step(images if t < 4 else {view: images[view] for view in VIEWS[:2]}, state)
-        if t in (4, 8):
-            wait_for_plan(policy)
+    counter, (frames, states) = CompileCounterWithBackend("eager"), film(33, VIEWS[:2])
+    monkeypatch.setattr("support.engine.Engine", partial(Engine, capture=static, backend=counter))
+    policy = make(chunk=20, engine=mode, cameras=VIEWS[:2])
+    made = counter.frame_count, policy.engine.captures
+    policy.reset("go", execute_steps=10, background=background)
+    for images, state in zip(frames, states):
+        policy.step(images, state)
+        if policy.run.pending:
+            policy.run.pending[1].result(timeout=20)
+    assert (policy.timing()["plans"], policy.timing()["latent_hits"]) == (4, 3)
     policy.close()
+    assert (counter.frame_count, policy.engine.captures) == made and made[1] == 2 * (mode == "graph")
+
+
+def test_a_picture_is_letterboxed_once_and_not_at_all_where_its_latents_are_known(make, monkeypatch):
+    """Plans at 0, 10, 20 and 30, latents of 5, 15 and 25 ahead. Looking back at those frames costs nothing more, also
+    where a camera drops out, so that frame 5 is encoded again."""
+    done, (frames, states) = Counter(), film(33)
+    del frames[20]["head"]
+    names = {picture.tobytes(): (t, view) for t, images in enumerate(frames) for view, picture in images.items()}
+
+    def counted(picture, size):
+        done[names[picture.tobytes()]] += 1
+        return letterbox(picture, size)
+    monkeypatch.setattr("support.policy.letterbox", counted)
+    policy = make()
+    policy.reset("go", execute_steps=10)
+    for images, state in zip(frames, states):
+        policy.step(images, state)
+    assert policy.timing()["latent_hits"] == 2
+    assert done == {(t, view): 1 for t in (0, 5, 10, 15, 20, 25, 30) for view in frames[t]}
 
 
 def test_scenes_with_different_cameras_are_planned_by_the_engine(make):
@@ -187,6 +182,9 @@ def test_a_camera_that_reuses_its_buffer_does_not_rewrite_history(make):
 
 def test_what_cannot_be_used_is_refused(make):
     policy, (frames, states) = make(chunk=8), film(1)
+    for cameras in ((), ("head", "left")):
+        with pytest.raises(ValueError, match="Policy: cameras .* given; the model knows head, left_wrist, right_wrist"):
+            make(cameras=cameras)
     with pytest.raises(ValueError, match="reset"):
         policy.step(frames[0], states[0])
     with pytest.raises(ValueError, match="control at 50 Hz: the checkpoint was trained on 30 frames/s"):
@@ -202,201 +200,9 @@ def test_what_cannot_be_used_is_refused(make):
         policy.step({}, states[0])
     with pytest.raises(ValueError, match="head is float32"):
         policy.step({"head": frames[0]["head"].astype(np.float32)}, states[0])
-    for state in (None, states[0][:3], states[:1], np.where(np.arange(D) == 2, np.nan, states[0])):
+    for state in (None, states[0][:3], states[:1], np.where(np.arange(6) == 2, np.nan, states[0])):
         with pytest.raises(ValueError, match="give 6 finite numbers"):
             policy.step(frames[0], state)
-
-
-@pytest.mark.parametrize("background", [False, True])
-def test_a_refused_observation_changes_nothing(make, background):
-    """Before the first plan, where a plan is due and elsewhere: the same actions as without the refusals."""
-    frames, states = film(13)
-    one, other = make(chunk=8), make(chunk=8)
-    one.reset("go", execute_steps=4, background=background)
-    other.reset("go", execute_steps=4, background=background)
-    for t, (images, state) in enumerate(zip(frames, states)):
-        if t in (0, 3, 4, 8):
-            with pytest.raises(ValueError, match="cameras none given"):
-                one.step({}, state)
-            with pytest.raises(ValueError, match="head is float32"):
-                one.step({"head": np.zeros((4, 4, 3), np.float32)}, state)
-            with pytest.raises(ValueError, match="finite numbers"):
-                one.step(images, state * np.nan)
-        actions = [policy.step(images, state) for policy in (one, other)]
-        assert actions[0] is not None and np.array_equal(*actions)
-        if background and t in (4, 8, 12):
-            wait_for_plan(one)
-            wait_for_plan(other)
-    assert one.timing()["plans"] == 4
-    one.close()
-    other.close()
-
-
-@pytest.mark.parametrize("background", [False, True])
-def test_a_plan_that_fails_in_the_step_is_made_at_the_next(make, background):
-    """Also the first one of an episode, which the background waits for."""
-    frames, states = film(2)
-    policy = make(chunk=8)
-    policy.reset("go", background=background)
-    inner = policy.run._plan
-    policy.run._plan = fail
-    with pytest.raises(ValueError, match="no such luck"):
-        policy.step(frames[0], states[0])
-    policy.run._plan = inner
-    assert policy.step(frames[1], states[1]) is not None and policy.timing()["plans"] == 1
-    policy.close()
-
-
-def fail(*_):
-    raise ValueError("no such luck")
-
-
-# ---- in the background -------------------------------------------------------------------------------------
-
-def held_back(policy):
-    """Plans in the background wait until the returned event is set: injected latency without a clock."""
-    gate, inner = threading.Event(), policy.run._plan
-
-    def plan(*args):
-        if args[0] > 0:   # the first plan is made in the foreground
-            assert gate.wait(20)
-        return inner(*args)
-    policy.run._plan = plan
-    return gate
-
-
-def wait_for_plan(policy):
-    policy.run.pending[1].result(timeout=20)
-
-
-def test_no_step_waits_while_latency_is_below_the_queue(make):
-    """The plan of frame 8 cannot end before step 12: steps 8 to 12 return all the same, with the old chunk's actions,
-    and step 13 enters the new chunk at its own place."""
-    frames, states = film(14)
-    policy, plain = make(chunk=16), make(chunk=16, engine="plain")
-    policy.reset("go", background=True)   # half the chunk
-    gate = held_back(policy)
-    actions = [policy.step(images, state) for images, state in zip(frames[:13], states)]
-    gate.set()
-    wait_for_plan(policy)
-    actions.append(policy.step(frames[13], states[13]))
-    first = plain.plan([{v: [frames[0][v]] * 2 for v in VIEWS}], states[None, 0], ["go"])[0][0]
-    second = plain.plan([{v: [frames[0][v], frames[8][v]] for v in VIEWS}], states[None, 8], ["go"])[0][0]
-    np.testing.assert_allclose(actions, np.concatenate([first[:13], second[5:6]]), atol=1e-5)
-    assert policy.timing()["starved"] == 0
-    policy.close()
-
-
-def test_a_slower_plan_holds_the_last_action_and_the_starved_steps_are_counted(make):
-    """Latency of twelve steps, a queue of eight: four steps are starved."""
-    frames, states = film(21)
-    policy = make(chunk=16)
-    policy.reset("go", background=True)
-    gate = held_back(policy)
-    actions = [policy.step(images, state) for images, state in zip(frames[:20], states)]
-    assert policy.timing()["starved"] == 4
-    assert all(np.array_equal(action, actions[15]) for action in actions[16:])
-    gate.set()
-    wait_for_plan(policy)
-    assert not np.array_equal(policy.step(frames[20], states[20]), actions[15])
-    assert policy.timing()["starved"] == 4 and policy.timing()["plans"] == 2
-    policy.close()
-
-
-def test_latents_are_computed_ahead_in_the_background_too(make):
-    frames, states = film(41)
-    policy = make(chunk=40)
-    policy.reset("go", execute_steps=20, background=True)
-    for t, (images, state) in enumerate(zip(frames, states)):
-        policy.step(images, state)
-        if t in (20, 40):
-            wait_for_plan(policy)
-    assert policy.timing()["latent_hits"] == 2 and policy.timing()["plans"] == 3
-    policy.close()
-
-
-def test_closing_and_a_new_episode_leave_no_thread(make):
-    """Also while a plan is under way; what it found is not used in the next episode."""
-    before = set(threading.enumerate())
-    frames, states = film(12)
-    policy = make(chunk=8)
-    policy.reset("go", background=True)
-    gate = held_back(policy)
-    for images, state in zip(frames[:6], states):
-        policy.step(images, state)
-    while not policy.run.pending[1].running():   # one that waits behind other work is cancelled
-        pass
-    threading.Timer(0.2, gate.set).start()   # the plan of frame 4 ends while reset waits for it
-    policy.reset("stop", background=True)
-    assert gate.is_set()
-    policy.calls, plain = 0, make(chunk=8, engine="plain")
-    action = policy.step(frames[0], states[0])
-    stop = plain.plan([{view: [frames[0][view]] * 2 for view in VIEWS}], states[None, 0], ["stop"])[0][0]
-    np.testing.assert_allclose(action, stop[0], atol=1e-5)
-    policy.close()
-    deadline = time.monotonic() + 20
-    while set(threading.enumerate()) != before and time.monotonic() < deadline:   # the timer ends by itself
-        pass
-    assert set(threading.enumerate()) == before
-
-
-def test_a_failing_plan_is_raised_by_the_step_that_needs_it(make):
-    """Nothing fails silently in the thread."""
-    frames, states = film(12)
-    policy = make(chunk=8)
-    policy.reset("go", background=True)
-    policy.step(frames[0], states[0])
-    policy.run._plan = fail
-    with pytest.raises(ValueError, match="no such luck"):
-        for images, state in zip(frames[1:], states[1:]):
-            policy.step(images, state)
-            if policy.run.pending:
-                while not policy.run.pending[1].done():
-                    pass
-    policy.close()
-
-
-def test_after_a_failed_plan_the_present_chunk_goes_on_at_its_own_place(make):
-    frames, states = film(7)
-    policy, plain = make(chunk=8), make(chunk=8, engine="plain")
-    policy.reset("go", background=True)   # plans at 0 and 4
-    actions = [policy.step(images, state) for images, state in zip(frames[:4], states)]
-    policy.run._plan = fail
-    policy.step(frames[4], states[4])
-    while policy.run.pending and not policy.run.pending[1].done():
-        pass
-    with pytest.raises(ValueError, match="no such luck"):
-        policy.step(frames[5], states[5])
-    actions.append(policy.step(frames[6], states[6]))
-    chunk = plain.plan([{view: [frames[0][view]] * 2 for view in VIEWS}], states[None, 0], ["go"])[0][0]
-    np.testing.assert_allclose(actions, chunk[[0, 1, 2, 3, 6]], atol=1e-5)
-    policy.close()
-
-
-@pytest.mark.parametrize("what, frame", [("_plan", 4), ("_encode_ahead", 5)])
-def test_what_failed_in_the_background_and_no_step_raised_is_raised_by_close(make, what, frame):
-    """Frame 5 is the t-15 of frame 20, a plan's."""
-    frames, states = film(frame + 1)
-    policy = make(chunk=8)
-    policy.reset("go", background=True)
-    for images, state in zip(frames[:frame], states):
-        policy.step(images, state)
-    if policy.run.pending:
-        wait_for_plan(policy)
-    started, gate = threading.Event(), threading.Event()
-
-    def fail_late(*args):
-        started.set()
-        assert gate.wait(20)
-        fail()
-    setattr(policy.run, what, fail_late)
-    policy.step(frames[frame], states[frame])
-    assert started.wait(20)
-    threading.Timer(0.2, gate.set).start()
-    with pytest.raises(ValueError, match="no such luck"):
-        policy.reset("stop")
-    policy.reset("stop")   # once
-    assert policy.step(frames[0], states[0]) is not None
 
 
 def test_the_reported_times_are_those_of_the_steps(make, monkeypatch):
@@ -415,15 +221,27 @@ def test_the_reported_times_are_those_of_the_steps(make, monkeypatch):
 # ---- infer.py ----------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def infer(tmp_path, make, monkeypatch, capsys):
-    """(*flags) -> actions (k, d_a) and what was printed, always of the same pictures and the same checkpoint."""
-    policy, frames = make(engine="plain", chunk=8), film(2)[0]
+def run(tmp_path, make):
+    """A checkpoint of the smallest network."""
+    policy = make(engine="plain", chunk=8)
     state = {"step": 1, "config": to_dict(policy.config), "statistics": asdict(policy.stats), "versions": {}, "log_length": 0}
-    run = checkpoint.save(tmp_path / "run", 1, policy.model.state_dict(), {}, state)
+    return checkpoint.save(tmp_path / "run", 1, policy.model.state_dict(), {}, state)
+
+
+def test_a_loaded_policy_has_the_engine_that_suits_its_device(run):
+    assert default_mode("cpu") == "eager" and default_mode(torch.device("cuda", 1)) == "graph"
+    assert Policy.load(run).engine.mode == "eager" and Policy.load(run, engine="plain").engine is None
+    assert Policy.load(run, euler_steps=4, cameras=("head",)).engine.steps == 4
+
+
+@pytest.fixture
+def infer(tmp_path, run, monkeypatch, capsys):
+    """(*flags) -> actions (k, d_a) and what was printed, always of the same pictures and the same checkpoint."""
+    frames = film(2)[0]
     for view in ("head", "left_wrist"):
         for images, time in zip(frames, ("past", "now")):
             Image.fromarray(images[view]).save(tmp_path / f"{view}_{time}.png")
-    np.save(tmp_path / "state.npy", np.zeros(D, np.float32))
+    np.save(tmp_path / "state.npy", np.zeros(6, np.float32))
 
     def run_infer(*flags):
         monkeypatch.setattr(sys, "argv", ["infer.py", "--image-dir", str(tmp_path), "--task", "go", "--checkpoint", str(run),
@@ -448,6 +266,18 @@ def test_infer_gives_the_same_actions_with_and_without_the_engine(infer, monkeyp
 def test_infer_refuses_a_graph_on_the_cpu_before_it_loads_anything(flags):
     with pytest.raises(ValueError, match="--engine graph records a CUDA graph"):
         infer_script.run([*flags, "--engine", "graph", "--device", "cpu", "--checkpoint", "nowhere"])
+
+
+@pytest.mark.parametrize("flags, engine", [
+    ("--image-dir .", "eager"), ("--image-dir . --engine graph", "graph"), ("--closed-loop", None), ("--open-loop", None)])
+def test_infer_records_no_graph_for_one_chunk(run, monkeypatch, flags, engine):
+    """On a GPU; where there are many chunks the policy chooses."""
+    def load(*args, **options):
+        raise ValueError(f"engine {options['engine']}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Policy, "load", load)
+    with pytest.raises(ValueError, match=f"^engine {engine}$"):
+        infer_script.run([*flags.split(), "--device", "cuda", "--checkpoint", str(run)])
 
 
 def test_fewer_euler_steps_report_what_they_change(make):
