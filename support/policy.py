@@ -51,7 +51,7 @@ class Policy:
     def load(cls, path, seed=0, tokenizer=None, robot=None, device="cpu", engine=None, **options):
         """path: a run or one checkpoint of it; it computes in bfloat16 if its weights are stored so. tokenizer: where
         that lies now, if not where the checkpoint says. robot: which, if it was trained on several. engine: the one for
-        this device, unless another is given. options: euler_steps, cameras.
+        this device, unless another is given. options: euler_steps; cameras, those that it was trained with.
 
         CheckpointError or ValueError: one line.
         """
@@ -66,7 +66,9 @@ class Policy:
         robot = robot or next(iter(by_robot))
         if robot not in by_robot:
             raise ValueError(f"--robot {robot}: {path} was trained on {', '.join(by_robot)}")
-        return cls(model, config, by_robot[robot].check(config.data.action_mode), seed, engine, **options)
+        stats = by_robot[robot].check(config.data.action_mode)
+        options.setdefault("cameras", stats.cameras() or VIEWS)
+        return cls(model, config, stats, seed, engine, **options)
 
     # ---- whole chunks -------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from support import record
-from support.robots import ROBOTS
+from support.robots import ROBOTS, VIEWS
 
 SAMPLE, SAMPLE_SEED = 2_000_000, 0   # above so many windows, so many of them, chosen by this seed
 FORMAT = 2                           # of what is kept and how it is computed: raise it when either changes
@@ -72,6 +72,10 @@ class Statistics:
         if strange:
             raise ValueError(f"dataset {source.name} gives {', '.join(strange)}; trained was on {', '.join(self.inputs)}: "
                              "give the same --robot as in training")
+
+    def cameras(self):
+        """Slots that trained pictures filled, such as ("head", "left_wrist"); () where that is not known."""
+        return tuple(view for view in VIEWS if any(item.startswith(f"{view} = ") for item in self.inputs))
 
     def check_width(self, state_dim, action_dim):
         """ValueError if the model, which takes so many dimensions, is too narrow."""

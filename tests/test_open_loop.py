@@ -224,6 +224,7 @@ def test_lerobot_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_
                                           str(data), "--out", str(tmp_path / "out"), *more])
         runpy.run_path(str(ROOT / "infer.py"), run_name="__main__")
         return capsys.readouterr()
+    assert Policy.load(tmp_path / "run").stats.cameras() == ("head", "left_wrist")
     lerobot_reader.main(["--cache", str(root), str(tmp_path / "cache"), "--sizes", "32", "--robot", str(robot)])
     found = [[line for line in look("--robot", str(robot), data=data).out.splitlines() if line.startswith("episode 1")]
              for data in (root, tmp_path / "cache")]
