@@ -360,7 +360,7 @@ def open_corpus(path, m, full=False, robot=None, hold_out=-1):
         sources[-1].name = row.get("name") or sources[-1].name
         if row.get("kind") == "human":
             sources[-1].has_action = False   # Sec. 4.4: labels of human video are not used
-    kinds = [row.get("kind", "human" if not source.has_action else "robot") for row, source in zip(rows, sources)]
+    kinds = [row.get("kind") or ("robot" if source.has_action else "human") for row, source in zip(rows, sources)]
     kept = [range(len(source.lengths)) for source in sources]
     if validation:
         held_out = open_source(listing.parent / validation["path"], validation["robot"])

@@ -199,6 +199,7 @@ def run(argv):
     by_robot, kept = statistics_by_robot(corpus.root, corpus.sources, corpus.windows, config.data.m, config.model.chunk,
                                          config.data.action_mode, config.data.std_floor, bad)
     stats = by_robot[corpus.held_out.robot]
+    stats.check_inputs(corpus.held_out)
     mixture = Mixture(config, by_robot, corpus.sources, corpus.weights, corpus.windows, train.seed, ranks.rank,
                       ranks.world)
     names = [f"{source.name} ({kind})" for source, kind in zip(corpus.sources, corpus.kinds)]
@@ -223,7 +224,7 @@ def run(argv):
     keeper = Keeper(out, ranks, config, {stats.robot: stats} | by_robot, model, optimizer, average, drawn)
     print(keeper.disk_need())
     with memory.explained(train, ranks.device):
-        first, progress, lines = keeper.begin(resume)
+        first, progress, lines = keeper.begin(resume, start["origin"])
     print(*lines, sep="\n", end="\n" if lines else "")
     skipped, mixture.bad_samples = progress.get("skipped", 0), own_count(progress.get("bad_samples", 0), ranks)
     log, timing, problem = keeper.log, keeper.timing, ""

@@ -108,7 +108,8 @@ class Engine:
 
     mode "eager": as it is. "compile": block, vit_block, encode and decode are compiled, once for all layers.
     "graph": the same, and every Program is one CUDA graph, recorded at its first call; `capture` makes it.
-    views: which of the three the robot has; for these everything is compiled and recorded here, for others when they come.
+    views: which of the three the robot has; what a control loop calls is compiled and recorded for these here. Other views,
+    an imagined future and its pictures are compiled and recorded when they are first asked for.
     Threads may share an engine, on one CUDA stream, which they do by default: each waits its turn.
     The model keeps working and shares its weights; train it no further, because constants were computed from them.
     One engine a model, made where it shall run: a second one, or moving the model, gives it weights of its own, so that

@@ -34,7 +34,7 @@ from support.robots import ROBOTS, VIEWS, Robot, find_robot, guess_cameras
 from support.video import LRU, read_frames
 
 # What is held of all datasets of this process, in bytes, however many a mixture has.
-_NUMBERS = LRU(512 << 20, lambda arrays: sum(array.nbytes for array in arrays.values()))   # by data file
+_NUMBERS = LRU(512 << 20, lambda arrays: sum(array.nbytes for array in arrays.values()))   # by row group
 _PICTURES = LRU(256 << 20, lambda column: column.nbytes)                                   # by row group of a data file
 _ROW_GROUPS = LRU(1024)
 
@@ -234,7 +234,8 @@ class LeRobotSource:
         vectors = [key for key in features if features[key]["dtype"] not in ("video", "image")]
         state, action = robot.state or ("observation.state",), robot.action or ("action",)
         # Only a dataset without any action is human video: a key that is spelt otherwise must not become one.
-        self.has_action = any("action" in key.lower() or key in robot.action for key in vectors)
+        named = robot.action if ROBOTS.get(robot.name) != robot else ()
+        self.has_action = bool(named) or any("action" in key.lower() for key in vectors)
         if not self.has_action:
             state = tuple(key for key in state if key in vectors)   # nobody measured the person's joints
         for kind, keys in (("state", state), ("action", action if self.has_action else ())):
@@ -322,9 +323,10 @@ class LeRobotSource:
         if starts[-1] < first + T or (self.version == "v2.1" and starts[-1] != T):
             raise ValueError(f"{where}: {path} has {starts[-1]} rows, meta/ says {first + T}; download the dataset again")
         groups = range(bisect_right(starts, first) - 1, bisect_left(starts, first + T))
-        parts = [_NUMBERS.get((path, group, *sizes), lambda: read_columns(path, sizes, where, group)) for group in groups]
-        low = first - starts[groups[0]]
-        return {key: np.concatenate([part[key] for part in parts])[low:low + T] for key in sizes}
+        parts = {group: _NUMBERS.get((path, group, *sizes), lambda: read_columns(path, sizes, where, group))
+                 for group in groups}
+        return {key: np.concatenate([part[key][max(first - starts[group], 0):first + T - starts[group]]
+                                     for group, part in parts.items()]) for key in sizes}
 
     def _check_rows(self, e, rows, path, where):
         """Numbers must be finite; rows the episode's own, in order, one a frame, at the times of its pictures."""
@@ -376,9 +378,9 @@ class LeRobotSource:
         if "task_index" not in self.info["features"] or self.info.get("total_tasks") == 1:
             return self.tasks[e]
         where = f"{self.where}, episode {self.indices[e]}, frame {t}"
-        index = int(self._rows(e, {"task_index": 1}, where)["task_index"][t, 0])
+        index = float(self._rows(e, {"task_index": 1}, where)["task_index"][t, 0])   # as stored: a null is not a number
         if index not in self._task_texts:
-            raise ValueError(f"{where}: its task_index {index} is not listed in meta/tasks; download the dataset again")
+            raise ValueError(f"{where}: its task_index {index:g} is not listed in meta/tasks; download the dataset again")
         return self._task_texts[index]
 
     def frame(self, view, e, t):

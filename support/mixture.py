@@ -2,9 +2,10 @@
 
     {"datasets": [{"path", "weight", "kind", "robot", "name"}, ...], "robot", "validation"}
 
-Paths are relative to the file; all but the path may be absent. weight: 1. kind: sim, real or human, which is without
-actions, whatever the files hold. robot: a name of support/robots.py or a file beside the mixture, of one dataset or of
-all. name: for messages, else the folder's. validation: a dataset, all of it held out: its path, or {"path", "robot"}.
+Paths are relative to the file; all but the path may be absent. weight: 1. kind: sim, real, robot, or human, which is without
+actions, whatever the files hold; else robot. robot: a name of support/robots.py or a file beside the mixture, of one
+dataset or of all. name: for messages, else the folder's, or the path where folders are called alike. validation: a
+dataset, all of it held out: its path, or {"path", "robot"}.
 """
 
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from support.robots import find_robot
 
-KINDS = ("sim", "real", "human")
+KINDS = ("robot", "sim", "real", "human")
 
 
 def read_mixture(listing, robot=None):
@@ -26,10 +27,10 @@ def read_mixture(listing, robot=None):
         validation = {"path": validation} if isinstance(validation, str) else validation
         unknown = stored.keys() - {"datasets", "robot", "validation"}
         unknown |= {key for row in rows for key in row} - {"path", "weight", "kind", "robot", "name"}
-        unknown |= (validation or {}).keys() - {"path", "robot"}
+        unknown |= ({} if validation is None else validation).keys() - {"path", "robot"}
         if unknown:
             raise KeyError(*sorted(unknown))
-        texts = [row.get(key, "") for row in [*rows, stored, validation or {}] for key in ("path", "kind", "robot", "name")]
+        texts = [row.get(key) or "" for row in [*rows, stored, validation or {}] for key in ("path", "kind", "robot", "name")]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("path, kind, robot and name are text")
         trained = {(listing.parent / row["path"]).resolve() for row in rows}
@@ -40,7 +41,7 @@ def read_mixture(listing, robot=None):
                          f"robot, name; and robot, validation") from error
     if not positive:
         raise ValueError(f"{listing}: it needs at least one dataset, and weights above 0")
-    strange = {row["kind"] for row in rows if "kind" in row} - set(KINDS)
+    strange = {row["kind"] for row in rows if row.get("kind")} - set(KINDS)
     if strange:
         raise ValueError(f"{listing}: kind {', '.join(sorted(strange))}: choose from {', '.join(KINDS)}")
     if twice:

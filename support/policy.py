@@ -73,7 +73,7 @@ class Policy:
     # ---- whole chunks -------------------------------------------------------------------------------------------
 
     def batch(self, pictures, states, tasks):
-        """pictures: per sample a dict view -> [o_{t-m}, o_t] uint8 (H, W, 3); states (N, d_q) or None -> Batch, on the
+        """pictures: per sample a dict view -> [o_{t-m}, o_t] uint8 (H, W, 3); states (N, d_q) -> Batch, on the
         CPU, where the engine reads its masks."""
         return collate([observation(self.config.model, self.stats, p, q, task)
                         for p, q, task in zip(pictures, states, tasks)])
@@ -144,7 +144,8 @@ class Policy:
         """Begin an episode. fps: the rate at which `step` will be called; another than the checkpoint's is refused,
         because m and the chunk count its frames. execute_steps: actions of a chunk before the next is planned (default:
         all; in the background half). background: plan beside the control loop, except the first chunk, which the first
-        step waits for; call `close` at the end. The episode before is ended, and what failed there raised as by `close`.
+        step waits for; call `close` at the end. The episode before is ended; what failed there is raised as by `close`,
+        and then no new one has begun.
         """
         k = self.config.model.chunk
         if fps is not None and fps != self.stats.fps:
@@ -266,19 +267,22 @@ class Run:
             self._adopt()
         past, now = self.history[0], self.history[-1]
         seen = {view: [past[view], now[view]] for view in VIEWS if view in past and view in now}
+        seen = seen or {view: [now[view]] * 2 for view in VIEWS if view in now}   # all cameras are new, as at the start
         eps = self.policy.noise(1)
         job = self._plan, self.t, seen, state, eps
         if self.pool is None or not len(self.queue):
             self.queue, self.planned_at = job[0](*job[1:]), self.t
         else:
             self.pending = self.t, self.pool.submit(*job)
-        # Only now: a plan that raises is tried again at the next frame.
+        # Only now: a plan that raises here is tried again at the next frame.
         self.next_plan, self.period = self.t + self.execute, max(self.execute, self.t - self.launched)
         self.launched = self.t
 
     def _adopt(self):
         (t, plan), self.pending = self.pending, None
-        self.queue, self.planned_at = plan.result(), t   # if it raises, the present chunk goes on at its own place
+        self.next_plan, due = self.t, self.next_plan
+        self.queue, self.planned_at = plan.result(), t   # if it raises, the present chunk goes on and the next step plans
+        self.next_plan = due
 
     def _plan(self, t, seen, state, eps):
         """Actions (k, d_a) from frame t."""
@@ -322,7 +326,7 @@ class Run:
 
     def close(self):
         """Wait for the episode's jobs; those that have not begun are dropped."""
-        jobs = [*self.ahead, *(self.pending or ())[1:]]
+        jobs = [*(self.pending or ())[1:], *self.ahead]   # what went wrong with a plan is said first
         for job in jobs:
             job.cancel()
         wait(jobs)

@@ -96,7 +96,7 @@ class Program:
         mask = torch.cat([batch.view_mask, batch.text_mask], 1).cpu()
         if self.mask is not None and torch.equal(mask, self.mask):
             return
-        self.mask, device = mask, self.keep.device
+        device = self.keep.device
         masks = batch.view_mask.to(device), batch.text_mask.to(device)
         if self.rotary is not None:
             position = positions(model.layout, *masks)[:, self.keep]
@@ -108,3 +108,4 @@ class Program:
         if self.bias is not None:
             valid = valid_tokens(model.layout, *masks)[:, self.keep]
             self.bias.copy_(torch.zeros_like(self.bias).masked_fill_(~valid[:, None, None], MASKED))
+        self.mask = mask

@@ -45,15 +45,15 @@ def read_json(path):
     return body
 
 
-def _hashes(root, progress):
-    """Relative path -> [size, SHA-256] of every file under `root`. OSError as it comes.
+def hidden(path):
+    """Whether a path relative to its dataset belongs to others: a clone's .git, a hub's .cache, .DS_Store."""
+    return any(part.startswith(".") for part in path.parts)
 
-    FOLDER is left out, and what is hidden: a clone's .git, a hub's .cache, .DS_Store.
-    """
-    def counts(path):
-        parts = path.relative_to(root).parts
-        return parts[0] != FOLDER and not any(part.startswith(".") for part in parts)
-    paths = sorted(path for path in root.rglob("*") if path.is_file() and counts(path))
+
+def _hashes(root, progress):
+    """Relative path -> [size, SHA-256] of every file under `root` outside FOLDER that is not hidden. OSError as it comes."""
+    paths = sorted(path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] != FOLDER
+                   and not hidden(path.relative_to(root)))
     found, total, done = {}, sum(path.stat().st_size for path in paths), 0
     for path in paths:
         with open(path, "rb") as file:
@@ -86,6 +86,7 @@ def verify(root, progress=lambda done, total: None):
                          f"python -m support.lerobot_reader --inspect {root}")
     try:
         then, now = read_json(path)["files"], _hashes(Path(root), progress)
+        then = {name: of for name, of in then.items() if not hidden(Path(name))}
     except OSError as error:
         raise ValueError(f"dataset {root}: {error.filename} cannot be read ({error.strerror})") from error
     lines = [f"{Path(root) / name} is missing" for name in sorted(then.keys() - now)]

@@ -4,7 +4,7 @@
 from the shapes. Two bounds from them:
 
     peak floor     each operation at the machine's best: max(operations / large-product rate, bytes / copy rate)
-    shape floor    each operation as fast as this machine does it alone, at its own shape, its weights not in the cache
+    shape floor    each operation as fast as this machine does it alone, at its own shape, a product's weights not in the cache
 
 Nothing else is counted, so no program is expected to be faster than the first, and one as fast as the second spends no
 time on anything but products. Bytes: weights once per use, keys and values of attention; other activations stay in a cache.

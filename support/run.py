@@ -185,10 +185,11 @@ class Keeper:
             raise ValueError(f"{line}: not even one fits; free space, or give --out DIR on another disk")
         return line + ("" if peak <= free else ": too little for the peak, a later save will fail until space is made")
 
-    def begin(self, resume):
-        """Start at step 0 or from the newest good checkpoint -> (step, progress, lines to print)."""
+    def begin(self, resume, verified=None):
+        """Start at step 0 or from the newest good checkpoint -> (step, progress, lines to print). verified: a checkpoint
+        that was found good just now; if it is this run's it is not hashed again."""
         if resume:
-            return self._resume()
+            return self._resume(verified if verified and verified.parent == self.out else None)
         lines = []
         if self.log_path is not None and self.log_path.exists() and self.log_path.stat().st_size:
             old = self.log_path.replace(self.log_path.with_name("log.jsonl.old"))
@@ -198,9 +199,9 @@ class Keeper:
         self.log = Log(self.log_path)
         return 0, {}, lines
 
-    def _resume(self):
+    def _resume(self, newest):
         """ValueError: there is no good checkpoint, or it is another run's."""
-        path = Path(self.ranks.agree(str(checkpoint.newest(self.out)) if self.ranks.first else None))
+        path = Path(self.ranks.agree(str(newest or checkpoint.newest(self.out)) if self.ranks.first else None))
         tensors, state = checkpoint.load(path)
         stored, lines = to_dict(from_dict(state["config"])), []
         changed = [key for title in ("model", "data", "train") for key, value in stored[title].items()

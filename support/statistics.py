@@ -47,7 +47,7 @@ class Statistics:
     unscaled: tuple = ()       # what was near-constant in training, "state 3" or "action 3": passed through unscaled
     relative: tuple = ()       # which dimensions delta mode takes relative to the state at t, where it is known
     sample: int = 0            # how many of the windows were looked at; 0: all
-    inputs: tuple = ()         # where all that comes from: "head = observation.images.top", "state = observation.state"
+    inputs: tuple = ()         # which feature fills which slot: "head = observation.images.top", "state = ..."
 
     @classmethod
     def from_dict(cls, stored):
@@ -224,10 +224,10 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None):
     robots = {s.robot for s, _ in with_actions}
     if len(robots) > 1:
         raise ValueError(f"statistics are of one robot, these datasets are of {sorted(robots)}")
-    widths = {}   # (name, value) of the first dataset, by what must be the same in all
+    shared = {}   # (name, value) of the first dataset, by what must be the same in all
 
     def same(what, source, value):
-        name, first = widths.setdefault(what, (source.name, value))
+        name, first = shared.setdefault(what, (source.name, value))
         if value != first:
             raise ValueError(f"robot '{source.robot}' has {what} {first} in dataset {name} and {value} in {source.name}: "
                              "they are not one robot; name them apart with a robot file for each")

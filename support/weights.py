@@ -255,8 +255,8 @@ def chosen(args, out):
             raise ValueError(f"--weights {args.weights} says where all weights come from: leave out --from, --init, "
                              f"--init_und, --init_vae and --init_experts, or give those instead of it")
         given |= identify(args.weights)
-    elif args.resume and not (args.init or args.origin or args.init_und) and any(out.glob("step_*")):
-        given["origin"] = out
+    elif args.resume and args.config != "conveyor" and not (args.init or args.init_und) and any(out.glob("step_*")):
+        given["origin"] = given["origin"] or out
     if given["origin"]:
         given["origin"] = checkpoint.resolve(given["origin"])
     return given

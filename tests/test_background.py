@@ -218,20 +218,24 @@ def test_a_failing_plan_is_raised_by_the_step_that_needs_it(make):
     policy.close()
 
 
-def test_after_a_failed_plan_the_present_chunk_goes_on_at_its_own_place(make):
+def test_after_a_failed_plan_the_present_chunk_goes_on_at_its_own_place_and_the_next_step_plans(make):
     frames, states = film(7)
     policy, plain = make(chunk=8), make(chunk=8, engine="plain")
     policy.reset("go", background=True)   # plans at 0 and 4
     actions = [policy.step(images, state) for images, state in zip(frames[:4], states)]
-    policy.run._plan = fail
+    inner, policy.run._plan = policy.run._plan, fail
     policy.step(frames[4], states[4])
     while policy.run.pending and not policy.run.pending[1].done():
         pass
     with pytest.raises(ValueError, match="no such luck"):
         policy.step(frames[5], states[5])
+    policy.run._plan = inner
+    gate = held_back(policy)
     actions.append(policy.step(frames[6], states[6]))
+    assert policy.run.pending[0] == 6
     chunk = plain.plan([{view: [frames[0][view]] * 2 for view in VIEWS}], states[None, 0], ["go"])[0][0]
     np.testing.assert_allclose(actions, chunk[[0, 1, 2, 3, 6]], atol=1e-5)
+    gate.set()
     policy.close()
 
 

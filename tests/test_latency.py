@@ -134,6 +134,16 @@ def test_the_weights_of_a_chunk_at_full_size_are_those_counted_by_hand(name):
         assert bytes_read / 1e6 == pytest.approx(WEIGHTS_MB[name][label], rel=.01), label
 
 
+@pytest.mark.parametrize("name, cached, hz", [("a1_2b", False, 36), ("a1_2b", True, 38), ("a1_3b", False, 52),
+                                              ("a1_3b", True, 57)])
+def test_what_an_rtx_4090_could_reach_at_its_data_sheets_rates(name, cached, hz):
+    """README: chunks a second, with both frames encoded and with latents kept."""
+    model = empty_model(CONFIGS[name].model, "meta", torch.bfloat16)
+    program, engine = Program(model, Shape(1, (0, 1, 2), model.config.text_tokens, False, cached, False)), Engine(model)
+    found = latency.record(engine, [lambda: engine.run(program)])
+    assert round(1 / sum(roofline.peak_floor(seen.work, 165e12, 1008e9) for seen in found.values())) == hz
+
+
 def test_an_operation_is_timed_alone_at_its_shape(monkeypatch):
     """A product of 16 times the work takes longer; every kind of a ledger can be timed."""
     monkeypatch.setattr(roofline, "COLD_BYTES", 1 << 24)

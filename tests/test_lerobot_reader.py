@@ -170,6 +170,8 @@ def test_a_robot_file_may_call_its_actions_anything(dataset):
     source = LeRobotSource(dataset, Robot("mine", action=("control",)))
     assert source.has_action and (source.numbers(1)[1] == numbers_of(1)[1]).all()
     assert not LeRobotSource(dataset).has_action
+    with pytest.raises(ValueError, match="no feature 'contrl'; name the action features in a --robot file"):
+        LeRobotSource(dataset, Robot("mine", action=("contrl",)))
 
 
 def test_a_known_robot_without_its_head_camera_has_its_cameras_guessed(dataset):
@@ -389,7 +391,7 @@ def test_v30_in_several_chunks_and_lists_of_episodes(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows[:3]), listed)
     (root / "meta/episodes/chunk-001").mkdir()
     pq.write_table(pa.Table.from_pylist(rows[3:]), root / "meta/episodes/chunk-001/file-000.parquet")
-    all_exact_30(LeRobotSource(root))
+    assert all_exact_30(LeRobotSource(root))
 
 
 def test_of_a_large_data_file_only_the_row_groups_of_the_episode_are_read(tmp_path, monkeypatch):
@@ -402,10 +404,12 @@ def test_of_a_large_data_file_only_the_row_groups_of_the_episode_are_read(tmp_pa
         asked.append(group)
         return read(path, sizes, where, group)
     monkeypatch.setattr(lerobot_reader, "read_columns", noted)
-    for e, groups in ((1, [2, 3, 4]), (0, [0, 1]), (3, [4, 5])):   # rows 12 to 20, 0 to 11 (2 is held), 20 to 26
+    # Rows 0 to 11 and 12 to 20 of one file, whose group 2 is held by then; 0 to 19 and 20 to 26 of the other.
+    for e, groups in ((0, [0, 1, 2]), (1, [3, 4]), (2, [0, 1, 2, 3]), (3, [4, 5])):
         asked.clear()
-        assert all((mine == other).all() for mine, other in zip(source.numbers(e), whole.numbers(e)))
-        assert [group for group in asked if group in groups] == groups or (e, asked) == (0, [0, 1])
+        mine = source.numbers(e)
+        assert asked == groups
+        assert all((array == other).all() for array, other in zip(mine, whole.numbers(e)))
 
 
 def png(picture):
@@ -492,6 +496,11 @@ def test_a_task_that_is_not_listed_is_named_by_its_frame(tmp_path):
     assert source.task(1, 4) == "pick"
     with pytest.raises(ValueError, match="episode 1, frame 5: its task_index 1 is not listed in meta/tasks"):
         source.task(1, 5)
+    path = parquet(root, 0)
+    table = pq.read_table(path).drop_columns("task_index")
+    pq.write_table(table.append_column("task_index", pa.array([None] * len(table), pa.int64())), path)
+    with pytest.raises(ValueError, match="episode 0, frame 4: its task_index nan is not listed"):
+        LeRobotSource(root).task(0, 4)
 
 
 @pytest.mark.parametrize("version, damage", [

@@ -66,7 +66,7 @@ def test_a_mixture_of_robots_trains_with_statistics_of_each_and_runs_each(table_
     ({"wieght": 0.5}, "wieght"), ({"weight": -1}, "weights above 0"), ({"weight": float("nan")}, "weights above 0"),
     ({"path": 5}, "is no mixture"), ({"robot": "r2d2"}, "--robot r2d2: unknown"), ({"weight": "x"}, "is no mixture"),
     ({"robot": {"name": "x"}}, "are text"), ({"robot": 5}, "are text"), ({"name": 5}, "are text"),
-    ({"kind": "human_video"}, "kind human_video: choose from sim, real, human")])
+    ({"kind": "human_video"}, "kind human_video: choose from robot, sim, real, human")])
 def test_a_wrong_row_of_a_mixture_is_one_line(table_3, change, message):
     stored = json.loads(Path(table_3).read_text())
     stored["datasets"][1] |= change

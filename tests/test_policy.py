@@ -289,3 +289,17 @@ def test_fewer_euler_steps_report_what_they_change(make):
     assert policy.euler_error(seen, states, ["go"]) == 0
     policy.euler_steps = 3
     assert policy.euler_error(seen, states, ["go"]) > 1e-3
+
+
+def test_when_all_cameras_are_new_the_present_stands_for_the_past(make):
+    """As at the start of an episode: the robot goes on, on what it sees."""
+    frames, states = film(17)
+    policy, plain = make(chunk=16), make(chunk=16, engine="plain")
+    policy.reset("go")
+    for images, state in zip(frames[:16], states):
+        policy.step({"left_wrist": images["left_wrist"]}, state)
+    action = policy.step({"head": frames[16]["head"]}, states[16])
+    plain.calls = 1
+    chunk = plain.plan([{"head": [frames[16]["head"]] * 2}], states[None, 16], ["go"])[0][0]
+    np.testing.assert_allclose(action, chunk[0], atol=1e-5)
+    policy.close()
