@@ -283,7 +283,9 @@ class Mixture(torch.utils.data.Dataset):
     def loader(self, first_step, last_step, worker_init_fn=None):
         """Iterator of (Batch, eps, tau) for the micro-batches of steps first_step .. last_step - 1.
 
-        Names and counts the samples that were replaced; ValueError when they are too many.
+        Its processes start here, and each keeps the memory of this one as it is now: call it before the model is
+        built, or what training overwrites is held twice. Names and counts the samples that were replaced; ValueError
+        when they are too many.
         """
         train = self.config.train
         size = train.batch_size
@@ -293,7 +295,11 @@ class Mixture(torch.utils.data.Dataset):
             return (range(micro * size, (micro + 1) * size) for micro in count)
         batches = torch.utils.data.DataLoader(self, batch_sampler=numbers(), collate_fn=collate_with_noise,
                                               num_workers=self.config.data.loaders, worker_init_fn=worker_init_fn)
-        for part, (*batch, faults) in zip(numbers(), batches):
+        return self._counted(numbers(), iter(batches))
+
+    def _counted(self, parts, batches):
+        """What loader() returns."""
+        for part, (*batch, faults) in zip(parts, batches):
             for fault in faults:
                 print(f"bad sample, another is drawn: {fault}", file=sys.stderr)
             self.bad_samples += len(faults)

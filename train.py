@@ -30,7 +30,7 @@ import lpt
 from config import CONFIGS, get_config, not_built
 from data import Mixture, open_corpus
 from model import InternVLA_A1, count_parameters
-from support import evaluate, inspection, memory, optim, record, weights
+from support import checkpoint, evaluate, inspection, memory, optim, record, weights
 from support.distributed import Ranks
 from support.flags import Parser, add_config_flags
 from support.open_loop import mean_errors, open_loop
@@ -178,7 +178,7 @@ def run(argv):
     train = config.train
     if train.threads:
         torch.set_num_threads(train.threads)
-    resume = goes_on(args.resume, out, ranks)
+    newest = goes_on(args.resume, out, ranks, start["origin"])
 
     # ---- data -----------------------------------------------------------------------------------------------
     if embedded and ranks.first:
@@ -202,6 +202,7 @@ def run(argv):
     stats.check_inputs(corpus.held_out)
     mixture = Mixture(config, by_robot, corpus.sources, corpus.weights, corpus.windows, train.seed, ranks.rank,
                       ranks.world)
+    batches = mixture.loader(checkpoint.step_of(newest) if newest else 0, train.steps, deaf)
     names = [f"{source.name} ({kind})" for source, kind in zip(corpus.sources, corpus.kinds)]
     print("\n".join(lpt.table(names, mixture.sizes, mixture.weights, mixture.ranks)))
     for of, line in zip(by_robot.values(), kept):
@@ -211,7 +212,7 @@ def run(argv):
     torch.manual_seed(train.seed)
     model = InternVLA_A1(config.model)
     print("\n".join(parameter_table(config)))
-    if not resume:
+    if not newest:
         for report in weights.start(model, **start):
             print(report)
     with memory.explained(train, ranks.device):
@@ -224,7 +225,7 @@ def run(argv):
     keeper = Keeper(out, ranks, config, {stats.robot: stats} | by_robot, model, optimizer, average, drawn)
     print(keeper.disk_need())
     with memory.explained(train, ranks.device):
-        first, progress, lines = keeper.begin(resume, start["origin"])
+        first, progress, lines = keeper.begin(newest)
     print(*lines, sep="\n", end="\n" if lines else "")
     skipped, mixture.bad_samples = progress.get("skipped", 0), own_count(progress.get("bad_samples", 0), ranks)
     log, timing, problem = keeper.log, keeper.timing, ""
@@ -238,7 +239,6 @@ def run(argv):
     bar, clock, since = progress_bar(train.steps, first), time.time(), first
     model.train()
     with Interruption() as interruption, memory.explained(train, ranks.device):
-        batches = mixture.loader(first, train.steps, deaf)
         for step in range(first, train.steps):
             bad_before = mixture.bad_samples
             try:

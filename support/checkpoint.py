@@ -205,7 +205,7 @@ def _rotate(run: Path, step: int, keep: int) -> None:
     """Delete checkpoints older than `step`, but for the newest `keep` whole ones (`step` itself counts)."""
     kept = 1
     for path in _checkpoints(run):
-        if _step(path) >= step:
+        if step_of(path) >= step:
             continue
         if kept < keep:
             # A truncated or incomplete one does not count as kept. Only names and sizes are compared:
@@ -279,7 +279,8 @@ def _whole(path: Path) -> bool:
         return False
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step at which a checkpoint directory was written."""
     return int(STEP_NAME.fullmatch(path.name)[1])
 
 
@@ -288,7 +289,7 @@ def _checkpoints(run: Path) -> list[Path]:
     if not run.is_dir():
         return []
     found = [path for path in run.iterdir() if STEP_NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=_step, reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
 def _first_good(candidates: Iterable[Path]) -> Path | None:
@@ -332,7 +333,7 @@ def find_newest_run(root: str | Path = "runs") -> Path:
     """
     def written(path: Path) -> tuple[int, int]:
         state = path / STATE
-        return (state if state.exists() else path).stat().st_mtime_ns, _step(path)
+        return (state if state.exists() else path).stat().st_mtime_ns, step_of(path)
 
     root = Path(root)
     runs = [run for run in root.iterdir() if run.is_dir()] if root.is_dir() else []

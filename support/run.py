@@ -185,11 +185,10 @@ class Keeper:
             raise ValueError(f"{line}: not even one fits; free space, or give --out DIR on another disk")
         return line + ("" if peak <= free else ": too little for the peak, a later save will fail until space is made")
 
-    def begin(self, resume, verified=None):
-        """Start at step 0 or from the newest good checkpoint -> (step, progress, lines to print). verified: a checkpoint
-        that was found good just now; if it is this run's it is not hashed again."""
-        if resume:
-            return self._resume(verified if verified and verified.parent == self.out else None)
+    def begin(self, newest=None):
+        """Start at step 0 or from a checkpoint that goes_on() found -> (step, progress, lines to print)."""
+        if newest:
+            return self._resume(newest)
         lines = []
         if self.log_path is not None and self.log_path.exists() and self.log_path.stat().st_size:
             old = self.log_path.replace(self.log_path.with_name("log.jsonl.old"))
@@ -199,9 +198,8 @@ class Keeper:
         self.log = Log(self.log_path)
         return 0, {}, lines
 
-    def _resume(self, newest):
-        """ValueError: there is no good checkpoint, or it is another run's."""
-        path = Path(self.ranks.agree(str(newest or checkpoint.newest(self.out)) if self.ranks.first else None))
+    def _resume(self, path):
+        """ValueError: it is another run's."""
         tensors, state = checkpoint.load(path)
         stored, lines = to_dict(from_dict(state["config"])), []
         changed = [key for title in ("model", "data", "train") for key, value in stored[title].items()
@@ -238,21 +236,24 @@ def begun_here(out, ranks):
     return ranks.agree(ranks.restarted and mark.exists() and mark.read_text() == ranks.agent)
 
 
-def goes_on(asked, out, ranks):
-    """Whether this run continues the one in `out`. asked: by --resume. ValueError: it is not there, or not asked for.
+def goes_on(asked, out, ranks, verified=None):
+    """The newest good checkpoint of the run in `out` if this one continues it, else None. asked: by --resume.
 
-    A run that was stopped before its first checkpoint starts anew, and says so.
+    verified: a checkpoint that was found good just now; if it is of this run it is not hashed again. A run that was
+    stopped before its first checkpoint starts anew, and says so. ValueError: it is not there, or not asked for;
+    CheckpointError: none is good.
     """
     asked_or_restarted = asked or begun_here(out, ranks)
     if any(out.glob("step_*")):
         if not asked_or_restarted:
             raise ValueError(f"{out} holds checkpoints already: --resume continues that run, --out DIR starts another")
-        return True
+        known = verified if verified and verified.parent == out else None
+        return Path(ranks.agree(str(known or checkpoint.newest(out)) if ranks.first else None))
     if asked and not (out.is_dir() or ranks.restarted):
         raise ValueError(f"--resume: no good checkpoint, {out} does not exist; leave --resume out to start there")
     if asked:
         print(f"{out} holds no checkpoint: starting at step 0")
-    return False
+    return None
 
 
 def own_count(counts, ranks):

@@ -60,7 +60,7 @@ def train_on(ranks, config, fixed, micros, shard=False, out=None, kind="fp32"):
             p.grad = None
     if out is not None:
         keeper = Keeper(out, ranks, config, {STATS.robot: STATS}, model, optimizer)
-        keeper.begin(False)
+        keeper.begin()
         assert keeper.save(STEPS) == ""
     return first, losses
 
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_a_sharded_run_goes_on_unsharded(config, two_ranks, tmp_
     model = InternVLA_A1(config.model)
     _, optimizer, _ = prepare(model, config.train, Ranks(), False)
     keeper = Keeper(two_ranks[1] / "fsdp", Ranks(), config, {STATS.robot: STATS}, model, optimizer)
-    step, _, lines = keeper.begin(True)
+    step, _, lines = keeper.begin(checkpoint.newest(two_ranks[1] / "fsdp"))
     stored = checkpoint.load_optimizer(two_ranks[1] / "fsdp" / f"step_{STEPS:08d}")
     own = optimizer.tensors()
     assert step == STEPS and "not exact" in lines[0] and "'ranks': 2" in lines[0]

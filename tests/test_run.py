@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -42,6 +43,18 @@ def go(dataset, tmp_path, capsys):
 
 def rows(out):
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_loader_processes_begin_before_the_model_and_hold_nothing_of_it(go, monkeypatch):
+    """A process forked later would keep what training overwrites: weights and optimizer states, twice in host memory."""
+    seen, build = [], train.InternVLA_A1
+
+    def built(config):
+        seen.append(len(multiprocessing.active_children()))
+        return build(config)
+    monkeypatch.setattr(train, "InternVLA_A1", built)
+    go("forked", "--loaders", "2")
+    assert set(seen) == {2}
 
 
 # ---- numbers that are not finite --------------------------------------------------------------------------------
