@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -224,7 +225,9 @@ def test_lerobot_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_
                                           str(data), "--out", str(tmp_path / "out"), *more])
         runpy.run_path(str(ROOT / "infer.py"), run_name="__main__")
         return capsys.readouterr()
-    assert Policy.load(tmp_path / "run").stats.cameras() == ("head", "left_wrist")
+    with monkeypatch.context() as patch:   # what is compiled and recorded at the start
+        patch.setattr(Policy, "__init__", lambda self, *args, **options: self.__dict__.update(options))
+        assert Policy.load(tmp_path / "run").cameras == ("head", "left_wrist")
     lerobot_reader.main(["--cache", str(root), str(tmp_path / "cache"), "--sizes", "32", "--robot", str(robot)])
     found = [[line for line in look("--robot", str(robot), data=data).out.splitlines() if line.startswith("episode 1")]
              for data in (root, tmp_path / "cache")]
@@ -240,6 +243,13 @@ def test_lerobot_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_
         assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match="was trained with other statistics"):
         train.run([*run, "--resume"])
+    shutil.copytree(root, tmp_path / "held_out")
+    (tmp_path / "right.json").write_text(robot.read_text().replace(WRIST, "x").replace(HEAD, WRIST).replace("x", HEAD))
+    (tmp_path / "mixture.json").write_text(json.dumps({"datasets": [{"path": "toy", "robot": "right.json"}],
+                                                       "validation": {"path": "held_out", "robot": "mine.json"}}))
+    with pytest.raises(ValueError, match=f"dataset held_out gives head = {WRIST}, .*; trained was on head = {HEAD}"):
+        train.run(["--mixture", str(tmp_path / "mixture.json"), "--action_mode", "delta", "--m", "3", "--out",
+                   str(tmp_path / "other"), *RUN])
 
 
 def test_a_mixture_weighs_datasets_of_any_kind_and_holds_out_the_last_episode(tmp_path):
