@@ -92,36 +92,3 @@ def segment_mask(segment, draw, valid):
 def attention_bias(allowed, dtype=torch.float32):
     """allowed (B, N, N) bool -> what is added to the scores, (B, 1, N, N): 0 where allowed, else MASKED."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, MASKED)[:, None]
-
-
-def positions(layout, view_mask, text_mask):
-    """Rotary positions (B, N, 3) int64 on the axes time, row, column, the same in training and inference.
-
-    The walk goes through the blocks in order (views, text, generation views, actions); a block starts where the
-    valid ones before it end. An image advances by its side under M-RoPE, else by its tokens. Every draw takes the
-    same positions. Tokens that do not exist take none, and what they hold here is read by nobody.
-    """
-    device, B = view_mask.device, len(view_mask)
-    grid = torch.arange(layout.side, device=device)
-    if layout.mrope:
-        row, column = grid.repeat_interleave(layout.side), grid.repeat(layout.side)
-        image, span = torch.stack([torch.zeros_like(row), row, column], 1), layout.side
-    else:
-        image, span = _line(layout.side ** 2, device), layout.side ** 2
-    view = torch.cat([_line(layout.before, device), layout.before + image,
-                      layout.before + span + _line(layout.after, device)])         # (per_view, 3)
-    text = (text_mask.cumsum(1) - 1).clamp(min=0)[..., None].expand(-1, -1, 3)     # (B, text, 3)
-
-    exists = view_mask.long()
-    lengths = torch.cat([exists * (layout.before + span + layout.after), text_mask.sum(1, keepdim=True),
-                         exists * layout.gen], 1)                                  # (B, V + 1 + V)
-    ends = lengths.cumsum(1)
-    starts = (ends - lengths)[..., None, None]                                     # (B, V + 1 + V, 1, 1)
-    V = layout.views
-    parts = [starts[:, :V] + view, starts[:, V] + text, starts[:, V + 1:] + _line(layout.gen, device),
-             (ends[:, -1, None, None] + _line(1 + layout.chunk, device)).repeat(1, layout.draws, 1)]
-    return torch.cat([part.reshape(B, -1, 3) for part in parts], 1)
-
-
-def _line(n, device):
-    return torch.arange(n, device=device)[:, None].expand(n, 3)

@@ -164,7 +164,7 @@ class TrainConfig:
     clip: float = _f(1.0, "gradient clipping by global norm")
     stage: str = _f("", "a column of Table 2, given as a flag it sets that column's values; empty: a recipe of ours",
                     choices=("", "pretrain", "posttrain"), later=True)
-    optimizer: str = _f("fp32", "AdamW in 16, 10 or 4 bytes a parameter on the device, see support/optim.py",
+    optimizer: str = _f("fp32", "AdamW in 16, 10 or 4 bytes a parameter on the device, see support/training/optimizers.py",
                         choices=("fp32", "split", "offload"), later=True)
     checkpoint_layers: bool = _f(False, "recompute each layer in the backward pass: a tenth of the activations, about "
                                  "a third more time", later=True)
@@ -269,43 +269,6 @@ CONFIGS = {
         noise_on_padding=True,     # [release] padded action dimensions are noised and trained
     ), _REAL_DATA, _TRAIN_3B),
 }
-
-
-def not_built(model):
-    """What the release's files hold and this model does not build, by key pattern -> parameters (int).
-
-    Nothing in InternVLA-A1 reads these tensors. A negative entry is the reverse: built here, absent there. Built
-    plus not built is Table 1's total: 1,835,996,688 (2B) and 3,222,760,208 (3B).
-    """
-    if model.backbone == "tiny":
-        return {}
-    D, F, q, vision = model.und_width, model.und_mlp, model.heads * model.head_dim, model.vit_width
-    kv = model.kv_heads * model.head_dim
-    rows = {}
-    if model.backbone == "internvl3":
-        rows["lm_head.weight"] = model.vocab * D                                    # untied in the release
-        rows["vision_tower...attention.{q,k,v}_proj.bias"] = -model.vit_layers * 3 * vision   # B6: it drops them
-    if model.backbone == "qwen3vl":
-        four, out = 4 * vision, D
-        rows["visual.deepstack_merger_list.{0,1,2}"] = 3 * (2 * four + four * four + four + out * four + out)
-    if not model.und_tail:
-        last = f"language_model.layers.{model.layers - 1}"
-        rows[f"{last}.self_attn.q_proj"] = D * q + (q if model.qkv_bias else 0)
-        if model.qk_norm:
-            rows[f"{last}.self_attn.q_norm"] = model.head_dim
-        rows[f"{last}.self_attn.o_proj"] = q * D
-        rows[f"{last}.post_attention_layernorm"] = D
-        rows[f"{last}.mlp"] = 3 * D * F
-        rows["language_model.norm"] = D
-    if not model.gen_expert:
-        if model.vae == "cosmos":
-            rows["vae"] = 76_789_472
-        E, kernel = model.gen_width, model.compress_kernel ** 2
-        bias, qk = (q + 2 * kv if model.qkv_bias else 0), (2 * model.head_dim if model.qk_norm else 0)
-        block = E * (2 * q + 2 * kv) + bias + qk + 3 * E * model.gen_mlp + 2 * E
-        rows["gen_expert"] = model.layers * block + E
-        rows["gen projections"] = (16 * E + E) + 2 * (E * E * kernel + E) + 2 * E + (16 * E + 16)
-    return rows
 
 
 # ---- presets and overrides --------------------------------------------------------------------------------------

@@ -6,13 +6,11 @@ the tokenizer's decoder shows them as pictures. Two classes with one interface, 
 decode(z) -> images, attributes `downsample` and `latent_channels`:
 
     DctVAE     a fixed block transform without weights, for the embedded world. It is not Cosmos.
-    CosmosVAE  the architecture of Cosmos CI8x8; support/weights.py fills it with the published weights.
+    CosmosVAE  the architecture of Cosmos CI8x8; support/weights/loading.py fills it with the published weights.
 
 What this is not: a trainer of tokenizers. Nothing is sampled or regularised ("VAE" is the paper's word; the
 published model is a plain autoencoder). Nothing here is frozen or detached: the caller does both.
 """
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -24,62 +22,6 @@ def _check_images(images: Tensor, downsample: int) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or any(size % downsample for size in images.shape[2:]):
         raise ValueError(f"images have shape {tuple(images.shape)}: "
                          f"pass (N, 3, H, W) with H and W multiples of {downsample}")
-
-
-# ---- a stand-in without weights: 8x8 block DCT ---------------------------------------------------
-
-# Grey has no chroma, and the three axes are orthonormal: luma, red against blue, green against the other two.
-COLOUR_AXES = ((3 ** -0.5, 3 ** -0.5, 3 ** -0.5),
-               (2 ** -0.5, 0.0, -2 ** -0.5),
-               (-6 ** -0.5, 2 * 6 ** -0.5, -6 ** -0.5))
-# The first entries (u, v) of JPEG's zig-zag, u vertical and v horizontal frequency: all with u + v <= 3.
-ZIGZAG = ((0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0))
-
-
-def dct_kernels() -> Tensor:
-    """The 16 kept basis pictures, (16, 3, 8, 8) float32, orthonormal as vectors of 192 pixels.
-
-    Channels 0-9: luma, the ZIGZAG order; 10-12 and 13-15: the two chroma axes, the first three of that order.
-    """
-    position = torch.arange(8.0, device="cpu")  # also where parameters are built on the meta device
-    frequency = position.unsqueeze(1)
-    dct = torch.cos(math.pi / 8 * (position + 0.5) * frequency) / 2  # (8 frequencies, 8 pixels)
-    dct[0] *= 0.5 ** 0.5  # every row has norm 1
-    kernels = []
-    for axis, kept in zip(COLOUR_AXES, (10, 3, 3)):
-        for u, v in ZIGZAG[:kept]:
-            kernels.append(torch.tensor(axis, device="cpu").view(3, 1, 1) * torch.outer(dct[u], dct[v]))
-    return torch.stack(kernels)
-
-
-class DctVAE(nn.Module):
-    """Training-free stand-in for Cosmos: the same latent shape, 16 of 192 DCT coefficients a block.
-
-    The kept coefficients are orthonormal: encode is a stride-8 convolution, decode its transpose, and
-    encode(decode(z)) == z. Distances survive: for two pictures in the kept subspace
-        mean((z - z')^2) = 192 / 16 * mean((x - x')^2),
-    with pixels in [-1, 1]; what the subspace drops (fine detail) costs nothing in latent space.
-
-    No parameters and an empty state dict: the kernels are a non-persistent buffer.
-    """
-
-    downsample, latent_channels = 8, 16
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("kernels", dct_kernels(), persistent=False)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """images (N, 3, H, W) in [-1, 1], H and W multiples of 8, else ValueError -> z (N, 16, H/8, W/8).
-
-        The dtype is that of images, whatever the module's.
-        """
-        _check_images(images, self.downsample)
-        return F.conv2d(images, self.kernels.to(images.dtype), stride=8)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """z (N, 16, h, w) -> images (N, 3, 8h, 8w), near [-1, 1] but not clamped, in the dtype of z."""
-        return F.conv_transpose2d(z, self.kernels.to(z.dtype), stride=8)
 
 
 # ---- Cosmos CI8x8: Haar patches, residual encoder and decoder ------------------------------------

@@ -4,7 +4,7 @@ From disk to a batch, in the order of this file:
 
     open_source    episodes on disk: a plain folder or a LeRobot dataset, both with the same interface (support/)
     windows        which (episode, t) make a tuple; outside an episode frames and actions are clamped and masked
-    statistics     mean and standard deviation of state and actions over exactly those windows (support/statistics.py)
+    statistics     mean and standard deviation of state and actions over exactly those windows (support/data/statistics.py)
     Example        one tuple as arrays; observation() makes the same arrays from a live robot
     Mixture        which tuple comes next: a pure function of (seed, rank, sample number), spread by lpt.py
 
@@ -22,12 +22,12 @@ import torch
 
 import flow
 import lpt
-from support.folder_source import FolderSource
-from support.lerobot_reader import LeRobotSource
-from support.letterbox import letterbox
-from support.mixture import read_mixture
-from support.prompts import token_ids
-from support.robots import VIEWS, find_robot
+from support.data.folder import FolderSource
+from support.data.lerobot import LeRobotSource
+from support.data.letterbox import letterbox
+from support.data.mixture import read_mixture
+from support.data.prompts import token_ids
+from support.data.robots import VIEWS, find_robot
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Batch:
 # ---- sources ----------------------------------------------------------------------------------------------------
 
 def open_source(path, robot=None):
-    """A dataset folder of either kind; robot: a support.robots.Robot, or None for what the dataset says of itself.
+    """A dataset folder of either kind; robot: a support.data.robots.Robot, or None for what the dataset says of itself.
 
     ValueError: one line saying what was looked for.
     """
@@ -238,7 +238,7 @@ class Mixture(torch.utils.data.Dataset):
         """(eps (R, k, d_a) standard normal, tau (R,)) of sample n, float32."""
         model, rng = self.config.model, stream(self.seed, NOISE, self.rank, n)
         eps = rng.standard_normal((model.action_draws, model.chunk, model.action_dim), np.float32)
-        tau = flow.tau_from_uniform(rng.random(model.action_draws), model.tau_density)
+        tau = flow.sample_tau(rng, model.action_draws, model.tau_density)
         return torch.from_numpy(eps), torch.from_numpy(tau.astype(np.float32))
 
     def stand_in(self, n, attempt):
@@ -352,7 +352,7 @@ class Corpus:
 def open_corpus(path, m, full=False, robot=None, hold_out=-1):
     """A folder with mixture.json, such a file itself, or one dataset. ValueError: one line.
 
-    Without a validation dataset (support/mixture.py) episode `hold_out` of the first dataset with actions is held out.
+    Without a validation dataset (support/data/mixture.py) episode `hold_out` of the first dataset with actions is held out.
     """
     path = Path(path)
     if not path.exists():

@@ -1,7 +1,7 @@
 """Flow matching for action chunks: Eq. (2) and Eq. (3), and nothing else.
 
 tau = 0 is noise and tau = 1 is data, as in the paper. (The release runs time the other way round and predicts
-eps - a; support/key_maps.py negates the output layer on load, so that no branch is needed here.)
+eps - a; support/weights/key_maps.py negates the output layer on load, so that no branch is needed here.)
 """
 
 import math
@@ -9,13 +9,13 @@ import math
 import torch
 
 
-def tau_from_uniform(u, density="paper"):
-    """u uniform in [0, 1) -> tau, same shape.
+def sample_tau(rng, shape, density="paper"):
+    """tau of the given shape, float64, from a numpy Generator.
 
-    "paper": tau ~ Beta(1.5, 1) as printed. Its distribution function is tau^1.5, so tau = u^(2/3); mean 0.6.
-    "release": the noise level 1 - tau = 0.001 + 0.999 Beta(1.5, 1); mean of tau 0.4. [release]
+    "paper": tau ~ Beta(1.5, 1) as printed. Its distribution function is tau^1.5, so a uniform u gives tau = u^(2/3);
+    mean 0.6. "release": the noise level 1 - tau = 0.001 + 0.999 Beta(1.5, 1); mean of tau 0.4. [release]
     """
-    beta = u ** (2 / 3)
+    beta = rng.random(shape) ** (2 / 3)
     return beta if density == "paper" else 1 - (0.001 + 0.999 * beta)
 
 

@@ -27,16 +27,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-import conveyor
+from worlds import conveyor
 from config import DataConfig
 from data import VIEWS, letterbox, open_corpus, open_source
-from support import checkpoint, evaluate, pictures
+from support import checkpoint
+from worlds import closed_loop
+from support import pictures
 from support.flags import Parser
-from support.folder_source import read_picture
-from support.open_loop import open_loop, replay
-from support.policy import Policy
-from support.robots import find_robot
-from support.weights import load_release, release_settings
+from support.data.folder import read_picture
+from support.inference.open_loop import open_loop, replay
+from support.inference.policy import Policy
+from support.data.robots import find_robot
+from support.weights.loading import load_release, release_settings
 
 TIMES = ("past", "now", "future")
 
@@ -49,7 +51,7 @@ def parse(argv):
     parser.add_argument("--checkpoint", help="a run or one checkpoint of it (default: the newest under runs/)")
     parser.add_argument("--weights", help="directory or hub id of the authors' release, instead of a checkpoint")
     parser.add_argument("--config", default="a1_3b_release", help="with --weights: the preset")
-    parser.add_argument("--robot", help="with --weights: one of support/robots.py; with --open-loop and --cut: as in "
+    parser.add_argument("--robot", help="with --weights: one of support/data/robots.py; with --open-loop and --cut: as in "
                         "training; else which of the checkpoint's robots, if there are several")
     parser.add_argument("--action_mode", choices=("absolute", "delta"), help="with --weights: as it was trained")
     parser.add_argument("--vae", help="with --weights: directory of NVIDIA's encoder.jit and decoder.jit")
@@ -69,7 +71,7 @@ def parse(argv):
     parser.add_argument("--episode", type=int, default=-1, help="with --cut: episode (default the last)")
     parser.add_argument("--frame", type=int, help="with --cut: frame t (default m)")
     parser.add_argument("--engine", choices=("plain", "eager", "compile", "graph"),
-                        help="plain: model.py as it is read; the others: support/engine.py, the same chunks sooner "
+                        help="plain: model.py as it is read; the others: support/inference/engine.py, the same chunks sooner "
                              "(default: eager; in --closed-loop and --open-loop on a GPU graph, which takes long to "
                              "start)")
     parser.add_argument("--euler_steps", type=int, help="fewer Euler steps than the config's; prints the action error")
@@ -291,15 +293,15 @@ def in_closed_loop(policy, args):
         raise ValueError("--closed-loop needs a checkpoint of the embedded world, "
                          f"this one drives '{policy.stats.robot}'")
     filmed = min(FILMED, args.episodes or FILMED)
-    report, rollouts = evaluate.closed_loop(policy, args.episodes, args.seed, record=filmed)
+    report, rollouts = closed_loop.closed_loop(policy, args.episodes, args.seed, record=filmed)
     print_report("policy", report)
     if args.controls:
         report["controls"] = {}
-        for name, rival in (("wrong arm", evaluate.wrong_text(policy, evaluate.WRONG_ARM)),
-                            ("wrong colour", evaluate.wrong_text(policy, evaluate.WRONG_COLOUR)),
-                            ("shuffled images", evaluate.shuffled_images(policy)),
+        for name, rival in (("wrong arm", closed_loop.wrong_text(policy, closed_loop.WRONG_ARM)),
+                            ("wrong colour", closed_loop.wrong_text(policy, closed_loop.WRONG_COLOUR)),
+                            ("shuffled images", closed_loop.shuffled_images(policy)),
                             ("hold still", conveyor.hold_action)):
-            report["controls"][name], _ = evaluate.closed_loop(rival, args.episodes, args.seed)
+            report["controls"][name], _ = closed_loop.closed_loop(rival, args.episodes, args.seed)
             print_report(name, report["controls"][name])
     report["seed"] = args.seed
     if args.json:
@@ -342,7 +344,7 @@ def film(policy, rollouts, path):
 
 def run(argv):
     args = parse(argv)
-    evaluate.possible(args.episodes, args.seed, "seed")
+    closed_loop.possible(args.episodes, args.seed, "seed")
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.cut:

@@ -10,19 +10,22 @@ understanding expert, and layer i of the action expert to both. Three explicit p
     v_theta    inference: one Euler step of the action expert against the kept keys and values
 
 The cumulative mask makes the second and third exactly equal to the first. Noise and tau are arguments, never
-drawn here. What makes it fast (fused weights, compilation, caches) is in support/engine.py, not here.
+drawn here. What makes it fast (fused weights, compilation, caches) is in support/inference/engine.py, not here.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import flow
-from attention_mask import Layout, attention_bias, draws, positions, segment_mask, segments, valid_tokens
-from cosmos_vae import CosmosVAE, DctVAE
-from experts import ActExpert, Block, GenExpert, RMSNorm, UndExpert, attend, part_of, rotary_frequencies, rotary_tables
+from attention_mask import Layout, attention_bias, draws, segment_mask, segments, valid_tokens
+from cosmos_vae import CosmosVAE
+from experts import ActExpert, Block, GenExpert, UndExpert, attend
+from support.rotary import part_of, positions, rotary_frequencies, rotary_tables
+from support.tiny import DctVAE
 
 
 @dataclass
@@ -51,41 +54,38 @@ class JointLayer(nn.Module):
             self.gen = Block(config.gen_width, config.gen_mlp, config)
         self.act = Block(config.act_width, config.act_mlp, config)
 
-    def forward(self, streams, rotary, bias):
-        """All streams at once. streams: name -> (B, n, D) in the order und, gen, act; bias (B, 1, N, N).
+    def extend(self, name, x, rotary, bias, before=None):
+        """One stream after those that stand before it: it attends to their keys and values, and to its own.
 
-        Returns the same dict after this layer. A stream whose block is kv_only passes through unread.
-        """
-        start, parts = 0, {}
-        for name, x in streams.items():
-            parts[name] = slice(start, start + x.shape[1])
-            start += x.shape[1]
-        here = {name: part_of(rotary, part) for name, part in parts.items()}
-        blocks = {name: getattr(self, name) for name in streams}
-
-        keys, values = zip(*(blocks[name].keys_values(x, here[name]) for name, x in streams.items()))
-        asking = [name for name in streams if not blocks[name].kv_only]
-        query = torch.cat([blocks[name].query(streams[name], here[name]) for name in asking], 2)
-        # A kv_only stream stands first in the sequence, so the askers' rows are the last ones.
-        attended = attend(query, torch.cat(keys, 2), torch.cat(values, 2), bias[:, :, -query.shape[2]:])
-
-        out, attended = dict(streams), attended.split([streams[name].shape[1] for name in asking], 1)
-        for name, mine in zip(asking, attended):
-            out[name] = blocks[name].finish(streams[name], mine)
-        return out
-
-    def extend(self, name, x, rotary, bias, cache=None):
-        """One stream after the cached ones. x (B, n, D), cache (key, value) each (B, G, N_before, d) or None.
-
-        Returns x after this layer and the cache extended by this stream.
+        x (B, n, D); bias (B, 1, n, N_before + n); before: (key, value), each (B, G, N_before, d), or None.
+        Returns x after this layer (as it came in, if its block is kv_only) and (key, value) with this stream's behind.
         """
         block = getattr(self, name)
-        key, value = block.keys_values(x, rotary)
-        if cache is not None:
-            key, value = torch.cat([cache[0], key], 2), torch.cat([cache[1], value], 2)
-        if not block.kv_only:
-            x = block.finish(x, attend(block.query(x, rotary), key, value, bias))
+        query, key, value = block.project(x, rotary)
+        if before is not None:
+            key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
+        if query is not None:
+            x = block.finish(x, attend(query, key, value, bias))
         return x, (key, value)
+
+    def forward(self, streams, rotary, bias):
+        """All streams, each after those before it. streams: name -> (B, n, D) in the order und, gen, act; rotary and
+        bias (B, 1, N, N) of the whole sequence. Returns the streams after this layer."""
+        out, before, start = {}, None, 0
+        for name, x in streams.items():
+            end = start + x.shape[1]
+            mine, seen = part_of(rotary, slice(start, end)), bias[:, :, start:end, :end]
+            (out[name], before), start = self.extend(name, x, mine, seen, before), end
+        return out
+
+
+class Prefix(NamedTuple):
+    """What `prefill` returns: all that the action expert conditions on."""
+
+    before: list            # per layer (key, value) of the und and gen tokens, each (B, G, N_und + N_gen, d)
+    h_gen: torch.Tensor     # the generation expert's output (B, 96, D); None without that expert
+    rotary: tuple           # cos and sin of the action tokens; None with learned positions
+    bias: torch.Tensor      # the action tokens' rows of the mask, (B, 1, N_act, N)
 
 
 class InternVLA_A1(nn.Module):
@@ -95,8 +95,9 @@ class InternVLA_A1(nn.Module):
         super().__init__()
         self.config = config
         before = after = 1 if config.view_tokens else 0
-        self.layout = Layout(side=config.view_side, text=config.text_tokens, gen=32 if config.gen_expert else 0,
-                             chunk=config.chunk, before=before, after=after, mrope=bool(config.mrope_sections))
+        gen = 2 * 4 * 4 if config.gen_expert else 0   # per view: two times of 4 x 4 tokens, 96 in all
+        self.layout = Layout(side=config.view_side, text=config.text_tokens, gen=gen, chunk=config.chunk, before=before,
+                             after=after, mrope=bool(config.mrope_sections))
         self.und = UndExpert(config)
         if config.gen_expert:
             self.gen = GenExpert(config)
@@ -123,18 +124,6 @@ class InternVLA_A1(nn.Module):
     def dtype(self):
         """Compute dtype of the residual streams."""
         return self.layers[0].und.self_attn.k_proj.weight.dtype
-
-    def to_compute(self, dtype):
-        """Cast for inference: norms, action projections and all buffers (rotary frequencies) stay float32."""
-        exact = [(m, name, b) for m in self.modules() for name, b in m.named_buffers(recurse=False)]
-        self.to(dtype)
-        for module, name, buffer in exact:
-            setattr(module, name, buffer)
-        keep = [m for m in self.modules() if isinstance(m, RMSNorm)]
-        for module in keep + [self.act.state_proj, self.act.action_in_proj, self.act.action_out_proj,
-                              self.act.action_time_mlp_in, self.act.action_time_mlp_out]:
-            module.float()
-        return self
 
     # ---- images ---------------------------------------------------------------------------------------------
 
@@ -177,9 +166,9 @@ class InternVLA_A1(nn.Module):
         batch: data.Batch. eps (B, R, k, d_a) standard normal, tau (B, R) in [0, 1]. `pictures` keeps z and z_hat.
         """
         config, R = self.config, eps.shape[1]
-        real = batch.dim_mask[:, None, None].float()                               # (B, 1, 1, d_a)
+        dim_mask = batch.dim_mask[:, None, None].float()                           # (B, 1, 1, d_a)
         if not config.noise_on_padding:
-            eps = eps * real
+            eps = eps * dim_mask
         a = batch.action[:, None]                                                  # (B, 1, k, d_a)
         a_tau = flow.interpolate(a, eps, tau)
 
@@ -195,7 +184,7 @@ class InternVLA_A1(nn.Module):
 
         v = self.act.velocity(streams["act"], R)                                   # (B, R, k, d_a)
         if not config.noise_on_padding:
-            v = v * real
+            v = v * dim_mask
         error = (v - flow.velocity_target(a, eps)).square()                        # Eq. (2)
         mask = batch.action_mask[:, None].expand_as(error)
         zero = error.new_zeros(())
@@ -203,9 +192,9 @@ class InternVLA_A1(nn.Module):
         if config.gen_expert:
             z_hat = self.gen.decode(streams["gen"]).float()
             target = z[:, :, 2] if config.gen_target == "future" else z[:, :, 1]   # sg[z_{t+m}]: phi has no gradient
-            seen = (batch.view_mask & batch.future_mask[:, None])[..., None, None, None].expand_as(target)
-            losses.gen_sum = ((z_hat - target).square() * seen).sum()              # Eq. (1)
-            losses.gen_count = seen.sum()
+            mask = (batch.view_mask & batch.future_mask[:, None])[..., None, None, None].expand_as(target)
+            losses.gen_sum = ((z_hat - target).square() * mask).sum()              # Eq. (1)
+            losses.gen_count = mask.sum()
             if pictures:
                 losses.z_hat, losses.z = z_hat.detach(), z
         return losses
@@ -220,34 +209,28 @@ class InternVLA_A1(nn.Module):
 
     @torch.no_grad()
     def prefill(self, batch):
-        """Understanding, then generation: what the action expert conditions on.
-
-        Returns (caches, h_gen, bias, rotary): per layer the keys and values of und + gen tokens; the generation
-        expert's output (B, 96, D) or None; the mask and rotary rows of the action tokens.
-        """
+        """Understanding, then generation -> Prefix, their keys and values. batch: data.Batch, of which frames[:, :, :2] is read."""
         bias, rotary = self._sequence(batch, R=1)
         u, g = self.layout.n_und, self.layout.n_und + self.layout.n_gen
         x = self.und.embed(batch.image, batch.text_ids).to(self.dtype)
-        caches = []
+        before = []
         for layer in self.layers:
-            x, cache = layer.extend("und", x, part_of(rotary, slice(u)), bias[:, :, :u, :u])
-            caches.append(cache)
+            x, kept = layer.extend("und", x, part_of(rotary, slice(u)), bias[:, :, :u, :u])
+            before.append(kept)
         h_gen = None
         if self.config.gen_expert:
             h_gen = self.gen.embed(self.phi_cosmos(batch.frames[:, :, :2])).to(self.dtype)
-            here = part_of(rotary, slice(u, g))
             for i, layer in enumerate(self.layers):
-                h_gen, caches[i] = layer.extend("gen", h_gen, here, bias[:, :, u:g, :g], caches[i])
-        return caches, h_gen, bias[:, :, g:], part_of(rotary, slice(g, None))
+                h_gen, before[i] = layer.extend("gen", h_gen, part_of(rotary, slice(u, g)), bias[:, :, u:g, :g], before[i])
+        return Prefix(before, h_gen, part_of(rotary, slice(g, None)), bias[:, :, g:])
 
     def v_theta(self, prefix, batch, a_tau, tau):
         """One evaluation of the velocity field. a_tau (B, k, d_a), tau python float -> (B, k, d_a)."""
-        caches, _, bias, rotary = prefix
         tau = torch.full((len(a_tau), 1), tau, dtype=torch.float64, device=a_tau.device)   # periods go down to 0.004
         x = self.act.embed(batch.state, a_tau[:, None], tau).to(self.dtype)
-        for layer, cache in zip(self.layers, caches):
-            x, _ = layer.extend("act", x, rotary, bias, cache)
-        v = self.act.velocity(x, 1)[:, 0]
+        for layer, before in zip(self.layers, prefix.before):
+            x, _ = layer.extend("act", x, prefix.rotary, prefix.bias, before)
+        v = self.act.velocity(x, R=1)[:, 0]
         return v if self.config.noise_on_padding else v * batch.dim_mask[:, None].float()
 
     @torch.no_grad()
@@ -264,21 +247,4 @@ class InternVLA_A1(nn.Module):
         if not self.config.gen_expert:
             raise ValueError("this model was built with --gen_expert false: it imagines nothing")
         prefix = prefix or self.prefill(batch)
-        return self.gen.decode(prefix[1]).float()
-
-
-def count_parameters(model):
-    """Unique parameters by part: dict of und, gen, act, projections, vae, total (Table 1's columns)."""
-    def size(modules):
-        return sum(p.numel() for m in modules for p in m.parameters())
-
-    layers = model.layers
-    rows = {"und": size([model.und] + [layer.und for layer in layers]),
-            "act": size([layer.act for layer in layers] + [model.act.norm]),
-            "gen": 0, "vae": 0}
-    if model.config.gen_expert:
-        rows["gen"] = size([layer.gen for layer in layers] + [model.gen.norm])
-        rows["vae"] = size([model.vae])
-    rows["total"] = sum(p.numel() for p in model.parameters())
-    rows["projections"] = rows["total"] - sum(rows[name] for name in ("und", "gen", "act", "vae"))
-    return rows
+        return self.gen.decode(prefix.h_gen).float()

@@ -25,20 +25,27 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import conveyor
+from worlds import conveyor
 import lpt
-from config import CONFIGS, get_config, not_built
+from config import CONFIGS, get_config
 from data import Mixture, open_corpus
-from model import InternVLA_A1, count_parameters
-from support import checkpoint, evaluate, inspection, memory, optim, record, weights
-from support.distributed import Ranks
+from model import InternVLA_A1
+from support import checkpoint
+from support.training import validation
+from worlds import closed_loop
+from support.data import inspection
+from support.training import memory
+from support.training import optimizers
+from support.data import file_hashes
+from support.weights import loading as weights
+from support.training.ranks import Ranks
 from support.flags import Parser, add_config_flags
-from support.open_loop import mean_errors, open_loop
-from support.policy import Policy
-from support.run import (AGENT, Interruption, Keeper, culprits, deaf, effective_batch, impossible,
+from support.inference.open_loop import mean_errors, open_loop
+from support.inference.policy import Policy
+from support.training.run import (AGENT, Interruption, Keeper, culprits, deaf, effective_batch, impossible,
                          goes_on, own_count)
-from support.statistics import statistics_by_robot
-from support.training import prepare
+from support.data.statistics import statistics_by_robot
+from support.training.prepare import prepare
 
 
 def lr_at(step, train):
@@ -55,7 +62,7 @@ def parse(argv):
     parser = Parser(prog="train.py", description=__doc__)
     parser.add_argument("--config", default="conveyor", help=f"one of {', '.join(CONFIGS)}")
     parser.add_argument("--data", "--mixture", help="dataset folder or mixture.json; 'conveyor' is the embedded world")
-    parser.add_argument("--robot", help="a robot of support/robots.py or a .json file (default: the dataset's)")
+    parser.add_argument("--robot", help="a robot of support/data/robots.py or a .json file (default: the dataset's)")
     parser.add_argument("--verify", action="store_true", help="first compare every dataset's files with their record")
     parser.add_argument("--init", choices=("scratch",), help="start the a1_* presets from random weights")
     parser.add_argument("--from", dest="origin", help="start from the weights of this run or checkpoint")
@@ -75,23 +82,6 @@ def parse(argv):
     parser.add_argument("--eval_seed", type=int, default=4242, help="seed of the report's closed-loop scenes")
     add_config_flags(parser)
     return parser.parse_args(argv)
-
-
-def parameter_table(config):
-    """Table 1 for this preset, and the memory that training all parameters needs, as printable lines."""
-    with torch.device("meta"):
-        model = InternVLA_A1(config.model)
-    rows, absent = count_parameters(model), sum(not_built(config.model).values())
-    lines = [f"parameters of {config.name}, in millions"]
-    lines += [f"  {name:<12}{rows[name] / 1e6:>10.2f}" for name in ("und", "gen", "act", "projections", "vae", "total")]
-    if absent:
-        lines.append(f"  {'not built':<12}{absent / 1e6:>10.2f}   (total in the release's layout "
-                     f"{(rows['total'] + absent) / 1e6:,.2f})")
-    need, fp32 = memory.predict(config, memory.NO_ACTIVATIONS), config.train.optimizer == "fp32"
-    trained = memory.sizes(config.model, fp32, frozenset(config.train.frozen))[3]
-    lines.append(f"  {'trained':<12}{trained / 1e6:>10.2f}   --optimizer {config.train.optimizer}: weights, gradients "
-                 f"and states take {need.device / 2 ** 30:.1f} GiB; --dry-run counts activations too")
-    return lines
 
 
 def refuse(line):
@@ -148,7 +138,7 @@ def run(argv):
 
     # ---- config ---------------------------------------------------------------------------------------------
     config = get_config(args.config, vars(args))
-    evaluate.possible(args.episodes, args.eval_seed, "eval_seed")
+    closed_loop.possible(args.episodes, args.eval_seed, "eval_seed")
     if args.shard and config.train.ema:
         raise ValueError("--ema averages whole weights and --shard cuts them: choose one")
     if args.shard and args.fit:
@@ -167,7 +157,7 @@ def run(argv):
     if args.dry_run:
         return memory.dry_run(config, ranks.device, gib)
     if config.name != "conveyor" and (args.data is None or not (args.init or start["origin"] or published)):
-        print("\n".join(parameter_table(config)))
+        print("\n".join(memory.parameter_table(config)))
         missing = "--data DIR (a dataset folder, or 'conveyor')" if args.data is None else \
             "weights: --weights DIR, or --from RUN, or --init_und DIR and --init_vae DIR, or --init scratch"
         refuse(f"--config {config.name} needs {missing}; "
@@ -189,7 +179,7 @@ def run(argv):
     impossible(config, corpus)
     if args.verify and ranks.first:
         for root in dict.fromkeys(source.root for source in [*corpus.sources, corpus.held_out]):
-            changed = record.verify(root, inspection.progress(f"verifying {root}"))
+            changed = file_hashes.verify(root, inspection.progress(f"verifying {root}"))
             if changed:
                 refuse(f"{changed[0]}" + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
     ranks.agree(None)
@@ -211,7 +201,7 @@ def run(argv):
     # ---- model ----------------------------------------------------------------------------------------------
     torch.manual_seed(train.seed)
     model = InternVLA_A1(config.model)
-    print("\n".join(parameter_table(config)))
+    print("\n".join(memory.parameter_table(config)))
     if not newest:
         for report in weights.start(model, **start):
             print(report)
@@ -232,7 +222,7 @@ def run(argv):
     final = average.module if average else model
 
     def held_out_losses():
-        return evaluate.validate(final, config, stats, corpus.held_out, corpus.held_out_windows, train.eval_windows)
+        return validation.validate(final, config, stats, corpus.held_out, corpus.held_out_windows, train.eval_windows)
 
     # ---- the loop -------------------------------------------------------------------------------------------
     per_step = train.accumulate * train.batch_size
@@ -250,14 +240,14 @@ def run(argv):
             counts = [model.counts(batch, config.model.action_draws) for batch, _, _ in micro]
             counts = [int(n) for n in ranks.sums(*(sum(column) for column in zip(*counts)))]
             losses = gradients(wrapped, micro, config, ranks, counts)
-            norm = optim.global_norm(trained)
+            norm = optimizers.global_norm(trained)
             act, gen, stop, bad_samples = ranks.sums(*losses, interruption.signal, mixture.bad_samples)
             lr, loss = lr_at(step, train), config.model.lambda_gen * gen + act
 
             # The sums and the norm are the same on every rank, so all ranks skip the step or none does.
             finite = math.isfinite(loss) and math.isfinite(norm)
             if finite:
-                optimizer.step(lr, optim.clip_scale(norm, train.clip))
+                optimizer.step(lr, optimizers.clip_scale(norm, train.clip))
                 if average:
                     average.update_parameters(model)
             for p in trained:
@@ -308,7 +298,7 @@ def run(argv):
               "seconds": round(time.time() - began, 1)}
     if stats.robot == "conveyor":
         report["eval_seed"] = args.eval_seed
-        report |= evaluate.closed_loop(Policy(final, config, stats, train.seed), args.episodes, args.eval_seed)[0]
+        report |= closed_loop.closed_loop(Policy(final, config, stats, train.seed), args.episodes, args.eval_seed)[0]
         for suite in conveyor.SUITES:
             row = report[suite]
             print(f"{suite:<8} success {row['success']:.1%}  (95 % interval {row['interval'][0]:.1%} to "

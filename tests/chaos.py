@@ -39,7 +39,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import conveyor                                                                    # noqa: E402
+from worlds import conveyor                                                                    # noqa: E402
 import train                                                                       # noqa: E402
 from support import checkpoint                                                     # noqa: E402
 

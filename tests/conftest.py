@@ -13,8 +13,8 @@ import torch
 from config import CONFIGS
 from data import VIEWS, Batch
 from model import InternVLA_A1
-from support.policy import Policy
-from support.statistics import Statistics
+from support.inference.policy import Policy
+from support.data.statistics import Statistics
 
 torch.set_num_threads(1)   # the machine is shared, and results must not depend on it
 

@@ -1,0 +1,255 @@
+"""How many training tuples a second come from disk, by strategy and codec: what `python -m bench --data` prints.
+
+A tuple is what data.py's example() reads for one window: up to 3 views x (t-m, t, t+m), letterboxed. The rival is the
+reader that everybody writes first: open the file, seek, decode, for every picture anew.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from config import CONFIGS
+from data import Batch, letterbox, open_source, times, windows
+from model import InternVLA_A1
+from support.data import frame_cache
+from support.data.lerobot import copy_numbers
+from support.data.parquet import arrow
+from support.data.video import pyav
+
+STRETCH, RUNS = 8, 5
+CODECS = {"h264 GOP 2": ("libx264", 2), "h264 GOP 30": ("libx264", 30),
+          "AV1 GOP 2": ("libsvtav1", 2), "AV1 GOP 30": ("libsvtav1", 30)}   # AV1 GOP 2 is LeRobot's own default
+EPISODES, LENGTH, FPS, HEIGHT, WIDTH = 4, 250, 30, 480, 640
+CAMERAS = ("head", "hand_left", "hand_right")
+RTX_4090 = 165.2e12   # FLOP/s, bfloat16 matrices with float32 sums, without sparsity: its data sheet
+
+
+# ---- strategies -------------------------------------------------------------------------------------------------
+
+def naive(source, view, e, t):
+    """Frame t of episode e, (H, W, 3) uint8: open, seek, decode on to it. It shares nothing with the reader."""
+    files, seconds = source.videos[view]
+    target = seconds[e] + t / source.fps
+    with pyav().open(str(files[e])) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1   # as the reader: both are run in several processes
+        container.seek(int(target / stream.time_base), stream=stream)
+        for frame in container.decode(stream):
+            if frame.time >= target - 0.5 / source.fps:
+                return frame.to_ndarray(format="rgb24")
+
+
+def read_naive(source, m, e, ts):
+    return [[naive(source, view, e, at) for view in source.views for at in times(source, m, e, t)] for t in ts]
+
+
+def read_window(source, m, e, ts):
+    """Window by window, as training reads without --stretch."""
+    return [[picture for view in source.views for picture in source.frames(view, e, times(source, m, e, t))]
+            for t in ts]
+
+
+def read_stretch(source, m, e, ts):
+    """All windows of a stretch at once, as training reads with --stretch."""
+    wanted = sorted({at for t in ts for at in times(source, m, e, t)})
+    seen = {view: dict(zip(wanted, source.frames(view, e, wanted))) for view in source.views}
+    return [[seen[view][at] for view in source.views for at in times(source, m, e, t)] for t in ts]
+
+
+class Timed:
+    """A strategy with a stopwatch: tuples/s of its runs, for the pictures alone and for the letterboxed tuple."""
+
+    def __init__(self, read, source, m, size, stretch=1, share=1):
+        self.read, self.source, self.m, self.size, self.stretch, self.share = read, source, m, size, stretch, share
+        self.runs = []   # (pictures, tuples) a second
+
+    def run(self, rows, rng, count):
+        """Read about `count` x share windows, in stretches."""
+        decoding, tuples, began = 0.0, 0, time.perf_counter()
+        for first in rng.integers(len(rows), size=max(1, round(count * self.share / self.stretch))):
+            e = int(rows[first, 0])
+            start = time.perf_counter()
+            found = self.read(self.source, self.m, e, [int(t) for f, t in rows[first:first + self.stretch] if f == e])
+            decoding += time.perf_counter() - start
+            for pictures in found:
+                torch.stack([letterbox(picture, self.size) for picture in pictures])
+            tuples += len(found)
+        self.runs.append((tuples / decoding, tuples / (time.perf_counter() - began)))
+
+    @property
+    def pictures(self):
+        """Median over runs of (t-m, t, t+m) of all views read in a second, as recorded."""
+        return sorted(run[0] for run in self.runs)[len(self.runs) // 2]
+
+    @property
+    def tuples(self):
+        """The same, letterboxed: what training waits for."""
+        return sorted(run[1] for run in self.runs)[len(self.runs) // 2]
+
+
+def measure(source, cache, m, size, tuples):
+    """{strategy: Timed}, all strategies by turns so that a busy neighbour meets each. A source that is a cache has one."""
+    torch.set_num_threads(1)   # as in a loader process
+    rows, rng = windows(source, m, full=True), np.random.default_rng(0)
+    if len(rows) == 0:
+        raise ValueError(f"{source.root}: no episode is longer than {2 * m} frames")
+    if getattr(source, "cache", None):   # its videos are listed, but not there
+        found, cache = {}, source
+    else:
+        found = {"this reader": Timed(read_window, source, m, size),
+                 f"stretches of {STRETCH}": Timed(read_stretch, source, m, size, STRETCH, 2)}
+        if getattr(source, "videos", None):
+            found = {"naive": Timed(read_naive, source, m, size), **found}
+    if cache:
+        found["frame cache"] = Timed(read_window, cache, m, size, share=20)
+    for _ in range(RUNS):
+        for timed in found.values():
+            timed.run(rows, rng, tuples)
+    return found
+
+
+# ---- a dataset to measure on ------------------------------------------------------------------------------------
+
+def film():
+    """Frames of a camera: a textured scene that pans, an object that crosses it, sensor noise."""
+    rng = np.random.default_rng(0)
+    rough = Image.fromarray(rng.integers(0, 256, (HEIGHT // 16, WIDTH // 8, 3), dtype=np.uint8))
+    scene = np.asarray(rough.resize((2 * WIDTH, HEIGHT), Image.Resampling.BICUBIC)) // 2 + 40
+    noise = rng.integers(0, 9, (8, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for t in range(EPISODES * LENGTH):
+        x, at = int(WIDTH / 2 * (1 + np.sin(t / 40))), 5 * t % (WIDTH - 80)
+        picture = scene[:, x:x + WIDTH] + noise[t % 8]
+        picture[200:260, at:at + 60] = (200, 30, 60)
+        yield picture
+
+
+def write_video(path, codec, gop):
+    """LeRobot's own encoding: yuv420p, crf 30, a key frame every `gop` frames."""
+    os.environ.setdefault("SVT_LOG", "1")   # the AV1 encoder speaks of errors only
+    with pyav().open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=FPS, options={"g": str(gop), "crf": "30"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for picture in film():
+            container.mux(stream.encode(pyav().VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_dataset(root, codec, gop):
+    """A LeRobot v3.0 dataset: three cameras, all episodes in one file each, 14 joints. The cameras see the same."""
+    pa, pq = arrow(), arrow().parquet
+    n, keys = EPISODES * LENGTH, [f"images.rgb.{camera}" for camera in CAMERAS]
+    picture = {"dtype": "video", "shape": [HEIGHT, WIDTH, 3], "names": ["height", "width", "channels"]}
+    vector = {"dtype": "float32", "shape": [14], "names": None}
+    (root / "meta/episodes/chunk-000").mkdir(parents=True)
+    (root / "data/chunk-000").mkdir(parents=True)
+    (root / "meta/info.json").write_text(json.dumps({
+        "codebase_version": "v3.0", "robot_type": "synthetic", "fps": FPS, "total_episodes": EPISODES,
+        "total_frames": n, "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        "features": {"observation.state": vector, "action": vector, **{key: picture for key in keys}}}))
+    joints = np.random.default_rng(0).normal(size=(n, 14)).astype(np.float32).tolist()
+    column = pa.array(joints, pa.list_(pa.float32(), 14))
+    pq.write_table(pa.table({"observation.state": column, "action": column}), root / "data/chunk-000/file-000.parquet")
+    pq.write_table(pa.Table.from_pylist([
+        {"episode_index": e, "tasks": ["reach"], "length": LENGTH, "data/chunk_index": 0, "data/file_index": 0,
+         "dataset_from_index": e * LENGTH, "dataset_to_index": (e + 1) * LENGTH} |
+        {f"videos/{key}/{what}": value for key in keys for what, value in
+         (("chunk_index", 0), ("file_index", 0), ("from_timestamp", e * LENGTH / FPS))}
+        for e in range(EPISODES)]), root / "meta/episodes/chunk-000/file-000.parquet")
+    paths = [root / f"videos/{key}/chunk-000/file-000.mp4" for key in keys]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+    write_video(paths[0], codec, gop)
+    for path in paths[1:]:
+        shutil.copy(paths[0], path)
+
+
+# ---- what is printed --------------------------------------------------------------------------------------------
+
+def flops(name):
+    """Floating-point operations of training one tuple, counted on tensors without content."""
+    model, empty = CONFIGS[name].model, partial(torch.empty, device="meta")
+    with torch.device("meta"):
+        network = InternVLA_A1(model).to("meta")
+    byte, flag = partial(empty, dtype=torch.uint8), partial(empty, dtype=torch.bool)
+    batch = Batch(image=byte(1, 3, 3, model.view_size, model.view_size),
+                  frames=byte(1, 3, 3, 3, model.frame_size, model.frame_size), view_mask=flag(1, 3),
+                  text_ids=empty(1, model.text_tokens, dtype=torch.int64), text_mask=flag(1, model.text_tokens),
+                  state=empty(1, model.state_dim), dim_mask=flag(1, model.action_dim),
+                  action=empty(1, model.chunk, model.action_dim), action_mask=flag(1, model.chunk, model.action_dim),
+                  future_mask=flag(1))
+    with FlopCounterMode(display=False) as counter:
+        losses = network(batch, empty(1, 1, model.chunk, model.action_dim), empty(1, 1))
+        (losses.act_sum + losses.gen_sum).backward()
+    return counter.get_total_flops()
+
+
+def demand(rate):
+    """Lines: tuples a second that a GPU would train on, and the processes of this reader that it takes."""
+    for name in ("a1_2b", "a1_3b"):
+        count = flops(name)
+        needed = RTX_4090 / 2 / count
+        yield (f"training a tuple of {name} is {count / 1e12:.1f} TFLOP: an RTX 4090 at half its data sheet's "
+               f"{RTX_4090 / 1e12:.0f} TFLOP/s takes {needed:.1f} tuples/s, {needed / rate:.2f} processes of this "
+               f"reader")
+
+
+def table(measured, size, tuples):
+    """Lines, one a dataset. measured: {name: {strategy: Timed}}; the naive reader comes first where there is one."""
+    yield (f"tuples of 3 times; one process, one thread as in a loader; median of {RUNS} interleaved runs of {tuples} "
+           f"tuples (stretches: 2 x, cache: 20 x as many); in brackets: times the naive reader, where there is one")
+    for title, what in ((f"letterboxed to {size} px, as training takes them", "tuples"),
+                        ("pictures as recorded: reading alone", "pictures")):
+        first = next(iter(measured.values()))
+        names = [name for name in first if what == "tuples" or name != "frame cache"]
+        if not names:   # a cache alone
+            continue
+        yield f"{title}, tuples/s"
+        yield f"{'':<14}" + "".join(f"{name:>18}" for name in names)
+        for dataset, found in measured.items():
+            rates = {name: getattr(found[name], what) for name in names}
+            slow = rates.get("naive")
+            yield f"{dataset:<14}" + "".join(
+                f"{rate:18.1f}" if name == "naive" or not slow else f"{f'{rate:.1f} ({rate / slow:.2f})':>18}"
+                for name, rate in rates.items())
+
+
+def reading(data, m, size, tuples, robot=None):
+    """Printable lines for one dataset, or for a frame cache of one; robot: as open_source."""
+    source = open_source(data, robot)
+    found = measure(source, None, m, size, tuples)
+    yield f"{data}: {len(source.views)} views"
+    yield from table({source.name[:13]: found}, size, tuples)
+    ours = found.get("this reader")
+    if ours:
+        yield f"decoding takes {ours.tuples / ours.pictures:.0%} of this reader's time"
+    yield from demand((ours or found["frame cache"]).tuples)
+
+
+def codecs(m, size, tuples):
+    """Printable lines for datasets written here, one a codec."""
+    measured = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (codec, gop) in CODECS.items():
+            print(f"writing and reading {name}", file=sys.stderr)
+            root, out = Path(folder) / name, Path(folder) / f"{name} cache"
+            write_dataset(root, codec, gop)
+            source = open_source(root)
+            frame_cache.fill(source, frame_cache.plan(source, out, [size]), 2, copy_numbers)
+            measured[name] = measure(source, open_source(out), m, size, tuples)
+    yield f"3 views of {WIDTH} x {HEIGHT}, datasets of {EPISODES} x {LENGTH} frames written for this"
+    yield from table(measured, size, tuples)
+    ours = {name: found["this reader"] for name, found in measured.items()}
+    yield "decoding takes of this reader's time: " + ", ".join(
+        f"{timed.tuples / timed.pictures:.0%} ({name})" for name, timed in ours.items())
+    yield from demand(ours["AV1 GOP 2"].tuples)

@@ -1,0 +1,95 @@
+"""Are the files of a dataset still the same? By size and time of last change (quick), or by SHA-256 (exact).
+
+A flipped bit in an mp4 or parquet file mostly decodes without a word. So `--inspect` records every file's SHA-256 in
+`statistics/files.json` of the dataset, and `--verify` names each file that has changed, is gone or is new since.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+FOLDER, RECORD = "statistics", "files.json"   # of a dataset; what else lies in FOLDER is no part of the record
+
+
+def digest(value):
+    """SHA-256 of a JSON-able value, hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def files_digest(paths):
+    """Identity of files without reading them: names, sizes and times of last change -> hex."""
+    return digest([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(set(paths))])
+
+
+def write_json(path, body):
+    """Write {**body, "sha256"} to `path` in one move, making its folder; OSError as it comes."""
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(body | {"sha256": digest(body)}, indent=1) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path):
+    """What write_json wrote. ValueError: damaged or edited."""
+    try:
+        body = json.loads(path.read_text())
+        good = body.pop("sha256") == digest(body)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        good = False
+    if not good:
+        raise ValueError(f"{path} is damaged or was edited: delete it to have it made again")
+    return body
+
+
+def hidden(path):
+    """Whether a path relative to its dataset belongs to others: a clone's .git, a hub's .cache, .DS_Store."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _hashes(root, progress):
+    """Relative path -> [size, SHA-256] of every file under `root` outside FOLDER that is not hidden. OSError as it comes."""
+    paths = sorted(path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] != FOLDER
+                   and not hidden(path.relative_to(root)))
+    found, total, done = {}, sum(path.stat().st_size for path in paths), 0
+    for path in paths:
+        with open(path, "rb") as file:
+            hashed = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.relative_to(root).as_posix()] = [path.stat().st_size, hashed]
+        done += path.stat().st_size
+        progress(done, total)
+    return found
+
+
+def record(root, progress=lambda done, total: None):
+    """Record the files of a dataset, unless that was done before -> a line that says where, or why not."""
+    path = Path(root) / FOLDER / RECORD
+    if path.exists():
+        return (f"SHA-256 of {len(read_json(path)['files'])} files recorded before in {path}: --verify compares, "
+                f"delete it to record anew")
+    try:
+        files = _hashes(Path(root), progress)
+        write_json(path, {"files": files})
+    except OSError as error:
+        return f"SHA-256 of the files not recorded: {error.filename or path} ({error.strerror})"
+    return f"SHA-256 of {len(files)} files recorded in {path}"
+
+
+def verify(root, progress=lambda done, total: None):
+    """What is no longer as it was recorded -> lines, none if all is. ValueError: no record, or a damaged one."""
+    path = Path(root) / FOLDER / RECORD
+    if not path.exists():
+        raise ValueError(f"dataset {root}: no record of its files in {path}; make one of data that you trust: "
+                         f"python -m support.data --inspect {root}")
+    try:
+        then, now = read_json(path)["files"], _hashes(Path(root), progress)
+        then = {name: of for name, of in then.items() if not hidden(Path(name))}
+    except OSError as error:
+        raise ValueError(f"dataset {root}: {error.filename} cannot be read ({error.strerror})") from error
+    lines = [f"{Path(root) / name} is missing" for name in sorted(then.keys() - now)]
+    lines += [f"{Path(root) / name} is new" for name in sorted(now.keys() - then)]
+    lines += [f"{Path(root) / name} has changed" for name in sorted(then.keys() & now) if then[name] != now[name]]
+    return lines

@@ -1,0 +1,106 @@
+"""What is in a LeRobot dataset, what the reader makes of it, and all that is wrong with it: `--inspect`.
+
+Faults are collected, not raised: a broken download is repaired in one go.
+"""
+
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+from support.data.robots import VIEWS
+from support.data.statistics import Moments, moments_of
+
+SHOWN = 20   # faults of one kind of file are alike
+
+
+def said(error):
+    """The text of an error; of one out of a loader process, which sends its traceback along, the last line."""
+    text = str(error).strip()
+    return text.splitlines()[-1].removeprefix("ValueError: ") if text.startswith("Caught ") else text
+
+
+def refuse(lines, line, shown=SHOWN):
+    """Print the first `shown` of what is wrong, if anything is, and end with `line`."""
+    if lines:
+        print("\n".join(lines[:shown] + ([f"... and {len(lines) - shown} more"] if len(lines) > shown else [])))
+        raise ValueError(f"{line} ({len(lines)} {'fault' if len(lines) == 1 else 'faults'})")
+
+
+def progress(what):
+    """A callback (done, total) that draws a bar on a terminal."""
+    bar = tqdm(desc=what, disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False)
+
+    def draw(done, total):
+        bar.total = total
+        bar.update(done - bar.n)
+    return draw
+
+
+def tried(lines, read, *where):
+    """Whether read(*where) goes well; else `lines` gets what is wrong."""
+    try:
+        read(*where)
+        return True
+    except ValueError as error:
+        lines.append(str(error))
+        return False
+
+
+def faults(source, progress=lambda done, total: None):
+    """Every file, every row and the last picture of every video: what is wrong, one line each, and readable episodes.
+
+    -> (list of lines, list of episode positions whose numbers can be read)
+    """
+    missing = {path: index for index, path in source.missing_files()}
+    lines = [f"{source.where}, episode {index}: {path} is missing" for path, index in missing.items()]
+    readable, looked_at = [], set()
+    for e in reversed(range(len(source.lengths))):         # the last episode of a file is where it is torn
+        progress(len(source.lengths) - e, len(source.lengths))
+        if source.files[e] in missing:
+            continue
+        if not tried(lines, source.numbers, e):
+            continue                                       # its pictures may lie in the same file
+        readable.append(e)
+        tried(lines, source.task, e, source.lengths[e] - 1)
+        for view in source.views:
+            path = source.videos[view][0][e] if view in source.videos else (source.files[e], view)
+            if path not in missing and path not in looked_at:
+                looked_at.add(path)
+                tried(lines, source.frame, view, e, source.lengths[e] - 1)
+    return lines, readable[::-1]
+
+
+def inspect(source, m=15, k=50, episodes=None):
+    """Lines that say what the reader makes of a dataset: version, cameras, dimensions and their ranges, lengths.
+
+    episodes: positions of those to read; None: all.
+    """
+    tasks = source.info.get("total_tasks") or len(set(source.tasks))
+    yield (f"{source.root}: LeRobot {source.version}, robot '{source.robot}', {source.fps:g} frames/s, "
+           f"{len(source.lengths)} episodes of {min(source.lengths)} to {max(source.lengths)} frames, "
+           f"{sum(source.lengths):,} in all, {tasks} different tasks")
+    yield f"m = {m} frames = {m / source.fps:.2f} s, a chunk of {k} = {k / source.fps:.2f} s"
+    for slot in VIEWS:
+        key = source.views.get(slot)
+        height, width = source.size(slot) if key else (0, 0)
+        yield f"{slot:<12} {f'{key} ({width} x {height})' if key else 'missing: masked'}"
+    others = [key for key, feature in source.info["features"].items()
+              if feature["dtype"] in ("video", "image") and key not in source.views.values()]
+    if others:
+        yield f"cameras not read: {', '.join(others)}"
+    if not source.has_action:
+        yield "no actions: human video, trains L_gen alone"
+    state, action = Moments(), Moments()   # episode by episode: a dataset may be larger than memory
+    for e in range(len(source.lengths)) if episodes is None else episodes:
+        for sums, values in zip((state, action), source.numbers(e)):
+            if values is not None:
+                sums.add(*moments_of(values.astype(np.float64)))
+    for kind, names, sums in (("state", source.state_names, state), ("action", source.action_names, action)):
+        for d, name in enumerate(names if sums.n else ()):
+            known = len(source.relative) == len(names)
+            mode = "" if not known else "  relative" if source.relative[d] else "  absolute"
+            constant = "  constant" if sums.std()[d] < 1e-3 else ""
+            yield f"{kind} {d:>2}  {name:<32}{sums.low[d]:+9.3f} .. {sums.high[d]:+9.3f}{mode}{constant}"
+    if source.has_action and not source.relative:
+        yield "no delta mask: --action_mode delta needs a --robot file; absolute actions do not"

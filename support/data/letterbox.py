@@ -1,0 +1,38 @@
+"""From a camera's picture to a square of the model's size: scaled to fit, centred on black.
+
+The one definition for training, inference and the frame cache: what they deliver is equal bit for bit.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+def box(H, W, size):
+    """Where an H x W picture lies in its square: (top, left, h, w)."""
+    scale = min(size / H, size / W)
+    h, w = round(H * scale), round(W * scale)
+    return (size - h) // 2, (size - w) // 2, h, w
+
+
+def fit(x, size, dtype=torch.float32):
+    """(N, 3, H, W) float -> (N, 3, size, size): scaled to fit, centred on black. [release] bilinear, no antialias.
+
+    dtype torch.uint8: rounded to whole numbers, before the bars are added, which is a quarter faster.
+    """
+    top, left, h, w = box(*x.shape[-2:], size)
+    x = x if x.shape[-2:] == (h, w) else F.interpolate(x, (h, w), mode="bilinear", align_corners=False)
+    square = torch.zeros(len(x), 3, size, size, dtype=dtype)
+    square[..., top:top + h, left:left + w] = x.round() if dtype == torch.uint8 else x
+    return square
+
+
+def letterbox(picture, size):
+    """(H, W, 3) uint8 -> (3, size, size) uint8: `fit`, in whole grey levels [ours].
+
+    A picture of a frame cache holds the result ready (support/data/frame_cache.py).
+    """
+    if hasattr(picture, "letterboxed"):
+        return picture.letterboxed(size)
+    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    return x if x.shape[1] == x.shape[2] == size else fit(x[None].float(), size, torch.uint8)[0]

@@ -1,0 +1,58 @@
+"""The model as it trains: what is frozen, recomputed, compiled, averaged and sharded, and in which dtype.
+
+Order matters and stands in `prepare` alone: masters are taken before the cast, the average before layers are wrapped,
+recomputation around compilation, and sharding last.
+"""
+
+import functools
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
+
+from support.precision import to_compute
+from support.training import optimizers
+
+
+def vision_layers(model):
+    """The vision tower's layers, each a unit of recomputation; none in the embedded world's conv stem."""
+    return getattr(model.und.visual, "layers", None) or getattr(model.und.visual, "blocks", None) or []
+
+
+def freeze(model, names):
+    """Switch off gradients. names: a set out of "und" (the understanding expert), "vision" and "embed" (its parts)."""
+    parts = {"vision": [model.und.visual], "embed": [model.und.embed_tokens],
+             "und": [model.und, *(layer.und for layer in model.layers)]}
+    for name in names:
+        for part in parts[name]:
+            part.requires_grad_(False)
+
+
+def checkpoint_layers(model):
+    """Each joint layer and each vision layer keeps its input alone and is computed again in the backward pass."""
+    for layer in (*model.layers, *vision_layers(model)):
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def prepare(model, train, ranks, shard):
+    """A fresh float32 model on the CPU -> (the module to call, optimizer, average or None).
+
+    The model itself is changed: frozen, cast to its compute dtype, moved, sharded, its layers checkpointed or compiled.
+    """
+    freeze(model, train.frozen)
+    masters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    if train.optimizer != "fp32":
+        to_compute(model, torch.bfloat16)   # gives parameters new storage: the masters keep the float32 one
+    model.to(ranks.device)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema)) if train.ema else None
+    if train.compile:
+        for layer in model.layers:
+            layer.forward = torch.compile(layer.forward, dynamic=False)
+    if train.checkpoint_layers:
+        checkpoint_layers(model)
+    wrapped = ranks.wrap(model, shard)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = optimizers.make(train.optimizer, trained, masters, train)
+    if train.optimizer == "offload":
+        optimizer.hold_back(model)
+    return wrapped, optimizer, average

@@ -1,0 +1,226 @@
+"""Load-balanced Parallel Training (Sec. 3.4): the assignment of datasets to workers, sentence by sentence."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lpt
+
+CASES = json.loads((Path(__file__).parents[1] / "data" / "lpt_cases.json").read_text())
+
+
+def some_problems(count, most_datasets, most_workers, smallest=1):
+    """Seeded (sizes, workers) with heterogeneous sizes, small ones among them so that ties occur."""
+    rng = np.random.default_rng(3)
+    for _ in range(count):
+        n, workers = int(rng.integers(smallest, most_datasets + 1)), int(rng.integers(1, most_workers + 1))
+        yield (10 ** rng.uniform(0, rng.integers(1, 5), n)).astype(int).tolist(), workers
+
+
+def best_makespan(sizes, workers):
+    """The least possible largest load, over all workers ** n assignments."""
+    return min(max(np.bincount(where, sizes, workers))
+               for where in itertools.product(range(workers), repeat=len(sizes)))
+
+
+def test_coverage_each_worker_receives_at_least_one_dataset_and_each_dataset_has_a_worker():
+    """Sec. 3.4: coverage; our reading adds that no dataset is lost."""
+    for sizes, workers in some_problems(300, 12, 12):
+        held = lpt.assign(sizes, workers)
+        assert len(held) == workers and all(held)
+        assert {i for mine in held for i in mine} == set(range(len(sizes)))
+
+
+def test_a_dataset_is_assigned_to_one_worker_when_there_are_enough_of_them():
+    """Sec. 3.4: pi maps each dataset to one of K workers; replication is for n < K alone."""
+    for sizes, workers in some_problems(300, 12, 12):
+        held = sorted(i for mine in lpt.assign(sizes, workers) for i in mine)
+        if len(sizes) >= workers:
+            assert held == list(range(len(sizes)))
+
+
+def test_the_procedure_is_deterministic():
+    """Sec. 3.4: "This procedure is efficient, deterministic"."""
+    for sizes, workers in some_problems(50, 12, 12):
+        assert lpt.assign(sizes, workers) == lpt.assign(tuple(sizes), workers)
+
+
+@pytest.mark.parametrize("sizes, workers, held", [
+    ([7, 5, 4, 3, 2], 2, [[0, 3], [1, 2, 4]]),         # loads 7, 5 -> 9 -> 10 : 10, 11
+    ([1, 9, 2, 8], 2, [[1, 0], [3, 2]]),               # descending order of size, not of index
+    ([5, 4, 3, 3, 3], 3, [[0], [1, 4], [2, 3]]),       # 5 | 4 | 3 -> 3 + 3 -> 4 + 3
+    ([396, 17, 206, 5, 68], 3, [[0], [2], [4, 1, 3]]),  # Table 3: the fourth still goes to the least loaded
+    ([396, 17, 206, 5, 68], 4, [[0], [2], [4], [1, 3]]),
+])
+def test_the_next_dataset_goes_to_the_currently_least_loaded_worker_in_descending_order(sizes, workers, held):
+    """Sec. 3.4, the argmin rule, on cases worked out by hand."""
+    assert lpt.assign(sizes, workers) == held
+
+
+def test_every_step_of_the_assignment_obeys_the_argmin():
+    """Sec. 3.4: replaying the assignment, each dataset finds its worker least loaded."""
+    for sizes, workers in some_problems(200, 12, 6):
+        if len(sizes) < workers:
+            continue
+        held = lpt.assign(sizes, workers)
+        where = {i: k for k, mine in enumerate(held) for i in mine}
+        load = [0] * workers
+        for i in sorted(where, key=lambda i: -sizes[i]):
+            if sizes.count(sizes[i]) == 1:             # among equal sizes the order is ours to choose
+                assert load[where[i]] == min(load)
+            load[where[i]] += sizes[i]
+        assert load == lpt.loads(sizes, held)
+
+
+def test_ties_go_to_the_lower_index_and_the_lower_worker():
+    """lpt.assign: equal sizes go in order of index, equal loads to the lowest worker."""
+    assert lpt.assign([4, 4, 4, 4, 4], 3) == [[0, 3], [1, 4], [2]]
+    assert lpt.assign([2, 3, 3, 2], 2) == [[1, 0], [2, 3]]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if len(case["sizes"]) >= case["workers"]],
+                         ids=lambda case: f"{len(case['sizes'])}on{case['workers']}")
+def test_the_assignment_is_the_one_of_the_authors_code(case):
+    """tests/data/lpt_cases.json, computed by the released code; the set of each worker."""
+    held = lpt.assign(case["sizes"], case["workers"])
+    assert [set(mine) for mine in held] == [set(mine) for mine in case["held"]]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if len(case["sizes"]) < case["workers"]],
+                         ids=lambda case: f"{len(case['sizes'])}on{case['workers']}")
+def test_when_datasets_are_fewer_than_workers_each_worker_holds_one_replica_as_in_the_authors_code(case):
+    """Sec. 3.4: controlled replication to avoid idle workers; tests/data/lpt_cases.json."""
+    held = lpt.assign(case["sizes"], case["workers"])
+    assert all(len(mine) == 1 for mine in held)
+    assert held == case["held"]
+
+
+def test_replicas_are_dealt_evenly_and_the_largest_datasets_get_the_spare_ones():
+    """Sec. 3.4: replication is controlled, so that no worker is dominated by a small dataset."""
+    for sizes, workers in some_problems(300, 6, 12):
+        if len(sizes) < workers:
+            held = [i for mine in lpt.assign(sizes, workers) for i in mine]
+            times = np.bincount(held, minlength=len(sizes))
+            assert times.max() - times.min() <= 1
+            order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+            sorted_times = [times[i] for i in order if sizes.count(sizes[i]) == 1]
+            assert sorted_times == sorted(sorted_times, reverse=True)
+
+
+def test_balance_stays_within_grahams_bound_of_the_best_assignment():
+    """Sec. 3.4: "near-uniform per-worker loads"; Graham (1969): at most 4/3 - 1/(3K) times the optimum."""
+    worst = 0
+    for sizes, workers in some_problems(80, 7, 3, smallest=3):
+        largest = max(lpt.loads(sizes, lpt.assign(sizes, workers)))
+        worst = max(worst, largest / best_makespan(sizes, workers) / (4 / 3 - 1 / (3 * workers)))
+    assert worst <= 1 + 1e-12
+    tight = [3, 3, 2, 2, 2]                           # the bound is reached: the brute force is no straw man
+    assert max(lpt.loads(tight, lpt.assign(tight, 2))) == 7 and best_makespan(tight, 2) == 6
+
+
+@pytest.mark.parametrize("sizes, workers, words", [
+    ([5, 0, 3], 2, "dataset 1 holds no frames"), ([], 2, "0 and 2"), ([5], 0, "1 and 0")])
+def test_an_empty_dataset_no_dataset_and_no_worker_are_refused(sizes, workers, words):
+    """lpt.assign raises a ValueError that says which."""
+    with pytest.raises(ValueError, match=words):
+        lpt.assign(sizes, workers)
+
+
+def test_shares_split_a_datasets_weight_equally_over_its_replicas_and_lose_nothing():
+    """lpt.py: a dataset's weight is shared equally by its replicas."""
+    _, sizes, weights = zip(*lpt.TABLE_3)
+    for workers in (1, 2, 4, 5, 8, 13):
+        held = lpt.assign(sizes, workers)
+        total = np.zeros(len(sizes))
+        for mine, share in zip(held, lpt.shares(weights, held)):
+            for i, part in zip(mine, share):
+                assert part == pytest.approx(weights[i] / sum(m.count(i) for m in held))
+                total[i] += part
+        assert total == pytest.approx(weights)
+
+
+def test_python_lpt_py_prints_the_assignment_of_table_3(capsys):
+    """lpt.py: `python lpt.py` prints the assignment of Table 3's five sources; sampling weights sum to 1."""
+    assert sum(row[2] for row in lpt.TABLE_3) == pytest.approx(1)
+    lpt.main(["4"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and lines[0].endswith("396,000,000  InternData-A1") and "mass 0.640" in lines[0]
+    assert lines[3].endswith("RoboTwin, RoboMind") and "mass 0.100" in lines[3]
+    assert lines[4] == "max/mean load 2.289"
+
+
+def test_the_wrap_around_rule_makes_the_mixture_exact_across_ranks():
+    """Sec. 3.4 and Table 3: greedy loads leave an error in the mixture of equally drawing ranks, exact shares none."""
+    for datasets, workers in ((5, 2), (5, 8), (200, 8), (37, 64)):
+        sizes, weights = lpt.cut_up(datasets)
+        parts = lpt.exact(weights, workers)
+        assert lpt.mixture_error(weights, parts) < 1e-12
+        assert all(abs(sum(part.values()) - 1 / workers) < 1e-12 for part in parts)
+        assert sum(len(part) for part in parts) <= len(weights) + workers - 1
+        held = lpt.assign(sizes, workers)
+        greedy = [dict(zip(mine, own)) for mine, own in zip(held, lpt.shares(weights, held))]
+        assert lpt.mixture_error(weights, greedy) > 1e-3
+
+
+def test_the_mixture_error_is_the_total_variation():
+    """Two ranks of one dataset each realise halves, whatever was wanted."""
+    assert lpt.mixture_error([0.9, 0.1], [{0: 0.9}, {1: 0.1}]) == pytest.approx(0.4)
+    assert lpt.mixture_error([3, 1], [{0: 3, 1: 1}]) == 0
+
+
+@pytest.mark.parametrize("balance", ["greedy", "exact"])
+def test_every_worker_of_every_rank_has_a_dataset_and_no_weight_is_lost(balance):
+    """lpt.deal: over one rank or many, few datasets or many."""
+    for datasets, world, workers in ((5, 1, 4), (5, 2, 4), (1, 3, 2), (200, 8, 3), (7, 16, 1)):
+        sizes, weights = lpt.cut_up(datasets) if datasets > 5 else ([50, 40, 30, 20, 10][:datasets],
+                                                                    [0.4, 0.3, 0.2, 0.06, 0.04][:datasets])
+        ranks = lpt.deal(sizes, weights, world, workers, balance)
+        assert len(ranks) == world and all(len(held) == workers and all(held) for held, _ in ranks)
+        total = np.zeros(len(sizes))
+        for part in lpt.parts_of(ranks):
+            total[list(part)] += list(part.values())
+        assert total == pytest.approx(np.array(weights) / (1 if balance == "greedy" else sum(weights)))
+
+
+def test_on_one_rank_greedy_and_exact_are_the_papers_schedule():
+    """Sec. 3.4: one rank draws its workers by mass, so nothing needs to be split."""
+    _, sizes, weights = zip(*lpt.TABLE_3)
+    for balance in ("greedy", "exact"):
+        [(held, own)] = lpt.deal(sizes, weights, 1, 4, balance)
+        assert held == lpt.assign(sizes, 4)
+        assert [sum(row) for row in own] == pytest.approx([sum(row) for row in lpt.shares(weights, held)])
+
+
+def test_exact_balance_removes_the_error_that_greedy_leaves_across_ranks():
+    """--balance: the error that is printed at training start, and the line that names the way out."""
+    sizes, weights = lpt.cut_up(40)
+    names, error = [str(i) for i in range(len(sizes))], {}
+    for balance in ("greedy", "exact"):
+        ranks = lpt.deal(sizes, weights, 4, 2, balance)
+        error[balance] = lpt.mixture_error(weights, lpt.parts_of(ranks))
+        lines = lpt.table(names, sizes, weights, ranks)
+        assert len(lines) == 4 * 2 + 2 and "of ranks" in lines[-2]
+        assert f"mixture error across 4 ranks {error[balance]:.4f}" in lines[-1]
+        assert ("--balance exact" in lines[-1]) == (balance == "greedy")
+    assert error["greedy"] > 0.01 and error["exact"] < 1e-12
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["x"], "got 'x'"), (["1", "2"], "got '1 2'"), (["0"], "at least one dataset and one worker")])
+def test_a_number_of_workers_that_is_none_is_refused(argv, message):
+    with pytest.raises(ValueError, match=message):
+        lpt.main(argv)
+
+
+def test_the_simulation_shows_load_mixture_datasets_and_memory(capsys, monkeypatch):
+    """python lpt.py --simulate: exact shares have no error, fuller workers need more memory than the mean."""
+    lpt.main(["--simulate"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 3 * 3 * 3 and "start-up memory" in lines[0]
+    rows = [line.replace(",", "").split() for line in lines[1:]]
+    assert all(float(row[4]) == 0 for row in rows if row[2] == "exact")
+    mean = {workers: 692e6 * lpt.BYTES_A_FRAME / workers / 2 ** 20 for workers in (8, 64, 512)}
+    assert all(float(row[-2]) >= 0.99 * mean[int(row[1])] for row in rows)

@@ -1,0 +1,280 @@
+"""Planning beside the control loop: latency, failures, threads."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import film
+from data import VIEWS
+from support.inference.engine import Engine
+
+
+def fail(*_):
+    raise ValueError("no such luck")
+
+
+def held_back(policy):
+    """Plans in the background wait until the returned event is set: injected latency without a clock."""
+    gate, inner = threading.Event(), policy.run._plan
+
+    def plan(*args):
+        if args[0] > 0:   # the first plan is made in the foreground
+            assert gate.wait(20)
+        return inner(*args)
+    policy.run._plan = plan
+    return gate
+
+
+def wait_for_plan(policy):
+    policy.run.pending[1].result(timeout=20)
+
+
+def drive(policy, frames, states, latency):
+    """Actions of steps whose plans in the background arrive that many frames after their own; the last stays held back."""
+    gate, actions = held_back(policy), []
+    for t, (images, state) in enumerate(zip(frames, states)):
+        if policy.run.pending and t - policy.run.pending[0] == latency:
+            gate.set()
+            wait_for_plan(policy)
+            gate.clear()
+        actions.append(policy.step(images, state))
+    return actions, gate
+
+
+def test_no_step_waits_while_latency_is_below_the_queue(make):
+    """The plan of frame 8 cannot end before step 12: steps 8 to 12 return all the same, with the old chunk's actions,
+    and step 13 enters the new chunk at its own place."""
+    frames, states = film(14)
+    policy, plain = make(chunk=16), make(chunk=16, engine="plain")
+    policy.reset("go", background=True)   # half the chunk
+    gate = held_back(policy)
+    actions = [policy.step(images, state) for images, state in zip(frames[:13], states)]
+    gate.set()
+    wait_for_plan(policy)
+    actions.append(policy.step(frames[13], states[13]))
+    first = plain.plan([{v: [frames[0][v]] * 2 for v in VIEWS}], states[None, 0], ["go"])[0][0]
+    second = plain.plan([{v: [frames[0][v], frames[8][v]] for v in VIEWS}], states[None, 8], ["go"])[0][0]
+    np.testing.assert_allclose(actions, np.concatenate([first[:13], second[5:6]]), atol=1e-5)
+    assert policy.timing()["starved"] == 0
+    policy.close()
+
+
+def test_a_slower_plan_holds_the_last_action_and_the_starved_steps_are_counted(make):
+    """Latency of twelve steps, a queue of eight: four steps are starved."""
+    frames, states = film(21)
+    policy = make(chunk=16)
+    policy.reset("go", background=True)
+    gate = held_back(policy)
+    actions = [policy.step(images, state) for images, state in zip(frames[:20], states)]
+    assert policy.timing()["starved"] == 4
+    assert all(np.array_equal(action, actions[15]) for action in actions[16:])
+    gate.set()
+    wait_for_plan(policy)
+    assert not np.array_equal(policy.step(frames[20], states[20]), actions[15])
+    assert policy.timing()["starved"] == 4 and policy.timing()["plans"] == 2
+    policy.close()
+
+
+def test_plans_slower_than_a_chunk_still_move_the_robot(make):
+    """Latency of twelve steps, chunks of eight: what arrives is over, and its last action, the newest intention, is held."""
+    frames, states = film(41)
+    policy, plain = make(chunk=8), make(chunk=8, engine="plain")
+    policy.reset("go", background=True)
+    actions, gate = drive(policy, frames, states, latency=12)
+    first, *later = (plain.plan([{v: [frames[max(t - 15, 0)][v], frames[t][v]] for v in VIEWS}], states[None, t], ["go"])[0][0]
+                     for t in (0, 4, 16, 28))   # the later ones arrive at 16, 28 and 40
+    held = [chunk[-1] for chunk, steps in zip([first, *later], (8, 12, 12, 1)) for _ in range(steps)]
+    np.testing.assert_allclose(actions, [*first, *held], atol=1e-5)
+    assert policy.timing()["starved"] == 33
+    gate.set()
+    policy.close()
+
+
+def test_late_plans_find_latents_that_were_computed_ahead(make):
+    """Latency of twelve steps, plans wanted every five: they begin at 0, 5, 17, 29, 41 and 53. That twelve lie between
+    them is known at 17, so frames 26 and 38 are encoded, beside the plans under way."""
+    frames, states = film(60)
+    policy = make(chunk=8)
+    policy.reset("go", execute_steps=5, background=True)
+    _, gate = drive(policy, frames, states, latency=12)
+    gate.set()
+    wait_for_plan(policy)
+    assert (policy.timing()["plans"], policy.timing()["latent_hits"]) == (6, 3)   # at 5, where frame 0 is known, 41 and 53
+    policy.close()
+
+
+def test_latents_are_computed_ahead_in_the_background_too(make):
+    frames, states = film(41)
+    policy = make(chunk=40)
+    policy.reset("go", execute_steps=20, background=True)
+    for t, (images, state) in enumerate(zip(frames, states)):
+        policy.step(images, state)
+        if t in (20, 40):
+            wait_for_plan(policy)
+    assert policy.timing()["latent_hits"] == 2 and policy.timing()["plans"] == 3
+    policy.close()
+
+
+def test_all_episodes_plan_in_one_thread(make):
+    """cuDNN tries its algorithms anew in each thread."""
+    policy, threads, (frames, states) = make(chunk=8), [], film(6)
+    for _ in range(3):
+        policy.reset("go", background=True)
+        inner = policy.run._encode_ahead   # of frame 5, the t-15 of a plan at 20
+        policy.run._encode_ahead = lambda *args: threads.append(threading.current_thread()) or inner(*args)
+        for images, state in zip(frames, states):
+            policy.step(images, state)
+            if policy.run.pending:
+                wait_for_plan(policy)
+        policy.run.ahead[-1].result(timeout=20)
+    policy.close()
+    assert len(threads) >= 3 and len(set(threads)) == 1 and not threads[0].is_alive()
+    policy.reset("go", background=True)   # and begins another one
+    policy.step(frames[0], states[0])
+    policy.close()
+
+
+def test_closing_and_a_new_episode_leave_no_thread(make):
+    """Also while a plan is under way; what it found is not used in the next episode."""
+    before = set(threading.enumerate())
+    frames, states = film(12)
+    policy = make(chunk=8)
+    policy.reset("go", background=True)
+    gate = held_back(policy)
+    for images, state in zip(frames[:6], states):
+        policy.step(images, state)
+    while not policy.run.pending[1].running():   # one that waits behind other work is cancelled
+        pass
+    threading.Timer(0.2, gate.set).start()   # the plan of frame 4 ends while reset waits for it
+    policy.reset("stop", background=True)
+    assert gate.is_set()
+    policy.calls, plain = 0, make(chunk=8, engine="plain")
+    action = policy.step(frames[0], states[0])
+    stop = plain.plan([{view: [frames[0][view]] * 2 for view in VIEWS}], states[None, 0], ["stop"])[0][0]
+    np.testing.assert_allclose(action, stop[0], atol=1e-5)
+    policy.close()
+    deadline = time.monotonic() + 20
+    while set(threading.enumerate()) != before and time.monotonic() < deadline:   # the timer ends by itself
+        pass
+    assert set(threading.enumerate()) == before
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_refused_observation_changes_nothing(make, background):
+    """Before the first plan, where a plan is due and elsewhere: the same actions as without the refusals."""
+    frames, states = film(13)
+    one, other = make(chunk=8), make(chunk=8)
+    one.reset("go", execute_steps=4, background=background)
+    other.reset("go", execute_steps=4, background=background)
+    for t, (images, state) in enumerate(zip(frames, states)):
+        if t in (0, 3, 4, 8):
+            with pytest.raises(ValueError, match="cameras none given"):
+                one.step({}, state)
+            with pytest.raises(ValueError, match="head is float32"):
+                one.step({"head": np.zeros((4, 4, 3), np.float32)}, state)
+            with pytest.raises(ValueError, match="finite numbers"):
+                one.step(images, state * np.nan)
+        actions = [policy.step(images, state) for policy in (one, other)]
+        assert actions[0] is not None and np.array_equal(*actions)
+        if background and t in (4, 8, 12):
+            wait_for_plan(one)
+            wait_for_plan(other)
+    assert one.timing()["plans"] == 4
+    one.close()
+    other.close()
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_plan_that_fails_in_the_step_is_made_at_the_next(make, background):
+    """Also the first one of an episode, which the background waits for."""
+    frames, states = film(2)
+    policy = make(chunk=8)
+    policy.reset("go", background=background)
+    inner = policy.run._plan
+    policy.run._plan = fail
+    with pytest.raises(ValueError, match="no such luck"):
+        policy.step(frames[0], states[0])
+    policy.run._plan = inner
+    assert policy.step(frames[1], states[1]) is not None and policy.timing()["plans"] == 1
+    policy.close()
+
+
+def test_a_failing_plan_is_raised_by_the_step_that_needs_it(make):
+    """Nothing fails silently in the thread."""
+    frames, states = film(12)
+    policy = make(chunk=8)
+    policy.reset("go", background=True)
+    policy.step(frames[0], states[0])
+    policy.run._plan = fail
+    with pytest.raises(ValueError, match="no such luck"):
+        for images, state in zip(frames[1:], states[1:]):
+            policy.step(images, state)
+            if policy.run.pending:
+                while not policy.run.pending[1].done():
+                    pass
+    policy.close()
+
+
+def test_after_a_failed_plan_the_present_chunk_goes_on_at_its_own_place_and_the_next_step_plans(make):
+    frames, states = film(7)
+    policy, plain = make(chunk=8), make(chunk=8, engine="plain")
+    policy.reset("go", background=True)   # plans at 0 and 4
+    actions = [policy.step(images, state) for images, state in zip(frames[:4], states)]
+    inner, policy.run._plan = policy.run._plan, fail
+    policy.step(frames[4], states[4])
+    while policy.run.pending and not policy.run.pending[1].done():
+        pass
+    with pytest.raises(ValueError, match="no such luck"):
+        policy.step(frames[5], states[5])
+    policy.run._plan = inner
+    gate = held_back(policy)
+    actions.append(policy.step(frames[6], states[6]))
+    assert policy.run.pending[0] == 6
+    chunk = plain.plan([{view: [frames[0][view]] * 2 for view in VIEWS}], states[None, 0], ["go"])[0][0]
+    np.testing.assert_allclose(actions, chunk[[0, 1, 2, 3, 6]], atol=1e-5)
+    gate.set()
+    policy.close()
+
+
+@pytest.mark.parametrize("what, frame", [("_plan", 4), ("_encode_ahead", 5)])
+def test_what_failed_in_the_background_and_no_step_raised_is_raised_by_close(make, what, frame):
+    """Frame 5 is the t-15 of frame 20, a plan's."""
+    frames, states = film(frame + 1)
+    policy = make(chunk=8)
+    policy.reset("go", background=True)
+    for images, state in zip(frames[:frame], states):
+        policy.step(images, state)
+    if policy.run.pending:
+        wait_for_plan(policy)
+    started, gate = threading.Event(), threading.Event()
+
+    def fail_late(*args):
+        started.set()
+        assert gate.wait(20)
+        fail()
+    setattr(policy.run, what, fail_late)
+    policy.step(frames[frame], states[frame])
+    assert started.wait(20)
+    threading.Timer(0.2, gate.set).start()
+    with pytest.raises(ValueError, match="no such luck"):
+        policy.reset("stop")
+    policy.reset("stop")   # once
+    assert policy.step(frames[0], states[0]) is not None
+    policy.close()
+
+
+def test_a_camera_that_drops_out_is_compiled_for_in_the_background_too(make):
+    """More shapes than torch allows by itself, in a thread of which the constructor knew nothing."""
+    torch._dynamo.reset()
+    frames, states = film(9)
+    policy = make(chunk=8, engine="plain")
+    policy.engine = Engine(policy.model, "compile", backend="eager")
+    policy.reset("go", background=True)
+    for t, (images, state) in enumerate(zip(frames, states)):
+        policy.step(images if t < 4 else {view: images[view] for view in VIEWS[:2]}, state)
+        if t in (4, 8):
+            wait_for_plan(policy)
+    policy.close()

@@ -1,0 +1,218 @@
+"""support/data/frame_cache.py: a cache gives exactly what the plain reader and the letterbox would, or refuses in one line."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
+pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install -r requirements-robot.txt")
+
+from test_lerobot_reader import edit_info, write_dataset, write_v30
+
+from config import get_config
+from data import Corpus, Mixture, letterbox, open_source, windows
+from support.data import frame_cache
+from support.data import lerobot
+from support.data.__main__ import main
+from support.data.lerobot import LeRobotSource, copy_numbers
+from support.training.run import impossible
+from support.data.statistics import statistics
+
+SIZES = (32, 48)
+
+
+def make(source, out, sizes=SIZES, loaders=0):
+    frame_cache.fill(source, frame_cache.plan(source, out, sizes), loaders, copy_numbers)
+    return open_source(out)
+
+
+WRITERS = {"v2.1": lambda root: write_dataset(root, "libx264", 12, 2), "v3.0": lambda root: write_v30(root, "mpeg4", 12),
+           "pictures in parquet": lambda root: write_v30(root, kind="image")}
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def pair(request, tmp_path_factory):
+    """(plain source, the same dataset's cache)."""
+    root = tmp_path_factory.mktemp("cache")
+    plain = open_source(WRITERS[request.param](root / "toy"))
+    return plain, make(plain, root / "cached")
+
+
+def equal(plain, cached, sizes=SIZES):
+    """Whether every picture of every view is equal in every size."""
+    return all(torch.equal(letterbox(picture, size), letterbox(ready, size))
+               for view in plain.views for e, n in enumerate(plain.lengths) for size in sizes
+               for picture, ready in zip(plain.frames(view, e, range(n)), cached.frames(view, e, range(n)), strict=True))
+
+
+def test_every_picture_is_bit_for_bit_that_of_the_plain_reader(pair):
+    plain, cached = pair
+    assert cached.cache and not (cached.root / "videos").exists() and equal(plain, cached)
+    assert np.array_equal(np.asarray(cached.frame("head", 1, 3)), letterbox(plain.frame("head", 1, 3), 48).permute(1, 2, 0))
+
+
+def test_numbers_tasks_and_metadata_are_the_same(pair):
+    plain, cached = pair
+    for name in ("name", "version", "robot", "fps", "indices", "lengths", "tasks", "views", "state_names", "action_names"):
+        assert getattr(plain, name) == getattr(cached, name), name
+    for e in range(len(plain.lengths)):
+        assert all(np.array_equal(a, b) for a, b in zip(plain.numbers(e), cached.numbers(e)))
+    size = sum(path.stat().st_size for path in (cached.root / "data").rglob("*.parquet"))
+    assert size <= sum(path.stat().st_size for path in (plain.root / "data").rglob("*.parquet"))
+
+
+def test_letterboxed_pictures_that_are_not_square_keep_no_black_bars_on_disk(tmp_path):
+    """The box is stored and put back: a quarter less for 4:3."""
+    plain = open_source(write_dataset(tmp_path / "toy"))
+    wide = np.random.default_rng(0).integers(0, 256, (sum(plain.lengths), 24, 40, 3), np.uint8)
+    plain.frames = lambda view, e, times: [wide[sum(plain.lengths[:e]) + t] for t in times]
+    cached = make(plain, tmp_path / "cached", (16,))
+    assert equal(plain, cached, (16,)) and frame_cache.box(24, 40, 16) == (3, 0, 10, 16)
+    assert cached.cache.file(plain.views["head"], 16).stat().st_size == sum(plain.lengths) * 3 * 10 * 16
+
+
+@pytest.mark.parametrize("stretch, loaders", [(1, 0), (3, 2)])
+def test_training_from_a_cache_is_training_from_the_videos(pair, stretch, loaders):
+    """Sample by sample, also in loader processes and with windows of a stretch decoded together."""
+    config = get_config("conveyor", {"image_size": 48, "vae_size": 32, "batch_size": 4, "loaders": loaders, "m": 3,
+                                     "stretch": stretch})
+
+    def batches(source):
+        rows = [windows(source, config.data.m)]
+        stats = statistics([source], rows, config.model.chunk, "absolute", 1e-3)
+        return [batch for batch, _, _ in Mixture(config, stats, [source], [1.0], rows, 0).loader(0, 6)]
+    for a, b in zip(batches(pair[0]), batches(pair[1]), strict=True):
+        assert torch.equal(a.image, b.image) and torch.equal(a.frames, b.frames) and torch.equal(a.action, b.action)
+
+
+# ---- interrupted ----
+
+def _slow(source, out):
+    read = source.frames
+    source.frames = lambda *args: time.sleep(0.2) or read(*args)
+    make(source, out)
+
+
+def test_a_killed_run_goes_on_and_decodes_only_what_is_missing(tmp_path, monkeypatch):
+    plain = open_source(write_v30(tmp_path / "toy"))
+    out, done = tmp_path / "cached", tmp_path / "cached/frame_cache/done.jsonl"
+    child = multiprocessing.get_context("fork").Process(target=_slow, args=(plain, out))
+    child.start()
+    while not done.exists() or done.read_text().count("\n") < 2:
+        assert child.is_alive()
+        time.sleep(0.02)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    written = done.read_text().count("\n")
+    assert 2 <= written < 4
+    with pytest.raises(ValueError, match=f"holds {written} of 4 episodes; finish it: python -m .* --cache DIR"):
+        open_source(out)
+    with open(done, "a") as file:
+        file.write('{"episode": 3, "crc')   # a line that the kill tore
+    decoded, read = [], LeRobotSource.frames
+    monkeypatch.setattr(LeRobotSource, "frames", lambda self, view, e, times: decoded.append(e) or read(
+        self, view, e, times))
+    cached = make(open_source(tmp_path / "toy"), out)
+    assert set(decoded) - {0} == set(range(written, 4)) and decoded.count(0) == 2   # the first pictures give the sizes
+    monkeypatch.undo()
+    assert equal(plain, cached) and not list(frame_cache.verify(cached.cache))
+
+
+def test_loader_processes_write_the_same_files(tmp_path):
+    plain = open_source(write_v30(tmp_path / "toy"))
+    one, two = make(plain, tmp_path / "one"), make(plain, tmp_path / "two", loaders=2)
+    for key in one.cache.cameras:
+        for size in SIZES:
+            assert one.cache.file(key, size).read_bytes() == two.cache.file(key, size).read_bytes()
+    assert one.cache.checksums == two.cache.checksums
+
+
+# ---- refused ----
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "cut": (lambda cache: os.truncate(cache.file(*first(cache)), 100), "has 100 bytes, it was written with .*make it"),
+    "lost": (lambda cache: cache.file(*first(cache)).unlink(), "has 0 bytes"),
+    "no json": (lambda cache: (cache.root / "frame_cache/cache.json").write_text("{"), "no readable frame cache"),
+    "other format": (lambda cache: edit(cache, format=2), "no readable frame cache .*format 2"),
+    "not noted": (lambda cache: (cache.root / "frame_cache/done.jsonl").unlink(), "holds 0 of 4 episodes; finish it"),
+    "note": (lambda cache: (cache.root / "frame_cache/done.jsonl").write_text("x\n"), "no readable frame cache.*damaged"),
+    "foreign": (lambda cache: edit_info(cache.root, robot_type="another"), "made for other episodes or another meta"),
+}
+
+
+def first(cache):
+    return next(iter(cache.cameras)), SIZES[0]
+
+
+def edit(cache, **changes):
+    path = cache.root / "frame_cache/cache.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_or_foreign_cache_is_refused_in_one_line(tmp_path, damage):
+    harm, message = DAMAGES[damage]
+    out = tmp_path / "cached"
+    harm(make(open_source(write_v30(tmp_path / "toy")), out).cache)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_source(out)
+    assert "\n" not in str(caught.value) and str(out) in str(caught.value)
+
+
+def test_a_size_that_the_cache_does_not_hold_is_refused_before_training(pair):
+    _, cached = pair
+    config = get_config("conveyor", {"image_size": 64, "vae_size": 32, "chunk": 4})
+    rows = windows(cached, 3)
+    corpus = Corpus([cached], [1.0], ["robot"], [rows], cached, rows)
+    with pytest.raises(ValueError, match="holds pictures of 32 and 48 pixels, 64 are asked for; .* --sizes 32,64$"):
+        impossible(config, corpus)
+
+
+def test_the_command_says_what_it_will_write_and_what_the_cache_is_valid_for(tmp_path, capsys, monkeypatch):
+    root, out = write_v30(tmp_path / "toy"), tmp_path / "cached"
+    argv = ["--cache", str(root), str(out), "--loaders", "0"]
+    monkeypatch.setattr(frame_cache, "_free", lambda path: 1000)
+    with pytest.raises(ValueError, match="0.1 GB are needed and 0.0 GB are free there; .* fewer --sizes"):
+        main(argv)
+    assert not out.exists()
+    monkeypatch.undo()
+    main([*argv, "--config", "conveyor"])
+    told = capsys.readouterr().out
+    assert "4 episodes, 48 frames of 2 cameras, at 64 pixels: 0.00 GB" in told
+    assert f"wrote {out}; train with --data {out}" in told and "valid for pictures of 64 pixels: conveyor" in told
+    main([*argv, "--sizes", "64"])                                     # complete: it is checked
+    assert "complete, every episode as it was written" in capsys.readouterr().out
+    flip(out / "frame_cache/observation.images.cam_high/64.u8")
+    with pytest.raises(ValueError, match="cam_high/64.u8 is not as it was written in episode [0-3]; remove"):
+        main([*argv, "--sizes", "64"])
+
+
+def test_another_folder_or_another_dataset_is_not_written_over(tmp_path):
+    root, out = write_v30(tmp_path / "toy"), tmp_path / "cached"
+    plain = open_source(root)
+    cached = make(plain, out)
+    with pytest.raises(ValueError, match="holds a frame cache of another dataset, of other sizes or damaged"):
+        frame_cache.plan(plain, out, (32,))
+    with pytest.raises(ValueError, match="is a frame cache already; cache the original"):
+        frame_cache.plan(cached, tmp_path / "again", (32,))
+    with pytest.raises(ValueError, match="toy is not empty and holds no frame cache"):
+        frame_cache.plan(plain, root, (32,))
+    for argv, words in ((["--sizes", "x"], "--sizes x: expected pixels"), (["--config", "a1_2"], "unknown config 'a1_2'")):
+        with pytest.raises(ValueError, match=words):
+            lerobot.main(["--cache", str(root), str(tmp_path / "new"), *argv])
+    video = next((root / "videos").rglob("*.mp4"))
+    video.write_bytes(video.read_bytes() + b"\0")                      # re-encoded since
+    with pytest.raises(ValueError, match="holds a frame cache of another dataset"):
+        frame_cache.plan(plain, out, SIZES)

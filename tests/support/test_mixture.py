@@ -1,0 +1,170 @@
+"""A mixture of several robots and human video: Table 3's file as it ships, from the JSON to a checkpoint."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lpt
+import train
+from config import get_config
+from data import Batch, Mixture, open_corpus
+from model import InternVLA_A1
+from support import checkpoint
+from support.inference.policy import Policy
+from support.data.statistics import statistics
+
+from test_bad_input import RUN, SMALL, write_folder
+from test_lerobot_reader import HEAD, edit_info, write_dataset
+
+ROOT = Path(__file__).parents[2]
+DIMS = {"InternData-A1": 16, "RoboTwin": 14, "AgiBot-World-Beta": 16, "RoboMind": 14, "EgoDex": 14}
+
+
+@pytest.fixture
+def table_3(tmp_path):
+    """Five folders in the place of the five sources, and examples/mixture_table3.json beside them."""
+    for name, d in DIMS.items():
+        write_folder(tmp_path / name, d=d, views=("head",) if name == "EgoDex" else ("head", "left_wrist"),
+                     **{key: np.random.default_rng(1).normal(size=(12, d)) for key in ("state", "action")})
+    return shutil.copy(ROOT / "examples" / "mixture_table3.json", tmp_path / "mixture_table3.json")
+
+
+def test_the_example_is_table_3(table_3):
+    """Names, weights and robots; human video is read without its actions, though the files hold some."""
+    rows = json.loads(Path(table_3).read_text())["datasets"]
+    assert [(row["name"], row["weight"]) for row in rows] == [(name, weight) for name, _, weight in lpt.TABLE_3]
+    corpus = open_corpus(table_3, 3)
+    assert [source.robot for source in corpus.sources] == ["genie1", "aloha", "a2d", "agilex_3rgb", "dex"]
+    assert [source.has_action for source in corpus.sources] == [True] * 4 + [False]
+    assert [len(source.relative) for source in corpus.sources] == list(DIMS.values())
+
+
+def test_a_mixture_of_robots_trains_with_statistics_of_each_and_runs_each(table_3, tmp_path, capsys):
+    """--mixture FILE: per-robot statistics in the checkpoint, of which inference takes the named robot's."""
+    run = ["--mixture", str(table_3), "--out", str(tmp_path / "run"), "--action_mode", "delta", *RUN]
+    train.run(run)
+    printed = capsys.readouterr().out
+    path = checkpoint.newest(tmp_path / "run")
+    stored = checkpoint.load(path)[1]["statistics_by_robot"]
+    assert set(stored) == {"genie1", "aloha", "a2d", "agilex_3rgb"}
+    assert all(f"robot {robot}: " in printed for robot in stored) and "EgoDex (human)" in printed
+    for robot, d in (("aloha", 14), ("a2d", 16)):
+        policy = Policy.load(path, robot=robot)
+        actions, _ = policy.plan([{"head": [np.zeros((8, 8, 3), np.uint8)] * 2}], np.zeros((1, d)), ["go"])
+        assert policy.stats.robot == robot and actions.shape == (1, 4, d)
+    assert Policy.load(path).stats.robot == "genie1"     # whose last episode was held out
+    with pytest.raises(ValueError, match="--robot franka: .* was trained on genie1, a2d, agilex_3rgb, aloha"):
+        Policy.load(path, robot="franka")
+    train.run([*run, "--resume"])
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"wieght": 0.5}, "wieght"), ({"weight": -1}, "weights above 0"), ({"weight": float("nan")}, "weights above 0"),
+    ({"path": 5}, "is no mixture"), ({"robot": "r2d2"}, "--robot r2d2: unknown"), ({"weight": "x"}, "is no mixture"),
+    ({"robot": {"name": "x"}}, "are text"), ({"robot": 5}, "are text"), ({"name": 5}, "are text"),
+    ({"kind": "human_video"}, "kind human_video: choose from robot, sim, real, human")])
+def test_a_wrong_row_of_a_mixture_is_one_line(table_3, change, message):
+    stored = json.loads(Path(table_3).read_text())
+    stored["datasets"][1] |= change
+    Path(table_3).write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=message):
+        open_corpus(table_3, 3)
+
+
+@pytest.mark.parametrize("validation, message", [
+    (5, "is no mixture"), ({"path": "RoboMind", "kind": "real"}, "is no mixture"), ({"robot": "aloha"}, "is no mixture"),
+    ("./RoboTwin", "./RoboTwin is trained on and held out")])
+def test_a_wrong_validation_of_a_mixture_is_one_line(table_3, validation, message):
+    stored = json.loads(Path(table_3).read_text())
+    Path(table_3).write_text(json.dumps(stored | {"validation": validation}))
+    with pytest.raises(ValueError, match=message):
+        open_corpus(table_3, 3)
+
+
+def test_a_validation_dataset_may_have_a_robot_of_its_own_and_folders_called_alike_are_told_apart(tmp_path):
+    """RoboTwin's folders are <task>/aloha-agilex: one name for all."""
+    for task in ("stack", "pour", "apart"):
+        write_folder(tmp_path / task / "arm", d=14, robot=np.array("somebody"))
+    rows = [{"path": f"{task}/arm", "robot": "aloha"} for task in ("stack", "pour")]
+    listing = tmp_path / "mixture.json"
+    listing.write_text(json.dumps({"datasets": rows, "validation": {"path": "apart/arm", "robot": "aloha"}}))
+    corpus = open_corpus(listing, 3)
+    assert [source.name for source in corpus.sources] == ["stack/arm", "pour/arm"] and corpus.held_out.robot == "aloha"
+    listing.write_text(json.dumps({"datasets": [rows[0] | {"name": "first"}, rows[1]], "robot": "dex"}))
+    corpus = open_corpus(listing, 3, robot="aloha")
+    assert [source.name for source in corpus.sources] == ["first", "pour/arm"] and corpus.held_out.robot == "aloha"
+    listing.write_text(json.dumps({"datasets": [rows[0], {"path": "pour/arm"}], "robot": "dex"}))
+    assert [source.robot for source in open_corpus(listing, 3).sources] == ["aloha", "dex"]
+
+
+@pytest.mark.parametrize("validation, message", [
+    ({"robot": np.array("franka")}, "held out is of robot 'franka', trained is a2d, agilex_3rgb, aloha, genie1"),
+    ({"action": None}, "held out is human video, without actions, trained is")])
+def test_a_validation_dataset_of_another_robot_is_refused(table_3, tmp_path, validation, message):
+    """It would be measured with statistics that nobody took."""
+    write_folder(tmp_path / "apart", **validation)
+    stored = json.loads(Path(table_3).read_text())
+    Path(table_3).write_text(json.dumps(stored | {"validation": "apart"}))
+    with pytest.raises(ValueError, match=message):
+        open_corpus(table_3, 3)
+
+
+# ---- human video in LeRobot's format ----------------------------------------------------------------------
+
+@pytest.fixture(params=[(HEAD,), (HEAD, "frame_index")], ids=["pictures alone", "with row numbers"])
+def people(request, tmp_path):
+    """EgoDex-like: one head camera and a task; no wrists, no state, no actions."""
+    root = write_dataset(tmp_path / "people", has_action=False)
+    edit_info(root, features={key: feature for key, feature in
+                              json.loads((root / "meta/info.json").read_text())["features"].items()
+                              if key in request.param})
+    return root
+
+
+def gradients(model, batch, eps, tau):
+    """name -> gradient of Eq. (4), and the loss."""
+    model.zero_grad(set_to_none=True)
+    loss = model(batch, eps, tau).total(0.3, *model.counts(batch, eps.shape[1]))
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}, loss
+
+
+def test_lerobot_video_of_people_trains_l_gen_alone_in_the_same_batches(people, tmp_path):
+    """Sec. 3.3, D_1 and D_2: beside a robot's data, by weight; the action expert's gradient comes from the robot alone,
+    exactly 0 from people, and a batch of nothing but people is fine."""
+    robot = write_folder(tmp_path / "arm")
+    (tmp_path / "mixture.json").write_text(json.dumps({"datasets": [{"path": "arm"}, {"path": "people", "weight": 2}]}))
+    corpus = open_corpus(tmp_path / "mixture.json", 3)
+    assert corpus.kinds == ["robot", "human"] and corpus.sources[1].views == {"head": HEAD} and robot.exists()
+    config = get_config("conveyor", SMALL | {"m": 3, "full_windows": False, "batch_size": 6})
+    stats = statistics(corpus.sources, corpus.windows, config.model.chunk, "absolute", 1e-3)
+    mixture = Mixture(config, stats, corpus.sources, corpus.weights, corpus.windows, 0)
+    batch, eps, tau = next(iter(mixture.loader(0, 1)))
+    acts = batch.action_mask.any(-1).any(-1)
+    assert 0 < acts.sum() < 6 and batch.view_mask[~acts].tolist() == [[True, False, False]] * int((~acts).sum())
+    assert not batch.state[~acts].any() and not batch.dim_mask[~acts].any() and batch.future_mask[~acts].any()
+
+    torch.manual_seed(0)
+    model = InternVLA_A1(config.model)
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn_like(p)                # no term of the network is silent
+    alone, loss = gradients(model, Batch(**{name: x[~acts] for name, x in vars(batch).items()}), eps[~acts], tau[~acts])
+    action = [name for name in alone if ".act." in f".{name}"]
+    assert loss > 0 and torch.isfinite(loss) and len(action) > 10
+    assert all(alone[name] is not None and not alone[name].any() for name in action)
+    assert any(alone[name].any() for name in alone if ".gen." in f".{name}")
+
+    mixed, _ = gradients(model, batch, eps, tau)
+    robots, _ = gradients(model, Batch(**{name: x[acts] for name, x in vars(batch).items()}), eps[acts], tau[acts])
+    for name in action:                                    # the same sum over the same count, people or not
+        torch.testing.assert_close(mixed[name], robots[name], rtol=1e-4, atol=1e-6)
+
+
+def test_people_alone_are_no_corpus_to_act_on(people, tmp_path):
+    """There is nothing to standardise and nothing to hold out: one line."""
+    with pytest.raises(ValueError, match="no dataset of the mixture has actions"):
+        train.run(["--data", str(people), "--out", str(tmp_path / "run"), *RUN])

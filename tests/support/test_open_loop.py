@@ -1,0 +1,282 @@
+"""Open-loop reports: a policy beside recordings and beside three rivals that do not look."""
+
+import json
+import runpy
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import support.inference.policy
+import train
+from config import get_config
+from data import Corpus, example, open_corpus, open_source, windows
+from model import InternVLA_A1
+from support.data import lerobot
+from support.training.validation import validate
+from support.inference.open_loop import Rivals, errors, mean_errors, open_loop, replay
+from support.inference.policy import Policy
+from support.data.statistics import Statistics, statistics
+
+from test_bad_input import RUN, SMALL, save_checkpoint, write_folder
+from test_data import Fake
+
+K = 16
+ROOT = Path(__file__).parents[2]
+
+
+def corpus_of(make, robot="conveyor"):
+    """Four episodes whose actions are make(state, t), the last one held out."""
+    source = Fake(lengths=(40, 33, 50, 37), robot=robot)
+    source.rows = [(state, make(state).astype(np.float32)) for state, _ in source.rows]
+    trained = windows(source, 15, episodes=range(3))
+    corpus = Corpus([source], [1.0], ["robot"], [trained], source, windows(source, 15, episodes=[3]))
+    return corpus, statistics([source], [trained], K, "absolute", 1e-3)
+
+
+def policy_that(plan, stats):
+    """The interface of support.inference.policy.Policy, without a model."""
+    return SimpleNamespace(plan=plan, stats=stats, config=get_config("conveyor"))
+
+
+def test_chunks_are_laid_end_to_end_over_the_whole_episode():
+    """A policy that knows the recording has no error, whatever the episode's length."""
+    corpus, stats = corpus_of(lambda state: np.cumsum(state, 0))
+    asked = []
+
+    def plan(seen, state, tasks):
+        _, action = corpus.held_out.numbers(3)
+        t = len(asked) * K
+        asked.append((state[0], [frame[0, 0, 0] for frame in seen[0]["head"]], tasks[0]))
+        return np.concatenate([action[t:], np.full((K, 6), 99, np.float32)])[None, :K], None
+
+    reports, found = open_loop(policy_that(plan, stats), corpus)
+    traces, starts = found[3]
+    assert starts == [0, 16, 32] and traces["policy"].shape == (37, 6) and reports[3]["policy"]["mse"] == 0
+    state, _ = corpus.held_out.numbers(3)
+    assert all((q == state[t]).all() for (q, _, _), t in zip(asked, starts))
+    assert [past for _, (past, _), _ in asked] == [8 * 3 + max(t - 15, 0) for t in starts]   # t - m, clamped
+    assert asked[0][2] == "pick 3"
+
+
+def test_ridge_regression_finds_what_the_state_tells():
+    """Next actions that are linear in the state are predicted by it, and by no other rival."""
+    corpus, stats = corpus_of(lambda state: np.tile(state[:1] * 2 + 1, (len(state), 1)))
+    for source_state, action in corpus.held_out.rows:   # the state stays, so that it tells the whole chunk
+        source_state[:] = source_state[0]
+    rivals = Rivals(corpus, stats, K)
+    state, action = corpus.held_out.numbers(0)
+    plans = rivals.plan(state[5])
+    assert {name: plan.shape for name, plan in plans.items()} == dict.fromkeys(
+        ("mean action", "ridge regression", "hold the state"), (K, 6))
+    assert (plans["hold the state"] == state[5]).all()
+    assert np.abs(plans["ridge regression"] - action[5]).max() < 0.2 < np.abs(plans["mean action"] - action[5]).max()
+
+
+def test_rivals_are_what_all_frames_at_once_give_and_a_bad_episode_is_left_out(capsys):
+    """Sums episode by episode against the matrices of all frames; --on_bad_sample skip says which episode is bad."""
+    corpus, stats = corpus_of(lambda state: 1000 + np.cumsum(state, 0))     # far from zero beside its spread
+    numbers, read = corpus.held_out.numbers, [corpus.held_out.numbers(e) for e in (0, 2)]
+
+    def torn(e):
+        if e == 1:
+            raise ValueError("dataset fake, episode 1 is torn")
+        return numbers(e)
+    corpus.held_out.numbers = torn
+    said = []
+    rivals = Rivals(corpus, stats, K, said.append)
+    X = np.concatenate([np.concatenate([stats.normalise("state", state), np.ones((len(state), 1))], 1)
+                        for state, _ in read])
+    Y = np.concatenate([[action[np.minimum(t + np.arange(K), len(action) - 1)].ravel() for t in range(len(action))]
+                        for _, action in read]).astype(np.float64)
+    penalty = np.diag([0.01 * len(X)] * (X.shape[1] - 1) + [0])
+    actions = np.concatenate([action for _, action in read]).astype(np.float64)
+    np.testing.assert_allclose(rivals.weights, np.linalg.solve(X.T @ X + penalty, X.T @ Y), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(rivals.mean, actions.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(rivals.unit, actions.std(0), rtol=1e-6)
+    assert [str(error) for error in said] == ["dataset fake, episode 1 is torn"]
+
+    policy = policy_that(lambda seen, state, tasks: (np.zeros((1, K, 6)), None), stats)
+    with pytest.raises(ValueError, match="episode 1 is torn"):
+        open_loop(policy, corpus)
+    policy.config = get_config("conveyor", {"on_bad_sample": "skip"})
+    assert set(open_loop(policy, corpus)[0]) == {3} and "episode 1 is torn" in capsys.readouterr().err
+
+
+def test_errors_are_in_training_deviations_and_per_joint_in_raw_units():
+    corpus, stats = corpus_of(lambda state: 10 * state)
+    rivals = Rivals(corpus, stats, K)
+    true = np.zeros((20, 6))
+    found = {"true": true, "policy": true + 2 * rivals.unit}
+    report = errors(found, rivals, stats.action_names)
+    assert report["policy"]["mse"] == pytest.approx(4)
+    joint = report["policy"]["joints"]["joint 2"]
+    assert joint["mae"] == pytest.approx(2 * rivals.unit[2]) and joint["mse"] == pytest.approx(joint["mae"] ** 2)
+    assert mean_errors({0: report, 1: errors({"true": true, "policy": true}, rivals, stats.action_names)}) == \
+        {"policy": pytest.approx(2)}
+    json.dumps(report)
+
+
+def test_holding_needs_states_like_actions():
+    corpus, stats = corpus_of(lambda state: state[:, :4], "arm")
+    assert set(Rivals(corpus, stats, K).plan(corpus.held_out.numbers(0)[0][0])) == {"mean action", "ridge regression"}
+    assert isinstance(stats, Statistics)
+
+
+@pytest.mark.parametrize("mode", ["absolute", "delta"])
+def test_a_training_sample_replayed_through_inference_is_the_same_bit_for_bit(mode):
+    """Policy.batch and data.example: one preprocessing; start, middle and end of an episode, clamped past included."""
+    source = Fake(lengths=(40,), views=("head", "right_wrist"))
+    config = get_config("conveyor", SMALL | {"action_mode": mode, "chunk": 16, "text_tokens": 5})
+    stats = statistics([source], [windows(source, 15)], K, mode, 1e-3)
+    policy = Policy(InternVLA_A1(config.model), config, stats)
+    for t in (0, 3, 20, 39):
+        assert replay(policy, source, 0, t) < 1e-6
+
+
+@pytest.mark.parametrize("name, spoil", [
+    ("state", lambda arrays: arrays["state"].add_(1e-7)),
+    ("image", lambda arrays: arrays["image"][0, 0, 3].add_(1)),
+    ("frames", lambda arrays: arrays["frames"][0, 0].copy_(arrays["frames"][0, 1])),
+    ("text_ids", lambda arrays: arrays["text_ids"][0].add_(1)),
+    ("view_mask", lambda arrays: arrays["view_mask"].logical_not_())])
+def test_a_replay_names_what_differs(monkeypatch, name, spoil):
+    """A preprocessing of its own at inference, however close, is an error that names the input."""
+    source, config = Fake(lengths=(40,)), get_config("conveyor", SMALL)
+    stats = statistics([source], [windows(source, 15)], 4, "absolute", 1e-3)
+    policy = Policy(InternVLA_A1(config.model), config, stats)
+    right = support.inference.policy.observation
+
+    def wrong(*args):
+        arrays = right(*args)
+        spoil(arrays)
+        return arrays
+    monkeypatch.setattr(support.inference.policy, "observation", wrong)
+    with pytest.raises(ValueError, match=f"replay: '{name}' of dataset fake, episode 0, frame 20 is not the same"):
+        replay(policy, source, 0, 20)
+
+
+def test_an_image_folder_cut_from_a_dataset_gives_the_training_inputs_bit_for_bit(tmp_path, monkeypatch):
+    """infer.py --cut, then --image-dir: pictures, state and task survive the files."""
+    root, folder = write_folder(tmp_path / "arm", T=40, ends=np.array([38, 40])), tmp_path / "cut"
+    monkeypatch.setattr(sys, "argv", ["infer.py", "--cut", str(root), "--episode", "0", "--frame", "20",
+                                      "--image-dir", str(folder)])
+    runpy.run_path(str(ROOT / "infer.py"), run_name="__main__")
+    source, config = open_source(root), get_config("conveyor", SMALL)
+    stats = statistics([source], [windows(source, 15)], 4, "absolute", 1e-3)
+    policy = Policy(InternVLA_A1(config.model), config, stats)
+    infer = runpy.run_path(str(ROOT / "infer.py"))
+    live = policy.batch([infer["read_folder"](folder)[0]], infer["read_state"](folder / "state.npy", stats)[None],
+                        [(folder / "task.txt").read_text().strip()])
+    trained = example(config.model, 15, stats, source, 0, 20)
+    assert torch.equal(live.frames[0], trained["frames"][:, :2])
+    assert all(torch.equal(getattr(live, name)[0], trained[name])
+               for name in ("image", "view_mask", "text_ids", "text_mask", "state", "dim_mask"))
+
+
+def test_infer_reports_the_held_out_episode_with_plot_foresight_and_json(tmp_path, monkeypatch, capsys):
+    """infer.py --open-loop on a folder of two episodes: the last is held out, all rivals stand beside the policy."""
+    root = write_folder(tmp_path / "arm", T=80, ends=np.array([40, 80]))
+    model = replace(get_config("conveyor", SMALL).model, gen_expert=True)
+    path = save_checkpoint(tmp_path / "run", model)
+    monkeypatch.setattr(sys, "argv", ["infer.py", "--open-loop", "--data", str(root), "--checkpoint", str(path),
+                                      "--out", str(tmp_path / "out"), "--euler_steps", "5"])
+    runpy.run_path(str(ROOT / "infer.py"), run_name="__main__")
+    report = json.loads((tmp_path / "out" / "open_loop.json").read_text())
+    assert list(report) == ["1"]
+    assert set(report["1"]) == {"policy", "hold the state", "mean action", "ridge regression"}
+    assert {"episode_1.png", "foresight_1.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    printed = capsys.readouterr().out
+    assert "episode 1: mean squared error in training standard deviations: policy" in printed
+    assert "5 instead of 10 Euler steps move the actions by" in printed
+    assert "replay: 8 recorded windows give the model the same inputs in training and at inference" in printed
+
+
+def test_lerobot_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_file(tmp_path, monkeypatch, capsys):
+    """The README's commands on a dataset that no table knows, in delta mode, and on its frame cache, whose pictures the
+    VAE enlarges as in the release; other cameras are refused."""
+    pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
+    from test_lerobot_reader import HEAD, WRIST, edit_info, pq, write_dataset
+    root, robot = write_dataset(tmp_path / "toy"), tmp_path / "mine.json"
+    features = json.loads((root / "meta/info.json").read_text())["features"]
+    edit_info(root, features={key: x for key, x in features.items() if key != "action"} |
+              {"action": features["observation.state"]})
+    for e in (0, 1):   # commands as wide as the state, which is what delta mode needs
+        path = root / f"data/chunk-{e:03d}/episode_{e:06d}.parquet"
+        table = pq.read_table(path).drop_columns("action")
+        pq.write_table(table.append_column("action", table["observation.state"]), path)
+
+    def describe(**cameras):
+        robot.write_text(json.dumps({"name": "mine", "cameras": cameras, "delta": [2, -1]}))
+    describe(head=HEAD, left_wrist=WRIST)
+    run = ["--data", str(root), "--robot", str(robot), "--action_mode", "delta", "--m", "3", "--out", str(tmp_path / "run")]
+    run += [*RUN, "--gen_from_view", "true", "--vae_size", "64"]
+    train.run(run)
+    assert f"it reads head = {HEAD}, left_wrist = {WRIST}, state = observation.state, action = action" in \
+        capsys.readouterr().out
+
+    def look(*more, data=root):
+        monkeypatch.setattr(sys, "argv", ["infer.py", "--checkpoint", str(tmp_path / "run"), "--open-loop", "--data",
+                                          str(data), "--out", str(tmp_path / "out"), *more])
+        runpy.run_path(str(ROOT / "infer.py"), run_name="__main__")
+        return capsys.readouterr()
+    with monkeypatch.context() as patch:   # what is compiled and recorded at the start
+        patch.setattr(Policy, "__init__", lambda self, *args, **options: self.__dict__.update(options))
+        assert Policy.load(tmp_path / "run").cameras == ("head", "left_wrist")
+    lerobot.main(["--cache", str(root), str(tmp_path / "cache"), "--sizes", "32", "--robot", str(robot)])
+    found = [[line for line in look("--robot", str(robot), data=data).out.splitlines() if line.startswith("episode 1")]
+             for data in (root, tmp_path / "cache")]
+    assert found[0] == found[1] and "episode 1: mean squared error" in found[0][0]
+    assert (tmp_path / "out" / "foresight_1.png").exists()
+    report = json.loads((tmp_path / "out" / "open_loop.json").read_text())
+    assert set(report["1"]) == {"policy", "hold the state", "mean action", "ridge regression"}
+    for more, message in (((), "give the same --robot as in training"),
+                          (("--robot", str(robot)), f"gives head = {WRIST}, left_wrist = {HEAD}; trained was on")):
+        describe(head=WRIST, left_wrist=HEAD)
+        with pytest.raises(SystemExit):
+            look(*more)
+        assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match="was trained with other statistics"):
+        train.run([*run, "--resume"])
+    shutil.copytree(root, tmp_path / "held_out")
+    (tmp_path / "right.json").write_text(robot.read_text().replace(WRIST, "x").replace(HEAD, WRIST).replace("x", HEAD))
+    (tmp_path / "mixture.json").write_text(json.dumps({"datasets": [{"path": "toy", "robot": "right.json"}],
+                                                       "validation": {"path": "held_out", "robot": "mine.json"}}))
+    with pytest.raises(ValueError, match=f"dataset held_out gives head = {WRIST}, .*; trained was on head = {HEAD}"):
+        train.run(["--mixture", str(tmp_path / "mixture.json"), "--action_mode", "delta", "--m", "3", "--out",
+                   str(tmp_path / "other"), *RUN])
+
+
+def test_a_mixture_weighs_datasets_of_any_kind_and_holds_out_the_last_episode(tmp_path):
+    """Table 3 in small: weights, kinds, paths relative to the file; without a validation dataset the first with
+    actions gives its last episode."""
+    for name, more in (("one", {}), ("two", {}), ("video", {"action": None})):
+        write_folder(tmp_path / name, **more)
+    rows = [{"path": "video", "weight": 0.1, "kind": "human"}, {"path": "one", "weight": 0.6}, {"path": "two"}]
+    (tmp_path / "mixture.json").write_text(json.dumps({"datasets": rows, "robot": "aloha"}))
+    for path in (tmp_path, tmp_path / "mixture.json"):
+        corpus = open_corpus(path, 3)
+        assert corpus.weights == [0.1, 0.6, 1.0] and corpus.kinds == ["human", "robot", "robot"]
+        assert corpus.held_out is corpus.sources[1] and set(corpus.held_out_windows[:, 0]) == {1}
+        assert [set(rows[:, 0]) for rows in corpus.windows] == [{0, 1}, {0}, {0, 1}]
+        assert {source.robot for source in corpus.sources} == {"aloha"}
+    for text, message in (("[]", "is no mixture"), ('{"datasets": []}', "at least one dataset"),
+                          ('{"datasets": [{"path": "one", "weight": 0}]}', "weights above 0"),
+                          ('{"datasets": [{"path": "one"}], "robot": "r2"}', "--robot r2: unknown")):
+        (tmp_path / "mixture.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            open_corpus(tmp_path, 3)
+
+
+def test_foresight_is_left_out_where_nothing_changed():
+    """The error over that of copying t: without any change there is nothing to compare with, and no infinity."""
+    config = get_config("conveyor", SMALL)
+    source, stats = Fake(lengths=(40,)), corpus_of(lambda state: state)[1]
+    source.frame = lambda view, e, t: np.full((8, 8, 3), 50, np.uint8)
+    report = validate(InternVLA_A1(config.model), config, stats, source, windows(source, 15), 4)
+    assert set(report) == {"loss_act", "loss_gen"} and all(np.isfinite(value) for value in report.values())

@@ -1,0 +1,305 @@
+"""One robot, frame by frame: history, queue, latents, replanning; and infer.py. tests/test_background.py plans beside it."""
+
+import runpy
+import sys
+from collections import Counter
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import infer as infer_script
+from config import to_dict
+from conftest import film, static
+from data import VIEWS
+from support import checkpoint
+from support.inference.engine import Engine, default_mode
+from support.data.letterbox import letterbox
+from support.inference.policy import Policy
+
+
+def expected(policy, frames, states, every):
+    """The same actions by whole chunks of the plain path: o_{t-15} clamped to the first frame."""
+    actions = []
+    for t in range(0, len(frames), every):
+        seen = {view: [frames[max(t - 15, 0)][view], frames[t][view]] for view in frames[t]}
+        actions.extend(policy.plan([seen], states[None, t], ["go"])[0][0][:every])
+    return np.array(actions[:len(frames)])
+
+
+@pytest.mark.parametrize("every", [1, 15, 16, 30, 50])
+def test_steps_are_the_plain_paths_chunks_whatever_the_replanning(make, every):
+    """History clamps at the start; every plan but the first finds the latents of t-15 ready; and again after reset."""
+    T = 70 if every > 1 else 33
+    frames, states = film(T)
+    plain, policy = make(engine="plain"), make()
+    for episode in range(2):
+        policy.reset("go", fps=30, execute_steps=every)
+        actions = np.array([policy.step(images, state) for images, state in zip(frames, states)])
+        np.testing.assert_allclose(actions, expected(plain, frames, states, every), atol=1e-5)
+        report = policy.timing()
+        assert report["plans"] == -(-T // every) and report["latent_hits"] == report["plans"] - 1
+        assert report["steps"] == T and report["starved"] == 0
+        frames, states = film(T, seed=1)   # another scene: nothing of the first may be left
+
+
+@pytest.mark.parametrize("every", [4, 10, 20])
+def test_other_rhythms_find_their_latents_too(make, every):
+    """Frames that are t-15 of the plan after the next one are foreseen as well."""
+    frames, states = film(61)
+    policy = make()
+    policy.reset("go", execute_steps=every)
+    for images, state in zip(frames, states):
+        policy.step(images, state)
+    assert policy.timing()["latent_hits"] == policy.timing()["plans"] - 1
+
+
+def test_a_plain_policy_steps_without_the_engine(make):
+    frames, states = film(20)
+    policy = make(chunk=8, engine="plain")
+    policy.reset("go")
+    actions = [policy.step(images, state) for images, state in zip(frames, states)]
+    np.testing.assert_allclose(actions, expected(make(chunk=8, engine="plain"), frames, states, 8), atol=1e-6)
+    assert policy.timing()["latent_hits"] == 0
+
+
+def test_delta_actions_are_relative_to_the_state_of_their_plan(make):
+    frames, states = film(10)
+    policy = make(chunk=8, action_mode="delta")
+    policy.reset("go")
+    actions = [policy.step(images, state) for images, state in zip(frames, states)]
+    np.testing.assert_allclose(actions, expected(make(chunk=8, engine="plain", action_mode="delta"), frames, states, 8),
+                               atol=1e-5)
+
+
+def test_a_missing_camera_is_masked_and_one_that_drops_out_misses_the_cache(make):
+    """A view counts where it is there at t and at t-15."""
+    frames, states = film(33, views=("head", "right_wrist"))
+    plain, policy = make(engine="plain"), make()
+    policy.reset("go", execute_steps=16)
+    actions = [policy.step(images, state) for images, state in zip(frames, states)]
+    np.testing.assert_allclose(actions, expected(plain, frames, states, 16), atol=1e-5)
+    policy.reset("go", execute_steps=16)
+    for images, state in zip(frames[:16], states):
+        policy.step(images, state)
+    policy.step({"head": frames[16]["head"]}, states[16])   # the wrist camera is gone: its latents are of two views
+    assert policy.timing()["plans"] == 2 and policy.timing()["latent_hits"] == 0
+
+
+def test_latents_outlive_the_next_replay_of_a_graph(make):
+    frames, states = film(33)
+    plain, policy = make(engine="plain"), make(engine="plain")
+    policy.engine = Engine(policy.model, "graph", capture=static, backend="eager")
+    policy.reset("go", execute_steps=1)
+    actions = [policy.step(images, state) for images, state in zip(frames, states)]
+    np.testing.assert_allclose(actions, expected(plain, frames, states, 1), atol=1e-5)
+    assert policy.timing()["latent_hits"] == 32
+
+
+@pytest.mark.parametrize("mode", ["compile", "graph"])
+@pytest.mark.parametrize("background", [False, True])
+def test_nothing_is_compiled_or_recorded_in_the_control_loop_of_a_robot_with_two_cameras(make, monkeypatch, mode, background):
+    """Plans with and without given latents, and latents ahead of a plan: all of it when the policy is made."""
+    torch._dynamo.reset()
+    counter, (frames, states) = CompileCounterWithBackend("eager"), film(33, VIEWS[:2])
+    monkeypatch.setattr("support.inference.engine.Engine", partial(Engine, capture=static, backend=counter))
+    policy = make(chunk=20, engine=mode, cameras=VIEWS[:2])
+    made = counter.frame_count, policy.engine.captures
+    policy.reset("go", execute_steps=10, background=background)
+    for images, state in zip(frames, states):
+        policy.step(images, state)
+        if policy.run.pending:
+            policy.run.pending[1].result(timeout=20)
+    assert (policy.timing()["plans"], policy.timing()["latent_hits"]) == (4, 3)
+    policy.close()
+    assert (counter.frame_count, policy.engine.captures) == made and made[1] == 2 * (mode == "graph")
+
+
+def test_a_picture_is_letterboxed_once_and_not_at_all_where_its_latents_are_known(make, monkeypatch):
+    """Plans at 0, 10, 20 and 30, latents of 5, 15 and 25 ahead. Looking back at those frames costs nothing more, also
+    where a camera drops out, so that frame 5 is encoded again."""
+    done, (frames, states) = Counter(), film(33)
+    del frames[20]["head"]
+    names = {picture.tobytes(): (t, view) for t, images in enumerate(frames) for view, picture in images.items()}
+
+    def counted(picture, size):
+        done[names[picture.tobytes()]] += 1
+        return letterbox(picture, size)
+    monkeypatch.setattr("support.inference.policy.letterbox", counted)
+    policy = make()
+    policy.reset("go", execute_steps=10)
+    for images, state in zip(frames, states):
+        policy.step(images, state)
+    assert policy.timing()["latent_hits"] == 2
+    assert done == {(t, view): 1 for t in (0, 5, 10, 15, 20, 25, 30) for view in frames[t]}
+
+
+def test_scenes_with_different_cameras_are_planned_by_the_engine(make):
+    """Once per set of cameras, and each sample keeps its place, noise and imagined future."""
+    frames, states = film(4)
+    sets = VIEWS, VIEWS[:1], VIEWS, VIEWS[1:]
+    seen = [{view: [images[view]] * 2 for view in views} for images, views in zip(frames, sets)]
+    plain, policy = make(engine="plain"), make()
+    called, inner = [], policy.engine
+    policy.engine = lambda batch, *rest, **more: called.append(len(batch.state)) or inner(batch, *rest, **more)
+    for imagine in (False, True):
+        (a, z), (b, y) = (one.plan(seen, states, ["go", "stop", "go now", "go"], imagine) for one in (policy, plain))
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    there = torch.tensor([[view in views for view in VIEWS] for views in sets])
+    torch.testing.assert_close(z[there], y[there], rtol=0, atol=1e-5)
+    assert sorted(called) == [1, 1, 1, 1, 2, 2]
+
+
+def test_the_engine_reads_masks_on_the_cpu(make):
+    """The batch stays there whatever the policy's device: another one is claimed here, to which it must not go."""
+    frames, states = film(1)
+    policy = make(chunk=8)
+    policy.device, inner, seen = torch.device("meta"), policy.engine.shape, []
+    policy.engine.shape = lambda batch, *rest: seen.extend(x.device for x in vars(batch).values() if x is not None) or \
+        inner(batch, *rest)
+    policy.plan([{"head": [frames[0]["head"]] * 2}], states, ["go"])
+    policy.reset("go")
+    policy.step(frames[0], states[0])
+    assert set(seen) == {torch.device("cpu")}
+
+
+def test_a_camera_that_reuses_its_buffer_does_not_rewrite_history(make):
+    frames, states = film(17)
+    one, other = make(), make()
+    buffers = {view: np.empty((64, 64, 3), np.uint8) for view in VIEWS}
+    one.reset("go", execute_steps=16)
+    other.reset("go", execute_steps=16)
+    for images, state in zip(frames, states):
+        for view in VIEWS:
+            buffers[view][:] = images[view]
+        assert np.array_equal(one.step(buffers, state), other.step(images, state))
+
+
+def test_what_cannot_be_used_is_refused(make):
+    policy, (frames, states) = make(chunk=8), film(1)
+    for cameras in ((), ("head", "left")):
+        with pytest.raises(ValueError, match="Policy: cameras .* given; the model knows head, left_wrist, right_wrist"):
+            make(cameras=cameras)
+    with pytest.raises(ValueError, match="reset"):
+        policy.step(frames[0], states[0])
+    with pytest.raises(ValueError, match="control at 50 Hz: the checkpoint was trained on 30 frames/s"):
+        policy.reset("go", fps=50)
+    with pytest.raises(ValueError, match="execute_steps 9: a chunk has 8"):
+        policy.reset("go", execute_steps=9)
+    policy.reset("go", fps=30)
+    with pytest.raises(ValueError, match="no step since reset"):
+        policy.timing()
+    with pytest.raises(ValueError, match="cameras .'left'. given"):
+        policy.step({"left": frames[0]["head"]}, states[0])
+    with pytest.raises(ValueError, match="cameras none given"):
+        policy.step({}, states[0])
+    with pytest.raises(ValueError, match="head is float32"):
+        policy.step({"head": frames[0]["head"].astype(np.float32)}, states[0])
+    for state in (None, states[0][:3], states[:1], np.where(np.arange(6) == 2, np.nan, states[0])):
+        with pytest.raises(ValueError, match="give 6 finite numbers"):
+            policy.step(frames[0], state)
+
+
+def test_the_reported_times_are_those_of_the_steps(make, monkeypatch):
+    ticks = iter([0, .001, 1, 1.002, 2, 2.003, 3, 3.1])
+    monkeypatch.setattr("support.inference.policy.time.perf_counter", lambda: next(ticks))
+    frames, states = film(4)
+    policy = make(chunk=8)
+    policy.reset("go")
+    for images, state in zip(frames, states):
+        policy.step(images, state)
+    report = policy.timing()
+    assert report["p50_ms"] == pytest.approx(2.5) and report["max_ms"] == pytest.approx(100)
+    assert report["p50_ms"] < report["p99_ms"] <= report["max_ms"]
+
+
+# ---- infer.py ----------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def run(tmp_path, make):
+    """A checkpoint of the smallest network."""
+    policy = make(engine="plain", chunk=8)
+    state = {"step": 1, "config": to_dict(policy.config), "statistics": asdict(policy.stats), "versions": {}, "log_length": 0}
+    return checkpoint.save(tmp_path / "run", 1, policy.model.state_dict(), {}, state)
+
+
+def test_a_loaded_policy_has_the_engine_that_suits_its_device(run):
+    assert default_mode("cpu") == "eager" and default_mode(torch.device("cuda", 1)) == "graph"
+    assert Policy.load(run).engine.mode == "eager" and Policy.load(run, engine="plain").engine is None
+    assert Policy.load(run, euler_steps=4, cameras=("head",)).engine.steps == 4
+
+
+@pytest.fixture
+def infer(tmp_path, run, monkeypatch, capsys):
+    """(*flags) -> actions (k, d_a) and what was printed, always of the same pictures and the same checkpoint."""
+    frames = film(2)[0]
+    for view in ("head", "left_wrist"):
+        for images, time in zip(frames, ("past", "now")):
+            Image.fromarray(images[view]).save(tmp_path / f"{view}_{time}.png")
+    np.save(tmp_path / "state.npy", np.zeros(6, np.float32))
+
+    def run_infer(*flags):
+        monkeypatch.setattr(sys, "argv", ["infer.py", "--image-dir", str(tmp_path), "--task", "go", "--checkpoint", str(run),
+                                          "--out", str(tmp_path / "out"), "--device", "cpu", *flags])
+        runpy.run_path(str(Path(__file__).parents[2] / "infer.py"), run_name="__main__")
+        return np.load(tmp_path / "out" / "actions.npy"), capsys.readouterr().out
+    return run_infer
+
+
+def test_infer_gives_the_same_actions_with_and_without_the_engine(infer, monkeypatch):
+    """And --engine plain needs no support/inference/engine.py: importing it fails here."""
+    fast, _ = infer()
+    assert "support.inference.engine" in sys.modules   # the default
+    monkeypatch.setitem(sys.modules, "support.inference.engine", None)
+    plain, _ = infer("--engine", "plain")
+    np.testing.assert_allclose(fast, plain, atol=1e-5)
+    few, printed = infer("--engine", "plain", "--euler_steps", "2")
+    assert "2 instead of 10 Euler steps move the actions by" in printed and np.abs(few - plain).max() > 1e-3
+
+
+@pytest.mark.parametrize("flags", [["--image-dir", "."], ["--closed-loop"]])
+def test_infer_refuses_a_graph_on_the_cpu_before_it_loads_anything(flags):
+    with pytest.raises(ValueError, match="--engine graph records a CUDA graph"):
+        infer_script.run([*flags, "--engine", "graph", "--device", "cpu", "--checkpoint", "nowhere"])
+
+
+@pytest.mark.parametrize("flags, engine", [
+    ("--image-dir .", "eager"), ("--image-dir . --engine graph", "graph"), ("--closed-loop", None), ("--open-loop", None)])
+def test_infer_records_no_graph_for_one_chunk(run, monkeypatch, flags, engine):
+    """On a GPU; where there are many chunks the policy chooses."""
+    def load(*args, **options):
+        raise ValueError(f"engine {options['engine']}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Policy, "load", load)
+    with pytest.raises(ValueError, match=f"^engine {engine}$"):
+        infer_script.run([*flags.split(), "--device", "cuda", "--checkpoint", str(run)])
+
+
+def test_fewer_euler_steps_report_what_they_change(make):
+    """The error is 0 for the config's own number and not for another."""
+    frames, states = film(1)
+    seen = [{view: [frames[0][view]] * 2 for view in VIEWS}]
+    policy = make(chunk=8)
+    policy.euler_steps = 10
+    assert policy.euler_error(seen, states, ["go"]) == 0
+    policy.euler_steps = 3
+    assert policy.euler_error(seen, states, ["go"]) > 1e-3
+
+
+def test_when_all_cameras_are_new_the_present_stands_for_the_past(make):
+    """As at the start of an episode: the robot goes on, on what it sees."""
+    frames, states = film(17)
+    policy, plain = make(chunk=16), make(chunk=16, engine="plain")
+    policy.reset("go")
+    for images, state in zip(frames[:16], states):
+        policy.step({"left_wrist": images["left_wrist"]}, state)
+    action = policy.step({"head": frames[16]["head"]}, states[16])
+    plain.calls = 1
+    chunk = plain.plan([{"head": [frames[16]["head"]] * 2}], states[None, 16], ["go"])[0][0]
+    np.testing.assert_allclose(action, chunk[0], atol=1e-5)
+    policy.close()

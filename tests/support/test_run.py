@@ -1,0 +1,504 @@
+"""A run in train.py is not lost and not silently wrong: support/training/run.py, support/training/prepare.py, in this process."""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import signal
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import train
+from config import CONFIGS, STAGES, get_config
+from support import checkpoint
+from support.training import memory
+from support.training import run
+from support.training.ranks import Ranks
+from support.data.statistics import of_checkpoint
+from test_bad_input import write_folder
+
+FLAGS = ("--layers 1 --image_size 32 --vae_size 32 --chunk 4 --text_tokens 8 --batch_size 4 --action_draws 1 --steps 8 "
+         "--warmup_steps 1 --full_windows false --threads 1 --log_every 1 --eval_every 100 --eval_windows 2 "
+         "--save_every 2 --m 2").split()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data") / "arm", T=20, ends=np.array([12, 20]))
+
+
+@pytest.fixture
+def go(dataset, tmp_path, capsys):
+    """(out, *flags) -> (rows of log.jsonl, what was printed)."""
+    def start(name, *flags):
+        out = tmp_path / name
+        train.run(["--data", str(dataset), "--out", str(out), *FLAGS, *flags])
+        return rows(out), capsys.readouterr()
+    return start
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_loader_processes_begin_before_the_model_and_hold_nothing_of_it(go, monkeypatch):
+    """A process forked later would keep what training overwrites: weights and optimizer states, twice in host memory."""
+    seen, build = [], train.InternVLA_A1
+
+    def built(config):
+        seen.append(len(multiprocessing.active_children()))
+        return build(config)
+    monkeypatch.setattr(train, "InternVLA_A1", built)
+    go("forked", "--loaders", "2")
+    assert set(seen) == {2}
+
+
+# ---- numbers that are not finite --------------------------------------------------------------------------------
+
+@pytest.fixture
+def poison(monkeypatch):
+    """(sample numbers) -> from now on these samples hold a NaN action."""
+    def spoil(numbers):
+        clean = data.Mixture.__getitem__
+
+        def spoilt(self, n):
+            arrays, *rest = clean(self, n)
+            if n in numbers:
+                arrays["action"][:] = float("nan")
+            return arrays, *rest
+        monkeypatch.setattr(data.Mixture, "__getitem__", spoilt)
+    return spoil
+
+
+def test_a_step_with_a_nan_is_skipped_with_weights_and_optimizer_untouched(go, poison, tmp_path):
+    """A NaN in one sample of step 3: that step changes nothing at all, and training goes on behind it."""
+    poison({9})
+    log, printed = go("skipped", "--save_every", "1")
+    assert [row["step"] for row in log if row.get("skipped")] == [3] and "step 3: loss or gradient" in printed.out
+    assert all(np.isfinite(row["loss"]) for row in log if "loss" in row)
+    assert [row["step"] for row in log if "loss" in row] == [1, 2, 4, 5, 6, 7, 8]
+
+
+def test_before_and_after_a_skipped_step_every_tensor_is_equal(go, poison, tmp_path, monkeypatch):
+    """The checkpoints of steps 2 and 3, weights and optimizer."""
+    poison({9})
+    monkeypatch.setattr(run, "KEEP", 8)
+    go("kept", "--save_every", "1")
+    two, three = (tmp_path / "kept" / f"step_{n:08d}" for n in (2, 3))
+    for load in (lambda path: checkpoint.load(path)[0], checkpoint.load_optimizer):
+        a, b = load(two), load(three)
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    four = checkpoint.load(tmp_path / "kept" / "step_00000004")[0]
+    assert any(not torch.equal(four[name], checkpoint.load(three)[0][name]) for name in four)
+
+
+def test_three_skipped_steps_in_a_row_stop_the_run_and_name_the_samples(go, poison, tmp_path, capsys):
+    """One line with dataset, episode and frame; the run is saved, and --resume goes on behind them."""
+    poison({9, 12, 17})
+    with pytest.raises(SystemExit) as end:
+        go("stopped")
+    line = capsys.readouterr().err.strip()
+    assert end.value.code == 2 and len(line.splitlines()) == 1 and "steps 3 to 5 were skipped" in line
+    assert line.count("arm episode 0 frame") == 3 and "not finite" in line
+    log, printed = go("stopped", "--resume")
+    assert "step_00000005 at step 5" in printed.out and [row["step"] for row in log if "loss" in row][-1] == 8
+
+
+def test_fifty_nans_in_random_places_are_all_caught(poison):
+    """Any tensor's gradient, any element: the global norm is not finite and the step would be skipped."""
+    from support.training import optimizers
+    chance = random.Random(0)
+    own = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((40, 30), (7,), (3, 5, 2))]
+    for _ in range(50):
+        for p in own:
+            p.grad = torch.randn(p.shape)
+        spoilt = chance.choice(own).grad.view(-1)
+        spoilt[chance.randrange(len(spoilt))] = chance.choice([float("nan"), float("inf"), -float("inf")])
+        assert not torch.isfinite(optimizers.global_norm(own))
+
+
+@pytest.mark.parametrize("kind", ["fp32", "split", "offload"])
+def test_a_run_saved_before_its_first_update_goes_on(go, poison, tmp_path, capsys, kind):
+    """The first three steps are not finite: AdamW has no state yet, and the fourth step is its first."""
+    poison({0, 4, 8})
+    flags = "--optimizer", kind
+    with pytest.raises(SystemExit):
+        go("early", *flags)
+    assert "steps 1 to 3 were skipped" in capsys.readouterr().err
+    log, printed = go("early", *flags, "--resume")
+    assert "at step 3" in printed.out and [row["step"] for row in log if "loss" in row] == [4, 5, 6, 7, 8]
+    kept = checkpoint.load_optimizer(tmp_path / "early" / "step_00000008")
+    assert {float(x) for name, x in kept.items() if name.endswith(".step")} == {5.0}
+
+
+# ---- an agent that restarts -------------------------------------------------------------------------------------
+
+@pytest.fixture
+def attempt(go, monkeypatch):
+    """(number, *arguments of go) -> the same under this process's parent as torchrun's agent."""
+    def start(number, *args):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(number))
+        return go(*args)
+    return start
+
+
+def test_a_restarted_group_goes_on_with_the_run_that_its_agent_began(attempt, tmp_path):
+    whole, _ = attempt(0, "lost")
+    checkpoint.shutil.rmtree(tmp_path / "lost" / "step_00000008")
+    log, printed = attempt(1, "lost")
+    assert log == whole and "step_00000006 at step 6" in printed.out
+
+
+def test_a_restarted_group_does_not_go_on_with_a_run_that_was_there_before(go, attempt, tmp_path):
+    """The first attempt refuses; the agent starts it again, and that one refuses too."""
+    before, _ = go("there")
+    for number in (0, 1):
+        with pytest.raises(ValueError, match="holds checkpoints already"):   # one line and exit code 2 by the script
+            attempt(number, "there", "--steps", "9")
+    assert rows(tmp_path / "there") == before
+
+
+def test_a_restarted_group_does_not_go_on_behind_three_skipped_steps(attempt, poison, capsys):
+    """Three in a row stop the run: a person is to look at it."""
+    poison({9, 12, 17})
+    with pytest.raises(SystemExit):
+        attempt(0, "stopped")
+    assert "steps 3 to 5 were skipped" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="holds checkpoints already"):
+        attempt(1, "stopped")
+
+
+def test_a_resumed_run_says_what_it_changes_and_that_it_starts_at_0(go, tmp_path):
+    go("first", "--steps", "2")
+    _, printed = go("first", "--steps", "2", "--resume", "--save_every", "7")
+    assert "--save_every is 7, it was" in printed.out
+    (tmp_path / "killed_at_once").mkdir()
+    _, printed = go("killed_at_once", "--steps", "2", "--resume")
+    assert "holds no checkpoint: starting at step 0" in printed.out
+
+
+def test_a_changed_mixture_is_not_resumed(go, tmp_path):
+    """Weights of datasets are not flags, and change every sample behind."""
+    for name in ("one", "two"):
+        write_folder(tmp_path / name, T=20, ends=np.array([12, 20]), robot=np.array("arm"))
+    for weight in (1, 3):
+        listing = {"datasets": [{"path": "one"}, {"path": "two", "weight": weight}]}
+        (tmp_path / "mixture.json").write_text(json.dumps(listing))
+        if weight == 1:
+            go("mixed", "--data", str(tmp_path / "mixture.json"), "--steps", "2")
+        else:
+            with pytest.raises(ValueError, match="was trained on other datasets or weights"):
+                go("mixed", "--data", str(tmp_path / "mixture.json"), "--steps", "2", "--resume")
+
+
+def test_a_log_without_a_checkpoint_is_kept(go, tmp_path):
+    """A run that could never save, started anew."""
+    go("first", "--steps", "2")
+    checkpoint.shutil.rmtree(tmp_path / "first" / "step_00000002")
+    log = (tmp_path / "first" / "log.jsonl").read_bytes()
+    _, printed = go("first", "--resume", "--steps", "2")
+    assert (tmp_path / "first" / "log.jsonl.old").read_bytes() == log and "log.jsonl.old" in printed.out
+
+
+# ---- disks and signals ------------------------------------------------------------------------------------------
+
+def test_a_log_that_a_full_disk_refuses_is_whole_once_there_is_room(tmp_path, monkeypatch):
+    """Nothing is lost, nothing is torn, and a checkpoint is not written beside a log that is behind."""
+    log, path = run.Log(tmp_path / "log.jsonl"), tmp_path / "log.jsonl"
+    log.append({"step": 1})
+    real = open
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def truncate(self, n):
+            self.file.truncate(n)
+
+        def write(self, raw):
+            self.file.write(raw[:4])     # torn
+            self.file.flush()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("builtins.open", lambda *args: Full(real(*args)))
+    log.append({"step": 2})
+    assert not log.flush() and path.stat().st_size > log.length
+    monkeypatch.setattr("builtins.open", real)
+    log.append({"step": 3})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n' and log.length == path.stat().st_size
+
+
+def test_a_validation_that_is_not_finite_does_not_end_a_run(tmp_path):
+    """JSON has no NaN: the line says null."""
+    log = run.Log(tmp_path / "log.jsonl")
+    log.append({"step": 1, "held_out": {"loss_act": float("nan"), "loss_gen": float("inf"), "x": 0.5}})
+    assert json.loads((tmp_path / "log.jsonl").read_text())["held_out"] == {"loss_act": None, "loss_gen": None, "x": 0.5}
+
+
+def test_a_save_that_fails_is_one_message_and_training_goes_on(go, tmp_path, monkeypatch):
+    """The first save finds no room: one line on stderr, the later ones stand, the log is that of an undisturbed run."""
+    undisturbed, _ = go("good")
+    real, calls = checkpoint._require_space, []
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*args)
+
+    monkeypatch.setattr(checkpoint, "_require_space", full)
+    log, printed = go("full")
+    assert log == undisturbed and printed.err.count("\n") == 1
+    assert "step 2 was not saved" in printed.err and "training goes on" in printed.err
+    assert checkpoint.newest(tmp_path / "full").name == "step_00000008"
+
+
+def test_a_last_step_that_cannot_be_saved_ends_with_an_error(go, capsys, monkeypatch):
+    """The report is written, and the exit code says that the weights are not."""
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(checkpoint, "_require_space", full)
+    with pytest.raises(SystemExit) as end:
+        go("never")
+    assert end.value.code == 2 and "the last step is not on disk" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_in_one_line(go, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="--out .*file/run cannot be made: Not a directory"):
+        go("file/run")
+
+
+def test_a_run_too_large_for_the_disk_is_refused_before_it_begins(go, monkeypatch):
+    """Disk need is estimated: not even one checkpoint fits."""
+    import collections
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: usage(10 ** 9, 10 ** 9 - 1000, 1000))
+    with pytest.raises(ValueError, match="not even one fits; free space"):
+        go("large")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_process(number):
+    """The first one is noted and the loop goes on, the second one does not wait for it."""
+    pid = os.fork()
+    if not pid:
+        with run.Interruption() as interruption:
+            os.kill(os.getpid(), number)
+            if interruption.signal != number:
+                os._exit(3)
+            os.kill(os.getpid(), number)
+            os._exit(4)   # not reached
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -number
+
+
+def test_checkpoints_that_stand_count_towards_the_peak_of_a_resumed_run(go, tmp_path, monkeypatch):
+    """Room for one and a half: too little for a new run's three, enough for one that has two already."""
+    import collections
+    go("resumed")
+    size = sum(path.stat().st_size for path in (tmp_path / "resumed" / "step_00000008").iterdir())
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: usage(10 ** 9, 0, int(1.5 * size)))
+    assert "too little for the peak" in go("new")[1].out
+    assert "too little for the peak" not in go("resumed", "--resume")[1].out
+
+
+def test_the_first_signal_is_a_flag_and_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with run.Interruption() as interruption:
+        assert interruption.signal == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# ---- stages, batches, combinations ------------------------------------------------------------------------------
+
+def test_the_stages_are_table_2():
+    """Pre-training: constant 5e-5, 700K steps, 512. Post-training: 5e-5 to 5e-6, 2,000 and 60,000 steps, 128."""
+    pre, post = (get_config("a1_2b", {"stage": name}).train for name in ("pretrain", "posttrain"))
+    for stage in (pre, post):
+        assert (stage.beta1, stage.beta2, stage.adam_eps, stage.weight_decay, stage.clip) == (0.9, 0.95, 1e-8, 0.01, 1.0)
+    assert pre.batch_size * pre.accumulate == 512 and post.batch_size * post.accumulate == 128
+    assert pre.steps == 700_000 and {train.lr_at(step, pre) for step in (0, 1, 5_000, 699_999)} == {5e-5}
+    assert post == CONFIGS["a1_2b"].train and (post.steps, post.warmup_steps, post.decay_steps) == (60_000, 2_000, 60_000)
+    assert get_config("a1_2b").data.m == 15 and get_config("a1_2b").model.lambda_gen == 0.01
+    assert get_config("a1_3b", {"stage": "pretrain", "lr": 1e-5, "min_lr": 0.0}).train.lr == 1e-5   # a flag wins
+    assert set(STAGES) == {"pretrain", "posttrain"}
+
+
+def test_the_effective_batch_is_compared_with_the_papers():
+    """micro-batch x accumulation x ranks, and what would give Table 2's."""
+    post = get_config("a1_2b").train
+    assert run.effective_batch(post, 1).endswith("= 128, the paper's (posttrain, Table 2)")
+    assert "8 x 16 accumulated x 8 ranks = 1024; the paper's is 128" in run.effective_batch(post, 8)
+    assert run.effective_batch(post, 8).endswith("--accumulate 2 gives it")
+    assert run.effective_batch(get_config("conveyor").train, 1) == "batch: 32 x 1 accumulated x 1 ranks = 32"
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--batch_size", "500"], "--batch_size 500 is more than the data have samples: 12 windows"),
+    (["--chunk", "13"], "--chunk 13 is longer than every episode: the longest has 12 frames"),
+    (["--lpt_workers", "400"], "--lpt_workers 400 is more than the data have samples: 12 windows"),
+    (["--ema", "0.99", "--optimizer", "split"], "--ema 0.99 needs --optimizer fp32"),
+    (["--ema", "0.99", "--shard"], "--ema averages whole weights and --shard cuts them"),
+    (["--ema", "1"], "--ema must be at least 0 and below 1"),
+    (["--freeze", "vison"], "--freeze knows und, vision and embed, not vison"),
+    (["--clip", "0"], "--clip and --adam_eps must be above 0"),
+    (["--fit", "--shard"], "--fit counts for a card that holds everything"),
+    (["--fit", "--memory_gb", "0"], "--memory_gb must be above 0, got 0"),
+    (["--warmup_steps", "-1"], "--warmup_steps must be at least 0, got -1")])
+def test_impossible_combinations_are_refused_before_the_model_is_built(go, monkeypatch, flags, words):
+    monkeypatch.setattr(train, "InternVLA_A1", None)   # never reached
+    with pytest.raises(ValueError) as error:
+        go("impossible", *flags)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("where", ["prepare", "Keeper.begin"])
+def test_out_of_memory_before_the_first_step_is_one_line(go, monkeypatch, where):
+    """A card that is too small for weights, masters or a checkpoint's tensors."""
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(f"train.{where}", full)
+    with pytest.raises(ValueError, match="^out of memory at a peak of .*--batch_size 4"):
+        go("full")
+
+
+def test_out_of_memory_is_one_line_with_the_peak_the_batch_and_three_flags():
+    settings = get_config("a1_2b").train
+    with pytest.raises(ValueError) as error, memory.explained(settings, torch.device("cpu")):
+        torch.empty(2 ** 60, dtype=torch.uint8)
+    line = str(error.value)
+    assert "GB with --batch_size 8" in line and "--batch_size 4 --accumulate 32" in line and "\n" not in line
+    assert line.endswith("(the same batch), --optimizer offload, --freeze und, several cards with --shard; --dry-run prints "
+                         "what fits")   # nothing that is set already
+    assert list(memory.leaner(replace(settings, batch_size=15, accumulate=2, optimizer="fp32", checkpoint_layers=False)))[
+        :3] == ["--batch_size 5 --accumulate 6 (the same batch)", "--checkpoint_layers true", "--optimizer split or offload"]
+    with pytest.raises(RuntimeError, match="shape"), memory.explained(settings, torch.device("cpu")):
+        torch.zeros(2).view(3)   # any other error stays what it is
+
+
+# ---- settings that change memory or the average -----------------------------------------------------------------
+
+def test_a_frame_cache_of_other_sizes_is_refused_for_what_is_held_out_too():
+    """Before the model is built, not at the first validation."""
+    asked = []
+    plain = SimpleNamespace(lengths=[50], robot="arm")
+    held_out = SimpleNamespace(lengths=[50], robot="arm", cache=SimpleNamespace(require=asked.append))
+    config = get_config("conveyor")
+    run.impossible(config, SimpleNamespace(sources=[plain], held_out=held_out, windows=[range(50)]))
+    assert asked == [{config.model.view_size, config.model.frame_size}]
+
+
+def test_recomputed_layers_change_no_bit_of_a_run(go):
+    """--checkpoint_layers trades time for memory and nothing else."""
+    assert go("kept")[0] == go("recomputed", "--checkpoint_layers", "true")[0]
+
+
+@pytest.mark.parametrize("kind", ["split", "offload"])
+def test_a_lean_optimizer_trains_resumes_exactly_and_stays_near_float32(go, tmp_path, kind):
+    """The whole script with bf16 weights: a resumed run's log is the uninterrupted one's."""
+    exact, _ = go("fp32")
+    whole, _ = go("whole", "--optimizer", kind)
+    go("half", "--optimizer", kind)
+    for path in (tmp_path / "half").glob("step_00000008"):
+        checkpoint.shutil.rmtree(path)
+    resumed, printed = go("half", "--optimizer", kind, "--resume")
+    assert resumed == whole and "at step 6" in printed.out
+    assert whole[7]["loss"] == pytest.approx(exact[7]["loss"], rel=0.05)
+    weights = checkpoint.load(tmp_path / "whole" / "step_00000008")[0]
+    assert {x.dtype for x in weights.values()} == {torch.bfloat16, torch.float32}
+
+
+def test_the_average_of_ema_is_what_is_saved_and_goes_on_after_resume(go, tmp_path):
+    """model.safetensors holds the average; the weights in training stand beside the optimizer, and nothing drifts."""
+    whole, _ = go("whole", "--ema", "0.5")
+    go("half", "--ema", "0.5")
+    checkpoint.shutil.rmtree(tmp_path / "half" / "step_00000008")
+    assert go("half", "--ema", "0.5", "--resume")[0] == whole
+    one, two = (checkpoint.load(tmp_path / name / "step_00000008")[0] for name in ("whole", "half"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    kept = checkpoint.load_optimizer(tmp_path / "whole" / "step_00000008")
+    trained = {name: kept[f"trained.{name}"] for name in one}
+    assert any(not torch.equal(one[name], trained[name]) for name in one)
+    plain, _ = go("plain")
+    weights = checkpoint.load(tmp_path / "plain" / "step_00000008")[0]
+    assert all(torch.equal(weights[name], trained[name]) for name in one)   # averaging does not touch the training
+    assert [row for row in plain if "loss" in row] == [row for row in whole if "loss" in row]
+
+
+@pytest.mark.parametrize("freeze, still", [("und", ("und.", ".und.")), ("vision", ("und.visual.",)),
+                                           ("vision,embed", ("und.visual.", "und.embed_tokens."))])
+def test_what_is_frozen_does_not_move_and_all_else_does(go, tmp_path, freeze, still):
+    """--freeze, by parameter name, on weights before and after."""
+    go("frozen", "--freeze", freeze, "--steps", "2")
+    config = run.from_dict(json.loads((tmp_path / "frozen/step_00000002/state.json").read_text())["config"])
+    torch.manual_seed(config.train.seed)
+    start = train.InternVLA_A1(config.model).state_dict()
+    after = checkpoint.load(tmp_path / "frozen" / "step_00000002")[0]
+    names = {name for name in after if any(name.startswith(s) or s in name and s[0] == "." for s in still)}
+    assert names and {name for name in after if torch.equal(after[name], start[name])} == names
+
+
+def test_posttraining_from_a_run_keeps_weights_and_starts_all_else_afresh(go, tmp_path):
+    """--stage posttrain --from RUN: its weights; optimizer, schedule and statistics are new."""
+    go("first")
+    other = write_folder(tmp_path / "arm", T=20, ends=np.array([12, 20]), state=np.random.default_rng(1).normal(size=(20, 6)))
+    log, printed = go("second", "--stage", "posttrain", "--from", str(tmp_path / "first"), "--steps", "2",
+                      "--warmup_steps", "2000", "--accumulate", "1", "--data", str(other))
+    old, new = (of_checkpoint(json.loads((tmp_path / path / "state.json").read_text()))
+                for path in ("first/step_00000008", "second/step_00000002"))
+    assert old.keys() == new.keys() == {"arm"} and old["arm"].state_mean != new["arm"].state_mean
+    assert "optimizer, schedule and statistics start afresh" in printed.out
+    assert log[0]["lr"] == train.lr_at(0, STAGE) < 1e-7 and log[0]["step"] == 1
+    kept = checkpoint.load_optimizer(tmp_path / "second" / "step_00000002")
+    assert {float(x) for name, x in kept.items() if name.endswith(".step")} == {2.0}
+    one, two = (checkpoint.load(tmp_path / path)[0] for path in ("first/step_00000008", "second/step_00000002"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)   # two tiny steps away
+
+
+STAGE = replace(get_config("conveyor").train, **STAGES["posttrain"])
+
+
+def test_compiled_layers_compute_what_plain_ones_do(dataset, tmp_path):
+    """--compile wraps each joint layer, and each is one graph; traced but not built, so that no C++ is needed here."""
+    calls = []
+
+    def stand_in(function, dynamic):
+        assert dynamic is False
+        calls.append(function)
+        return compiler(function, dynamic=False, fullgraph=True, backend="eager")
+    compiler = torch.compile
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", stand_in)
+        train.run(["--data", str(dataset), "--out", str(tmp_path / "compiled"), *FLAGS, "--compile", "true",
+                   "--checkpoint_layers", "true", "--steps", "2"])
+    train.run(["--data", str(dataset), "--out", str(tmp_path / "plain"), *FLAGS, "--steps", "2"])
+    assert len(calls) == 1 and rows(tmp_path / "compiled") == rows(tmp_path / "plain")
+
+
+def test_ranks_alone_are_the_identity():
+    ranks = Ranks()
+    assert ranks.first and ranks.world == 1 and ranks.sums(1, 2.5) == [1, 2.5] and ranks.agree("x") == "x"
+    assert ranks.gather(3) == [3] and not ranks.restarted and ranks.agent == ""
+
+
+@pytest.mark.parametrize("counts, world, own", [
+    ([3, 4], 2, [3, 4]), ([3, 4], 1, [7]), ([7], 2, [7, 0]), (7, 1, [7]), (0, 2, [0, 0])])
+def test_bad_samples_are_counted_by_rank_and_none_is_lost_with_other_ranks(counts, world, own):
+    """A number is what a checkpoint of one rank held before."""
+    every = [SimpleNamespace(rank=rank, world=world, first=rank == 0) for rank in range(world)]
+    assert [run.own_count(counts, ranks) for ranks in every] == own

@@ -1,0 +1,136 @@
+"""support/data/video.py: whatever is asked for, in whatever order, is the picture that plain decoding gives at that place.
+
+Frames carry their own index (test_lerobot_reader.py), so that a neighbour cannot pass for the right one.
+"""
+
+import multiprocessing
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
+
+import av
+from test_lerobot_reader import decoded, write_video
+
+from support.data import video
+from support.data.video import LRU, read_frames
+
+FPS, N = 30, 64
+KINDS = [("libx264", 2, 0), ("libx264", 30, 0), ("libx264", 30, 2), ("libsvtav1", 2, 0), ("libsvtav1", 30, 0),
+         ("mpeg4", 12, 2)]
+
+
+def read(path, frames, fps=FPS, shift=0.0):
+    return read_frames(path, [(n + shift) / fps for n in frames], 0.5 / fps, lambda i: f"frame {frames[i]}")
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: "-".join(map(str, kind)))
+def film(request, tmp_path_factory):
+    """(path of a video of 64 frames, the frames as plain decoding from the first to the last gives them)."""
+    codec, gop, b_frames = request.param
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no encoder {codec}")
+    path = tmp_path_factory.mktemp("film") / f"{codec}.mp4"
+    write_video(path, N, False, codec, gop, b_frames)
+    with av.open(str(path)) as container:
+        return path, [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def test_any_frames_in_any_order_equal_plain_decoding_bit_for_bit(film):
+    path, plain = film
+    assert [decoded(picture)[0] for picture in plain] == list(range(N))
+    rng = random.Random(0)
+    wanted = [rng.choices(range(N), k=rng.choice((1, 2, 3, 9))) for _ in range(60)]   # with repeats
+    wanted += [[n] for n in rng.sample(range(N), N)] + [list(range(N)), list(range(N))[::-1]]
+    for frames in wanted:
+        for n, picture in zip(frames, read(path, frames), strict=True):
+            assert (picture == plain[n]).all(), f"frame {n} of {frames}"
+
+
+def test_the_nearest_frame_is_taken_where_times_lie_between_two(film):
+    """Recordings of 29.97 frames/s in a dataset of 30, or of 30 in one of 15."""
+    path, plain = film
+    frames = [0, 17, 30, 31, 59, 61]
+    for shift, step in ((0.3, 0), (-0.3, 0), (0.7, 1), (0.45, 0), (0.55, 1)):
+        asked = frames if step or shift > 0 else frames[1:]
+        assert [decoded(x)[0] for x in read(path, asked, shift=shift)] == [n + step for n in asked]
+    assert [decoded(x)[0] for x in read(path, [0, 7, 16, 31], fps=15)] == [0, 14, 32, 62]
+
+
+def test_a_time_without_a_frame_is_an_error_that_says_what_is_nearest(film):
+    path, _ = film
+    with pytest.raises(ValueError, match=r"^frame 65: .* no frame at 2.167 s \(nearest: one at 2.100 s\)"):
+        read(path, [3, 65])
+    assert decoded(read(path, [5])[0])[0] == 5
+
+
+def test_nothing_is_decoded_that_no_wanted_frame_needs(film, monkeypatch):
+    """Three times of a window, 15 apart: at GOP 2 one or two packets each, at GOP 30 none behind the last."""
+    path, fed = film[0], []
+    original = video._Video._decode
+    monkeypatch.setattr(video._Video, "_decode", lambda self, packets, *rest: fed.extend(
+        round(packet.pts * self.tick * FPS) for packet, _ in packets) or original(self, packets, *rest))
+    read(path, [33, 48, 18])
+    with av.open(str(path)) as container:
+        keys = [round(p.pts * p.time_base * FPS) for p in container.demux(video=0) if p.pts is not None and p.is_keyframe]
+    first = {n: max(key for key in keys if key <= n) for n in (18, 33, 48)}
+    assert min(fed) >= first[18] - 2 and len(fed) == len(set(fed))                 # no packet twice
+    assert len(fed) <= sum(n - key + 4 for n, key in first.items())                # B-frames come some packets late
+    if len(keys) > N // 3:
+        assert sorted(fed) == [18, 32, 33, 48]
+
+
+def test_at_most_32_files_stay_open(tmp_path):
+    for i in range(40):
+        write_video(tmp_path / f"{i}.mp4", 3, False, "mpeg4", 2, 0)
+    for i in [*range(40), *range(40)]:
+        assert decoded(read(tmp_path / f"{i}.mp4", [2])[0])[0] == 2
+    links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+             if os.path.exists(f"/proc/self/fd/{fd}")]
+    assert len([link for link in links if link.startswith(str(tmp_path))]) == 32
+
+
+def test_what_is_held_is_bounded_by_its_size_and_the_oldest_goes_first():
+    held, made = LRU(100, lambda value: value.nbytes), []
+    for key in (0, 1, 2, 0, 3, 4):
+        held.get(key, lambda: made.append(key) or np.zeros(30, np.uint8))
+    assert made == [0, 1, 2, 3, 4] and list(held.items) == [0, 3, 4] and held.total == 90
+    held.drop(3)
+    assert held.total == 60 and held.get("large", lambda: np.zeros(500, np.uint8)).nbytes == 500
+    assert list(held.items) == ["large"] and held.total == 500                     # never less than what is asked for
+
+
+def test_a_damaged_file_is_named_and_is_opened_anew_when_it_has_been_replaced(tmp_path):
+    path = tmp_path / "film.mp4"
+    write_video(path, 30, False, "mpeg4", 2, 0)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(ValueError, match="^frame 20: .*film.mp4 cannot be decoded .*; download the file again$"):
+        read(path, [20])
+    Path(path).write_bytes(whole)
+    assert decoded(read(path, [20])[0])[0] == 20
+
+
+def test_reading_leaves_no_thread_behind_and_a_forked_process_can_close_what_it_inherits(film):
+    """Threads do not survive a fork: closing a decoder or converter that counts on one would wait for ever."""
+    path, _ = film
+    before = len(os.listdir("/proc/self/task"))
+    assert decoded(read(path, [40])[0])[0] == 40
+    assert len(os.listdir("/proc/self/task")) == before
+    worker = multiprocessing.get_context("fork").Process(target=_drop_and_read, args=(path,))
+    worker.start()
+    worker.join(30)
+    hung = worker.is_alive()
+    worker.kill()
+    assert not hung and worker.exitcode == 0
+    assert decoded(read(path, [41])[0])[0] == 41
+
+
+def _drop_and_read(path):
+    for key in list(video._OPEN.items):
+        video._OPEN.drop(key)
+    os._exit(0 if decoded(read(path, [12])[0])[0] == 12 else 1)

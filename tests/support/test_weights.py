@@ -1,0 +1,318 @@
+"""support/weights/loading.py: every load is strict, and the way to the release's form and back loses nothing."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import model as model_module
+from config import CONFIGS, Config, DataConfig, ModelConfig, TrainConfig, to_dict
+from cosmos_vae import CosmosVAE
+from support import checkpoint
+from support.weights import loading as weights
+from support.inference.policy import Policy
+from support.data.robots import ROBOTS
+from support.weights.loading import (compact, empty_model, export_release, find, load_cosmos, load_release,
+                             release_settings)
+
+from test_parity_release import CONFIGS as SMALL
+from test_parity_release import Fixture
+
+KEYS = {"a1_2b": "keys_2b.tsv", "a1_3b_release": "keys_3b.tsv"}
+
+
+@pytest.fixture(autouse=True)
+def small_vae(monkeypatch):
+    monkeypatch.setattr(model_module, "CosmosVAE", partial(CosmosVAE, 32, (1, 1), 1))
+
+
+@pytest.fixture
+def published(tmp_path):
+    """The small 3B in the published form: bfloat16 where the release has it, one of the tied pair, statistics."""
+    tensors = {key: x if "norm" in key or key.split(".")[1].endswith(("proj", "conv")) else x.bfloat16()
+               for key, x in Fixture("3b_small").sd.items() if not key.endswith("embed_tokens.weight")}
+    for side, name in (("_enc_model.encoder.patcher", "wavelets"), ("_dec_model.decoder.unpatcher", "_arange")):
+        tensors[f"model.cosmos.{side}.{name}"] = torch.arange(2)
+    folder = tmp_path / "published"
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    moments = {feature: {"mean": [0.5] * width, "std": [2.0] * width}
+               for keys in (ROBOTS["genie1"].state, ROBOTS["genie1"].action)
+               for feature, width in zip(keys, ROBOTS["genie1"].widths)}
+    (folder / "stats.json").write_text(json.dumps({"genie1": moments}))
+    return folder
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The preset that fits `published`: as in the products, nothing unread is built."""
+    model = ModelConfig(**{**vars(SMALL["3b"]), "und_tail": False})
+    monkeypatch.setitem(CONFIGS, "small", Config("small", model, DataConfig(), TrainConfig()))
+    return model
+
+
+def test_a_load_names_what_it_left_out_and_why(published, small):
+    _, (report,) = load_release(small, published)
+    text = str(report)
+    assert "DeepStack" in text and "the last understanding layer gives keys and values alone" in text
+    assert "constants of the Haar transform" in text and "converted: model.action_out_proj.bias" in text
+    left = {key for keys in report.left_out.values() for key in keys}
+    assert report.matched + len(left) == len(load_file(published / "model.safetensors"))
+
+
+def test_the_tied_text_embedding_comes_from_lm_head(published, small):
+    """[release] safetensors keeps lm_head.weight and drops embed_tokens.weight."""
+    stored = load_file(published / "model.safetensors")
+    (head,) = [x for key, x in stored.items() if key.endswith("lm_head.weight")]
+    assert not any(key.endswith("embed_tokens.weight") for key in stored)
+    assert torch.equal(load_release(small, published)[0].und.embed_tokens.weight, head.float())
+
+
+def test_the_action_output_is_negated_because_the_release_predicts_eps_minus_a(published, small):
+    stored = load_file(published / "model.safetensors")
+    model, _ = load_release(small, published)
+    assert torch.equal(model.act.action_out_proj.weight, -stored["model.action_out_proj.weight"].float())
+
+
+def test_a_refusal_lists_every_missing_unexpected_and_misshapen_key(published, small):
+    path = published / "model.safetensors"
+    tensors = load_file(path)
+    for layer in (0, 1):
+        del tensors[f"model.qwen3_vl_with_expert.gen_expert.layers.{layer}.mlp.up_proj.weight"]
+    tensors["model.surprise.weight"] = torch.zeros(3)
+    tensors["model.state_proj.bias"] = torch.zeros(7)
+    save_file(tensors, path)
+    with pytest.raises(ValueError) as refusal:
+        load_release(small, published)
+    for part in ("2 missing, 1 unexpected, 1 of another shape", "missing for layers.{0,1}.gen.mlp.up_proj.weight",
+                 "unexpected model.surprise.weight", "model.state_proj.bias is [7], act.state_proj.bias is [48]"):
+        assert part in str(refusal.value)
+
+
+def test_two_keys_for_one_parameter_are_refused(published, small):
+    path = published / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.gen_in_proj.bias"] = tensors["model.cosmos_in_proj.bias"].clone()   # the 2B's name beside the 3B's
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match="unexpected model.gen_in_proj.bias"):
+        load_release(small, published)
+
+
+def test_a_model_without_the_generation_expert_leaves_it_out_by_name(published, small):
+    """Fig. 9."""
+    _, (report,) = load_release(ModelConfig(**{**vars(small), "gen_expert": False}), published)
+    assert len(report.left_out["built without the generation expert"]) > 50
+
+
+def test_import_then_export_is_exact_to_the_bit_over_all_keys(published, small, tmp_path):
+    arguments = weights.parse(["import", str(published), str(tmp_path / "run"), "--robot", "genie1",
+                               "--action_mode", "delta"])
+    arguments.config = "small"
+    weights.import_release(arguments)
+    imported, _ = checkpoint.load(checkpoint.resolve(tmp_path / "run"))
+    loaded = load_release(small, published)[0].state_dict()
+    for name, tensors in ("checkpoint", imported), ("float32 model", loaded):
+        path = export_release(small, tensors, tmp_path / name, base=published)
+        before, after = load_file(published / "model.safetensors"), load_file(path)
+        assert set(before) == set(after)
+        for key, x in before.items():
+            assert x.dtype == after[key].dtype and torch.equal(x, after[key]), key
+        assert (path.parent / "stats.json").read_bytes() == (published / "stats.json").read_bytes()
+
+
+def test_export_writes_what_was_trained(published, small, tmp_path):
+    model, _ = load_release(small, published)
+    with torch.no_grad():
+        model.act.action_out_proj.bias += 1
+        model.layers[1].und.self_attn.k_proj.weight.zero_()
+    stored, after = (load_file(path) for path in (published / "model.safetensors",
+                                                  export_release(small, model.state_dict(), tmp_path / "out",
+                                                                 base=published)))
+    changed = {key for key, x in stored.items() if not torch.equal(x, after[key])}
+    assert changed == {"model.action_out_proj.bias", "model.qwen3_vl_with_expert.und_expert.model.language_model."
+                                                     "layers.1.self_attn.k_proj.weight"}
+    again, _ = load_release(small, tmp_path / "out")
+    torch.testing.assert_close(again.act.action_out_proj.bias, model.act.action_out_proj.bias)
+
+
+def test_export_without_the_published_files_lists_what_is_not_built(published, small, tmp_path):
+    model, _ = load_release(small, published)
+    with pytest.raises(ValueError, match=r"--base.*deepstack_merger_list.*self_attn.q_proj"):
+        export_release(small, model.state_dict(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_release_becomes_an_ordinary_checkpoint(published, small, tmp_path, capsys):
+    """Import, load as a policy, plan: the same actions as from the release's directory in memory."""
+    arguments = weights.parse(["import", str(published), str(tmp_path / "run"), "--robot", "genie1",
+                               "--action_mode", "delta"])
+    arguments.config = "small"
+    weights.import_release(arguments)
+    assert "tensors matched" in capsys.readouterr().out
+    policy = Policy.load(tmp_path / "run")
+    assert policy.stats.action_mode == "delta" and policy.stats.action_std == (2.000001,) * 16
+    assert policy.model.layers[0].und.mlp.up_proj.weight.dtype == torch.bfloat16
+    _, config, stats = release_settings(published, "small", "genie1", "delta")
+    assert config == policy.config and stats == policy.stats
+    model, _ = load_release(config.model, published, dtype=torch.bfloat16)
+    ours, theirs = policy.model.state_dict(), model.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("robot, mode, message", [
+    (None, "delta", "--robot NAME and --action_mode"), ("genie1", None, "--robot NAME and --action_mode"),
+    ("aloha", "delta", "no statistics of robot 'aloha', only of genie1"), ("r2d2", "delta", "--robot r2d2: unknown")])
+def test_a_robot_or_mode_that_cannot_be_derived_is_refused(published, small, robot, mode, message):
+    with pytest.raises(ValueError, match=message):
+        release_settings(published, "small", robot, mode)
+
+
+def test_a_run_starts_from_anothers_weights_or_from_published_ones(published, small, tmp_path):
+    """Sec. 3.4: post-training goes on from pre-trained weights."""
+    model, _ = load_release(small, published)
+    other = replace(small, tokenizer="words", tau_density="paper")
+    stored = to_dict(Config("small", other, DataConfig(), TrainConfig()))
+    run = checkpoint.save(tmp_path / "run", 3, model.state_dict(), {}, {"step": 3, "config": stored})
+    assert weights.origin_config(run).tokenizer == "words"   # train.py takes it over
+    fresh = model_module.InternVLA_A1(small)
+    (line,) = weights.start(fresh, origin=run)
+    assert "step_00000003" in line
+    assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), model.state_dict().values()))
+
+    save_file(dict(model.vae.state_dict()), tmp_path / "vae.safetensors")
+    (report,) = weights.start(fresh, vae=tmp_path)
+    assert report.matched == len(model.vae.state_dict())
+    with pytest.raises(ValueError, match="bring all weights"):
+        weights.start(fresh, origin=run, vae=tmp_path)
+    with pytest.raises(ValueError, match="--init_und DIR, which is missing"):
+        weights.start(fresh, experts="und")
+    for change, message in (({"layers": 1}, "--layers 2 there, 1 here"),
+                            ({"rope_bf16": True}, "--rope_bf16 False there")):
+        with pytest.raises(ValueError, match=f"is another network: {message}"):   # the second has equal shapes
+            weights.start(model_module.InternVLA_A1(replace(small, **change)), origin=run)
+
+
+def test_an_absent_hub_id_says_what_to_fetch_and_where_to_put_it(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(ValueError, match=r"download config.json, \*.safetensors of huggingface.co/Qwen/Qwen3-VL-2B"):
+        find("Qwen/Qwen3-VL-2B-Instruct", ("config.json", "*.safetensors"))
+    with pytest.raises(ValueError, match="no such directory"):
+        find("/nowhere/at/all", ("config.json",))
+
+
+class Side(nn.Module):
+    """One of NVIDIA's two files: half of the tokenizer, with its wavelet buffers."""
+
+    def __init__(self, name, patcher, first, second):
+        super().__init__()
+        self.name = name
+        self.add_module(name, first)
+        first.add_module(patcher, nn.Module())
+        first.get_submodule(patcher).register_buffer("wavelets", torch.ones(2))
+        first.get_submodule(patcher).register_buffer("_arange", torch.arange(2))
+        self.add_module("quant_conv" if name == "encoder" else "post_quant_conv", second)
+
+    def forward(self, x):
+        patcher = getattr(getattr(self, self.name), "patcher" if self.name == "encoder" else "unpatcher")
+        x = x * patcher.wavelets[0] + patcher._arange[0]   # traced files keep what their graph reads
+        if self.name == "encoder":
+            return self.quant_conv(self.encoder(x)), (torch.zeros(1), torch.zeros(1))
+        return self.decoder(self.post_quant_conv(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_cosmos_loads_from_torchscript_and_from_safetensors(small, tmp_path):
+    """Sec. 3.2: NVIDIA publishes encoder.jit and decoder.jit."""
+    torch.manual_seed(1)
+    vae = CosmosVAE(32, (1, 1), 1)
+    x, wanted = torch.rand(1, 3, 64, 64), {key: p.clone() for key, p in vae.state_dict().items()}
+    z = vae.encode(x)
+    save_file(wanted, tmp_path / "vae.safetensors")
+    for source in ("safetensors", "jit"):
+        if source == "jit":
+            torch.jit.trace(Side("encoder", "patcher", vae.encoder, vae.quant_conv), x).save(tmp_path / "encoder.jit")
+            torch.jit.trace(Side("decoder", "unpatcher", vae.decoder, vae.post_quant_conv), z).save(
+                tmp_path / "decoder.jit")
+        model = empty_model(small)
+        report = load_cosmos(model, tmp_path)
+        assert report.matched == len(wanted) and len(report.left_out) == (source == "jit")
+        assert all(torch.equal(p, wanted[key]) for key, p in model.vae.state_dict().items())
+    (tmp_path / "decoder.jit").write_bytes(b"not TorchScript")
+    with pytest.raises(ValueError, match="decoder.jit cannot be read as TorchScript: download it again"):
+        load_cosmos(model, tmp_path)
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_every_published_key_has_its_place_at_full_size(name, monkeypatch, request):
+    """The release's key lists at real size: each key is loaded, or left out for a reason that is written down."""
+    monkeypatch.undo()   # the full-size VAE
+    config = CONFIGS[name].model
+    with torch.device("meta"):
+        own = model_module.InternVLA_A1(config).state_dict()
+
+    class Listed:
+        directory, where = name, {}
+
+        def shape(self, key):
+            return tuple(self.where[key])
+
+    listed = Listed()
+    lines = (request.path.parents[1] / "data" / KEYS[name]).read_text().splitlines()
+    listed.where = {key: json.loads(shape) for key, shape, *_ in (line.split("\t") for line in lines)}
+    if name == "a1_2b":   # the biases that the release's 2B drops
+        listed.where |= {key.replace("weight", "bias"): shape[:1] for key, shape in listed.where.items()
+                         if key.endswith(("attention.q_proj.weight", "attention.k_proj.weight",
+                                          "attention.v_proj.weight"))}
+    copies, report = weights.plan(listed, weights.RELEASE, config, own)
+    assert len(copies) == len(own)
+    assert len(copies) + sum(map(len, report.left_out.values())) == len(listed.where)
+
+
+def test_keys_fold_by_layer():
+    assert compact(["a.0.w", "a.1.w", "b"]) == ["a.{0,1}.w", "b"]
+    assert compact(["a.0.b.3.w"]) == ["a.0.b.3.w"]
+
+
+# ---- --weights DIR ----------------------------------------------------------------------------------------------
+
+def test_a_directory_of_published_files_is_told_apart_by_what_it_holds(tmp_path):
+    """--weights: a run, the release's directory, or a backbone and Cosmos in folders of one directory."""
+    from support.weights import loading as weights
+
+    def make(name, **files):
+        for path, text in files.items():
+            target = tmp_path / name / path.replace("__", "/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
+        return tmp_path / name
+
+    three = make("three", **{"eyes__config.json": '{"model_type": "qwen3_vl"}', "words__config.json":
+                             '{"model_type": "qwen3"}', "cosmos__encoder.jit": "", "notes__README": ""})
+    assert weights.identify(three) == {"und": str(three / "eyes"), "vae": str(three / "cosmos")}   # experts: random
+    one = make("one", **{"config.json": '{"model_type": "internvl"}', "encoder.jit": ""})
+    assert weights.identify(one) == {"und": str(one), "vae": str(one)}
+    release = make("release", **{"config.json": "{}", "stats.json": "{}", "model.safetensors": ""})
+    assert weights.identify(release) == {"release": release}
+    run = make("run", **{"step_00000003__manifest.json": "{}"})
+    assert weights.identify(run) == {"origin": run}
+    with pytest.raises(ValueError, match="found neither a run.*nor the release's files.*nor a backbone"):
+        weights.identify(make("nothing", README=""))
+    with pytest.raises(ValueError, match="two backbones, .*eyes and .*more"):
+        weights.identify(make("three", **{"more__config.json": '{"model_type": "internvl"}'}))
+    with pytest.raises(ValueError, match="torn/config.json cannot be read"):
+        weights.identify(make("torn", **{"config.json": "{"}))
+    assert weights.tokenizer_of({"release": str(release)}, CONFIGS["conveyor"].model) == ""
+
+
+@pytest.mark.parametrize("flag", ["--from", "--init", "--init_und", "--init_vae", "--init_experts"])
+def test_weights_beside_another_source_of_weights_are_refused(flag):
+    """--weights would win without a word."""
+    import train
+    with pytest.raises(ValueError, match="--weights W says where all weights come from: leave out --from, --init"):
+        train.run(["--weights", "W", flag, "scratch" if flag == "--init" else "X"])
