@@ -138,7 +138,7 @@ def run(argv):
 
     # ---- config ---------------------------------------------------------------------------------------------
     config = get_config(args.config, vars(args))
-    closed_loop.possible(args.episodes, args.eval_seed, "eval_seed")
+    closed_loop.check_flags(args.episodes, args.eval_seed, "eval_seed")
     if args.shard and config.train.ema:
         raise ValueError("--ema averages whole weights and --shard cuts them: choose one")
     if args.shard and args.fit:
@@ -298,7 +298,8 @@ def run(argv):
               "seconds": round(time.time() - began, 1)}
     if stats.robot == "conveyor":
         report["eval_seed"] = args.eval_seed
-        report |= closed_loop.closed_loop(Policy(final, config, stats, train.seed), args.episodes, args.eval_seed)[0]
+        report |= closed_loop.closed_loop(Policy(final, config, stats, train.seed), conveyor, args.episodes,
+                                          args.eval_seed)[0]
         for suite in conveyor.SUITES:
             row = report[suite]
             print(f"{suite:<8} success {row['success']:.1%}  (95 % interval {row['interval'][0]:.1%} to "

@@ -340,7 +340,7 @@ def control(config, device, dtype, mode, seconds, fps=30.0):
     for name, background in (("planned in the step", False), ("planned in the background", True)):
         policy.reset("go", fps=fps, execute_steps=config.model.chunk // 2, background=background)
         policy.step(pictures[0], np.zeros(d))   # the first plan has to be waited for
-        policy.run.seconds.clear()
+        policy.loop.seconds.clear()
         due, late = time.perf_counter(), 0
         for t in range(round(seconds * fps)):
             policy.step(pictures[t % 8], np.zeros(d))

@@ -193,12 +193,14 @@ def gif(frames: Sequence[np.ndarray | Image.Image], path: str | Path, fps: float
 
 def action_plot(predicted: np.ndarray, names: Sequence[str], true: np.ndarray | None = None,
                 baselines: Mapping[str, np.ndarray] | None = None, fps: float | None = None,
-                path: str | Path | None = None, marks: Sequence[int] = ()) -> Image.Image:
+                path: str | Path | None = None, marks: Sequence[int] = (),
+                spans: Sequence[float] | None = None) -> Image.Image:
     """An action chunk as small multiples: one panel per dimension, each with its own vertical scale.
 
     predicted, true and every baseline: (k, d), k steps of d dimensions in the robot's own units; names: d
     titles. The ticks are the smallest and largest value shown. Time runs in frames, and in seconds too if fps
-    is given. `marks`: steps that get a thin vertical line, such as the starts of chunks. Returns an RGB image.
+    is given. `marks`: steps that get a thin vertical line, such as the starts of chunks. `spans`: per dimension what its
+    panel's axis spans at least, so that a joint that stays looks like one. Returns an RGB image.
     Raises ValueError for wrong shapes and for values that are not finite.
     """
     series = _series(predicted, names, true, baselines)
@@ -207,7 +209,8 @@ def action_plot(predicted: np.ndarray, names: Sequence[str], true: np.ndarray | 
     steps, count = series[-1][1].shape
     columns = min(count, 3 if count in (5, 6, 9) else 4)
     font, small = _font(14), _font(12)
-    limits = [_limits([values[:, i] for _, values, _, _ in series]) for i in range(count)]
+    limits = [_limits([values[:, i] for _, values, _, _ in series], spans[i] if spans is not None else 0.0)
+              for i in range(count)]
     left = int(max(small.getlength(text) for limit in limits for _, text in limit[2])) + 10
     pitch_x, pitch_y = left + PANEL_WIDTH + 22, PANEL_HEIGHT + 46
     corners = [(MARGIN + left + i % columns * pitch_x, MARGIN + 54 + i // columns * pitch_y)
@@ -260,16 +263,17 @@ def _series(predicted: np.ndarray, names: Sequence[str], true: np.ndarray | None
     return series
 
 
-def _limits(curves: list[np.ndarray]) -> tuple[float, float, list[tuple[float, str]]]:
+def _limits(curves: list[np.ndarray], span: float = 0.0) -> tuple[float, float, list[tuple[float, str]]]:
     """Bottom and top of a panel and its ticks (value, text): minimum and maximum, or one for a constant."""
     low, high = float(np.min(curves)), float(np.max(curves))
     size = max(abs(low), abs(high))
     if high - low <= 1e-6 * size:                         # constant up to float32 rounding
-        half = 0.1 * size or 1.0
+        half = max(0.1 * size or 1.0, span / 2)
         return low - half, low + half, [(low, f"{low:.3g}")]
     digits = next((n for n in range(3, 9) if f"{low:.{n}g}" != f"{high:.{n}g}"), 9)
-    pad = 0.08 * (high - low)
-    return low - pad, high + pad, [(low, f"{low:.{digits}g}"), (high, f"{high:.{digits}g}")]
+    pad = max(0.08 * (high - low), (span - (high - low)) / 2)
+    ticks = [(low, f"{low:.{digits}g}"), (high, f"{high:.{digits}g}")]
+    return low - pad, high + pad, ticks if high - low > 0.2 * span else ticks[:1]   # two would overlap
 
 
 def _height(value: float, limits: tuple[float, float, list]) -> float:

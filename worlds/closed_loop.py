@@ -1,14 +1,18 @@
-"""Success of a policy in closed loop, and of policies that are told or shown something wrong."""
+"""Success of a policy in closed loop, in any world: rates with their intervals, how episodes ended, rivals, a film."""
+
+import json
+from pathlib import Path
 
 import numpy as np
 
-from worlds import conveyor
+from support import pictures
+from support.inference.report import print_euler_error
+from worlds.actor import actor
 
-WRONG_ARM = {"left": "right", "right": "left"}
-WRONG_COLOUR = {"red": "green", "green": "blue", "blue": "red"}
+FILMED = 3   # episodes a suite in the GIF
 
 
-def possible(episodes, seed, flag):
+def check_flags(episodes, seed, flag):
     """ValueError, one line, for a number of episodes or a seed (given as --`flag`) that no evaluation can have."""
     if episodes is not None and episodes < 1:
         raise ValueError(f"--episodes must be at least 1, got {episodes}")
@@ -16,27 +20,74 @@ def possible(episodes, seed, flag):
         raise ValueError(f"--{flag} must be at least 0 and below 2^32, got {seed}")
 
 
-def closed_loop(policy, episodes, seed, record=0):
-    """Both suites of the embedded world -> (report dict, {suite: Rollout}).
+def rate(success):
+    """{"success": 0 .. 1, "episodes": n, "interval": [low, high]} of a bool array; the interval is Wilson's, 95 %."""
+    n, p, z = len(success), float(np.mean(success)), 1.96
+    centre, spread = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    interval = [float(np.clip((centre + s * spread) / (1 + z * z / n), 0, 1)) for s in (-1, 1)]
+    return {"success": p, "episodes": n, "interval": interval}
 
-    The report has the keys static and dynamic, each with success (0 to 1), episodes, interval (Wilson, 95 %) and
-    tasks. `episodes` None: the paper's 30 predefined settings; else that many seeded ones.
+
+def summarise(rollout, world):
+    """A Rollout's rate, with "tasks": {task: rate} and "outcomes": {outcome: episodes} beside it."""
+    tasks, outcomes = np.array(rollout.tasks), list(rollout.outcomes)
+    return rate(rollout.success) | {
+        "tasks": {task: rate(rollout.success[tasks == task]) for task in world.TASKS if (tasks == task).any()},
+        "outcomes": {outcome: outcomes.count(outcome) for outcome in world.OUTCOMES}}
+
+
+def closed_loop(policy, world, episodes, seed, record=0):
+    """All suites of a World -> (report dict {suite: summary}, {suite: Rollout}).
+
+    policy: a Policy or a world.Actor. `episodes` None: the world's predefined settings; else that many seeded ones.
     """
     report, rollouts = {}, {}
-    for suite in conveyor.SUITES:
-        settings = conveyor.predefined_settings(suite) if episodes is None else \
-            conveyor.sample_settings(suite, episodes, seed)
-        rollouts[suite] = conveyor.rollout(policy, settings, record=record)
-        report[suite] = conveyor.summarise(rollouts[suite])
+    for suite in world.SUITES:
+        settings = world.settings(suite, episodes, seed)
+        rollouts[suite] = world.rollout(actor(policy, world.VIEWS), settings, record=record)
+        report[suite] = summarise(rollouts[suite], world)
     return report, rollouts
 
 
-def wrong_text(policy, swap):
-    """The policy, told something else. swap: word -> word, such as WRONG_ARM or WRONG_COLOUR."""
-    return lambda past, now, states, tasks: policy(
-        past, now, states, [" ".join(swap.get(word, word) for word in task.split()) for task in tasks])
+def evaluate(policy, world, episodes, seed, controls, path, out):
+    """infer.py --closed-loop: print success by suite, with `controls` that of the rivals too; a film into the folder
+    `out`, and the report as JSON to `path` if that is given."""
+    report, rollouts = closed_loop(policy, world, episodes, seed, record=min(FILMED, episodes or FILMED))
+    print_report("policy", report)
+    if controls:
+        report["controls"] = {}
+        for name, rival in world.controls(actor(policy, world.VIEWS)).items():
+            report["controls"][name], _ = closed_loop(rival, world, episodes, seed)
+            print_report(name, report["controls"][name])
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(report | {"seed": seed}, indent=1) + "\n")
+    gif, first = Path(out) / "rollouts.gif", rollouts[world.SUITES[0]]
+    film(policy, world, rollouts, gif)
+    seen = {view: [first.frames[0, 0, v]] * 2 for v, view in enumerate(world.VIEWS)}
+    print_euler_error(policy, seen, first.states[0], first.instructions[0])
+    print(f"wrote {gif}" + (f" and {path}" if path else ""))
 
 
-def shuffled_images(policy):
-    """The policy, shown another scene's pictures."""
-    return lambda past, now, states, tasks: policy(np.roll(past, 1, 0), np.roll(now, 1, 0), states, tasks)
+def print_report(name, report):
+    """One line a suite: success in all and by task."""
+    for suite, row in report.items():
+        tasks = "  ".join(f"{task} {part['success']:.0%}" for task, part in row["tasks"].items())
+        print(f"{name:<16}{suite:<9}{row['success']:6.1%}  [{row['interval'][0]:.1%}, {row['interval'][1]:.1%}]  "
+              f"{row['episodes']} episodes   {tasks}")
+
+
+def film(policy, world, rollouts, path):
+    """A GIF: per filmed episode the first view as it runs, what was imagined for frame 2 M, and what came."""
+    m, shown = world.M, []
+    for suite, rollout in rollouts.items():
+        for i, frames in enumerate(rollout.frames):
+            seen = {view: [frames[0, v], frames[m, v]] for v, view in enumerate(world.VIEWS)}
+            _, z_hat = policy.plan([seen], rollout.states[i, None], [rollout.instructions[i]])
+            imagined = None if z_hat is None else policy.to_pictures(z_hat[0, :1])[0].permute(1, 2, 0).numpy()
+            shown.append((f"{suite}: {rollout.instructions[i]}", frames[:, 0], imagined))
+    rows = [[(label, [("now", frames[t]), (f"imagined for frame {2 * m}", imagined if t >= m else None),
+                      (f"frame {2 * m}", frames[2 * m] if t >= m else None)])
+             for label, frames, imagined in shown] for t in range(2 * m + 1)]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pictures.gif([pictures.foresight(row, scale=2) for row in rows], path, fps=8)

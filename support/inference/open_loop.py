@@ -1,25 +1,28 @@
 """Open loop: what a policy would have commanded on a recorded episode, beside what was commanded, no robot moving.
 
 At t = 0, k, 2k, ... the policy plans a whole chunk from the recorded pictures and state, and the chunks are laid end to
-end. Three rivals do the same without looking: hold the state, the mean action, and a ridge regression from the state to
-the next k actions. A policy that does not beat them has learned nothing that the state did not tell.
+end. Three baselines do the same without looking: hold the state, the mean action, and a ridge regression from the state
+to the next k actions. A policy that does not beat them has learned nothing that the state did not tell.
 
 Before it counts, `replay` feeds training tuples through the path that a live robot's observations take: what the model
 reads must be the same bit for bit.
 """
 
+import json
 import sys
 from dataclasses import fields
 
 import numpy as np
 import torch
 
-from data import chunk_at, example
+from data import chunk_at, example, open_corpus
+from support import pictures
+from support.inference.report import action_names, foresight_picture, print_euler_error
 
 RIDGE = 1e-2   # times the number of training frames, on standardised states
 
 
-class Rivals:
+class Baselines:
     """hold the state, mean action and ridge regression, fitted on a data.Corpus: its training episodes of stats' robot.
 
     bad: called with the error of an episode that cannot be read, which then does not count; None: the error is raised.
@@ -56,7 +59,7 @@ class Rivals:
         x = self.stats.normalise("state", state).astype(np.float64)
         return np.concatenate([x, np.ones((len(x), 1))], 1)
 
-    def plan(self, state):
+    def chunks(self, state):
         """state (d_q,) -> name -> (k, d_a). Holding needs states and actions of the same dimensions."""
         chunks = {"mean action": np.tile(self.mean, (self.k, 1)),
                   "ridge regression": (self._features(state[None]) @ self.weights).reshape(self.k, -1)}
@@ -87,7 +90,7 @@ def replay(policy, source, e, t):
     return float((np.abs(back - chunk_at(source.numbers(e)[1], t, model.chunk)[0]) / stats.action_std).max())
 
 
-def traces(policy, rivals, source, e):
+def traces(policy, baselines, source, e):
     """One episode -> name -> (T, d_a) in raw units, with "policy" and "true" among the names, and chunk starts."""
     state, action = source.numbers(e)
     T, k, m = len(state), policy.config.model.chunk, policy.config.data.m
@@ -95,18 +98,18 @@ def traces(policy, rivals, source, e):
     for t in starts:
         seen, q_t, task = observed(source, e, t, m)
         parts["policy"].append(policy.plan([seen], q_t[None], [task])[0][0])
-        for name, chunk in rivals.plan(q_t).items():
+        for name, chunk in baselines.chunks(q_t).items():
             parts.setdefault(name, []).append(chunk)
     return {name: np.concatenate(chunks)[:T] for name, chunks in parts.items()} | {"true": action}, starts
 
 
-def errors(found, rivals, names):
+def errors(found, baselines, names):
     """name -> mse in training standard deviations, and by joint: mse and mae in raw units."""
     report = {}
     for name, values in found.items():
         if name != "true":
             error = values - found["true"]
-            report[name] = {"mse": float(np.mean((error / rivals.unit) ** 2)),
+            report[name] = {"mse": float(np.mean((error / baselines.unit) ** 2)),
                             "joints": {joint: {"mse": float(mse), "mae": float(mae)} for joint, mse, mae
                                        in zip(names, (error ** 2).mean(0), np.abs(error).mean(0))}}
     return report
@@ -115,14 +118,13 @@ def errors(found, rivals, names):
 def open_loop(policy, corpus):
     """All held-out episodes of a corpus -> ({episode: errors}, {episode: (traces, starts)})."""
     def bad(error):
-        print(f"bad data, left out of the rivals: {error}", file=sys.stderr)
+        print(f"bad data, left out of the baselines: {error}", file=sys.stderr)
     skips = policy.config.data.on_bad_sample == "skip"
-    rivals = Rivals(corpus, policy.stats, policy.config.model.chunk, bad if skips else None)
+    baselines = Baselines(corpus, policy.stats, policy.config.model.chunk, bad if skips else None)
     source, reports, found = corpus.held_out, {}, {}
-    names = list(policy.stats.action_names) or [f"action {d}" for d in range(len(rivals.mean))]
     for e in np.unique(corpus.held_out_windows[:, 0]).tolist():
-        found[e] = traces(policy, rivals, source, e)
-        reports[e] = errors(found[e][0], rivals, names)
+        found[e] = traces(policy, baselines, source, e)
+        reports[e] = errors(found[e][0], baselines, action_names(policy.stats))
     return reports, found
 
 
@@ -130,3 +132,48 @@ def mean_errors(reports):
     """Mean over episodes of each one's mse -> name -> float."""
     return {name: float(np.mean([report[name]["mse"] for report in reports.values()]))
             for name in next(iter(reports.values()))}
+
+
+# ---- infer.py --open-loop ---------------------------------------------------------------------------------------
+
+def write_report(policy, data, out, robot=None):
+    """Every held-out episode of `data`: its plot, a foresight picture from its middle, and all errors as JSON in the
+    folder `out`. ValueError, one line, for data of another robot than the policy drives."""
+    if not data:
+        raise ValueError("--open-loop needs --data, the dataset or mixture that the policy was trained on")
+    m = policy.config.data.m
+    corpus = open_corpus(data, m, robot=robot, hold_out=policy.config.data.hold_out)
+    source = corpus.held_out
+    if source.robot != policy.stats.robot:
+        raise ValueError(f"--data {data} is of robot '{source.robot}', the checkpoint drives '{policy.stats.robot}': "
+                         "give the same --robot as in training")
+    policy.stats.check_inputs(source)
+    rows = corpus.held_out_windows[np.linspace(0, len(corpus.held_out_windows) - 1, 8).astype(int)].tolist()
+    worst = max(replay(policy, source, e, t) for e, t in rows)
+    print(f"replay: {len(rows)} recorded windows give the model the same inputs in training and at inference, bit for "
+          f"bit; their actions come back to {worst:.0e} standard deviations")
+    reports, found = open_loop(policy, corpus)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "open_loop.json").write_text(json.dumps(reports, indent=1) + "\n")
+    for e, (curves, starts) in found.items():
+        draw_episode(policy, source, e, curves, starts, out)
+        print(f"episode {e}: mean squared error in training standard deviations: "
+              + "  ".join(f"{name} {row['mse']:.4f}" for name, row in reports[e].items()))
+    e, t = rows[0]
+    print_euler_error(policy, *observed(source, e, t, m))
+    print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")
+
+
+def draw_episode(policy, source, e, curves, starts, out):
+    """episode_<e>.png, and foresight_<e>.png where the episode is long enough for it. curves, starts: as `traces`."""
+    m, T = policy.config.data.m, len(curves["true"])
+    baselines = {name: values for name, values in curves.items() if name not in ("policy", "true")}
+    pictures.action_plot(curves["policy"], action_names(policy.stats), true=curves["true"], baselines=baselines,
+                         fps=policy.stats.fps, marks=starts, path=out / f"episode_{e}.png",
+                         spans=policy.stats.action_std)
+    t = min(max(T // 2, m), T - 1 - m)
+    if policy.config.model.gen_expert and t >= m:
+        seen, state, task = observed(source, e, t, m)
+        future = {view: source.frame(view, e, t + m) for view in source.views}
+        _, z_hat = policy.plan([seen], state[None], [task])
+        foresight_picture(policy, seen, future, z_hat[0], out / f"foresight_{e}.png")

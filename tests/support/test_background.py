@@ -18,25 +18,25 @@ def fail(*_):
 
 def held_back(policy):
     """Plans in the background wait until the returned event is set: injected latency without a clock."""
-    gate, inner = threading.Event(), policy.run._plan
+    gate, inner = threading.Event(), policy.loop._plan
 
     def plan(*args):
         if args[0] > 0:   # the first plan is made in the foreground
             assert gate.wait(20)
         return inner(*args)
-    policy.run._plan = plan
+    policy.loop._plan = plan
     return gate
 
 
 def wait_for_plan(policy):
-    policy.run.pending[1].result(timeout=20)
+    policy.loop.pending[1].result(timeout=20)
 
 
 def drive(policy, frames, states, latency):
     """Actions of steps whose plans in the background arrive that many frames after their own; the last stays held back."""
     gate, actions = held_back(policy), []
     for t, (images, state) in enumerate(zip(frames, states)):
-        if policy.run.pending and t - policy.run.pending[0] == latency:
+        if policy.loop.pending and t - policy.loop.pending[0] == latency:
             gate.set()
             wait_for_plan(policy)
             gate.clear()
@@ -123,13 +123,13 @@ def test_all_episodes_plan_in_one_thread(make):
     policy, threads, (frames, states) = make(chunk=8), [], film(6)
     for _ in range(3):
         policy.reset("go", background=True)
-        inner = policy.run._encode_ahead   # of frame 5, the t-15 of a plan at 20
-        policy.run._encode_ahead = lambda *args: threads.append(threading.current_thread()) or inner(*args)
+        inner = policy.loop._encode_ahead   # of frame 5, the t-15 of a plan at 20
+        policy.loop._encode_ahead = lambda *args: threads.append(threading.current_thread()) or inner(*args)
         for images, state in zip(frames, states):
             policy.step(images, state)
-            if policy.run.pending:
+            if policy.loop.pending:
                 wait_for_plan(policy)
-        policy.run.ahead[-1].result(timeout=20)
+        policy.loop.ahead[-1].result(timeout=20)
     policy.close()
     assert len(threads) >= 3 and len(set(threads)) == 1 and not threads[0].is_alive()
     policy.reset("go", background=True)   # and begins another one
@@ -146,7 +146,7 @@ def test_closing_and_a_new_episode_leave_no_thread(make):
     gate = held_back(policy)
     for images, state in zip(frames[:6], states):
         policy.step(images, state)
-    while not policy.run.pending[1].running():   # one that waits behind other work is cancelled
+    while not policy.loop.pending[1].running():   # one that waits behind other work is cancelled
         pass
     threading.Timer(0.2, gate.set).start()   # the plan of frame 4 ends while reset waits for it
     policy.reset("stop", background=True)
@@ -193,11 +193,11 @@ def test_a_plan_that_fails_in_the_step_is_made_at_the_next(make, background):
     frames, states = film(2)
     policy = make(chunk=8)
     policy.reset("go", background=background)
-    inner = policy.run._plan
-    policy.run._plan = fail
+    inner = policy.loop._plan
+    policy.loop._plan = fail
     with pytest.raises(ValueError, match="no such luck"):
         policy.step(frames[0], states[0])
-    policy.run._plan = inner
+    policy.loop._plan = inner
     assert policy.step(frames[1], states[1]) is not None and policy.timing()["plans"] == 1
     policy.close()
 
@@ -208,12 +208,12 @@ def test_a_failing_plan_is_raised_by_the_step_that_needs_it(make):
     policy = make(chunk=8)
     policy.reset("go", background=True)
     policy.step(frames[0], states[0])
-    policy.run._plan = fail
+    policy.loop._plan = fail
     with pytest.raises(ValueError, match="no such luck"):
         for images, state in zip(frames[1:], states[1:]):
             policy.step(images, state)
-            if policy.run.pending:
-                while not policy.run.pending[1].done():
+            if policy.loop.pending:
+                while not policy.loop.pending[1].done():
                     pass
     policy.close()
 
@@ -223,16 +223,16 @@ def test_after_a_failed_plan_the_present_chunk_goes_on_at_its_own_place_and_the_
     policy, plain = make(chunk=8), make(chunk=8, engine="plain")
     policy.reset("go", background=True)   # plans at 0 and 4
     actions = [policy.step(images, state) for images, state in zip(frames[:4], states)]
-    inner, policy.run._plan = policy.run._plan, fail
+    inner, policy.loop._plan = policy.loop._plan, fail
     policy.step(frames[4], states[4])
-    while policy.run.pending and not policy.run.pending[1].done():
+    while policy.loop.pending and not policy.loop.pending[1].done():
         pass
     with pytest.raises(ValueError, match="no such luck"):
         policy.step(frames[5], states[5])
-    policy.run._plan = inner
+    policy.loop._plan = inner
     gate = held_back(policy)
     actions.append(policy.step(frames[6], states[6]))
-    assert policy.run.pending[0] == 6
+    assert policy.loop.pending[0] == 6
     chunk = plain.plan([{view: [frames[0][view]] * 2 for view in VIEWS}], states[None, 0], ["go"])[0][0]
     np.testing.assert_allclose(actions, chunk[[0, 1, 2, 3, 6]], atol=1e-5)
     gate.set()
@@ -247,7 +247,7 @@ def test_what_failed_in_the_background_and_no_step_raised_is_raised_by_close(mak
     policy.reset("go", background=True)
     for images, state in zip(frames[:frame], states):
         policy.step(images, state)
-    if policy.run.pending:
+    if policy.loop.pending:
         wait_for_plan(policy)
     started, gate = threading.Event(), threading.Event()
 
@@ -255,7 +255,7 @@ def test_what_failed_in_the_background_and_no_step_raised_is_raised_by_close(mak
         started.set()
         assert gate.wait(20)
         fail()
-    setattr(policy.run, what, fail_late)
+    setattr(policy.loop, what, fail_late)
     policy.step(frames[frame], states[frame])
     assert started.wait(20)
     threading.Timer(0.2, gate.set).start()

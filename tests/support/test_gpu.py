@@ -89,9 +89,9 @@ def test_a_run_in_the_background_gives_the_plain_paths_actions(make, device, mon
     policy.reset("go", background=True)
     for t, (images, state) in enumerate(zip(frames, states)):
         action = policy.step(images, state)
-        if policy.run.pending:
+        if policy.loop.pending:
             assert policy.to_pictures(torch.zeros(3, 16, 8, 8)).shape == (3, 3, 64, 64)
-            policy.run.pending[1].result(timeout=60)
+            policy.loop.pending[1].result(timeout=60)
         if t % 8:
             np.testing.assert_allclose(action, chunks[t - t % 8][t % 8], atol=1e-2)
     report, captures = policy.timing(), policy.engine.captures

@@ -113,8 +113,8 @@ def test_nothing_is_compiled_or_recorded_in_the_control_loop_of_a_robot_with_two
     policy.reset("go", execute_steps=10, background=background)
     for images, state in zip(frames, states):
         policy.step(images, state)
-        if policy.run.pending:
-            policy.run.pending[1].result(timeout=20)
+        if policy.loop.pending:
+            policy.loop.pending[1].result(timeout=20)
     assert (policy.timing()["plans"], policy.timing()["latent_hits"]) == (4, 3)
     policy.close()
     assert (counter.frame_count, policy.engine.captures) == made and made[1] == 2 * (mode == "graph")
@@ -130,7 +130,7 @@ def test_a_picture_is_letterboxed_once_and_not_at_all_where_its_latents_are_know
     def counted(picture, size):
         done[names[picture.tobytes()]] += 1
         return letterbox(picture, size)
-    monkeypatch.setattr("support.inference.policy.letterbox", counted)
+    monkeypatch.setattr("support.inference.control.letterbox", counted)
     policy = make()
     policy.reset("go", execute_steps=10)
     for images, state in zip(frames, states):
@@ -207,7 +207,7 @@ def test_what_cannot_be_used_is_refused(make):
 
 def test_the_reported_times_are_those_of_the_steps(make, monkeypatch):
     ticks = iter([0, .001, 1, 1.002, 2, 2.003, 3, 3.1])
-    monkeypatch.setattr("support.inference.policy.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("support.inference.control.time.perf_counter", lambda: next(ticks))
     frames, states = film(4)
     policy = make(chunk=8)
     policy.reset("go")

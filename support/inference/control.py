@@ -1,0 +1,171 @@
+"""One robot, frame by frame: history, queue of actions, latents kept for coming plans, planning in the background.
+
+A ControlLoop is what `Policy.reset` makes for an episode and `Policy.step` calls. It keeps the last m + 1 frames, and
+the latents of those that a coming plan will look back at. It hands out the planned actions one by one and plans anew
+when `execute_steps` of them are used, at once or in the background. The first step of an episode waits for its plan.
+"""
+
+import time
+from collections import deque
+from concurrent.futures import wait
+
+import numpy as np
+import torch
+
+from data import VIEWS
+from support.data.letterbox import letterbox
+
+
+def places_of(cameras, caller):
+    """Places among the model's views of some cameras' names. ValueError, one line, where `caller` was given others."""
+    unknown = set(cameras) - set(VIEWS)
+    if unknown or not cameras:
+        raise ValueError(f"{caller}: cameras {sorted(unknown) or 'none'} given; the model knows {', '.join(VIEWS)}")
+    return tuple(v for v, view in enumerate(VIEWS) if view in cameras)
+
+
+class Picture:
+    """A camera's picture (H, W, 3) uint8, letterboxed at most once per size.
+
+    Copied, because a camera driver may reuse its buffer and a background plan reads it later.
+    """
+
+    def __init__(self, picture):
+        self.picture, self.squares = np.array(picture), {}
+
+    def letterboxed(self, size):
+        """(3, size, size) uint8; support/data/letterbox.py asks for it."""
+        if size not in self.squares:
+            self.squares[size] = letterbox(self.picture, size)
+        return self.squares[size]
+
+
+class ControlLoop:
+    """One episode of `Policy.step`.
+
+    Step t looks at frame t; `queue` is the current chunk and `planned_at` the frame it was planned from, so the action
+    of step t is queue[t - planned_at]. The next chunk is planned from frame `next_plan`, or later if the last one is
+    still under way. In the background it arrives some steps later and is entered at its own place; until then the
+    present one goes on to its end, and then its last action is held. So is the last action of a chunk that arrives when
+    it is over: the newest intention there is.
+    """
+
+    def __init__(self, policy, task, execute_steps, background):
+        self.policy, self.task, self.execute = policy, task, execute_steps
+        self.m = policy.config.data.m
+        self.t, self.next_plan, self.planned_at, self.queue = -1, 0, 0, []
+        self.launched, self.period = 0, execute_steps   # the last plan's frame; frames between two plans, late ones too
+        self.history = deque(maxlen=self.m + 1)   # images of the frames t-m to t; the first stands for those before it
+        self.latents, self.hits = {}, 0           # frame -> (views, z (1, V, 16, g, g)); frame 0 and those still needed
+        self.pool = policy.pool if background else None
+        self.pending, self.ahead = None, []       # in the background: (frame, plan), and latents being computed
+        self.plans, self.starved, self.seconds = 0, 0, []
+
+    def step(self, images, state):
+        began = time.perf_counter()
+        images, state = self._checked(images, state)   # nothing has changed yet: after a refusal the next step goes on
+        self.t += 1
+        self.history.append(images)
+        busy = self.pending is not None and not self.pending[1].done()   # one plan is under way at a time
+        if self.t >= self.next_plan and not busy:
+            self._launch(state)
+        elif self._wants_latents(self.t):
+            job = self._encode_ahead, self.t, images
+            if self.pool is None:
+                job[0](*job[1:])
+            else:
+                self.ahead.append(self.pool.submit(*job))
+        while self.ahead and self.ahead[0].done():
+            self.ahead.pop(0).result()   # which is None, unless it raises
+        if self.pending is not None and self.pending[1].done():
+            self._adopt()
+        at = self.t - self.planned_at
+        self.starved += at >= len(self.queue)
+        self.seconds.append(time.perf_counter() - began)
+        return self.queue[min(at, len(self.queue) - 1)]
+
+    def _checked(self, images, state):
+        """view -> Picture, and the state as float32. ValueError: one line."""
+        places_of(images, "step")
+        for view, picture in images.items():
+            picture = np.asarray(picture)
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+                raise ValueError(f"step: {view} is {picture.dtype} {picture.shape}; give uint8 (H, W, 3)")
+        state, d = np.array(state, np.float32), len(self.policy.stats.state_mean)
+        if state.shape != (d,) or not np.isfinite(state).all():
+            raise ValueError(f"step: the state is {np.array2string(state, threshold=8)} of shape {state.shape}; "
+                             f"give {d} finite numbers in raw units")
+        return {view: Picture(picture) for view, picture in images.items()}, state
+
+    def _launch(self, state):
+        """Plan from frame t, in the background if there is a chunk to go on with, else here."""
+        if self.pending is not None:
+            self._adopt()
+        past, now = self.history[0], self.history[-1]
+        seen = {view: [past[view], now[view]] for view in VIEWS if view in past and view in now}
+        seen = seen or {view: [now[view]] * 2 for view in VIEWS if view in now}   # all cameras are new, as at the start
+        eps = self.policy.noise(1)
+        job = self._plan, self.t, seen, state, eps
+        if self.pool is None or not len(self.queue):
+            self.queue, self.planned_at = job[0](*job[1:]), self.t
+        else:
+            self.pending = self.t, self.pool.submit(*job)
+        # Only now: a plan that raises here is tried again at the next frame.
+        self.next_plan, self.period = self.t + self.execute, max(self.execute, self.t - self.launched)
+        self.launched = self.t
+
+    def _adopt(self):
+        (t, plan), self.pending = self.pending, None
+        if plan.exception() is not None:   # the present chunk goes on at its own place, and the next step plans
+            self.next_plan = self.t
+        self.queue, self.planned_at = plan.result(), t
+
+    def _plan(self, t, seen, state, eps):
+        """Actions (k, d_a) from frame t."""
+        policy, engine = self.policy, self.policy.engine
+        views, z_past = self.latents.get(max(t - self.m, 0), (None, None))
+        hit = views == tuple(seen)
+        if hit:   # the engine will not read the pictures of t-m, so they need not be letterboxed: any others do
+            seen = {view: [now, now] for view, (_, now) in seen.items()}
+        batch = policy.batch([seen], state[None], [self.task])
+        if engine is None:
+            batch, eps = batch.to(policy.device), eps.to(policy.device)
+            with torch.inference_mode():
+                a, z = policy.model.sample_actions(batch, eps, policy.euler_steps), None
+        else:
+            a, z, _ = engine(batch, eps, z_past=z_past if hit else None)
+            self.hits += hit
+        self.plans += 1
+        if z is not None:
+            # Frame 0 stays: it is the t-m of every plan up to frame m.
+            self.latents = {frame: kept for frame, kept in self.latents.items() if frame > t - self.m or frame == 0}
+            self.latents[t] = tuple(seen), z
+        return policy.stats.actions(a.cpu().numpy(), state[None])[0]
+
+    def _wants_latents(self, t):
+        """Will frame t be the t-m of a coming plan? Then its latents are computed now, off the critical path."""
+        ahead = t + self.m - (self.launched + self.period)
+        return ahead >= 0 and ahead % self.period == 0 and self.policy.engine is not None and \
+            self.policy.config.model.gen_expert
+
+    def _encode_ahead(self, t, images):
+        engine, size = self.policy.engine, self.policy.config.model.frame_size
+        views = tuple(view for view in VIEWS if view in images)
+        frames = torch.stack([images[view].letterboxed(size) for view in views])[None, :, None]
+        z = engine.to_latents(frames.to(self.policy.device))[:, :, 0]
+        self.latents[t] = views, engine.all_views(z, [VIEWS.index(view) for view in views])
+
+    def timing(self):
+        p50, p99, most = np.percentile(1e3 * np.array(self.seconds), (50, 99, 100)).tolist()
+        return {"steps": len(self.seconds), "plans": self.plans, "starved": self.starved, "latent_hits": self.hits,
+                "p50_ms": p50, "p99_ms": p99, "max_ms": most}
+
+    def close(self):
+        """Wait for the episode's jobs; those that have not begun are dropped."""
+        jobs = [*(self.pending or ())[1:], *self.ahead]   # what went wrong with a plan is said first
+        for job in jobs:
+            job.cancel()
+        wait(jobs)
+        for job in jobs:
+            if not job.cancelled():
+                job.result()   # what no step was told of

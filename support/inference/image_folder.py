@@ -1,0 +1,162 @@
+"""A folder of pictures in and out: what infer.py reads of one, cuts one from a dataset and writes about it.
+
+infer.py's first docstring says which files such a folder holds.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from config import DataConfig
+from data import VIEWS, open_source
+from support import pictures
+from support.data.folder import read_picture
+from support.data.robots import find_robot
+from support.inference.report import action_names, foresight_picture, print_euler_error
+
+TIMES = ("past", "now", "future")
+TRUE_ACTIONS = 50   # that `cut` writes, at most
+
+
+@dataclass
+class Observed:
+    """What a folder holds of one moment t."""
+
+    seen: dict                   # view -> [o_{t-m}, o_t], uint8 (H, W, 3)
+    future: dict                 # view -> o_{t+m}, where there is one
+    state: np.ndarray            # q_t (d_q,) float32 in raw units
+    task: str
+    actions: np.ndarray | None   # the true ones (k, d_a) in raw units
+
+
+def read(folder, stats, task=None, state=None):
+    """An image folder of the robot of `stats` -> Observed. task, state: the text and the file given instead of the
+    folder's own. ValueError: one line that names the file."""
+    seen, future = read_pictures(folder)
+    files = [folder / name for name in ("state.npy", "state.json") if (folder / name).exists()]
+    if state or files:
+        q_t = read_state(Path(state or files[0]), stats)
+    else:
+        print("no state given: using the mean state of the training data; --state FILE gives the real one")
+        q_t = np.array(stats.state_mean, np.float32)
+    task = task or ((folder / "task.txt").read_text().strip() if (folder / "task.txt").exists() else None)
+    if not task:
+        raise ValueError(f"--task is missing, and so is {folder}/task.txt: what shall the robot do?")
+    return Observed(seen, future, q_t, task, read_actions(folder / "true_actions.npy", stats))
+
+
+def find_picture(folder, view, time):
+    """Path of a view's picture, PNG or JPEG, or None."""
+    paths = (folder / f"{view}_{time}{suffix}" for suffix in (".png", ".jpg", ".jpeg"))
+    return next((path for path in paths if path.exists()), None)
+
+
+def read_pictures(folder):
+    """view -> [o_{t-m}, o_t] and view -> o_{t+m} of an image folder. ValueError: one line."""
+    if not folder.is_dir():
+        raise ValueError(f"--image-dir {folder}: no such folder; infer.py --help describes it")
+    seen, future = {}, {}
+    for view in VIEWS:
+        paths = {time: find_picture(folder, view, time) for time in TIMES}
+        if not any(paths.values()):
+            continue
+        for time in ("past", "now"):
+            if paths[time] is None:
+                raise ValueError(f"--image-dir {folder}: {view}_{time}.png is missing; a camera needs past and now, "
+                                 f"or none of its files if the robot does not have it")
+        seen[view] = [read_picture(paths["past"]), read_picture(paths["now"])]
+        if paths["future"]:
+            future[view] = read_picture(paths["future"])
+    if not seen:
+        raise ValueError(f"--image-dir {folder}: no picture found; expected head_past.png and head_now.png at least")
+    return seen, future
+
+
+def read_state(path, stats):
+    """q_t (d_q,) float32 from .npy or .json. ValueError: one line."""
+    try:
+        values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else json.loads(path.read_text())
+        state = np.asarray(values, np.float32)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"state {path} cannot be read ({error}); give a .npy or .json list of numbers")
+    if state.shape != (len(stats.state_mean),):
+        raise ValueError(f"state {path} has shape {state.shape}, robot '{stats.robot}' has "
+                         f"{len(stats.state_mean)} state dimensions")
+    if not np.isfinite(state).all():
+        raise ValueError(f"state {path}: dimension {int(np.argmin(np.isfinite(state)))} is not finite")
+    return state
+
+
+def read_actions(path, stats):
+    """True actions (k, d_a), or None without the file. ValueError: one line."""
+    if not path.exists():
+        return None
+    try:
+        actions = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError):
+        raise ValueError(f"{path} cannot be read: replace or delete it")
+    if actions.ndim != 2 or actions.shape[1] != len(stats.action_mean) or not np.isfinite(actions).all():
+        raise ValueError(f"{path}: expected finite numbers of shape (steps, {len(stats.action_mean)}), "
+                         f"found shape {actions.shape}")
+    return actions
+
+
+def write(out, policy, observed, actions, z_hat):
+    """Write what was planned into the folder `out` and print it. actions (k, d_a) in raw units; z_hat (V, 16, g, g) or
+    None."""
+    stats, true = policy.stats, observed.actions
+    out.mkdir(parents=True, exist_ok=True)
+    np.save(out / "actions.npy", actions)
+    names = action_names(stats)
+    k = len(actions) if true is None else min(len(true), len(actions))     # an episode may end sooner
+    pictures.action_plot(actions[:k], names, true=None if true is None else true[:k], fps=stats.fps,
+                         path=out / "actions.png", spans=stats.action_std)
+    print(f"task: {observed.task}\nviews: {', '.join(observed.seen)}; missing views are masked: "
+          f"{', '.join(v for v in VIEWS if v not in observed.seen) or 'none'}")
+    print(f"{len(actions)} actions, one per frame at {stats.fps:g} frames/s = {len(actions) / stats.fps:.2f} s, "
+          f"in the robot's units ({policy.config.data.action_mode})")
+    for name, column in zip(names, actions.T):
+        print(f"  {name:<24} first {column[0]:+8.3f}   last {column[-1]:+8.3f}   range {np.ptp(column):7.3f}")
+    if true is not None:
+        _print_errors(actions[:k], true[:k], observed.state, stats)
+    if z_hat is not None:
+        foresight_picture(policy, observed.seen, observed.future, z_hat, out / "foresight.png")
+    print_euler_error(policy, observed.seen, observed.state, observed.task)
+    print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")
+
+
+def _print_errors(actions, true, state, stats):
+    """The policy beside holding the state, where that has the actions' dimensions."""
+    chunks = {"policy": actions} | ({"holding the state": state[None]} if state.size == true.shape[1] else {})
+    errors = {name: np.square((a - true) / np.array(stats.action_std)).mean() for name, a in chunks.items()}
+    print("mean squared error in standard deviations of the training actions: "
+          + ", ".join(f"{name} {error:.4f}" for name, error in errors.items()))
+
+
+def cut(dataset, folder, episode=-1, frame=None, robot=None):
+    """Write an image folder from an episode of a dataset, with the true future and the true actions.
+
+    frame: t, by default m. ValueError: one line, for an episode or a frame that does not exist.
+    """
+    source = open_source(dataset, find_robot(robot) if robot else None)
+    E, m = len(source.lengths), DataConfig.m
+    if not -E <= episode < E:
+        raise ValueError(f"--episode {episode}: {dataset} has episodes 0 to {E - 1}")
+    e, t = episode % E, m if frame is None else frame
+    T = int(source.lengths[e])
+    if not 0 <= t < T:
+        raise ValueError(f"--frame {t}: episode {e} of {dataset} has frames 0 to {T - 1}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for view in source.views:
+        for time, at in zip(TIMES, (max(t - m, 0), t, t + m)):
+            if at < T:
+                Image.fromarray(np.asarray(source.frame(view, e, at))).save(folder / f"{view}_{time}.png")
+    state, action = source.numbers(e)
+    np.save(folder / "state.npy", state[t])
+    if action is not None:
+        np.save(folder / "true_actions.npy", action[t:t + TRUE_ACTIONS])
+    (folder / "task.txt").write_text(source.task(e, t) + "\n")
+    print(f"wrote frames t - {m}, t and t + {m} of episode {e}, t = {t}, to {folder}")

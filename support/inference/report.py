@@ -1,0 +1,50 @@
+"""What is drawn and printed of one plan: its actions by name, the imagined future, what fewer Euler steps change."""
+
+import torch
+
+from data import VIEWS
+from support import pictures
+from support.data.letterbox import letterbox
+
+
+def action_names(stats):
+    """Names of the action dimensions, numbers where the dataset gave none."""
+    return list(stats.action_names) or [f"action {d}" for d in range(len(stats.action_mean))]
+
+
+def foresight_picture(policy, seen, future, z_hat, path):
+    """Per view: t-m, t, imagined t+m, and where it is given the true t+m and what the VAE makes of it: the ceiling.
+
+    All as the generation expert sees them. seen: view -> [o_{t-m}, o_t], future: view -> o_{t+m}, uint8 (H, W, 3);
+    z_hat (V, 16, g, g).
+    """
+    def boxed(picture):
+        return None if picture is None else letterbox(picture, policy.config.model.frame_size).permute(1, 2, 0).numpy()
+
+    imagined = policy.to_pictures(z_hat[None])[0].permute(0, 2, 3, 1).numpy()
+    m, rows = policy.config.data.m, []
+    for v, view in enumerate(VIEWS):
+        if view in seen:
+            past, now = (boxed(picture) for picture in seen[view])
+            cells = [(f"t - {m}", past), ("t", now), (f"imagined t + {m}", imagined[v])]
+            if future:
+                true = boxed(future.get(view))
+                cells += [(f"true t + {m}", true), (f"t + {m} through the VAE", through_vae(policy, true))]
+            rows.append((view.replace("_", " "), cells))
+    pictures.foresight(rows, path=path)
+
+
+def through_vae(policy, picture):
+    """(s, s, 3) uint8 -> encoded and decoded again; None stays None."""
+    if picture is None:
+        return None
+    frames = torch.from_numpy(picture).permute(2, 0, 1)[None, None, None].to(policy.device)
+    return policy.to_pictures(policy.model.phi_cosmos(frames)[0, 0])[0].permute(1, 2, 0).numpy()
+
+
+def print_euler_error(policy, seen, state, task):
+    """With --euler_steps: what fewer steps change at one observation, as Policy.plan takes it."""
+    if policy.euler_steps:
+        error = policy.euler_error([seen], state[None], [task])
+        print(f"{policy.euler_steps} instead of {policy.config.model.euler_steps} Euler steps move the actions by "
+              f"{error:.1e} training standard deviations (rms, one observation)")

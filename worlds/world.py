@@ -1,0 +1,62 @@
+"""What a world must offer: conveyor does, and so does a simulator or an adapter to someone else's evaluation."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+# (past, now, states, instructions) -> actions (N, k, d_a). past, now: (N, V, H, W, 3) uint8, frames t - M and t of the
+# world's VIEWS; states (N, d_q) and actions in the robot's units; instructions: N strings. worlds/actor.py makes one of
+# a Policy. k is at least as long as the world acts before it looks again.
+Actor = Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[str]], np.ndarray]
+
+
+@dataclass
+class Rollout:
+    """What became of N episodes."""
+
+    success: np.ndarray         # (N,) bool
+    outcomes: Sequence[str]     # of each episode, one of the world's OUTCOMES: how it ended
+    tasks: Sequence[str]        # of each episode, one of the world's TASKS: success is reported by task too
+    instructions: Sequence[str]
+    states: np.ndarray          # (N, d_q) float32 at the first decision, frame M
+    frames: np.ndarray | None   # (recorded, T, V, H, W, 3) uint8 of the first episodes; frames[:, M]: where it decides
+
+
+class World(Protocol):
+    """A module with these names. Importing it starts no simulator; what it needs is imported when it runs."""
+
+    NAME: str                   # also of the robot: a checkpoint is evaluated in the world whose robot it drives
+    PRESETS: Sequence[str]      # rows of config.CONFIGS that are made for it
+    VIEWS: Sequence[str]        # its cameras, some of the model's
+    FPS: float
+    M: int                      # frames between the past, the present and the foreseen picture
+    CHUNK: int                  # actions that a policy must plan at least
+    SUITES: Sequence[str]       # reported apart: what differs between them is the question that the world asks
+    TASKS: Sequence[str]
+    OUTCOMES: Sequence[str]     # the first is success; the others say what went wrong
+
+    def settings(self, suite: str, episodes: int | None, seed: int) -> Sequence[Any]:
+        """One setting an episode, a pure function of the arguments, disjoint from the training data's. Only the world
+        reads what is in it: a scene, or a simulator's seed. `episodes` None: the predefined ones, for ever the same."""
+
+    def rollout(self, policy: Actor, settings: Sequence[Any], record: int = 0) -> Rollout:
+        """Run a policy in all settings, and film the first `record`. The world decides how often it looks again."""
+
+    def controls(self, policy: Actor) -> Mapping[str, Actor]:
+        """Rivals by name: the policy told or shown something wrong, and policies that do not look."""
+
+    # What validation may watch on recorded episodes of this world (of a data.Source).
+
+    def suite(self, source, e: int) -> str:
+        """The suite of episode e: foresight is reported for each."""
+
+    def marks(self, source, e: int, t: int) -> Sequence[tuple[str, float, float]]:
+        """(name, across, down) of what matters in the head picture at frame t, as fractions of it from the top left."""
+
+    HALF_WINDOW: float          # of the square around a mark, as a fraction of the picture
+
+    def prepare(self, root) -> Any:
+        """The training data at `root`, written first if absent. ValueError, one line, if it cannot be or if another
+        version of the world wrote what is there."""
