@@ -18,6 +18,8 @@ import difflib
 import json
 from dataclasses import dataclass, field, fields, replace
 
+VIEWS = ("head", "left_wrist", "right_wrist")   # V: the slots that cameras fill, in this order
+
 
 def _f(default, help, **metadata):
     return field(default=default, metadata={"help": help, **metadata})

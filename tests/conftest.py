@@ -4,18 +4,22 @@ Fixtures that are functions: build(config), random_batch(config, B, ...). Weight
 where training starts from zeros or ones, so that no term of the network is silent.
 """
 
+import runpy
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from config import CONFIGS
-from data import VIEWS, Batch
+from config import CONFIGS, VIEWS
+from data import Batch
 from model import InternVLA_A1
 from support.inference.policy import Policy
 from support.data.statistics import Statistics
 
+ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)   # the machine is shared, and results must not depend on it
 
 TINY = replace(CONFIGS["conveyor"].model, layers=2, heads=2, kv_heads=2, head_dim=16,
@@ -119,6 +123,29 @@ def make(build, tiny):
         stats = Statistics("arm", action_mode, 30.0, (0.1,) * d, (0.5,) * d, (0.2,) * d, (2.0,) * d, 1, relative=(True,) * d)
         return Policy(build(config.model).to(device), config, stats, seed=3, engine=engine, **options)
     return policy
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """(name, *argv): run a script of the top level in this process, as __main__: milliseconds instead of seconds."""
+    def run(name, *argv):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+    return run
+
+
+@pytest.fixture
+def refuses(script, monkeypatch, tmp_path, capfd):
+    """(script, *argv) -> the one line on stderr of a script that ends with exit code 2."""
+    def check(name, *argv):
+        monkeypatch.chdir(tmp_path)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            script(name, *argv)
+        line = capfd.readouterr().err
+        assert end.value.code == 2 and len(line.splitlines()) == 1 and line.startswith(f"{name}: "), line
+        return line
+    return check
 
 
 def film(T, views=VIEWS, seed=0):

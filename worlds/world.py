@@ -47,7 +47,7 @@ class World(Protocol):
     def controls(self, policy: Actor) -> Mapping[str, Actor]:
         """Rivals by name: the policy told or shown something wrong, and policies that do not look."""
 
-    # What validation may watch on recorded episodes of this world (of a data.Source).
+    # What validation may watch on recorded episodes of this world, of a support.data Source.
 
     def suite(self, source, e: int) -> str:
         """The suite of episode e: foresight is reported for each."""

@@ -184,7 +184,7 @@ class TwoEpisodes:
     def __init__(self):
         first = conveyor.sample_settings("dynamic", 1, seed=3, distractor=0)[0]
         pair = [replace(first, x=-0.25, y=0.2, v=-0.035), replace(first, x=0.25, y=-0.2, v=0.035)]
-        world, self.tasks, rows, self.film = conveyor.World(pair), [s.instruction for s in pair], [], []
+        world, self.tasks, rows, self.film = conveyor.Scenes(pair), [s.instruction for s in pair], [], []
         for t in range(31):
             action = conveyor.scripted_action(world) if t >= 15 else conveyor.hold_action(world)
             rows.append((world.state(), action))

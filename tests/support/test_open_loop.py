@@ -1,11 +1,8 @@
-"""Open-loop reports: a policy beside recordings and beside three rivals that do not look."""
+"""Open-loop reports: a policy beside recordings and beside three baselines that do not look."""
 
 import json
-import runpy
 import shutil
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,9 +14,10 @@ import train
 from config import get_config
 from data import Corpus, example, open_corpus, open_source, windows
 from model import InternVLA_A1
-from support.data import lerobot
+from support.data.__main__ import main as data_command
 from support.training.validation import validate
-from support.inference.open_loop import Rivals, errors, mean_errors, open_loop, replay
+from support.inference import image_folder
+from support.inference.open_loop import Baselines, errors, mean_errors, open_loop, replay
 from support.inference.policy import Policy
 from support.data.statistics import Statistics, statistics
 
@@ -27,7 +25,6 @@ from test_bad_input import RUN, SMALL, save_checkpoint, write_folder
 from test_data import Fake
 
 K = 16
-ROOT = Path(__file__).parents[2]
 
 
 def corpus_of(make, robot="conveyor"):
@@ -65,20 +62,20 @@ def test_chunks_are_laid_end_to_end_over_the_whole_episode():
 
 
 def test_ridge_regression_finds_what_the_state_tells():
-    """Next actions that are linear in the state are predicted by it, and by no other rival."""
+    """Next actions that are linear in the state are predicted by it, and by no other baseline."""
     corpus, stats = corpus_of(lambda state: np.tile(state[:1] * 2 + 1, (len(state), 1)))
     for source_state, action in corpus.held_out.rows:   # the state stays, so that it tells the whole chunk
         source_state[:] = source_state[0]
-    rivals = Rivals(corpus, stats, K)
+    baselines = Baselines(corpus, stats, K)
     state, action = corpus.held_out.numbers(0)
-    plans = rivals.plan(state[5])
-    assert {name: plan.shape for name, plan in plans.items()} == dict.fromkeys(
+    chunks = baselines.chunks(state[5])
+    assert {name: chunk.shape for name, chunk in chunks.items()} == dict.fromkeys(
         ("mean action", "ridge regression", "hold the state"), (K, 6))
-    assert (plans["hold the state"] == state[5]).all()
-    assert np.abs(plans["ridge regression"] - action[5]).max() < 0.2 < np.abs(plans["mean action"] - action[5]).max()
+    assert (chunks["hold the state"] == state[5]).all()
+    assert np.abs(chunks["ridge regression"] - action[5]).max() < 0.2 < np.abs(chunks["mean action"] - action[5]).max()
 
 
-def test_rivals_are_what_all_frames_at_once_give_and_a_bad_episode_is_left_out(capsys):
+def test_baselines_are_what_all_frames_at_once_give_and_a_bad_episode_is_left_out(capsys):
     """Sums episode by episode against the matrices of all frames; --on_bad_sample skip says which episode is bad."""
     corpus, stats = corpus_of(lambda state: 1000 + np.cumsum(state, 0))     # far from zero beside its spread
     numbers, read = corpus.held_out.numbers, [corpus.held_out.numbers(e) for e in (0, 2)]
@@ -89,16 +86,16 @@ def test_rivals_are_what_all_frames_at_once_give_and_a_bad_episode_is_left_out(c
         return numbers(e)
     corpus.held_out.numbers = torn
     said = []
-    rivals = Rivals(corpus, stats, K, said.append)
+    baselines = Baselines(corpus, stats, K, said.append)
     X = np.concatenate([np.concatenate([stats.normalise("state", state), np.ones((len(state), 1))], 1)
                         for state, _ in read])
     Y = np.concatenate([[action[np.minimum(t + np.arange(K), len(action) - 1)].ravel() for t in range(len(action))]
                         for _, action in read]).astype(np.float64)
     penalty = np.diag([0.01 * len(X)] * (X.shape[1] - 1) + [0])
     actions = np.concatenate([action for _, action in read]).astype(np.float64)
-    np.testing.assert_allclose(rivals.weights, np.linalg.solve(X.T @ X + penalty, X.T @ Y), rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(rivals.mean, actions.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(rivals.unit, actions.std(0), rtol=1e-6)
+    np.testing.assert_allclose(baselines.weights, np.linalg.solve(X.T @ X + penalty, X.T @ Y), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(baselines.mean, actions.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(baselines.unit, actions.std(0), rtol=1e-6)
     assert [str(error) for error in said] == ["dataset fake, episode 1 is torn"]
 
     policy = policy_that(lambda seen, state, tasks: (np.zeros((1, K, 6)), None), stats)
@@ -110,21 +107,21 @@ def test_rivals_are_what_all_frames_at_once_give_and_a_bad_episode_is_left_out(c
 
 def test_errors_are_in_training_deviations_and_per_joint_in_raw_units():
     corpus, stats = corpus_of(lambda state: 10 * state)
-    rivals = Rivals(corpus, stats, K)
+    baselines = Baselines(corpus, stats, K)
     true = np.zeros((20, 6))
-    found = {"true": true, "policy": true + 2 * rivals.unit}
-    report = errors(found, rivals, stats.action_names)
+    found = {"true": true, "policy": true + 2 * baselines.unit}
+    report = errors(found, baselines, stats.action_names)
     assert report["policy"]["mse"] == pytest.approx(4)
     joint = report["policy"]["joints"]["joint 2"]
-    assert joint["mae"] == pytest.approx(2 * rivals.unit[2]) and joint["mse"] == pytest.approx(joint["mae"] ** 2)
-    assert mean_errors({0: report, 1: errors({"true": true, "policy": true}, rivals, stats.action_names)}) == \
+    assert joint["mae"] == pytest.approx(2 * baselines.unit[2]) and joint["mse"] == pytest.approx(joint["mae"] ** 2)
+    assert mean_errors({0: report, 1: errors({"true": true, "policy": true}, baselines, stats.action_names)}) == \
         {"policy": pytest.approx(2)}
     json.dumps(report)
 
 
 def test_holding_needs_states_like_actions():
     corpus, stats = corpus_of(lambda state: state[:, :4], "arm")
-    assert set(Rivals(corpus, stats, K).plan(corpus.held_out.numbers(0)[0][0])) == {"mean action", "ridge regression"}
+    assert set(Baselines(corpus, stats, K).chunks(corpus.held_out.numbers(0)[0][0])) == {"mean action", "ridge regression"}
     assert isinstance(stats, Statistics)
 
 
@@ -161,32 +158,27 @@ def test_a_replay_names_what_differs(monkeypatch, name, spoil):
         replay(policy, source, 0, 20)
 
 
-def test_an_image_folder_cut_from_a_dataset_gives_the_training_inputs_bit_for_bit(tmp_path, monkeypatch):
+def test_an_image_folder_cut_from_a_dataset_gives_the_training_inputs_bit_for_bit(script, tmp_path):
     """infer.py --cut, then --image-dir: pictures, state and task survive the files."""
     root, folder = write_folder(tmp_path / "arm", T=40, ends=np.array([38, 40])), tmp_path / "cut"
-    monkeypatch.setattr(sys, "argv", ["infer.py", "--cut", str(root), "--episode", "0", "--frame", "20",
-                                      "--image-dir", str(folder)])
-    runpy.run_path(str(ROOT / "infer.py"), run_name="__main__")
+    script("infer.py", "--cut", root, "--episode", 0, "--frame", 20, "--image-dir", folder)
     source, config = open_source(root), get_config("conveyor", SMALL)
     stats = statistics([source], [windows(source, 15)], 4, "absolute", 1e-3)
     policy = Policy(InternVLA_A1(config.model), config, stats)
-    infer = runpy.run_path(str(ROOT / "infer.py"))
-    live = policy.batch([infer["read_folder"](folder)[0]], infer["read_state"](folder / "state.npy", stats)[None],
-                        [(folder / "task.txt").read_text().strip()])
-    trained = example(config.model, 15, stats, source, 0, 20)
+    observed, trained = image_folder.read(folder, stats), example(config.model, 15, stats, source, 0, 20)
+    live = policy.batch([observed.seen], observed.state[None], [observed.task])
     assert torch.equal(live.frames[0], trained["frames"][:, :2])
     assert all(torch.equal(getattr(live, name)[0], trained[name])
                for name in ("image", "view_mask", "text_ids", "text_mask", "state", "dim_mask"))
 
 
-def test_infer_reports_the_held_out_episode_with_plot_foresight_and_json(tmp_path, monkeypatch, capsys):
-    """infer.py --open-loop on a folder of two episodes: the last is held out, all rivals stand beside the policy."""
+def test_infer_reports_the_held_out_episode_with_plot_foresight_and_json(script, tmp_path, capsys):
+    """infer.py --open-loop on a folder of two episodes: the last is held out, all baselines stand beside the policy."""
     root = write_folder(tmp_path / "arm", T=80, ends=np.array([40, 80]))
     model = replace(get_config("conveyor", SMALL).model, gen_expert=True)
     path = save_checkpoint(tmp_path / "run", model)
-    monkeypatch.setattr(sys, "argv", ["infer.py", "--open-loop", "--data", str(root), "--checkpoint", str(path),
-                                      "--out", str(tmp_path / "out"), "--euler_steps", "5"])
-    runpy.run_path(str(ROOT / "infer.py"), run_name="__main__")
+    script("infer.py", "--open-loop", "--data", root, "--checkpoint", path, "--out", tmp_path / "out",
+           "--euler_steps", 5)
     report = json.loads((tmp_path / "out" / "open_loop.json").read_text())
     assert list(report) == ["1"]
     assert set(report["1"]) == {"policy", "hold the state", "mean action", "ridge regression"}
@@ -197,7 +189,7 @@ def test_infer_reports_the_held_out_episode_with_plot_foresight_and_json(tmp_pat
     assert "replay: 8 recorded windows give the model the same inputs in training and at inference" in printed
 
 
-def test_lerobot_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_file(tmp_path, monkeypatch, capsys):
+def test_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_file(script, tmp_path, monkeypatch, capsys):
     """The README's commands on a dataset that no table knows, in delta mode, and on its frame cache, whose pictures the
     VAE enlarges as in the release; other cameras are refused."""
     pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
@@ -221,14 +213,13 @@ def test_lerobot_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_
         capsys.readouterr().out
 
     def look(*more, data=root):
-        monkeypatch.setattr(sys, "argv", ["infer.py", "--checkpoint", str(tmp_path / "run"), "--open-loop", "--data",
-                                          str(data), "--out", str(tmp_path / "out"), *more])
-        runpy.run_path(str(ROOT / "infer.py"), run_name="__main__")
+        script("infer.py", "--checkpoint", tmp_path / "run", "--open-loop", "--data", data, "--out", tmp_path / "out",
+               *more)
         return capsys.readouterr()
     with monkeypatch.context() as patch:   # what is compiled and recorded at the start
         patch.setattr(Policy, "__init__", lambda self, *args, **options: self.__dict__.update(options))
         assert Policy.load(tmp_path / "run").cameras == ("head", "left_wrist")
-    lerobot.main(["--cache", str(root), str(tmp_path / "cache"), "--sizes", "32", "--robot", str(robot)])
+    data_command(["--cache", str(root), str(tmp_path / "cache"), "--sizes", "32", "--robot", str(robot)])
     found = [[line for line in look("--robot", str(robot), data=data).out.splitlines() if line.startswith("episode 1")]
              for data in (root, tmp_path / "cache")]
     assert found[0] == found[1] and "episode 1: mean squared error" in found[0][0]

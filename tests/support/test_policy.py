@@ -1,26 +1,17 @@
-"""One robot, frame by frame: history, queue, latents, replanning; and infer.py. tests/test_background.py plans beside it."""
+"""One robot, frame by frame: history, queue, latents, replanning. test_background.py plans beside it."""
 
-import runpy
-import sys
 from collections import Counter
-from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import infer as infer_script
-from config import to_dict
+from config import VIEWS
 from conftest import film, static
-from data import VIEWS
-from support import checkpoint
-from support.inference.engine import Engine, default_mode
 from support.data.letterbox import letterbox
-from support.inference.policy import Policy
+from support.inference.engine import Engine
 
 
 def expected(policy, frames, states, every):
@@ -32,9 +23,10 @@ def expected(policy, frames, states, every):
     return np.array(actions[:len(frames)])
 
 
-@pytest.mark.parametrize("every", [1, 15, 16, 30, 50])
+@pytest.mark.parametrize("every", [1, 4, 10, 15, 16, 20, 30, 50])
 def test_steps_are_the_plain_paths_chunks_whatever_the_replanning(make, every):
-    """History clamps at the start; every plan but the first finds the latents of t-15 ready; and again after reset."""
+    """History clamps at the start; every plan but the first finds the latents of t-15 ready, also where they are t-15 of
+    the plan after the next; and again after reset."""
     T = 70 if every > 1 else 33
     frames, states = film(T)
     plain, policy = make(engine="plain"), make()
@@ -48,33 +40,15 @@ def test_steps_are_the_plain_paths_chunks_whatever_the_replanning(make, every):
         frames, states = film(T, seed=1)   # another scene: nothing of the first may be left
 
 
-@pytest.mark.parametrize("every", [4, 10, 20])
-def test_other_rhythms_find_their_latents_too(make, every):
-    """Frames that are t-15 of the plan after the next one are foreseen as well."""
-    frames, states = film(61)
-    policy = make()
-    policy.reset("go", execute_steps=every)
-    for images, state in zip(frames, states):
-        policy.step(images, state)
-    assert policy.timing()["latent_hits"] == policy.timing()["plans"] - 1
-
-
-def test_a_plain_policy_steps_without_the_engine(make):
+@pytest.mark.parametrize("options", [{"engine": "plain"}, {"action_mode": "delta"}], ids=["plain", "delta"])
+def test_a_plain_policy_steps_without_the_engine_and_delta_actions_start_at_their_plans_state(make, options):
     frames, states = film(20)
-    policy = make(chunk=8, engine="plain")
+    policy = make(chunk=8, **options)
     policy.reset("go")
     actions = [policy.step(images, state) for images, state in zip(frames, states)]
-    np.testing.assert_allclose(actions, expected(make(chunk=8, engine="plain"), frames, states, 8), atol=1e-6)
-    assert policy.timing()["latent_hits"] == 0
-
-
-def test_delta_actions_are_relative_to_the_state_of_their_plan(make):
-    frames, states = film(10)
-    policy = make(chunk=8, action_mode="delta")
-    policy.reset("go")
-    actions = [policy.step(images, state) for images, state in zip(frames, states)]
-    np.testing.assert_allclose(actions, expected(make(chunk=8, engine="plain", action_mode="delta"), frames, states, 8),
-                               atol=1e-5)
+    plain = make(chunk=8, **options | {"engine": "plain"})
+    np.testing.assert_allclose(actions, expected(plain, frames, states, 8), atol=1e-5)
+    assert policy.timing()["latent_hits"] == (0 if policy.engine is None else 2)
 
 
 def test_a_missing_camera_is_masked_and_one_that_drops_out_misses_the_cache(make):
@@ -216,68 +190,6 @@ def test_the_reported_times_are_those_of_the_steps(make, monkeypatch):
     report = policy.timing()
     assert report["p50_ms"] == pytest.approx(2.5) and report["max_ms"] == pytest.approx(100)
     assert report["p50_ms"] < report["p99_ms"] <= report["max_ms"]
-
-
-# ---- infer.py ----------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def run(tmp_path, make):
-    """A checkpoint of the smallest network."""
-    policy = make(engine="plain", chunk=8)
-    state = {"step": 1, "config": to_dict(policy.config), "statistics": asdict(policy.stats), "versions": {}, "log_length": 0}
-    return checkpoint.save(tmp_path / "run", 1, policy.model.state_dict(), {}, state)
-
-
-def test_a_loaded_policy_has_the_engine_that_suits_its_device(run):
-    assert default_mode("cpu") == "eager" and default_mode(torch.device("cuda", 1)) == "graph"
-    assert Policy.load(run).engine.mode == "eager" and Policy.load(run, engine="plain").engine is None
-    assert Policy.load(run, euler_steps=4, cameras=("head",)).engine.steps == 4
-
-
-@pytest.fixture
-def infer(tmp_path, run, monkeypatch, capsys):
-    """(*flags) -> actions (k, d_a) and what was printed, always of the same pictures and the same checkpoint."""
-    frames = film(2)[0]
-    for view in ("head", "left_wrist"):
-        for images, time in zip(frames, ("past", "now")):
-            Image.fromarray(images[view]).save(tmp_path / f"{view}_{time}.png")
-    np.save(tmp_path / "state.npy", np.zeros(6, np.float32))
-
-    def run_infer(*flags):
-        monkeypatch.setattr(sys, "argv", ["infer.py", "--image-dir", str(tmp_path), "--task", "go", "--checkpoint", str(run),
-                                          "--out", str(tmp_path / "out"), "--device", "cpu", *flags])
-        runpy.run_path(str(Path(__file__).parents[2] / "infer.py"), run_name="__main__")
-        return np.load(tmp_path / "out" / "actions.npy"), capsys.readouterr().out
-    return run_infer
-
-
-def test_infer_gives_the_same_actions_with_and_without_the_engine(infer, monkeypatch):
-    """And --engine plain needs no support/inference/engine.py: importing it fails here."""
-    fast, _ = infer()
-    assert "support.inference.engine" in sys.modules   # the default
-    monkeypatch.setitem(sys.modules, "support.inference.engine", None)
-    plain, _ = infer("--engine", "plain")
-    np.testing.assert_allclose(fast, plain, atol=1e-5)
-    few, printed = infer("--engine", "plain", "--euler_steps", "2")
-    assert "2 instead of 10 Euler steps move the actions by" in printed and np.abs(few - plain).max() > 1e-3
-
-
-@pytest.mark.parametrize("flags", [["--image-dir", "."], ["--closed-loop"]])
-def test_infer_refuses_a_graph_on_the_cpu_before_it_loads_anything(flags):
-    with pytest.raises(ValueError, match="--engine graph records a CUDA graph"):
-        infer_script.run([*flags, "--engine", "graph", "--device", "cpu", "--checkpoint", "nowhere"])
-
-
-@pytest.mark.parametrize("flags, engine", [
-    ("--image-dir .", "eager"), ("--image-dir . --engine graph", "graph"), ("--closed-loop", None), ("--open-loop", None)])
-def test_infer_records_no_graph_for_one_chunk(run, monkeypatch, flags, engine):
-    """On a GPU; where there are many chunks the policy chooses."""
-    def load(*args, **options):
-        raise ValueError(f"engine {options['engine']}")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(Policy, "load", load)
-    with pytest.raises(ValueError, match=f"^engine {engine}$"):
-        infer_script.run([*flags.split(), "--device", "cuda", "--checkpoint", str(run)])
 
 
 def test_fewer_euler_steps_report_what_they_change(make):

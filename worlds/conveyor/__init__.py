@@ -1,14 +1,13 @@
 """The embedded world: picking a still or a moving object, the paper's two suites (5.1, 5.3) in miniature.
 
 Two arms with grippers stand at a table ("static") or at a conveyor belt ("dynamic"). An instruction such as "right pick
-green cross" names the arm and the target. A distractor of another colour may lie beside it. In a single frame nobody
-can tell how fast the belt runs, nor in which direction. A policy that does not know the velocity must guess: in the 7
-to 14 frames of a reach the target moves by up to 0.56, more than a quarter of the picture.
+green cross" names the arm and the target. In a single frame nobody can tell the belt's velocity, and within a reach it
+moves the target by up to a quarter of the picture.
 
-Everything is vectorised over N scenes and written in numpy; nothing here knows of the model.
+Not here: the model. Everything is numpy, vectorised over N scenes.
 """
 
-from support.data.robots import VIEWS
+from config import VIEWS
 from worlds.conveyor.record import (COLUMNS, LENGTH, STORED, VALIDATION, marks, prepare, suite, version,
                                     write_dataset)
 from worlds.conveyor.rollout import OUTCOMES, controls, rollout, settings

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from support.data.robots import VIEWS
+from config import VIEWS
 from worlds.conveyor.settings import CLOSING, COLOURS, M, RADIUS, SHAPES, WAVE
 
 TABLE, GROUND, BAND, RAIL = (148, 128, 104), (116, 132, 126), (72, 70, 76), (28, 28, 32)

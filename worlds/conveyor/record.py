@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from config import VIEWS
 from lpt import TABLE_3
-from support.data.robots import VIEWS
 from worlds.conveyor.scene import Scenes, hold_action, scripted_action
 from worlds.conveyor.settings import DATASET, DISTRACTOR, FPS, M, STATE_NAMES, SUITES, random_settings
 
@@ -132,16 +132,18 @@ def prepare(root):
 
 
 def suite(source, e):
-    """The suite of a recorded episode, "static" or "dynamic"."""
-    return str(source.extra["suite"][e])
+    """The suite of a recorded episode, "static" or "dynamic"; "" where the dataset does not say."""
+    return source.labels(e).get("suite", "")
 
 
 def marks(source, e, t):
     """Where the objects of a moving scene are in the head picture of frame t: (name, across, down), as fractions of it.
 
-    None in a still scene, where copying the present is perfect, and none for an object that is absent or out of sight.
+    [] in a still scene, where copying the present is perfect, and after the episode's end. An object that is absent or
+    out of sight is left out.
     """
-    if suite(source, e) == "static":
+    labels = source.labels(e)
+    if labels.get("suite") != "dynamic" or t >= len(labels["target"]):
         return []
-    places = [(name, *source.extra[name][source.starts[e] + t]) for name in ("target", "distractor")]
+    places = [(name, *labels[name][t]) for name in ("target", "distractor")]
     return [(name, (x + 1) / 2, (1 - y) / 2) for name, x, y in places if abs(x) <= 1 and abs(y) <= 1]

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from support.data.robots import VIEWS
-from worlds.conveyor import drawing
+from config import VIEWS
+from worlds.conveyor.drawing import palette, render
 from worlds.conveyor.settings import ARMS, CHASE, CLOSING, COLOURS, M, REACH, SHAPES, TOLERANCE
 
 
@@ -39,7 +39,7 @@ class Scenes:
         self.dynamic = np.array([s.suite == "dynamic" for s in self.settings])
         self.human = np.array([s.appearance == "human" for s in self.settings])
         self.looks = np.array([s.look for s in self.settings], dtype=np.int64)
-        self.palette = drawing.palette(self.settings, [(s.colour, d[0]) for s, d in zip(self.settings, other)])
+        self.palette = palette(self.settings, [(s.colour, d[0]) for s, d in zip(self.settings, other)])
         self._carry()
 
     @property
@@ -100,7 +100,7 @@ class Scenes:
 
     def render(self, scenes=None, views=VIEWS):
         """Pictures (N, len(views), size, size, 3) uint8 of the present frame, of all scenes or of those indexed."""
-        return drawing.render(self, np.arange(len(self.settings)) if scenes is None else np.asarray(scenes), views)
+        return render(self, np.arange(len(self.settings)) if scenes is None else np.asarray(scenes), views)
 
 
 def scripted_action(scenes):

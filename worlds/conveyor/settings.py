@@ -1,7 +1,8 @@
 """What a scene of the embedded world is before anything moves: its setting, the constants, and how they are drawn.
 
 Units: lengths in world units (the head camera sees [-1, 1] x [-1, 1], y upwards), times in frames (FPS a second).
-Frames 0 .. M are a lead-in in which the arms hold still; the decision is taken at frame M.
+Frames 0 .. M are a lead-in in which the arms hold still; the decision is taken at frame M. In the 7 to 14 frames of a
+reach the target moves by up to 0.56.
 """
 
 from dataclasses import dataclass, replace

@@ -1,0 +1,112 @@
+"""The interface of worlds: what each offers, what a report says, and the rivals."""
+
+import inspect
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import worlds
+from config import CONFIGS
+from worlds import closed_loop, conveyor
+from worlds.actor import actor
+from worlds.world import Rollout, World
+
+
+@pytest.mark.parametrize("name", worlds.NAMES)
+def test_a_world_offers_what_the_interface_asks_for(name):
+    """Names, and functions that take the same arguments, perhaps more."""
+    world = worlds.find(name)
+    assert world.NAME == name and world.OUTCOMES and set(world.PRESETS) <= set(CONFIGS)
+    assert all(hasattr(world, field) for field in World.__annotations__)
+    for method in (method for method, of in vars(World).items() if inspect.isfunction(of) and method[0] != "_"):
+        asked = list(inspect.signature(getattr(World, method)).parameters)[1:]
+        assert set(asked) <= set(inspect.signature(getattr(world, method)).parameters), method
+
+
+def test_a_checkpoint_of_another_robot_is_refused_with_the_worlds_there_are():
+    with pytest.raises(ValueError, match=r"embedded world \(conveyor\), this one drives 'arm'"):
+        worlds.find("arm")
+
+
+def test_the_policy_looks_once_and_its_whole_chunk_runs_open_loop():
+    """A second look would show how far the target has moved to a policy that sees one frame at a time."""
+    looks = []
+
+    def policy(past, now, states, instructions):
+        looks.append(len(now))
+        return np.repeat(states[:, None], conveyor.CHUNK, 1)
+
+    report, rollouts = closed_loop.closed_loop(policy, conveyor, 5, seed=1)
+    assert looks == [5, 5]   # once a suite
+    assert all(report[suite]["outcomes"]["never closed"] == 5 for suite in conveyor.SUITES)
+
+
+def test_what_the_expert_takes_is_counted_and_what_goes_wrong_has_a_name():
+    """By policies that do it: reach for the distractor, use the other arm, close at once."""
+    report, _ = closed_loop.closed_loop(conveyor.scripted_action, conveyor, 100, seed=2)
+    assert all(report[suite]["success"] >= 0.98 and report[suite]["episodes"] == 100 for suite in conveyor.SUITES)
+    settings = conveyor.sample_settings("static", 20, seed=3, distractor=1.0)
+    scenes = conveyor.Scenes(settings)
+
+    def reach(place, arm):
+        """Sixteen waypoints on `place` (N, 2) for an arm (N,), which closes in the last three."""
+        chunk = np.repeat(scenes.state()[:, None], 16, 1).reshape(20, 16, 2, 3)
+        chunk[np.arange(20), :, arm, :2] = place[:, None]
+        chunk[np.arange(20), -3:, arm, 2] = 0
+        return lambda *_: chunk.reshape(20, 16, 6)
+
+    ended = {"took it": reach(scenes.target, scenes.named), "wrong object": reach(scenes.distractor, scenes.named),
+             "wrong arm": reach(scenes.target, 1 - scenes.named), "near miss": reach(scenes.target + 0.2, scenes.named)}
+    for outcome, policy in ended.items():
+        assert set(conveyor.rollout(policy, settings).outcomes) == {outcome}
+
+
+def test_a_summary_has_the_wilson_interval_in_all_and_by_task_and_counts_every_outcome():
+    world = SimpleNamespace(TASKS=("a", "b", "c"), OUTCOMES=("won", "lost", "fell"))
+    result = Rollout(np.arange(100) < 80, ["won"] * 80 + ["lost"] * 20, ["a", "b"] * 50, [], None, None)
+    summary = closed_loop.summarise(result, world)
+    assert summary["success"] == 0.8 and summary["interval"] == pytest.approx([0.7112, 0.8666], abs=1e-3)
+    assert {task: part["episodes"] for task, part in summary["tasks"].items()} == {"a": 50, "b": 50}
+    assert summary["outcomes"] == {"won": 80, "lost": 20, "fell": 0}
+    json.dumps(summary)
+
+
+def test_a_policy_acts_on_every_scene_in_its_place_whatever_the_number():
+    """In batches of about fifty, with the world's cameras by name."""
+    def plan(pictures, states, instructions, imagine):
+        assert not imagine and all(list(seen) == ["head", "wrist"] for seen in pictures) and len(states) <= 99
+        return np.array([[seen["wrist"][1][0, 0, 0], float(text)] for seen, text in zip(pictures, instructions)]), None
+
+    now = np.tile(np.arange(120).reshape(-1, 1, 1, 1, 1), (1, 2, 4, 4, 3)).astype(np.uint8)
+    act = actor(SimpleNamespace(plan=plan), ("head", "wrist"))
+    actions = act(now, now, np.zeros((120, 6)), [str(i) for i in range(120)])
+    assert (actions == np.arange(120)[:, None]).all() and actor(act, ()) is act
+
+
+def test_the_controls_change_the_text_or_the_pictures_and_nothing_else():
+    seen = []
+    past, now = np.arange(3), np.arange(3) + 10
+    states, texts = np.zeros((3, 6)), ["left pick red disc", "right pick green cross", "left pick blue square"]
+    controls = conveyor.controls(lambda *what: seen.append(what))
+    assert list(controls) == ["wrong arm", "wrong colour", "shuffled images", "hold still"]
+    for name in ("wrong arm", "wrong colour", "shuffled images"):
+        controls[name](past, now, states, texts)
+    assert seen[0][3] == ["right pick red disc", "left pick green cross", "right pick blue square"]
+    assert seen[1][3] == ["left pick green disc", "right pick blue cross", "left pick red square"]
+    assert seen[2][3] == texts and all(what[2] is states for what in seen)
+    assert all(np.array_equal(what[0], past) and np.array_equal(what[1], now) for what in seen[:2])
+    assert (seen[2][0] != past).all() and (seen[2][1] != now).all() and (seen[2][1] - seen[2][0] == 10).all()
+
+
+def test_validation_watches_the_objects_of_moving_scenes_where_they_are_in_sight():
+    place = np.array([[0, 0], [0.5, -0.5]])
+    recorded = [{"suite": "dynamic", "target": place, "distractor": np.full((2, 2), np.nan)},
+                {"suite": "dynamic", "target": place + 0.9, "distractor": place},
+                {"suite": "static", "target": place, "distractor": place}, {}]
+    source = SimpleNamespace(labels=lambda e: recorded[e])
+    assert [conveyor.suite(source, e) for e in range(4)] == ["dynamic", "dynamic", "static", ""]
+    assert conveyor.marks(source, 0, 1) == [("target", 0.75, 0.75)] and conveyor.marks(source, 0, 2) == []
+    assert conveyor.marks(source, 1, 1) == [("distractor", 0.75, 0.75)]
+    assert conveyor.marks(source, 2, 1) == conveyor.marks(source, 3, 1) == []
