@@ -37,10 +37,10 @@ from worlds import closed_loop
 
 @torch.inference_mode()
 def infer(model, stats, batch, eps, state, euler_steps=None):
-    """One observation of any number of robots -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None).
+    """N observations -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None without a generation expert).
 
-    batch: data.Batch of observations; eps (N, k, d_a) standard normal; state: q_t (N, d_q) in raw units, from which
-    delta actions start. euler_steps: default the config's. stats: the robot's Statistics.
+    batch: data.Batch of the observations; eps (N, k, 32) standard normal; state: q_t (N, d_q) in raw units, from which
+    delta actions start; stats: the robot's Statistics. euler_steps: default the config's.
     """
     prefix = model.prefill(batch)                                # und, then gen: their keys and values
     a = model.sample_actions(batch, eps, euler_steps, prefix)    # Eq. (3)

@@ -47,7 +47,6 @@ def write_folder(root, T=12, d=6, views=("head",), **arrays):
     (["--zzz"], "unknown flag --zzz: --help lists all flags"),
     (["--batch", "4"], "unknown flag --batch"),        # no abbreviations
     (["--steps", "many"], "--steps: expected a whole number, got 'many'"),
-    (["--lr", "fast"], "--lr: expected a number, got 'fast'"),
     (["--lr", "nan"], "--lr: expected a finite number, got 'nan'"),
     (["--full_windows", "maybe"], "--full_windows: expected true or false, got 'maybe'"),
     (["--tau_density", "papr"], "--tau_density: invalid choice: 'papr'"),
@@ -55,10 +54,7 @@ def write_folder(root, T=12, d=6, views=("head",), **arrays):
     (["--heads", "3", "--kv_heads", "2"], "heads (3) must be a multiple of kv_heads (2)"),
     (["--steps", "0"], "--steps must be at least 1, got 0"),
     (["--vae_size", "40"], "vae_size (40) must be a multiple of 32"),
-    (["--lr", "-1"], "lr > 0"),
-    (["--layers", "0"], "--layers must be at least 1, got 0"),
     (["--m", "-15"], "--m must be at least 1, got -15"),   # the future in the place of the past
-    (["--lambda_gen", "-0.1"], "--lambda_gen must be at least 0, got -0.1"),
     (["--head_dim", "15"], "--head_dim must be even, got 15"),
     (["--eval_seed", "-1"], "--eval_seed must be at least 0"),   # not after the training
 ])
@@ -266,14 +262,12 @@ def test_a_faulty_image_folder_is_refused_with_the_file(refuses, pictures, a_che
     assert all(word in line for word in words), line
 
 
-@pytest.mark.parametrize("text, words", [
-    ("[0, 0, 0]", "has shape (3,)"), ('{"x": 1}', "cannot be read"), ("[0,", "cannot be read")])
-def test_a_faulty_state_file_is_refused(refuses, pictures, a_checkpoint, text, words):
+def test_a_faulty_state_file_is_refused(refuses, pictures, a_checkpoint):
     """infer.py --state FILE: .json as well as .npy."""
     path = pictures / "given.json"
-    path.write_text(text)
-    line = refuses("infer.py", "--image-dir", pictures, "--checkpoint", a_checkpoint, "--state", path)
-    assert words in line
+    for text, words in (("[0, 0, 0]", "has shape (3,)"), ('{"x": 1}', "cannot be read"), ("[0,", "cannot be read")):
+        path.write_text(text)
+        assert words in refuses("infer.py", "--image-dir", pictures, "--checkpoint", a_checkpoint, "--state", path)
 
 
 def test_infer_names_a_folder_checkpoint_or_flag_that_does_not_exist(refuses, tmp_path, pictures, a_checkpoint):

@@ -38,15 +38,13 @@ def test_the_policy_looks_once_and_its_whole_chunk_runs_open_loop():
         looks.append(len(now))
         return np.repeat(states[:, None], conveyor.CHUNK, 1)
 
-    report, rollouts = closed_loop.closed_loop(policy, conveyor, 5, seed=1)
+    report, _ = closed_loop.closed_loop(policy, conveyor, 5, seed=1)
     assert looks == [5, 5]   # once a suite
     assert all(report[suite]["outcomes"]["never closed"] == 5 for suite in conveyor.SUITES)
 
 
-def test_what_the_expert_takes_is_counted_and_what_goes_wrong_has_a_name():
-    """By policies that do it: reach for the distractor, use the other arm, close at once."""
-    report, _ = closed_loop.closed_loop(conveyor.scripted_action, conveyor, 100, seed=2)
-    assert all(report[suite]["success"] >= 0.98 and report[suite]["episodes"] == 100 for suite in conveyor.SUITES)
+def test_what_goes_wrong_has_a_name():
+    """By policies that do it: reach for the distractor, use the other arm, close beside everything."""
     settings = conveyor.sample_settings("static", 20, seed=3, distractor=1.0)
     scenes = conveyor.Scenes(settings)
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from config import VIEWS
-from worlds.conveyor.settings import CLOSING, COLOURS, M, RADIUS, SHAPES, WAVE
+from worlds.conveyor.setting import CLOSING, COLOURS, M, RADIUS, SHAPES, WAVE
 
 TABLE, GROUND, BAND, RAIL = (148, 128, 104), (116, 132, 126), (72, 70, 76), (28, 28, 32)
 GRIPPERS = ((190, 248, 255), (255, 240, 150))  # left bluish, right yellowish

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from config import VIEWS
 from lpt import TABLE_3
 from worlds.conveyor.scene import Scenes, hold_action, scripted_action
-from worlds.conveyor.settings import DATASET, DISTRACTOR, FPS, M, STATE_NAMES, SUITES, random_settings
+from worlds.conveyor.setting import DATASET, DISTRACTOR, FPS, M, STATE_NAMES, SUITES, random_settings
 
 # The sources of Table 3, each a folder here. What they look like: simulated, real, or people without labels.
 KINDS = ("sim", "sim", "real", "real", "human")
@@ -79,7 +79,7 @@ def version():
     A dataset that another version wrote shows another world than `rollout` does.
     """
     here = Path(__file__).parent
-    files = [(here / f"{name}.py").read_bytes() for name in ("settings", "drawing", "scene", "record")]
+    files = [(here / f"{name}.py").read_bytes() for name in ("setting", "drawing", "scene", "record")]
     return hashlib.sha256(b"".join(files)).hexdigest()[:12]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from config import VIEWS
 from worlds.conveyor.drawing import palette, render
-from worlds.conveyor.settings import ARMS, CHASE, CLOSING, COLOURS, M, REACH, SHAPES, TOLERANCE
+from worlds.conveyor.setting import ARMS, CHASE, CLOSING, COLOURS, M, REACH, SHAPES, TOLERANCE
 
 
 class Scenes:

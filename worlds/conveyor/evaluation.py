@@ -7,7 +7,7 @@ import numpy as np
 from worlds import world
 from worlds.actor import shuffled_images, wrong_text
 from worlds.conveyor.scene import Scenes, hold_action, scripted_action
-from worlds.conveyor.settings import CHUNK, M, TOLERANCE, predefined_settings, sample_settings
+from worlds.conveyor.setting import CHUNK, M, TOLERANCE, predefined_settings, sample_settings
 
 # Of the first closing. "near miss": the named arm closed on nothing. The wrong arm counts as such whatever it took.
 OUTCOMES = ("took it", "near miss", "wrong object", "wrong arm", "never closed")
