@@ -69,14 +69,15 @@ def test_infer_gives_the_same_actions_with_and_without_the_engine(on_pictures, m
 
 def test_without_the_engines_files_the_core_tests_and_the_plain_inference_run(run, tmp_path):
     """From a copy of the tree: every test of tests/paper is collected, a handful runs, and infer.py acts and imagines."""
-    tree = tmp_path / "tree"
-    for name in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split():
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tree / name)
-    for name in ENGINE:
-        (tree / "support/inference" / f"{name}.py").unlink(missing_ok=True)
+    tree, without = tmp_path / "tree", shutil.ignore_patterns("__pycache__", *(f"{name}.py" for name in ENGINE))
+    for name in ("support", "worlds", "bench", "docs", "examples", "tests"):
+        shutil.copytree(ROOT / name, tree / name, ignore=without)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, tree)
     tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/paper", "-k", "test_flow or test_attention_mask"]
     plain = ["infer.py", "--image-dir", "examples/conveyor", "--engine", "plain", "--checkpoint", run, "--out", "out"]
+    assert not (tree / "support/inference/engine.py").exists()
     for process in [subprocess.Popen([sys.executable, *map(str, command)], cwd=tree, stdout=subprocess.PIPE,
                                      stderr=subprocess.STDOUT, text=True) for command in (tests, plain)]:
         printed, _ = process.communicate()
