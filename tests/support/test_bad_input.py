@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-import bench.__main__ as bench
 from worlds import conveyor
 from config import get_config, to_dict
 from data import FolderSource
@@ -109,18 +108,6 @@ def test_a_dataset_of_another_version_of_the_world_is_refused(refuses, tmp_path)
     for name in ("mixture.json", "world"):
         (tmp_path / "data/conveyor" / name).write_text("{}")
         assert "written by another version of conveyor.py: delete it" in refuses("train.py")
-
-
-def test_a_bench_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
-    """bench.py --claim reads finished runs back: only its own."""
-    (tmp_path / "run.txt").write_text("train.py --config conveyor --seed 1\n")
-    (tmp_path / "report.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds another run"):
-        bench.train([], tmp_path, 10, 0, 0)
-
-
-def test_a_file_that_bench_cannot_read_is_named_in_one_line(refuses):
-    assert "No such file or directory: 'nowhere.json'" in refuses("bench.py", "--claim", "arms", "--tuned", "nowhere.json")
 
 
 # ---- datasets ----------------------------------------------------------------------------------------------
