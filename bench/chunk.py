@@ -184,7 +184,7 @@ def measure(config, device, dtype, mode="eager", blocks=4, euler_steps=None):
 
 
 def phases(engine, inputs, device, dtype, repeats):
-    """{"rates", "phases", "totals"}: each phase's times, work and floor, and the phases of each kind of call added up."""
+    """{"rates", "phases", "totals"}: each phase's times, work and floor, and their sums for each kind of call."""
     eager = engine.eager()
     parts = engine if engine.mode == "compile" else eager   # a recorded graph has no phases: its parts, launched singly
     seconds = timed(parts, calls_of(parts, *inputs).values(), device, repeats)

@@ -35,18 +35,20 @@ def lines(report):
     ahead, hit = report["encode_ahead"]["p50_s"], report["arms"][HIT]["p50_s"]
     yield (f"latents kept: {ms(hit)} ms. Where t-m was not itself planned from, its frames are encoded ahead in "
            f"{ms(ahead)} ms: {ms(hit + ahead)} ms in all.")
-    yield (f"equality: actions of the engine and of model.py differ by {report['difference_rms']:.1e} rms; their own rms "
-           f"is {report['action_rms']:.2f}")
+    yield (f"equality: actions of the engine and of model.py differ by {report['difference_rms']:.1e} rms; their own "
+           f"rms is {report['action_rms']:.2f}")
     if report["engine_report"]:
         yield report["engine_report"]
-    yield f"start-up of the engine {report['startup_s']:.1f} s; peak memory of all arms {report['peak_memory_gb']:.1f} GB"
+    yield f"start-up of the engine {report['startup_s']:.1f} s; peak memory {report['peak_memory_gb']:.1f} GB in all"
     if "fewer_steps" in report:
         few = report["fewer_steps"]
         yield (f"{few['steps']} Euler steps: {ms(few['p50_s'])} ms with latents kept; actions move by "
                f"{few['action_error_rms']:.1e} rms (random weights)")
     found = report["rates"]
     yield (f"\nfloor: each product at this machine's {found['tflop_s']:.2f} TFLOP/s or {found['gb_s']:.1f} GB/s, the "
-           "slower of the two" + ("; phases are launched one by one, the graph has none" if report["engine"] == "graph" else ""))
+           "slower of the two")
+    if report["engine"] == "graph":
+        yield "phases are launched one by one: a recorded graph has none"
     yield f"{'phase':<32}{'p50 ms':>10}{'operations':>12}{'GFLOP':>9}{'GB':>8}{'floor ms':>10}{'reached':>9}"
     for label, row in [*report["phases"].items(), *((f"= {name}", row) for name, row in report["totals"].items())]:
         yield (f"{label:<32}{ms(row['p50_s'], 10)}{row['operations']:12,}{row['gflop']:9.0f}{row['gb']:8.2f}"

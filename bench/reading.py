@@ -66,7 +66,7 @@ def read_stretch(source, m, e, ts):
 
 
 class Timed:
-    """A strategy with a stopwatch. runs: (tuples a second, letterboxed; share of the time that reading pictures takes)."""
+    """A strategy with a stopwatch. runs: (tuples a second, letterboxed; share of the time spent reading pictures)."""
 
     def __init__(self, read, source, m, size, stretch=1, share=1):
         self.read, self.source, self.m, self.size, self.stretch, self.share = read, source, m, size, stretch, share
@@ -92,7 +92,7 @@ class Timed:
 
 
 def measure(source, cache, m, size, tuples):
-    """{strategy: Timed}, all strategies by turns so that a busy neighbour meets each. A source that is a cache has one."""
+    """{strategy: Timed}, by turns, so that a busy neighbour meets each. A source that is a frame cache has one."""
     torch.set_num_threads(1)   # as in a loader process
     rows, rng = windows(source, m, full=True), np.random.default_rng(0)
     if len(rows) == 0:

@@ -14,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-NOT_LAUNCHED = {"view", "_unsafe_view", "reshape", "transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "slice",
-                "select", "split", "split_with_sizes", "unbind", "alias", "detach", "as_strided", "device", "unflatten",
-                "chunk"}
+NOT_LAUNCHED = {"view", "_unsafe_view", "reshape", "transpose", "permute", "t", "unsqueeze", "squeeze", "expand",
+                "slice", "select", "split", "split_with_sizes", "unbind", "alias", "detach", "as_strided", "device",
+                "unflatten", "chunk"}
 
 
 class Ledger(TorchDispatchMode):
-    """with Ledger() as seen: run() -> seen.work: Counter of (FLOP, bytes); seen.operations: Counter of what is launched.
+    """with Ledger() as seen: run() -> seen.work: Counter of (FLOP, bytes); seen.operations: Counter of names launched.
 
     A multiplication and its addition are two floating-point operations.
     """

@@ -1,4 +1,4 @@
-"""python -m bench claims: the same runs for every arm, none repeated, no finished result lost. And the command itself."""
+"""python -m bench claims: the same runs for every arm, no finished result lost. And the commands as they are typed."""
 
 import json
 
@@ -10,7 +10,7 @@ from bench import claims, saving
 
 @pytest.fixture
 def runs(monkeypatch, tmp_path):
-    """train.py replaced: every run succeeds as often as its learning rate and seed say -> the jobs that were asked for."""
+    """train.py replaced: success follows from the learning rate and the seed -> the jobs that were asked for."""
     asked = []
 
     def train(flags, out, steps, seed, eval_seed, episodes=200):
@@ -18,7 +18,7 @@ def runs(monkeypatch, tmp_path):
         success = .9 - .1 * seed - (.5 if "2e-3" in flags else 0)
         return {"steps": steps, "static": {"success": success}, "dynamic": {"success": success / 2}}
     monkeypatch.setattr(claims, "train", train)
-    monkeypatch.setattr(claims, "calibrate", lambda arms, steps, work: (dict.fromkeys(arms, steps), dict.fromkeys(arms, 1.0)))
+    monkeypatch.setattr(claims, "calibrate", lambda arms, steps, work: (dict.fromkeys(arms, steps), None))
     monkeypatch.setattr(saving, "RESULTS", tmp_path)
     return asked
 
@@ -35,7 +35,8 @@ def test_every_arm_gets_both_rates_at_the_first_seed_and_the_better_one_at_the_o
 
 def test_an_earlier_result_gives_steps_and_rates(runs, tmp_path):
     (tmp_path / "tuned.json").write_text(json.dumps({
-        "steps": dict.fromkeys(claims.ARMS, 7), "seconds_per_step": None, "best_lr": dict.fromkeys(claims.ARMS, "2e-3")}))
+        "seconds_per_step": None, "steps": dict.fromkeys(claims.ARMS, 7),
+        "best_lr": dict.fromkeys(claims.ARMS, "2e-3")}))
     bench.run(["claims", "arms", "--seeds", "2", "--first_seed", "5", "--tuned", str(tmp_path / "tuned.json"),
                "--only", "full,lambda 0"])
     assert sorted(runs) == sorted(2 * [(7, seed, 4242 + seed, "--lr", "2e-3") for seed in (5, 6)])

@@ -61,7 +61,7 @@ def counted(run):
     from torch.utils.flop_counter import FlopCounterMode
     with roofline.Ledger() as seen:
         run()
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as theirs:   # it does not know the CPU's flash kernel
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as theirs:   # it lacks the CPU's flash kernel
         run()
     return theirs.get_total_flops(), roofline.total_flops(seen.work)
 
@@ -90,19 +90,19 @@ def test_the_bytes_of_a_product_are_the_operand_that_the_run_did_not_compute(pro
     assert seen.work == {(2 * 2 * rows * 64 * 128, 128 * 64 * 4): 1}
 
 
-# Megabytes of weights in bfloat16 that one chunk reads, each once per use, counted by hand in another program: 822 or 201
-# understanding tokens, 96 of generation, its last layer and the understanding's giving keys and values alone, ten steps.
-WEIGHTS_MB = {"a1_2b": {"ViT and words": 614.6, "understanding": 686.3, "VAE encode, 6 frames": 62.3, "generation": 688.2,
-                        "Euler steps": 7174.3},
-              "a1_3b": {"ViT and words": 657.9, "understanding": 2726.3, "VAE encode, 6 frames": 62.3, "generation": 855.6,
-                        "Euler steps": 8830.4}}
+# Megabytes of weights in bfloat16 that one chunk reads, each once per use, counted by hand in another program: 822 or
+# 201 understanding tokens, 96 of generation, ten steps; the last layer of both gives keys and values alone.
+WEIGHTS_MB = {"a1_2b": {"ViT and words": 614.6, "understanding": 686.3, "VAE encode, 6 frames": 62.3,
+                        "generation": 688.2, "Euler steps": 7174.3},
+              "a1_3b": {"ViT and words": 657.9, "understanding": 2726.3, "VAE encode, 6 frames": 62.3,
+                        "generation": 855.6, "Euler steps": 8830.4}}
 # Both frames encoded, at 165 TFLOP/s and 1008 GB/s: what the data sheet of an RTX 4090 allows, in chunks a second.
 ALLOWED_HZ = {"a1_2b": 36, "a1_3b": 52}
 
 
 @pytest.mark.parametrize("name", WEIGHTS_MB)
 def test_the_weights_of_a_chunk_at_full_size_are_those_counted_by_hand(name, monkeypatch):
-    """On tensors without content, attention's keys and values left out: 2 %, as the first use of a phase's input counts."""
+    """On tensors without content, without attention's keys and values. 2 %: a phase's input counts at its first use."""
     model = empty_model(CONFIGS[name].model, "meta", torch.bfloat16)
     program = Program(model, Shape(1, (0, 1, 2), model.config.text_tokens, False, False, False))
     engine = Engine(model)
@@ -136,17 +136,19 @@ def test_latency_reports_every_figure_of_a_chunk(quick, monkeypatch, capsys, tmp
     argv = "latency --config small --dtype bfloat16 --blocks 1 --euler_steps 5 --json out.json".split()
     bench.run(argv)
     printed, report = capsys.readouterr().out, saving.json.loads((tmp_path / "out.json").read_text())
-    for words in (chunk.READ, chunk.MISS, chunk.HIT, chunk.FORESIGHT, "latents kept", "equality", "GFLOP", "5 Euler steps",
-                  "decode: pictures", "every arm 2 times", "start-up of the engine", "bfloat16", "AVX2", latency.processor()):
+    for words in (chunk.READ, chunk.MISS, chunk.HIT, chunk.FORESIGHT, "latents kept", "equality", "GFLOP", "AVX2",
+                  "5 Euler steps", "decode: pictures", "every arm 2 times", "start-up of the engine", "bfloat16",
+                  latency.processor()):
         assert words in printed, words
-    assert (report["euler_steps"], report["weights_seed"], report["peak_memory_gb"] > 0) == (quick.model.euler_steps, 0, True)
+    assert (report["euler_steps"], report["weights_seed"]) == (quick.model.euler_steps, 0)
     rows, totals = report["phases"], report["totals"]
     assert set(rows) == set().union(*chunk.CASES.values())
     assert all(row["calls"] >= 3 and row["operations"] > 0 for row in rows.values())
     assert rows["VAE encode, 6 frames"]["gflop"] == pytest.approx(2 * rows["VAE encode, 3 frames"]["gflop"])
     for key in ("p50_s", "floor_s"):
         assert totals[chunk.MISS][key] == pytest.approx(sum(rows[label][key] for label in chunk.CASES[chunk.MISS]))
-    assert set(report["ratios"]) == set(totals) == set(chunk.CASES) and set(report["arms"]) == {chunk.READ, *chunk.CASES}
+    assert set(report["ratios"]) == set(totals) == set(chunk.CASES)
+    assert set(report["arms"]) == {chunk.READ, *chunk.CASES}
     assert all(low is high is None for _, low, high in report["ratios"].values())   # two calls have no interval
     assert all(arm["calls"] == len(arm["seconds"]) == 2 for arm in report["arms"].values())
     assert any("launched one by one" in line for line in latency.lines(report | {"engine": "graph"}))
@@ -183,7 +185,7 @@ def test_latency_drives_a_control_loop_with_and_without_the_background(capsys):
 
 @pytest.mark.parametrize("flags, message", [
     ("--engine graph", "--engine graph records a CUDA graph"),
-    ("--blocks 0", "--blocks must be at least 1, got 0"), ("--euler_steps -1", "--euler_steps must be at least 1, got -1"),
+    ("--blocks 0", "--blocks must be at least 1, got 0"), ("--euler_steps -1", "--euler_steps must be at least 1"),
     ("--control 0", "--control 0: give the seconds"), ("--control -1", "--control -1"),
     ("--control 1 --blocks 2", "without --blocks"), ("--control 1 --euler_steps 5", "without --euler_steps")])
 def test_latency_refuses_flags_before_it_builds_anything(flags, message, monkeypatch):

@@ -40,7 +40,8 @@ def test_every_strategy_reads_what_the_naive_reader_reads_bit_for_bit(source):
         assert len(naive) == len(ts) and all(len(pictures) == 9 for pictures in naive)
         assert len({picture.tobytes() for picture in naive[0]}) == 3               # the cameras see the same
         for other in others:
-            assert all(np.array_equal(a, b) for x, y in zip(naive, other, strict=True) for a, b in zip(x, y, strict=True))
+            for x, y in zip(naive, other, strict=True):
+                assert all(np.array_equal(a, b) for a, b in zip(x, y, strict=True))
 
 
 def test_the_bench_prints_a_row_a_strategy_with_its_ratio_to_the_naive_reader(source):
