@@ -1,4 +1,4 @@
-"""How many training tuples a second come from disk, by strategy and codec: what `python -m bench --data` prints.
+"""python -m bench reading DATA | synthetic: training tuples a second from disk, by strategy and codec.
 
 A tuple is what data.py's example() reads for one window: up to 3 views x (t-m, t, t+m), letterboxed. The rival is the
 reader that everybody writes first: open the file, seek, decode, for every picture anew.
@@ -7,31 +7,30 @@ reader that everybody writes first: open the file, seek, decode, for every pictu
 import json
 import os
 import shutil
+import statistics
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
-from config import CONFIGS
-from data import Batch, letterbox, open_source, times, windows
-from model import InternVLA_A1
+from config import DataConfig
+from data import letterbox, open_source, times, windows
 from support.data import frame_cache
 from support.data.lerobot import copy_numbers
 from support.data.parquet import arrow
+from support.data.robots import find_robot
 from support.data.video import pyav
+from support.flags import Parser
 
-STRETCH, RUNS = 8, 5
+STRETCH, RUNS, OURS = 8, 5, "this reader"
 CODECS = {"h264 GOP 2": ("libx264", 2), "h264 GOP 30": ("libx264", 30),
           "AV1 GOP 2": ("libsvtav1", 2), "AV1 GOP 30": ("libsvtav1", 30)}   # AV1 GOP 2 is LeRobot's own default
 EPISODES, LENGTH, FPS, HEIGHT, WIDTH = 4, 250, 30, 480, 640
 CAMERAS = ("head", "hand_left", "hand_right")
-RTX_4090 = 165.2e12   # FLOP/s, bfloat16 matrices with float32 sums, without sparsity: its data sheet
 
 
 # ---- strategies -------------------------------------------------------------------------------------------------
@@ -67,11 +66,11 @@ def read_stretch(source, m, e, ts):
 
 
 class Timed:
-    """A strategy with a stopwatch: tuples/s of its runs, for the pictures alone and for the letterboxed tuple."""
+    """A strategy with a stopwatch. runs: (tuples a second, letterboxed; share of the time spent reading pictures)."""
 
     def __init__(self, read, source, m, size, stretch=1, share=1):
         self.read, self.source, self.m, self.size, self.stretch, self.share = read, source, m, size, stretch, share
-        self.runs = []   # (pictures, tuples) a second
+        self.runs = []
 
     def run(self, rows, rng, count):
         """Read about `count` x share windows, in stretches."""
@@ -84,21 +83,16 @@ class Timed:
             for pictures in found:
                 torch.stack([letterbox(picture, self.size) for picture in pictures])
             tuples += len(found)
-        self.runs.append((tuples / decoding, tuples / (time.perf_counter() - began)))
+        spent = time.perf_counter() - began
+        self.runs.append((tuples / spent, decoding / spent))
 
-    @property
-    def pictures(self):
-        """Median over runs of (t-m, t, t+m) of all views read in a second, as recorded."""
-        return sorted(run[0] for run in self.runs)[len(self.runs) // 2]
-
-    @property
-    def tuples(self):
-        """The same, letterboxed: what training waits for."""
-        return sorted(run[1] for run in self.runs)[len(self.runs) // 2]
+    def medians(self):
+        """Tuples a second, which is what training waits for, and the share of reading."""
+        return tuple(map(statistics.median, zip(*self.runs)))
 
 
 def measure(source, cache, m, size, tuples):
-    """{strategy: Timed}, all strategies by turns so that a busy neighbour meets each. A source that is a cache has one."""
+    """{strategy: Timed}, by turns, so that a busy neighbour meets each. A source that is a frame cache has one."""
     torch.set_num_threads(1)   # as in a loader process
     rows, rng = windows(source, m, full=True), np.random.default_rng(0)
     if len(rows) == 0:
@@ -106,7 +100,7 @@ def measure(source, cache, m, size, tuples):
     if getattr(source, "cache", None):   # its videos are listed, but not there
         found, cache = {}, source
     else:
-        found = {"this reader": Timed(read_window, source, m, size),
+        found = {OURS: Timed(read_window, source, m, size),
                  f"stretches of {STRETCH}": Timed(read_stretch, source, m, size, STRETCH, 2)}
         if getattr(source, "videos", None):
             found = {"naive": Timed(read_naive, source, m, size), **found}
@@ -176,67 +170,29 @@ def write_dataset(root, codec, gop):
 
 # ---- what is printed --------------------------------------------------------------------------------------------
 
-def flops(name):
-    """Floating-point operations of training one tuple, counted on tensors without content."""
-    model, empty = CONFIGS[name].model, partial(torch.empty, device="meta")
-    with torch.device("meta"):
-        network = InternVLA_A1(model).to("meta")
-    byte, flag = partial(empty, dtype=torch.uint8), partial(empty, dtype=torch.bool)
-    batch = Batch(image=byte(1, 3, 3, model.view_size, model.view_size),
-                  frames=byte(1, 3, 3, 3, model.frame_size, model.frame_size), view_mask=flag(1, 3),
-                  text_ids=empty(1, model.text_tokens, dtype=torch.int64), text_mask=flag(1, model.text_tokens),
-                  state=empty(1, model.state_dim), dim_mask=flag(1, model.action_dim),
-                  action=empty(1, model.chunk, model.action_dim), action_mask=flag(1, model.chunk, model.action_dim),
-                  future_mask=flag(1))
-    with FlopCounterMode(display=False) as counter:
-        losses = network(batch, empty(1, 1, model.chunk, model.action_dim), empty(1, 1))
-        (losses.act_sum + losses.gen_sum).backward()
-    return counter.get_total_flops()
-
-
-def demand(rate):
-    """Lines: tuples a second that a GPU would train on, and the processes of this reader that it takes."""
-    for name in ("a1_2b", "a1_3b"):
-        count = flops(name)
-        needed = RTX_4090 / 2 / count
-        yield (f"training a tuple of {name} is {count / 1e12:.1f} TFLOP: an RTX 4090 at half its data sheet's "
-               f"{RTX_4090 / 1e12:.0f} TFLOP/s takes {needed:.1f} tuples/s, {needed / rate:.2f} processes of this "
-               f"reader")
-
-
 def table(measured, size, tuples):
     """Lines, one a dataset. measured: {name: {strategy: Timed}}; the naive reader comes first where there is one."""
-    yield (f"tuples of 3 times; one process, one thread as in a loader; median of {RUNS} interleaved runs of {tuples} "
-           f"tuples (stretches: 2 x, cache: 20 x as many); in brackets: times the naive reader, where there is one")
-    for title, what in ((f"letterboxed to {size} px, as training takes them", "tuples"),
-                        ("pictures as recorded: reading alone", "pictures")):
-        first = next(iter(measured.values()))
-        names = [name for name in first if what == "tuples" or name != "frame cache"]
-        if not names:   # a cache alone
-            continue
-        yield f"{title}, tuples/s"
-        yield f"{'':<14}" + "".join(f"{name:>18}" for name in names)
-        for dataset, found in measured.items():
-            rates = {name: getattr(found[name], what) for name in names}
-            slow = rates.get("naive")
-            yield f"{dataset:<14}" + "".join(
-                f"{rate:18.1f}" if name == "naive" or not slow else f"{f'{rate:.1f} ({rate / slow:.2f})':>18}"
-                for name, rate in rates.items())
+    yield (f"tuples/s of 3 times, letterboxed to {size} px; one process, one thread as in a loader; median of {RUNS} "
+           f"interleaved runs of {tuples} tuples (stretches: 2 x, cache: 20 x as many)")
+    yield "in brackets: times the naive reader, where there is one; decoding: its share of this reader's time"
+    names = list(next(iter(measured.values())))
+    yield f"{'':<14}" + "".join(f"{name:>18}" for name in names) + (f"{'decoding':>10}" if OURS in names else "")
+    for dataset, found in measured.items():
+        rates = {name: found[name].medians()[0] for name in names}
+        slow = rates.get("naive")
+        yield f"{dataset:<14}" + "".join(
+            f"{rate:18.1f}" if name == "naive" or not slow else f"{f'{rate:.1f} ({rate / slow:.2f})':>18}"
+            for name, rate in rates.items()) + (f"{found[OURS].medians()[1]:10.0%}" if OURS in names else "")
 
 
-def reading(data, m, size, tuples, robot=None):
+def of_dataset(data, m, size, tuples, robot=None):
     """Printable lines for one dataset, or for a frame cache of one; robot: as open_source."""
     source = open_source(data, robot)
-    found = measure(source, None, m, size, tuples)
     yield f"{data}: {len(source.views)} views"
-    yield from table({source.name[:13]: found}, size, tuples)
-    ours = found.get("this reader")
-    if ours:
-        yield f"decoding takes {ours.tuples / ours.pictures:.0%} of this reader's time"
-    yield from demand((ours or found["frame cache"]).tuples)
+    yield from table({source.name[:13]: measure(source, None, m, size, tuples)}, size, tuples)
 
 
-def codecs(m, size, tuples):
+def of_codecs(m, size, tuples):
     """Printable lines for datasets written here, one a codec."""
     measured = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -249,7 +205,17 @@ def codecs(m, size, tuples):
             measured[name] = measure(source, open_source(out), m, size, tuples)
     yield f"3 views of {WIDTH} x {HEIGHT}, datasets of {EPISODES} x {LENGTH} frames written for this"
     yield from table(measured, size, tuples)
-    ours = {name: found["this reader"] for name, found in measured.items()}
-    yield "decoding takes of this reader's time: " + ", ".join(
-        f"{timed.tuples / timed.pictures:.0%} ({name})" for name, timed in ours.items())
-    yield from demand(ours["AV1 GOP 2"].tuples)
+
+
+def run(argv):
+    parser = Parser(prog="python -m bench reading", description=__doc__)
+    parser.add_argument("data", help="dataset or frame cache to read; 'synthetic' writes one for each codec")
+    parser.add_argument("--robot", help="of support/data/robots.py, or a .json file (default: the dataset's)")
+    parser.add_argument("--tuples", type=int, default=16, help="tuples of one run")
+    parser.add_argument("--size", type=int, default=256, help="pixels of a letterboxed picture")
+    args = parser.parse_args(argv)
+    m, robot = DataConfig.m, args.robot and find_robot(args.robot)
+    found = of_codecs(m, args.size, args.tuples) if args.data == "synthetic" else \
+        of_dataset(args.data, m, args.size, args.tuples, robot)
+    for line in found:
+        print(line, flush=True)

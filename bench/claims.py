@@ -1,0 +1,164 @@
+"""python -m bench claims arms | tau: what the parts of the method are worth in the embedded world.
+
+    python -m bench claims arms --steps 1500     Fig. 9: what history and prediction are worth
+    python -m bench claims tau --steps 1500      tau's density times lambda
+
+train.py trains every arm, several runs side by side on one thread each. The arms differ in the time of a step, and all
+get the same wall clock: the step time of each is measured first, and its number of steps follows from the first arm's.
+Results are written as they come in. Finished runs are read back from --work and not repeated.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from bench.saving import place, save
+from support.flags import Parser
+from worlds import conveyor
+
+# What Fig. 9's gap consists of: the frame at t-m, and the prediction of t+m.
+ARMS = {
+    "full": [],
+    "no generation expert": ["--gen_expert", "false"],
+    "lambda 0": ["--lambda_gen", "0"],
+    "target z_t": ["--gen_target", "present"],
+}
+CELLS = {f"{density} {weight}": ["--tau_density", density, "--lambda_gen", weight]
+         for density in ("paper", "release") for weight in ("0.01", "0.1", "0.3")}
+RATES = ("4e-3", "2e-3")   # the same effort for every arm: both learning rates at one seed, then the better one
+SUITES = ("static", "dynamic")
+
+
+# ---- one run ----------------------------------------------------------------------------------------------------
+
+def train(flags, out, steps, seed, eval_seed, episodes=200):
+    """One run of train.py on one thread; returns its report.json, read back if this very run is finished already."""
+    report, described = Path(out) / "report.json", Path(out) / "run.txt"
+    numbers = {"steps": steps, "decay_steps": steps, "eval_every": steps, "save_every": steps, "seed": seed,
+               "eval_seed": eval_seed, "episodes": episodes, "threads": 1}
+    command = ["train.py", "--config", "conveyor", "--out", str(out),
+               *(word for name, x in numbers.items() for word in (f"--{name}", str(x))), *flags]
+    this = f"{' '.join(command)} in world {conveyor.version()}\n"
+    if described.exists() and described.read_text() != this:
+        raise ValueError(f"{out} holds another run, or one in another version of the world: delete it, or choose "
+                         "another --work")
+    if not report.exists():
+        Path(out).mkdir(parents=True, exist_ok=True)
+        described.write_text(this)
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        if done.returncode:
+            why = done.stderr.strip() or f"exit code {done.returncode}"
+            raise ValueError(f"{' '.join(command)} failed: {why.splitlines()[-1]}")
+    return json.loads(report.read_text())
+
+
+def calibrate(arms, steps, work):
+    """Steps that each arm makes while the first makes `steps`: all timed in the same way, beside a busy neighbour."""
+    outs = {name: work / "calibrate" / name.replace(" ", "_") for name in arms}
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: train(arms[name], outs[name], 60, 0, 0, 2), arms))
+    seconds = {name: statistics.median(json.loads(line)["seconds"] for line in open(out / "timing.jsonl"))
+               for name, out in outs.items()}
+    first = next(iter(arms))
+    return {name: round(steps * seconds[first] / seconds[name]) for name in arms}, seconds
+
+
+# ---- all runs ---------------------------------------------------------------------------------------------------
+
+def claim(args):
+    """Train every arm with every seed, several at a time, and write all reports to one JSON file as they come in."""
+    path = place(args.json or f"{args.claim}.json", args.force)
+    tuned = json.loads(Path(args.tuned).read_text()) if args.tuned else None
+    every = {name: args.flags.split() + flags for name, flags in {"arms": ARMS, "tau": CELLS}[args.claim].items()}
+    arms = chosen(every, args.only)
+    steps, seconds = dict.fromkeys(every, args.steps), None   # of tau: the same network throughout
+    if tuned:
+        steps, seconds = tuned["steps"], tuned["seconds_per_step"]
+    elif args.claim == "arms":
+        steps, seconds = calibrate(every, args.steps, Path(args.work))
+    result = {"command": "python -m bench claims " + " ".join(args.argv), "torch": torch.__version__,
+              "conditions": f"{args.parallel} runs at a time, one thread each, {os.cpu_count()} CPU cores",
+              "seconds_per_step": seconds, "steps": steps, "flags": arms, "eval_seed": args.eval_seed,
+              "finished": False, "runs": []}
+    lock = threading.Lock()
+
+    def one(job):
+        name, rate, seed = job
+        out = Path(args.work) / f"{args.claim}_{steps[name]}_{name.replace(' ', '_')}_{rate}_{seed}"
+        report = train([*arms[name], "--lr", rate], out, steps[name], seed, args.eval_seed + seed)
+        report |= {"arm": name, "lr": rate, "seed": seed}
+        with lock:
+            result["runs"].append(report)
+            save(path, result)
+        numbers = "  ".join(f"{suite} {report[suite]['success']:6.1%}" for suite in SUITES)
+        print(f"{name:<22} lr {rate}  seed {seed}  {report['steps']} steps  {numbers}", flush=True)
+        return report
+
+    best = dict.fromkeys(arms, RATES[0]) | ({name: tuned["best_lr"][name] for name in arms} if tuned else {})
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    with ThreadPoolExecutor(args.parallel) as pool:
+        if args.claim == "arms" and not tuned:
+            reports = list(pool.map(one, [(name, rate, seeds[0]) for name in arms for rate in RATES]))
+            best, seeds = {name: best_rate(reports, name) for name in arms}, seeds[1:]
+        list(pool.map(one, [(name, best[name], seed) for seed in seeds for name in arms]))
+    result |= {"best_lr": best, "finished": True}
+    save(path, result)
+    print("\n".join(summary(result)))
+    print(f"wrote {path}")
+
+
+def chosen(arms, only):
+    """Those of {arm: flags of train.py} that --only names; without it, all. ValueError where it names another."""
+    names = only.split(",") if only else list(arms)
+    for name in names:
+        if name not in arms:
+            raise ValueError(f"--only {name}: no such arm; choose among {', '.join(arms)}")
+    return {name: arms[name] for name in names}
+
+
+def best_rate(reports, name):
+    """The learning rate at which an arm succeeded most."""
+    mine = [report for report in reports if report["arm"] == name]
+    return max(mine, key=lambda report: sum(report[suite]["success"] for suite in SUITES))["lr"]
+
+
+def summary(result):
+    """Printable rows of a claim: per arm the median success over seeds in per cent, its range, and each seed's."""
+    for name, rate in result["best_lr"].items():
+        runs = sorted((run for run in result["runs"] if run["arm"] == name and run["lr"] == rate),
+                      key=lambda run: run["seed"])
+        parts = []
+        for suite in SUITES:
+            each = [100 * run[suite]["success"] for run in runs]
+            parts.append(f"{suite} {statistics.median(each):5.1f} [{min(each):.1f} to {max(each):.1f}] "
+                         f"({', '.join(f'{x:.1f}' for x in each)})")
+        yield f"{name:<22} lr {rate}  {result['steps'][name]} steps  " + "  ".join(parts)
+
+
+def run(argv):
+    parser = Parser(prog="python -m bench claims", description=__doc__)
+    parser.add_argument("claim", choices=("arms", "tau"), help="which comparison")
+    parser.add_argument("--steps", type=int, default=1500, help="steps of the first arm; the others get its wall clock")
+    parser.add_argument("--seeds", type=int, default=3, help="training seeds")
+    parser.add_argument("--first_seed", type=int, default=0, help="the first of them")
+    parser.add_argument("--eval_seed", type=int, default=4242, help="evaluation seed of training seed 0; then + 1 each")
+    parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
+    parser.add_argument("--only", help="comma-separated arms")
+    parser.add_argument("--tuned", metavar="JSON", help="an earlier result whose steps and learning rates are taken")
+    parser.add_argument("--flags", default="", help="further train.py flags for every arm")
+    parser.add_argument("--work", default="runs/bench", help="where the runs go")
+    parser.add_argument("--json", help="file name under bench/results (default: the claim's)")
+    parser.add_argument("--force", action="store_true", help="write over a finished result")
+    args = parser.parse_args(argv)
+    for flag in ("steps", "seeds", "parallel"):
+        if getattr(args, flag) < 1:
+            raise ValueError(f"--{flag} must be at least 1, got {getattr(args, flag)}")
+    args.argv = argv
+    claim(args)

@@ -1,0 +1,91 @@
+"""python -m bench claims: the same runs for every arm, no finished result lost. And the commands as they are typed."""
+
+import json
+
+import pytest
+
+import bench.__main__ as bench
+from bench import claims, saving
+
+
+@pytest.fixture
+def runs(monkeypatch, tmp_path):
+    """train.py replaced: success follows from the learning rate and the seed -> the jobs that were asked for."""
+    asked = []
+
+    def train(flags, out, steps, seed, eval_seed, episodes=200):
+        asked.append((steps, seed, eval_seed, *flags[-2:]))
+        success = .9 - .1 * seed - (.5 if "2e-3" in flags else 0)
+        return {"steps": steps, "static": {"success": success}, "dynamic": {"success": success / 2}}
+    monkeypatch.setattr(claims, "train", train)
+    monkeypatch.setattr(claims, "calibrate", lambda arms, steps, work: (dict.fromkeys(arms, steps), None))
+    monkeypatch.setattr(saving, "RESULTS", tmp_path)
+    return asked
+
+
+def test_every_arm_gets_both_rates_at_the_first_seed_and_the_better_one_at_the_others(runs, tmp_path, capsys):
+    bench.run("claims arms --steps 10 --seeds 3 --eval_seed 100".split())
+    result = json.loads((tmp_path / "arms.json").read_text())
+    assert result["best_lr"] == dict.fromkeys(claims.ARMS, "4e-3") and result["finished"]
+    assert sorted(runs) == sorted(len(claims.ARMS) * [(10, 0, 100, "--lr", "2e-3")] + [
+        (10, seed, 100 + seed, "--lr", "4e-3") for seed in range(3) for _ in claims.ARMS])
+    last = capsys.readouterr().out.splitlines()[-2]
+    assert "static  80.0 [70.0 to 90.0] (90.0, 80.0, 70.0)" in last and "dynamic  40.0 [35.0 to 45.0]" in last
+
+
+def test_an_earlier_result_gives_steps_and_rates(runs, tmp_path):
+    (tmp_path / "tuned.json").write_text(json.dumps({
+        "seconds_per_step": None, "steps": dict.fromkeys(claims.ARMS, 7),
+        "best_lr": dict.fromkeys(claims.ARMS, "2e-3")}))
+    bench.run(["claims", "arms", "--seeds", "2", "--first_seed", "5", "--tuned", str(tmp_path / "tuned.json"),
+               "--only", "full,lambda 0"])
+    assert sorted(runs) == sorted(2 * [(7, seed, 4242 + seed, "--lr", "2e-3") for seed in (5, 6)])
+
+
+def test_a_finished_result_is_written_over_only_when_asked_and_an_unfinished_one_goes_on(runs, tmp_path):
+    (tmp_path / "tau.json").write_text('{"finished": false}')
+    bench.run("claims tau --seeds 1".split())
+    with pytest.raises(ValueError, match="tau.json holds a finished result: add --force"):
+        bench.run("claims tau --seeds 1".split())
+    assert len(runs) == len(claims.CELLS)
+    bench.run("claims tau --seeds 1 --force".split())
+    assert len(runs) == 2 * len(claims.CELLS)
+
+
+def test_all_arms_get_the_wall_clock_of_the_first(monkeypatch, tmp_path):
+    """Medians of 1 and 2 seconds a step: the slower arm makes half the steps."""
+    def train(flags, out, *rest):
+        out.mkdir(parents=True)
+        (out / "timing.jsonl").write_text("".join(json.dumps({"seconds": s * len(flags)}) + "\n" for s in (1, 1, 9)))
+    monkeypatch.setattr(claims, "train", train)
+    assert claims.calibrate({"first": ["a"], "slow one": ["a", "b"]}, 10, tmp_path) == (
+        {"first": 10, "slow one": 5}, {"first": 1, "slow one": 2})
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
+    """Finished runs are read back: only one's own."""
+    (tmp_path / "run.txt").write_text("train.py --config conveyor --seed 1\n")
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds another run"):
+        claims.train([], tmp_path, 10, 0, 0)
+
+
+@pytest.mark.parametrize("argv, message", [
+    ("claims arms --json new.json --tuned nowhere.json", "No such file or directory: 'nowhere.json'"),
+    ("claims arms --json new.json --only ful", "--only ful: no such arm; choose among full, no generation"),
+    ("claims tau --json new.json --seeds 0", "--seeds must be at least 1, got 0"),
+    ("speed", "unknown command speed: choose params, claims, latency, reading")])
+def test_what_a_command_cannot_do_is_said(runs, argv, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        bench.run(argv.split())
+    assert not runs
+
+
+def test_the_commands_are_explained_and_table_1_has_both_totals(capsys):
+    for argv in ([], ["--help"]):
+        bench.run(argv)
+        printed = capsys.readouterr().out
+        assert all(name in printed for name in bench.COMMANDS)
+    bench.run(["params"])
+    printed = capsys.readouterr().out
+    assert "1,835,996,688" in printed and printed.count("3,222,760,208") == 2
