@@ -32,7 +32,7 @@ from config import DataConfig
 from data import VIEWS, letterbox, open_corpus, open_source
 from support import checkpoint
 from worlds import closed_loop
-from support import pictures
+from support import pictures, plots
 from support.flags import Parser
 from support.data.folder import read_picture
 from support.inference.open_loop import open_loop, replay
@@ -158,7 +158,7 @@ def on_pictures(policy, args):
     np.save(out / "actions.npy", actions[0])
     names = action_names(stats)
     k = len(actions[0]) if truth is None else min(len(truth), len(actions[0]))     # an episode may end sooner
-    pictures.action_plot(actions[0][:k], names, true=None if truth is None else truth[:k], fps=stats.fps,
+    plots.action_plot(actions[0][:k], names, true=None if truth is None else truth[:k], fps=stats.fps,
                          path=out / "actions.png")
     print(f"task: {task}\nviews: {', '.join(seen)}; missing views are masked: "
           f"{', '.join(v for v in VIEWS if v not in seen) or 'none'}")
@@ -241,7 +241,7 @@ def on_recordings(policy, args):
     (out / "open_loop.json").write_text(json.dumps(reports, indent=1) + "\n")
     for e, (traces, starts) in found.items():
         rivals = {name: traces[name] for name in traces if name not in ("policy", "true")}
-        pictures.action_plot(traces["policy"], action_names(policy.stats), true=traces["true"], baselines=rivals,
+        plots.action_plot(traces["policy"], action_names(policy.stats), true=traces["true"], baselines=rivals,
                              fps=policy.stats.fps, marks=starts, path=out / f"episode_{e}.png")
         t = min(max(len(traces["true"]) // 2, m), len(traces["true"]) - 1 - m)
         if policy.config.model.gen_expert and t >= m:

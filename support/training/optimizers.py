@@ -5,7 +5,7 @@
     offload   bf16 weights and gradients on the device; fp32 masters and moments in host memory     4 (and 12 of host)
 
 Weights always have an exact fp32 master: at these learning rates a bf16 weight that is rounded to nearest after each
-step mostly does not move (tests/test_optim.py shows it). In `split` the bf16 weight is the master rounded to nearest
+step mostly does not move (tests/support/test_optimizers.py shows it). In `split` the bf16 weight is the master rounded to nearest
 and `low` the difference of their bit patterns, so the two together are the master to the bit. Moments in bf16
 cost nothing at beta2 = 0.95: the smallest relative change, 0.05, is far above bf16's resolution.
 
@@ -14,7 +14,6 @@ in every mode: each rank updates its part.
 """
 
 import threading
-from functools import partial
 
 import torch
 
@@ -35,13 +34,18 @@ def clip_scale(norm, clip):
     return (clip / (norm + 1e-6)).clamp(max=1.0)
 
 
-def make(kind, parameters, masters, train):
-    """parameters: name -> Parameter; masters: name -> its fp32 value (may share memory) -> one of the three.
+def adamw(kind, model, masters, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01):
+    """AdamW in one of the three memory budgets for a model's trained parameters; the defaults are Table 2's.
 
-    `masters` is emptied on the way: a whole fp32 copy never stands beside the finished state.
+    masters: name -> the parameter's float32 value (may share memory). It is emptied on the way: a whole float32 copy
+    never stands beside the finished state.
     """
-    settings = {"betas": (train.beta1, train.beta2), "eps": train.adam_eps, "weight_decay": train.weight_decay}
-    return {"fp32": Fp32, "split": Split, "offload": Offload}[kind](parameters, masters, settings)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    settings = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
+    optimizer = {"fp32": Fp32, "split": Split, "offload": Offload}[kind](parameters, masters, settings)
+    masters.clear()
+    optimizer.hold_back(model)
+    return optimizer
 
 
 class Fp32:
@@ -61,6 +65,14 @@ class Fp32:
         self.adamw.step()
         for weight in self.weights.values():
             weight.grad = None
+
+    def hold_back(self, model):
+        """Let a forward pass of the model wait for its new weights. Here they are there when `step` returns."""
+
+    def zero_grad(self):
+        """Drop all gradients."""
+        for p in self.parameters.values():
+            p.grad = None
 
     def finish(self):
         """Wait until the last update is complete. Here it always is."""
@@ -121,7 +133,7 @@ class Split(Fp32):
             for hi, low, m, v, g in pieces(weight, low, state["exp_avg"], state["exp_avg_sq"], local(p.grad)):
                 exact = hi.dtype == torch.float32
                 master = hi if exact else get_master(hi, low)
-                adamw(master, g.float() * scale, m, v, self.steps, lr, **self.settings)
+                update(master, g.float() * scale, m, v, self.steps, lr, **self.settings)
                 if not exact:
                     put_master(master, hi, low)
 
@@ -150,7 +162,7 @@ def put_master(master, hi, low):
     hi.view(torch.int16).copy_(rounded)
 
 
-def adamw(weight, g, m, v, step, lr, betas, eps, weight_decay):
+def update(weight, g, m, v, step, lr, betas, eps, weight_decay):
     """AdamW on one fp32 tensor in place. m, v: moments as they are stored, bf16; the update uses them unrounded."""
     one, two = m.float().lerp_(g, 1 - betas[0]), v.float().mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
     m.copy_(one)
@@ -185,7 +197,8 @@ class Offload(Fp32):
 
     def hold_back(self, model):
         """From now on each joint layer's forward pass waits for the layer's weights, and the model's for all others."""
-        for name, module in [("", model), *((f"layers.{i}.", layer) for i, layer in enumerate(model.layers))]:
+        layers = [(f"layers.{i}.", layer) for i, layer in enumerate(getattr(model, "layers", ()))]
+        for name, module in [("", model), *layers]:
             own = [key for key in self.parameters if (key.startswith(name) if name else not key.startswith("layers."))]
             # First of all hooks: sharding gathers weights in one of its own.
             module.register_forward_pre_hook(lambda module, args, own=own: self.wait(own), prepend=True)
@@ -226,12 +239,12 @@ class Offload(Fp32):
         for ready, _ in self.ready.values():
             ready.clear()
         gradients = [local(p.grad) for p in self.parameters.values()]   # held until they are read, whoever drops them
-        update = partial(self._update, gradients, lr, scale.to("cpu"))
+        work = gradients, lr, scale.to("cpu")
         if self.overlap:
-            self.thread = threading.Thread(target=update)
+            self.thread = threading.Thread(target=self._update, args=work)
             self.thread.start()
         else:
-            update()
+            self._update(*work)
             self.finish()
 
     @torch.no_grad()
