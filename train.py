@@ -14,7 +14,6 @@ step_*/, report.json. Data order and noise are pure functions of (seed, rank, sa
 SIGTERM and SIGINT save and end the run within a step, with exit code 143 and 130.
 """
 
-import json
 import math
 import signal
 import sys
@@ -30,8 +29,7 @@ from model import InternVLA_A1
 from support import checkpoint
 from support.data.inspection import said
 from support.data.statistics import statistics_by_robot
-from support.inference.policy import Policy
-from support.training import memory, validation
+from support.training import memory
 from support.training.arguments import parse
 from support.training.checkpointer import Checkpointer, bad_samples_of_rank, checkpoint_to_resume
 from support.training.journal import SKIPS, Journal, nonfinite_samples
@@ -41,6 +39,7 @@ from support.training.preflight import (check_flags, check_settings, disk_need, 
 from support.training.prepare import prepare
 from support.training.ranks import Ranks
 from support.training.signals import Interruption, ignore_signals
+from support.training.validation import held_out_losses
 from support.weights import loading as weights
 from worlds import training as world
 from worlds.closed_loop import possible
@@ -126,39 +125,10 @@ def build(config, ranks, shard, start):
     for report in weights.start(model, **start) if start else ():
         print(report)
     wrapped, masters, average = prepare(model, train, ranks, shard)
-    # Table 2. --optimizer fp32 is torch.optim.AdamW; split and offload are the same update in less memory.
+    # --optimizer fp32 is torch.optim.AdamW; split and offload make the same update in less memory of the device.
     optimizer = adamw(train.optimizer, model, masters, betas=(train.beta1, train.beta2), eps=train.adam_eps,
-                      weight_decay=train.weight_decay)
+                      weight_decay=train.weight_decay)                                      # Table 2
     return model, wrapped, optimizer, average
-
-
-def held_out_losses(checkpointer, corpus):
-    """A function of nothing: what the run has learned, on held-out windows -> validation.validate's result."""
-    config, stats = checkpointer.config, checkpointer.by_robot[corpus.held_out.robot]
-    model = checkpointer.average.module if checkpointer.average else checkpointer.model
-    watched = world.watched(corpus.held_out)
-
-    def losses():
-        return validation.validate(model, config, validation.held_out_batches(
-            config, stats, corpus.held_out, corpus.held_out_windows, config.train.eval_windows), watched)
-    return losses
-
-
-def report(args, checkpointer, corpus, held_out, began):
-    """The trained policy, evaluated, into report.json. The last thing that a run does."""
-    config, model = checkpointer.config, checkpointer.final()
-    if not checkpointer.ranks.first:
-        return
-    policy = Policy(model, config, checkpointer.by_robot[corpus.held_out.robot], config.train.seed)
-    evaluated, lines = world.evaluate(policy, corpus, args.episodes, args.eval_seed)
-    print(*lines, sep="\n")
-    seconds, path = round(time.time() - began, 1), checkpointer.out / "report.json"
-    found = {"config": config.name, "steps": config.train.steps, "seed": config.train.seed, "held_out": held_out,
-             "seconds": seconds} | evaluated
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{seconds:.0f} s in all; report in {path}")
-    if checkpointer.problem:
-        refuse(f"the last step is not on disk: {checkpointer.problem}")
 
 
 def run(argv):
@@ -183,7 +153,8 @@ def run(argv):
         print(effective_batch(train, ranks.world), disk_need(config, out), sep="\n")
         first, progress = checkpointer.begin(newest)
     mixture.bad_samples = bad_samples_of_rank(progress.get("bad_samples", 0), ranks)
-    journal = Journal(checkpointer, first, progress.get("skipped", 0), held_out_losses(checkpointer, corpus))
+    validate = held_out_losses(checkpointer, corpus, world.watched(corpus.held_out))
+    journal = Journal(checkpointer, first, progress.get("skipped", 0), validate)
 
     model.train()
     with Interruption() as interruption, memory.explained(train, ranks.device):
@@ -216,7 +187,7 @@ def run(argv):
             if stop:
                 print(f"interrupted: {checkpointer.outcome(done)}; --resume goes on", flush=True)
                 sys.exit(128 + (interruption.signal or signal.SIGTERM))
-    report(args, checkpointer, corpus, journal.final(), began)
+    world.report(checkpointer, corpus, args.episodes, args.eval_seed, journal.final(), began)
 
 
 if __name__ == "__main__":

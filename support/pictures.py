@@ -1,8 +1,8 @@
 """Grids and films of camera pictures, drawn with Pillow: what was seen, what was imagined, how the world moved.
 
 `foresight` is the paper's picture: one row per camera, with the frames the model saw, the one it imagined
-and the one that came. `strip` is a row of frames, `gif` a loop. Given a path, a figure is written there too, as the kind
-its ending names; directories are made. Lines and curves are in support/plots.py.
+and the one that came. `strip` is a row of frames, `gif` a loop. Given a path, a figure is written there too, as
+the kind its ending names; directories are made. Lines are in support/plots.py.
 
 Pictures are uint8 arrays of shape (H, W, 3). Their pixels are never smoothed or recoloured: they are enlarged
 by a whole factor, so a figure can be read back and compared. Colours are those of Okabe and Ito, which colour-blind

@@ -1,9 +1,14 @@
 """What train.py asks of the embedded world: its data, the least chunk, what to watch held out, and the last report."""
 
+import json
+import time
+
 import numpy as np
 
 from support.inference.open_loop import mean_errors, open_loop
+from support.inference.policy import Policy
 from support.training.journal import bar
+from support.training.preflight import refuse
 from support.training.validation import Watched
 from worlds import conveyor
 from worlds.closed_loop import closed_loop
@@ -53,3 +58,23 @@ def evaluate(policy, corpus, episodes, seed):
     return report, [f"{suite:<8} success {report[suite]['success']:.1%}  (95 % interval "
                     f"{report[suite]['interval'][0]:.1%} to {report[suite]['interval'][1]:.1%}, "
                     f"{report[suite]['episodes']} episodes)" for suite in conveyor.SUITES]
+
+
+def report(checkpointer, corpus, episodes, seed, held_out, began):
+    """Evaluate what was trained, print it and write report.json: the last thing that a run does. All ranks call it.
+
+    held_out: the last validation's dict; began: time.time() when the run did.
+    """
+    config, model = checkpointer.config, checkpointer.final()
+    if not checkpointer.ranks.first:
+        return
+    policy = Policy(model, config, checkpointer.by_robot[corpus.held_out.robot], config.train.seed)
+    evaluated, lines = evaluate(policy, corpus, episodes, seed)
+    print(*lines, sep="\n")
+    seconds, path = round(time.time() - began, 1), checkpointer.out / "report.json"
+    found = {"config": config.name, "steps": config.train.steps, "seed": config.train.seed, "held_out": held_out,
+             "seconds": seconds} | evaluated
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{seconds:.0f} s in all; report in {path}")
+    if checkpointer.problem:
+        refuse(f"the last step is not on disk: {checkpointer.problem}")

@@ -162,7 +162,7 @@ class Checkpointer:
         return model
 
     def begin(self, newest=None):
-        """Start at step 0, or from what checkpoint_to_resume() found, and say what is worth knowing -> (step, progress)."""
+        """Start at step 0, or from what checkpoint_to_resume() found, and say so -> (step, progress)."""
         if newest:
             return self._resume(newest)
         if self.log_path is not None and self.log_path.exists() and self.log_path.stat().st_size:

@@ -69,16 +69,15 @@ def _nice(top: float, most: int) -> list[float]:
 
 def _linear_axis(top: float) -> tuple:
     """(bottom, top, ticks, how a value is placed) of an axis from 0."""
-    ticks = _nice(top, 3)
-    return 0.0, 1.08 * top, [(value, f"{value:.3g}") for value in ticks], float
+    return 0.0, 1.08 * top, [(value, f"{value:.3g}") for value in _nice(top, 4)], float
 
 
 def _log_axis(values: np.ndarray) -> tuple:
     """The same for a logarithmic one: ticks at 1, 2 and 5 times powers of ten, or at both ends of a narrow range."""
     bottom, top = math.log10(values.min()), math.log10(values.max())
     pad = max(0.05 * (top - bottom), 0.01)
-    exact = [(n * 10.0 ** e, f"{n * 10.0 ** e:g}") for e in range(math.floor(bottom), math.ceil(top) + 1) for n in (1, 2, 5)]
-    ticks = [(value, text) for value, text in exact if bottom - pad <= math.log10(value) <= top + pad]
+    round_ones = [n * 10.0 ** e for e in range(math.floor(bottom), math.ceil(top) + 1) for n in (1, 2, 5)]
+    ticks = [(value, f"{value:g}") for value in round_ones if bottom - pad <= math.log10(value) <= top + pad]
     if len(ticks) < 2:
         ticks = [(10 ** end, f"{10 ** end:.3g}") for end in (bottom, top)]
     if len(ticks) > 7:
@@ -103,10 +102,11 @@ def _panel(draw: ImageDraw.ImageDraw, corner: Point, height: int, own: np.ndarra
         draw.line((at(0, value), at(last, value)), HAIR, OVERSAMPLE)
     draw.line([(x * OVERSAMPLE, y * OVERSAMPLE), (x * OVERSAMPLE, (y + height) * OVERSAMPLE),
                ((x + WIDE) * OVERSAMPLE, (y + height) * OVERSAMPLE)], (170, 170, 170), OVERSAMPLE)
-    mean = _smooth(own)
-    if axis[-1] is not float:   # a learning rate has no noise
+    if axis[-1] is float:   # a learning rate has no noise
+        polyline(draw, [at(*row) for row in _thinned(own)], BLUE, False)
+    else:
         polyline(draw, [at(*row) for row in _thinned(own)], PALE, False)
-    polyline(draw, [at(*row) for row in _thinned(mean)], BLUE, False)
+        polyline(draw, [at(*row) for row in _thinned(_smooth(own))], BLUE, False)
     points = [at(*row) for row in held_out]
     if len(points) > 1:
         polyline(draw, points, ORANGE, False)
@@ -137,12 +137,8 @@ def _title(draw: ImageDraw.ImageDraw, where: Point, title: tuple[str, str, str],
     x += font.getlength(name)
     draw.text((x + 1, y + 4), index, INK, small, anchor="ls")
     draw.text((x + small.getlength(index) + 10, y), source, MUTED, small, anchor="ls")
-    latest = f"{_smooth(own)[-1, 1]:.3g}"
     right = where[0] + WIDE
-    if not index:
-        draw.text((right, y), latest, BLUE, font_of(13), anchor="rs")
-        return
-    entries = [(f"training, running mean {latest}", BLUE)]
+    entries = [(f"training, running mean {_smooth(own)[-1, 1]:.3g}" if index else f"{own[-1, 1]:.3g}", BLUE)]
     if len(held_out):
         entries.insert(0, (f"held out {held_out[-1, 1]:.3g}", ORANGE))
     for text, colour in entries:

@@ -118,3 +118,14 @@ def _foresight(model, losses, batch):
     b = int(future[change.argmax()])
     latents = torch.stack([*losses.z[b, :, :2].unbind(1), losses.z_hat[b], losses.z[b, :, 2]])   # (4, V, 16, g, g)
     return Foresight(*model.to_pictures(latents).cpu(), batch.view_mask[b])
+
+
+def held_out_losses(checkpointer, corpus, watched=None):
+    """A function without arguments: what the run has learned so far, as `validate` gives it."""
+    config, stats = checkpointer.config, checkpointer.by_robot[corpus.held_out.robot]
+    model = checkpointer.average.module if checkpointer.average else checkpointer.model
+
+    def losses():
+        return validate(model, config, held_out_batches(config, stats, corpus.held_out, corpus.held_out_windows,
+                                                        config.train.eval_windows), watched)
+    return losses
