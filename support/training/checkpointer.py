@@ -47,7 +47,7 @@ class Log:
     def __init__(self, path, length=0):
         self.path, self.length, self.waiting = path, length, b""
         if path is not None:
-            checkpoint.truncate_log(path, length)
+            truncate_log(path, length)
 
     @classmethod
     def longer(cls, path):
@@ -76,6 +76,31 @@ class Log:
         return True
 
 
+def truncate_log(path, length):
+    """Cut a jsonl log back to the `length` bytes it had at a checkpoint, so that a resumed run continues it.
+
+    A missing log counts as empty. Raises CheckpointError if the log is shorter, or is cut in mid-line.
+    """
+    advice = "put the run's own log back, or start a new run directory"
+    try:
+        size = path.stat().st_size if path.exists() else 0
+        if size < length:
+            raise CheckpointError(f"{path} has {size} bytes, the checkpoint was saved at {length}: {advice}")
+        if size == 0:
+            return
+        with open(path, "r+b") as file:
+            if length > 0:
+                file.seek(length - 1)
+                if file.read(1) != b"\n":
+                    raise CheckpointError(f"{path} has no line end at byte {length}, where the checkpoint was saved: "
+                                          f"{advice}")
+            file.truncate(length)
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise CheckpointError(f"cannot cut {path} back to {length} bytes: {error.strerror or error}; check its "
+                              "permissions") from error
+
+
 class Checkpointer:
     """Saves and restores a run. by_robot: {robot: Statistics}, the robot of the held-out episode first; average: the
     AveragedModel of --ema or None; drawn: [name, weight, frames] of every dataset. log, timing: its two files."""
@@ -86,7 +111,8 @@ class Checkpointer:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"--out {out} cannot be made: {error.strerror}; give a folder that can be written") from error
+            raise ValueError(f"--out {out} cannot be made: {error.strerror}; "
+                             "give a folder that can be written") from error
         self.log_path, timing = (self.out / name if ranks.first else None for name in ("log.jsonl", "timing.jsonl"))
         self.log, self.timing, self.first, self.problem = None, Log.longer(timing), 0, ""
 
@@ -182,8 +208,8 @@ class Checkpointer:
         if changed:
             raise ValueError(f"{path} was trained with another config (--{', --'.join(changed)}): give the same flags")
         if state.get("drawn", self.drawn) != self.drawn:
-            raise ValueError(f"{path} was trained on other datasets or weights (name, weight, frames: {state['drawn']}, "
-                             f"now {self.drawn}): give the same --data")
+            raise ValueError(f"{path} was trained on other datasets or weights (name, weight, frames: "
+                             f"{state['drawn']}, now {self.drawn}): give the same --data")
         lines += [f"--{key} is {new}, it was {stored[title][key]}" for title in ("data", "train")
                   for key, new in to_dict(self.config)[title].items() if key in FREE and new != stored[title][key]]
         if of_checkpoint(state) != self.by_robot:

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ import train
 from config import CONFIGS, STAGES, from_dict, get_config
 from support import checkpoint
 from support.data.statistics import of_checkpoint
-from support.training import checkpointer, memory, optimizers, preflight
+from support.training import checkpointer, journal, memory, optimizers, preflight
 from support.training.ranks import Ranks
 from support.training.signals import Interruption
 from test_bad_input import write_folder
@@ -200,36 +201,30 @@ def test_a_log_without_a_checkpoint_is_kept(go, tmp_path):
 
 # ---- disks and signals ------------------------------------------------------------------------------------------
 
-def test_a_log_that_a_full_disk_refuses_is_whole_once_there_is_room(tmp_path, monkeypatch):
+def test_a_log_that_a_full_disk_refuses_is_whole_once_there_is_room(tmp_path):
     """Nothing is lost, nothing is torn, and a checkpoint is not written beside a log that is behind."""
     log, path = checkpointer.Log(tmp_path / "log.jsonl"), tmp_path / "log.jsonl"
     log.append({"step": 1})
-    real = open
-
-    class Full:
-        def __init__(self, file):
-            self.file = file
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def truncate(self, n):
-            self.file.truncate(n)
-
-        def write(self, raw):
-            self.file.write(raw[:4])     # torn
-            self.file.flush()
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("builtins.open", lambda *args: Full(real(*args)))
-    log.append({"step": 2})
-    assert not log.flush() and path.stat().st_size > log.length
-    monkeypatch.setattr("builtins.open", real)
+    limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (log.length + 4, limits[1]))   # four bytes of the next line: torn
+        log.append({"step": 2})
+        assert not log.flush() and path.stat().st_size > log.length
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
     log.append({"step": 3})
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n' and log.length == path.stat().st_size
+
+
+def test_a_picture_that_cannot_be_drawn_is_one_message_and_training_goes_on(go, monkeypatch):
+    """A full disk, twice."""
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    undisturbed, _ = go("good", "--eval_every", "4")
+    monkeypatch.setattr(journal, "curves", full)
+    log, printed = go("full", "--eval_every", "4")
+    assert log == undisturbed and printed.err.count("\n") == 1 and "no picture at step 4: " in printed.err
 
 
 def test_a_validation_that_is_not_finite_does_not_end_a_run(tmp_path):
