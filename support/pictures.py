@@ -1,8 +1,8 @@
 """Grids and films of camera pictures, drawn with Pillow: what was seen, what was imagined, how the world moved.
 
 `foresight` is the paper's picture: one row per camera, with the frames the model saw, the one it imagined
-and the one that came. `strip` is a row of frames, `gif` a loop. Given a path, a figure is written there too, as
-the kind its ending names; directories are made. Lines are in support/plots.py.
+and the one that came; `gif` writes a loop. Given a path, a figure is written there too, as the kind its ending
+names; directories are made. Lines are in support/plots.py.
 
 Pictures are uint8 arrays of shape (H, W, 3). Their pixels are never smoothed or recoloured: they are enlarged
 by a whole factor, so a figure can be read back and compared. Colours are those of Okabe and Ito, which colour-blind
@@ -132,27 +132,6 @@ def _hatching(width: int, height: int) -> Image.Image:
                    (247, 247, 247))
     draw.text((width / 2, height / 2), "no picture", MUTED, font, anchor="mm")
     return tile
-
-
-def strip(frames: Sequence[np.ndarray | None], captions: Sequence[str] | None = None,
-          path: str | Path | None = None) -> Image.Image:
-    """One row of uint8 (H, W, 3) frames, each under its caption. Raises ValueError if the counts differ."""
-    captions = [""] * len(frames) if captions is None else list(captions)
-    if len(captions) != len(frames):
-        raise ValueError(f"strip: {len(frames)} frames but {len(captions)} captions")
-    return foresight([("", list(zip(captions, frames)))], path)
-
-
-def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
-    """Several figures in one, left to right on white, aligned at the top."""
-    if not images:
-        raise ValueError("side_by_side: no images")
-    joined = Image.new("RGB", (sum(i.width for i in images), max(i.height for i in images)), PAPER)
-    x = 0
-    for image in images:
-        joined.paste(image.convert("RGB"), (x, 0))
-        x += image.width
-    return joined
 
 
 # ------------------------------------------------------------------------------------------- animation

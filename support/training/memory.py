@@ -143,6 +143,7 @@ def parameter_table(config):
 
 def dry_run(config, device, memory_gb):
     """Print the table; then, where there is room for it, one real step on a synthetic batch, measured."""
+    print("counting memory on fake tensors: a few seconds for each micro-batch of a large model", flush=True)
     print("\n".join(table(config, memory_gb)), flush=True)
     need = predict(config)
     here = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else \

@@ -24,23 +24,14 @@ from support.data.statistics import statistics
 
 ROOT = Path(__file__).parents[2]
 RUN = ("--steps 24 --batch_size 2 --action_draws 1 --layers 1 --text_tokens 8 --threads 1 --episodes 2 "
-       "--save_every 3 --log_every 1 --eval_every 100").split()
+       "--save_every 3 --log_every 1 --eval_every 100 --eval_windows 12").split()
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """The five datasets of the embedded world, 60 episodes, and a validation set cut to 12 windows."""
+    """The five datasets of the embedded world, 60 episodes."""
     root = tmp_path_factory.mktemp("data") / "conveyor"
     conveyor.write_dataset(root, episodes=60)
-    numbers = dict(np.load(root / "validation" / "episode.npz"))
-    rows, stored = 12 * conveyor.LENGTH, 12 * len(conveyor.STORED)
-    cut = dict.fromkeys(conveyor.COLUMNS, rows) | {"stored": stored, "ends": 12, "task": 12, "suite": 12,
-                                                   "speed": 12}
-    np.savez(root / "validation" / "episode.npz", **{key: x[:cut.get(key)] if x.ndim else x
-                                                     for key, x in numbers.items()})
-    for view in conveyor.VIEWS:
-        path = root / "validation" / f"{view}.npy"
-        np.save(path, np.load(path)[:stored])
     return root
 
 
