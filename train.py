@@ -10,7 +10,8 @@
     torchrun --nproc_per_node 2 -- train.py ...                several cards: DDP, with --shard FSDP2
 
 A run is a folder, runs/<config> or --out DIR: log.jsonl (pure functions of the run), timing.jsonl, curves.png,
-foresight_*.png, checkpoints step_*/, report.json. Data order and noise are pure functions of (seed, rank, sample), so nothing of them is saved.
+foresight_*.png, checkpoints step_*/, report.json. Data order and noise are pure functions of (seed, rank, sample):
+nothing of them is saved.
 SIGTERM and SIGINT save and end the run within a step, with exit code 143 and 130.
 """
 
