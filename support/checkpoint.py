@@ -10,11 +10,10 @@ module would write, and a missing, damaged or unlisted file is an error that nam
 damaged checkpoints to the last good one and says so. Tensors are stored as safetensors only: nothing here
 can run code.
 
-Paths are `str` or `Path`; every error is a one-line `CheckpointError`. POSIX only (directory fsync, flock).
+Paths are `str` or `Path`; every error is a one-line `CheckpointError`.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -23,19 +22,16 @@ import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from support.durable import safetensors, sync_directory, try_lock, write
+
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 MANIFEST = "manifest.json"
 FILES = (MODEL, OPTIMIZER, STATE)
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-          torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-          torch.bool: "BOOL"}
 STEP_NAME = re.compile(r"step_(\d{8,})")
 TEMPORARY = ".tmp_step_"
 TRAIN = "start one with `python train.py --config conveyor`"
@@ -67,9 +63,8 @@ def save(run: str | Path, step: int, model: dict[str, Tensor], optimizer: dict[s
         _require_space(run, (model, optimizer))
         _write_and_rename(final, model, optimizer, state_bytes)
     except OSError as error:
-        raise CheckpointError(f"step {step} was not saved in {run}: {error.strerror or error}; older "
-                              "checkpoints are intact; free space or fix permissions there, or use another "
-                              "directory") from error
+        raise CheckpointError(f"step {step} was not saved in {run}: {error.strerror or error}; older checkpoints are "
+                              "intact; free space or fix permissions there, or use another directory") from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"step {step} was not saved in {run}: {error}; older checkpoints are intact; "
                               "pass supported tensors and a state of finite JSON values") from error
@@ -77,22 +72,21 @@ def save(run: str | Path, step: int, model: dict[str, Tensor], optimizer: dict[s
     return final
 
 
-def _write_and_rename(final: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor],
-                      state: bytes) -> None:
+def _write_and_rename(final: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: bytes) -> None:
     """Fill a temporary sibling of `final`, flush it to disk, rename it; leave no trace of a failure."""
     temporary = final.parent / f"{TEMPORARY}{final.name[5:]}_{os.getpid()}"
     os.mkdir(temporary)
     # The lock marks the directory as in use; the kernel drops it when this process dies, however it dies.
     lock = os.open(temporary, os.O_RDONLY)
     try:
-        _try_lock(lock)
-        entries = {MODEL: _write(temporary / MODEL, _safetensors(model)),
-                   OPTIMIZER: _write(temporary / OPTIMIZER, _safetensors(optimizer)),
-                   STATE: _write(temporary / STATE, [state])}
-        _write(temporary / MANIFEST, [_manifest(entries)])
+        try_lock(lock)
+        entries = {MODEL: write(temporary / MODEL, safetensors(model)),
+                   OPTIMIZER: write(temporary / OPTIMIZER, safetensors(optimizer)),
+                   STATE: write(temporary / STATE, [state])}
+        write(temporary / MANIFEST, [_manifest(entries)])
         os.fsync(lock)
         _put_in_place(temporary, final)
-        _sync_directory(final.parent)
+        sync_directory(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)      # already renamed away if all went well
         os.close(lock)
@@ -119,44 +113,6 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _safetensors(tensors: dict[str, Tensor]) -> Iterable[memoryview | bytes]:
-    """Yield the bytes of a safetensors file: header length, JSON header, then the tensors one by one.
-
-    The library's own writer wants all tensors on the CPU at once and hides the bytes from us; streaming them
-    needs room for one tensor, and lets `_write` hash what was meant rather than what the disk gives back.
-    """
-    # Widest types first, so that every tensor starts aligned to its element size.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header, offset = {}, 0
-    for name in names:
-        tensor = tensors[name]
-        if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.is_meta:
-            raise TypeError(f"cannot store tensor {name} ({tensor.dtype}, {tensor.layout}, {tensor.device})")
-        end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape),
-                        "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for name in names:
-        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        yield memoryview(flat.view(torch.uint8).numpy())
-
-
-def _write(path: Path, chunks: Iterable[memoryview | bytes]) -> dict:
-    """Write and fsync one file; returns its manifest entry, hashed from the bytes as they went out."""
-    digest, size = hashlib.sha256(), 0
-    with open(path, "xb") as file:
-        for chunk in chunks:
-            digest.update(chunk)
-            file.write(chunk)
-            size += len(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    return {"sha256": digest.hexdigest(), "size": size}
-
-
 def _canonical(value: dict) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
 
@@ -166,14 +122,6 @@ def _manifest(entries: dict[str, dict]) -> bytes:
     return _canonical({"files": entries, "sha256": hashlib.sha256(_canonical(entries)).hexdigest()})
 
 
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _require_space(run: Path, groups: Iterable[dict[str, Tensor]]) -> None:
     needed = sum(t.numel() * t.element_size() for tensors in groups for t in tensors.values())
     free = shutil.disk_usage(run).free
@@ -181,21 +129,12 @@ def _require_space(run: Path, groups: Iterable[dict[str, Tensor]]) -> None:
         raise OSError(errno.ENOSPC, f"no space, needs {needed / 1e9:.3f} GB, {free / 1e9:.3f} GB are free")
 
 
-def _try_lock(descriptor: int) -> bool:
-    """True if we now hold the lock; False if another writer does, or the file system has no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except OSError:
-        return False
-
-
 def _remove_stale(run: Path) -> None:
     """Delete temporaries whose writer is dead: those whose lock we can take."""
     for path in run.glob(TEMPORARY + "*"):
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            if _try_lock(descriptor):
+            if try_lock(descriptor):
                 shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(descriptor)
@@ -208,8 +147,7 @@ def _rotate(run: Path, step: int, keep: int) -> None:
         if step_of(path) >= step:
             continue
         if kept < keep:
-            # A truncated or incomplete one does not count as kept. Only names and sizes are compared:
-            # hashing gigabytes at every save would cost as much as writing them.
+            # A truncated one does not count. Hashing gigabytes at every save would cost as much as writing them.
             kept += _whole(path)
             continue
         try:
@@ -244,17 +182,13 @@ def _check(path: Path, hashed: Iterable[str]) -> None:
                 raise CheckpointError(f"{path / name} has {size} bytes, {MANIFEST} says {expected}: {advice}")
         for name in hashed:
             with open(path / name, "rb") as file:
-                found, expected = _sha256(file), entries[name]["sha256"]
+                found, expected = hashlib.file_digest(file, "sha256").hexdigest(), entries[name]["sha256"]
             if found != expected:
-                raise CheckpointError(f"{path / name} is damaged, its SHA-256 is {found[:12]}..., {MANIFEST} "
-                                      f"says {expected[:12]}...: {advice}")
+                raise CheckpointError(f"{path / name} is damaged, its SHA-256 is {found[:12]}..., {MANIFEST} says "
+                                      f"{expected[:12]}...: {advice}")
     except OSError as error:
         raise CheckpointError(f"cannot read checkpoint {error.filename or path}: {error.strerror or error}; "
                               "check the path and its permissions") from error
-
-
-def _sha256(file: BinaryIO) -> str:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_manifest(path: Path, advice: str) -> dict[str, dict]:
@@ -363,32 +297,3 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is no readable safetensors file: {error}; use an older one") from error
-
-
-# --------------------------------------------------------------------------------------------- the log
-
-def truncate_log(path: str | Path, length: int) -> None:
-    """Cut a jsonl log back to the `length` bytes it had at a checkpoint, so that a resumed run continues it.
-
-    A missing log counts as empty. Raises CheckpointError if the log is shorter, or is cut in mid-line.
-    """
-    path = Path(path)
-    try:
-        size = path.stat().st_size if path.exists() else 0
-        if size < length:
-            raise CheckpointError(f"{path} has {size} bytes, the checkpoint was saved at {length}: put the "
-                                  "run's own log back, or start a new run directory")
-        if size == 0:
-            return
-        with open(path, "r+b") as file:
-            if length > 0:
-                file.seek(length - 1)
-                if file.read(1) != b"\n":
-                    raise CheckpointError(f"{path} has no line end at byte {length}, where the checkpoint "
-                                          "was saved: put the run's own log back, or start a new run "
-                                          "directory")
-            file.truncate(length)
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise CheckpointError(f"cannot cut {path} back to {length} bytes: {error.strerror or error}; check "
-                              "its permissions") from error

@@ -28,8 +28,8 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -48,34 +48,12 @@ RUN = (f"--steps {STEPS} --batch_size 2 --action_draws 1 --layers 1 --text_token
        "--save_every 2 --log_every 1 --eval_every 12 --eval_windows 2").split()
 
 
-@dataclass
-class Tally:
-    """What one part found. survived: of `tried`; what is not survived is printed with its reason."""
-
-    part: str
-    tried: int = 0
-    survived: int = 0
-    lost: int = 0
-    differing: int = 0
-    note: str = ""
-
-    def count(self, problem=""):
-        self.tried += 1
-        self.survived += not problem
-        if problem:
-            print(f"{self.part} {self.tried}: {problem}", flush=True)
-
-    def __add__(self, other):
-        assert self.part == other.part
-        return Tally(self.part, *(getattr(self, key) + getattr(other, key)
-                                  for key in ("tried", "survived", "lost", "differing")),
-                     note=other.note if not self.note else add_notes(self.note, other.note))
-
-
-def add_notes(one, other):
-    """Two notes "number words" of one part -> one; other notes stay as they are."""
-    (a, words), (b, _) = one.split(" ", 1), other.split(" ", 1)
-    return f"{int(a) + int(b)} {words}" if a.isdigit() else one
+def count(tally, part, problem=""):
+    """One more try of a part in its tally, a Counter of tried, survived, lost, differing and what is worth a note."""
+    tally["tried"] += 1
+    tally["survived"] += not problem
+    if problem:
+        print(f"{part} {tally['tried']}: {problem}", flush=True)
 
 
 # ---- running ----------------------------------------------------------------------------------------------------
@@ -163,7 +141,7 @@ def again(argv, out):
     return [*argv, "--out", str(out), *(["--resume"] if out.exists() else [])]
 
 
-# ---- parts: each is (n, place, chance) -> Tally -----------------------------------------------------------------
+# ---- parts: each is (n, place, chance) -> Counter -----------------------------------------------------------------
 
 class Place:
     """Where one job works: its own folder, the dataset, and uninterrupted runs to compare with."""
@@ -177,15 +155,15 @@ class Place:
 
 def interrupt(n, place, chance, number, part):
     """The common shape of kills and terms: interrupt a run again and again until it is through, then the next one."""
-    tally, saving, saved, out = Tally(part), 0, 0, place.own / part
+    tally, saved, out = Counter(), 0, place.own / part
     while True:
         pid = start(again(place.argv, out), place.printed)
-        moment, in_save = chance.uniform(0, 1.5), chance.random() < 0.5 or not tally.tried
+        moment, in_save = chance.uniform(0, 1.5), chance.random() < 0.5 or not tally["tried"]
 
         def writing():   # this process: what earlier ones left behind does not count
             return any(out.glob(f"{checkpoint.TEMPORARY}*_{pid}*"))
 
-        code = ended_within(pid, moment, writing if in_save else lambda: True) if tally.tried < n else wait(pid)
+        code = ended_within(pid, moment, writing if in_save else lambda: True) if tally["tried"] < n else wait(pid)
         if code is None:
             before, hit = max(steps(out), default=-1), writing()
             os.kill(pid, number)
@@ -194,19 +172,19 @@ def interrupt(n, place, chance, number, part):
             problem = verdict(out, code, number, before, after, said)
             if code == 0:   # too late: it had finished
                 continue
-            saving, saved = saving + hit, saved + (code == 128 + number)
-            tally.lost += after < before
-            tally.count(problem)
+            tally["while saving"] += hit
+            saved += code == 128 + number
+            tally["lost"] += after < before
+            count(tally, part, problem)
             continue
         wrong = differences(out, place.reference)
-        tally.differing += wrong
+        tally["differing"] += wrong
         if code or wrong:
-            tally.count(f"the resumed run ended with {code}, {wrong} lines differ")
+            count(tally, part, f"the resumed run ended with {code}, {wrong} lines differ")
         shutil.rmtree(out)
-        if tally.tried >= n:
+        if tally["tried"] >= n:
             if number == signal.SIGTERM and not saved:   # the first one came while saving, so behind the handler
-                tally.count(f"no run ended with {128 + number}")
-            tally.note = f"{saving} of them while saving"
+                count(tally, part, f"no run ended with {128 + number}")
             return tally
 
 
@@ -254,7 +232,7 @@ def blank(raw, chance):
 def damage(n, place, chance):
     """n damaged checkpoints: 4/9 flipped bits (a quarter each in state.json and manifest.json, the rest in proportion to
     size), 4/9 truncated files, 1/9 zeroed blocks."""
-    tally, out = Tally("damage"), shutil.copytree(place.reference, place.own / "damage")
+    tally, out = Counter(), shutil.copytree(place.reference, place.own / "damage")
     last, path = steps(out)[-2:], out / f"step_{steps(out)[-1]:08d}"
     names = [*checkpoint.FILES, checkpoint.MANIFEST]
     sizes = [(path / name).stat().st_size for name in names]
@@ -268,8 +246,8 @@ def damage(n, place, chance):
         (path / name).write_bytes(change(bytearray(good), chance))
         step, said = newest(out)
         named = str(path / name) in said
-        tally.lost += step != last[0]
-        tally.count("" if named and step == last[0] else f"{change.__name__} in {name}: {said!r}, then step {step}")
+        tally["lost"] += step != last[0]
+        count(tally, "damage", "" if named and step == last[0] else f"{change.__name__} in {name}: {said!r}, then step {step}")
         (path / name).write_bytes(good)
     return tally
 
@@ -290,12 +268,12 @@ def small_disk(folder, size):
 def disk(n, place, chance):
     """Fill the disk once a checkpoint stands, leaving room for a random part of the next one; free it after a failed
     save. Every second time the check of free space is off, so that the write itself fails, at a random offset."""
-    tally = Tally("disk")
+    tally = Counter()
     size = sum(path.stat().st_size for path in (place.reference / f"step_{STEPS:08d}").iterdir())
-    while tally.tried < n:
+    while tally["tried"] < n:
         with small_disk(place.own / "disk", 4 * size) as mounted:
             out = place.own / "disk" / "run"
-            blind = tally.tried % 2 == 0
+            blind = tally["tried"] % 2 == 0
             place.printed.unlink(missing_ok=True)
             pid = start(again(place.argv, out), place.printed, unchecked if blind else train.run)
             before, after, said = -1, -1, ""
@@ -310,11 +288,11 @@ def disk(n, place, chance):
             messages = place.printed.read_text().count("was not saved")
             if code or messages:   # or else it was through before the disk was full
                 wrong = differences(out, place.reference)
-                tally.differing += wrong
-                tally.lost += after < before
-                tally.count("" if code == 0 and not wrong and after >= before and messages else
+                tally["differing"] += wrong
+                tally["lost"] += after < before
+                count(tally, "disk", "" if code == 0 and not wrong and after >= before and messages else
                             f"ended with {code}, {wrong} lines differ, {after} after {before}: {said}")
-            tally.note = "on a small tmpfs" if mounted else "by RLIMIT_FSIZE: no tmpfs may be mounted here"
+            tally["on a small tmpfs" if mounted else "by RLIMIT_FSIZE: no tmpfs may be mounted here"] += 1
             shutil.rmtree(out, ignore_errors=True)
     return tally
 
@@ -351,12 +329,12 @@ def launch(folder, argv):
 
 def ranks(n, place, chance):
     """Kill one of two ranks, at any moment from the first line of its process on."""
-    tally, reference, run = Tally("ranks"), place.own / "reference", partial(launch, place.own)
+    tally, reference, run = Counter(), place.own / "reference", partial(launch, place.own)
     began = time.time()
     code = wait(start([*place.argv, "--out", str(reference)], place.printed, run))
     assert code == 0, place.printed.read_text()
     seconds = time.time() - began
-    while tally.tried < n:
+    while tally["tried"] < n:
         for path in place.own.glob("pid_*"):
             path.unlink()
         out, victim = place.own / "ranks", place.own / f"pid_{chance.randrange(2)}_0"
@@ -372,9 +350,9 @@ def ranks(n, place, chance):
         if code or (place.own / "pid_0_1").exists():   # the agent saw it and started both again, or should have
             after, said = newest(out)
             wrong = differences(out, reference)
-            tally.differing += wrong
-            tally.lost += after < before
-            tally.count("" if code == 0 and not wrong and after >= before else
+            tally["differing"] += wrong
+            tally["lost"] += after < before
+            count(tally, "ranks", "" if code == 0 and not wrong and after >= before else
                         f"ended with {code}, {wrong} lines differ, {after} after {before}: {said}")
         shutil.rmtree(out, ignore_errors=True)
     return tally
@@ -390,7 +368,7 @@ def job(part, n, root, seed):
 
 
 def main(argv=None):
-    """Run the parts -> {part: Tally}."""
+    """Run the parts -> {part: Counter}."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for part, n in (("kills", 200), ("terms", 50), ("damage", 450), ("disk", 20), ("ranks", 20)):
         parser.add_argument(f"--{part}", type=int, default=n, help=f"how often, default {n}")
@@ -411,16 +389,18 @@ def main(argv=None):
             shares = [n // args.jobs + (i < n % args.jobs) for i in range(args.jobs)] if n >= 2 * args.jobs else [n]
             waiting += [(part, pool.submit(job, part, share, root, args.seed * args.jobs + i))
                         for i, share in enumerate(shares) if share]
-        found = {}
+        found = {part: Counter() for part in chosen}
         for part, future in waiting:
-            found[part] = found[part] + future.result() if part in found else future.result()
-    print(f"{'part':<10}{'tried':>7}{'survived':>10}{'lost':>6}{'differing':>11}")
-    for tally in found.values():
-        print(f"{tally.part:<10}{tally.tried:>7}{tally.survived:>10}{tally.lost:>6}{tally.differing:>11}  {tally.note}")
+            found[part].update(future.result())
+    columns = ("tried", "survived", "lost", "differing")
+    print("part      " + "".join(f"{column:>10}" for column in columns))
+    for part, tally in found.items():
+        notes = ", ".join(f"{n} {note}" for note, n in tally.items() if note not in columns)
+        print(f"{part:<10}" + "".join(f"{tally[column]:>10}" for column in columns) + f"  {notes}")
     print(f"{time.time() - began:.0f} s")
     return found
 
 
 if __name__ == "__main__":
-    failed = any(tally.survived < tally.tried or tally.lost or tally.differing for tally in main().values())
+    failed = any(tally["survived"] < tally["tried"] or tally["lost"] or tally["differing"] for tally in main().values())
     sys.exit(failed)

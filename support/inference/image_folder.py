@@ -112,7 +112,7 @@ def write(out, policy, observed, actions, z_hat):
     np.save(out / "actions.npy", actions)
     names = action_names(stats)
     k = len(actions) if true is None else min(len(true), len(actions))     # an episode may end sooner
-    pictures.action_plot(actions[:k], names, true=None if true is None else true[:k], fps=stats.fps,
+    plots.action_plot(actions[:k], names, true=None if true is None else true[:k], fps=stats.fps,
                          path=out / "actions.png", spans=stats.action_std)
     print(f"task: {observed.task}\nviews: {', '.join(observed.seen)}; missing views are masked: "
           f"{', '.join(v for v in VIEWS if v not in observed.seen) or 'none'}")

@@ -168,7 +168,7 @@ def draw_episode(policy, source, e, curves, starts, out):
     """episode_<e>.png, and foresight_<e>.png where the episode is long enough for it. curves, starts: as `traces`."""
     m, T = policy.config.data.m, len(curves["true"])
     baselines = {name: values for name, values in curves.items() if name not in ("policy", "true")}
-    pictures.action_plot(curves["policy"], action_names(policy.stats), true=curves["true"], baselines=baselines,
+    plots.action_plot(curves["policy"], action_names(policy.stats), true=curves["true"], baselines=baselines,
                          fps=policy.stats.fps, marks=starts, path=out / f"episode_{e}.png",
                          spans=policy.stats.action_std)
     t = min(max(T // 2, m), T - 1 - m)

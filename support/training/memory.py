@@ -1,8 +1,7 @@
 """Will it fit? Memory of training, predicted before anything is allocated.
 
-Weights, gradients and optimizer states are arithmetic. Activations come from fake tensors, which have shapes and no
-memory: the network is run forward and backward at three micro-batches and the peak recorded, half a minute for the
-largest. That follows the code as it is; tests/test_memory.py compares it with real tensors and with whole steps.
+Weights, gradients and optimizer states are arithmetic. Activations are counted exactly, on fake tensors, at each
+micro-batch that is asked for (support/training/activations.py).
 
 The prediction is of the memory that tensors take. A CUDA context and fragmentation come on top: MARGIN.
 """
@@ -11,147 +10,20 @@ import contextlib
 import functools
 import os
 import resource
-import weakref
 from dataclasses import dataclass, replace
-from unittest import mock
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from data import Batch
 from model import InternVLA_A1
-from support.precision import to_compute
 from support.table1 import count_parameters, not_built
 from support.training import optimizers
+from support.training.activations import Peak, card_attention, fake_step, skeleton, synthetic
+from support.training.prepare import prepare
 from support.training.ranks import Ranks
-from support.training.prepare import checkpoint_layers, freeze, prepare
 
 MARGIN = 1.0                          # GiB of a card that are left alone: CUDA's own memory and fragmentation
-MICRO = (16, 8, 4, 2, 1)              # micro-batches that the table shows and --fit tries
+MICRO = (16, 8, 4, 2, 1)              # micro-batches that the table shows
 STATE = {"fp32": 8, "split": 6, "offload": 12}   # bytes of optimizer state a parameter, wherever it lies
-
-
-# ---- accounting -------------------------------------------------------------------------------------------------
-
-class Peak(TorchDispatchMode):
-    """Context that follows the storages of all tensors made in it, real or fake. now, peak: bytes."""
-
-    def __init__(self):
-        super().__init__()
-        self.live, self.now, self.peak = {}, 0, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func is torch.ops.prim.device.default:   # most of the calls of a fake step
-            return out
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor) and x.device.type != "meta":
-                self._follow(x.untyped_storage())
-        return out
-
-    def _follow(self, storage):
-        key = storage._cdata
-        if key not in self.live:
-            self.live[key] = storage.nbytes()
-            self.now += self.live[key]
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._drop, key)
-
-    def _drop(self, key):
-        self.now -= self.live.pop(key)
-
-
-@contextlib.contextmanager
-def card_attention():
-    """Attention as a CUDA card does it. Grouped heads with a mask have no fused kernel there and go the plain way,
-    which keeps the scores; all else is fused."""
-    fused = F.scaled_dot_product_attention
-
-    def attend(*args, enable_gqa=False, attn_mask=None, **kwargs):
-        plain = sdpa_kernel(SDPBackend.MATH) if enable_gqa and attn_mask is not None else contextlib.nullcontext()
-        with plain:
-            return fused(*args, enable_gqa=enable_gqa, attn_mask=attn_mask, **kwargs)
-
-    # Replaced rather than intercepted by a torch mode: recomputation in the backward pass would escape a mode.
-    with mock.patch.object(F, "scaled_dot_product_attention", attend):
-        yield
-
-
-def synthetic(config, B):
-    """(Batch, eps, tau) of B samples of noise with everything present. config: ModelConfig."""
-    def pixels(*shape):
-        return torch.randint(0, 256, shape, dtype=torch.uint8)
-
-    def true(*shape):
-        return torch.ones(shape, dtype=torch.bool)
-
-    view, frame, k, d = config.view_size, config.frame_size, config.chunk, config.action_dim
-    batch = Batch(image=pixels(B, 3, 3, view, view), frames=pixels(B, 3, 3, 3, frame, frame), view_mask=true(B, 3),
-                  text_ids=torch.zeros(B, config.text_tokens, dtype=torch.int64), text_mask=true(B, config.text_tokens),
-                  state=torch.randn(B, config.state_dim), dim_mask=true(B, d), action=torch.randn(B, k, d),
-                  action_mask=true(B, k, d), future_mask=true(B))
-    return batch, torch.randn(B, config.action_draws, k, d), torch.rand(B, config.action_draws)
-
-
-def skeleton(config, fp32, frozen):
-    """The network in its training dtypes, on the meta device. fp32: or else bfloat16; frozen: as for `freeze`."""
-    with torch.device("meta"):
-        model = InternVLA_A1(config)
-    freeze(model, frozen)
-    return model if fp32 else to_compute(model, torch.bfloat16)
-
-
-def allocate(model):
-    """Give a skeleton memory, without values; inside a FakeTensorMode that memory is fake."""
-    for module in model.modules():
-        for name, p in list(module.named_parameters(recurse=False)):
-            setattr(module, name, torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), p.requires_grad))
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
-
-
-def fake_step(config, train, B):
-    """Bytes that a micro-batch of B takes at its peak, above weights and gradients, which are there already."""
-    model = skeleton(config, train.optimizer == "fp32", train.frozen)
-    with FakeTensorMode(), Peak() as peak, card_attention():
-        allocate(model)
-        for p in model.parameters():
-            p.grad = torch.empty_like(p) if p.requires_grad else None
-        if train.checkpoint_layers:
-            checkpoint_layers(model)
-        before = peak.now
-        model(*synthetic(config, B)).total(1.0, 1, 1).backward()
-        return peak.peak - before
-
-
-@dataclass(frozen=True)
-class Activations:
-    """What fake_step gives, as a function of the micro-batch: straight lines between measured sizes.
-
-    The peak is the largest of several moments that each grow with the batch, so between two sizes the line is an upper
-    bound. Beyond the last one it would be too low.
-    """
-
-    measured: tuple   # (micro-batch, bytes) pairs, ascending
-
-    @classmethod
-    def measure(cls, config, train):
-        """config: ModelConfig; train: its checkpoint_layers, dtype and frozen parts count."""
-        sizes = sorted({1, 8, max(*MICRO, train.batch_size)})
-        return cls(tuple((B, fake_step(config, train, B)) for B in sizes))
-
-    def __call__(self, B):
-        """Bytes at a micro-batch of B, at most the largest that was measured."""
-        assert B <= self.measured[-1][0], f"activations were not measured at a micro-batch of {B}"
-        return float(np.interp(B, *zip(*self.measured)))
-
-
-NO_ACTIVATIONS = Activations(((1 << 30, 0.0),))
 
 
 # ---- prediction -------------------------------------------------------------------------------------------------
@@ -184,14 +56,16 @@ def sizes(config, fp32, frozen):
 
 
 def predict(config, activations=None):
-    """Config -> Need, for one card that holds everything. activations: an Activations, measured if not given."""
+    """Config -> Need, for one card that holds everything. activations: their bytes; None: they are counted."""
     train = config.train
-    activations = activations or Activations.measure(config.model, train)
-    weights, gradients, largest, n, exact = sizes(config.model, train.optimizer == "fp32", frozenset(train.frozen))
+    fp32, frozen = train.optimizer == "fp32", frozenset(train.frozen)
+    if activations is None:
+        activations = fake_step(config.model, fp32, frozen, train.checkpoint_layers, train.batch_size)
+    weights, gradients, largest, n, exact = sizes(config.model, fp32, frozen)
     state = STATE[train.optimizer] * n - (2 * exact if train.optimizer == "split" else 0)   # these need no low bits
     away = train.optimizer == "offload"
     return Need(weights=weights * (2 if train.ema else 1), gradients=gradients, states=0 if away else state,
-                activations=activations(train.batch_size), host=state + 4 * largest if away else 0,   # four buffers
+                activations=activations, host=state + 4 * largest if away else 0,   # four buffers
                 disk=weights * (2 if train.ema else 1) + state)
 
 
@@ -211,27 +85,11 @@ def settings(config):
                 yield replace(config, train=train)
 
 
-class Predictor:
-    """predict for settings of one network, with activations measured once for each dtype and way of keeping them."""
-
-    def __init__(self):
-        self.known = {}
-
-    def activations(self, config):
-        key = config.train.optimizer == "fp32", config.train.checkpoint_layers
-        if key not in self.known:
-            self.known[key] = Activations.measure(config.model, config.train)
-        return self.known[key]
-
-    def __call__(self, config):
-        return predict(config, self.activations(config))
-
-
-def fit(config, memory_gb, predictor=None):
+def fit(config, memory_gb):
     """The first of `settings` that fits a card of memory_gb GiB. ValueError: none does."""
-    predictor = predictor or Predictor()
+    room = (memory_gb - MARGIN) * 2 ** 30
     for setting in settings(config):
-        if predictor(setting).device <= (memory_gb - MARGIN) * 2 ** 30:
+        if predict(setting, activations=0).device <= room and predict(setting).device <= room:
             return setting
     raise ValueError(f"nothing fits {memory_gb:.0f} GiB, not even {describe(setting.train)}: "
                      f"--freeze und, or several cards with --shard, for which --fit does not count")
@@ -242,9 +100,9 @@ def describe(train):
             f"--batch_size {train.batch_size} --accumulate {train.accumulate}")
 
 
-def table(config, memory_gb, predictor):
+def table(config, memory_gb):
     """The memory table of a config and what to choose, as printable lines."""
-    need, gib = predictor(config), 2 ** 30
+    need, gib = predict(config), 2 ** 30
     lines = [f"memory of training {config.name}, predicted, in GiB: {describe(config.train)}"
              + (f" --freeze {config.train.freeze}" if config.train.freeze else "")]
     lines += [f"  {name:<22}{getattr(need, name) / gib:>8.2f}" for name in ("weights", "gradients", "states",
@@ -255,12 +113,12 @@ def table(config, memory_gb, predictor):
               f"  {'disk, one checkpoint':<22}{need.disk / gib:>8.2f}   three at the peak"]
     lines.append(f"  {'activations by micro-batch':<28}" + "".join(f"{B:>8}" for B in reversed(MICRO)))
     for recompute in (False, True):
-        at = predictor.activations(replace(config, train=replace(config.train, checkpoint_layers=recompute)))
+        trains = [replace(config.train, checkpoint_layers=recompute, batch_size=B) for B in reversed(MICRO)]
         lines.append(f"  {'  --checkpoint_layers ' + str(recompute).lower():<28}"
-                     + "".join(f"{at(B) / gib:>8.2f}" for B in reversed(MICRO)))
+                     + "".join(f"{predict(replace(config, train=x)).activations / gib:>8.2f}" for x in trains))
     try:
         lines.append(f"for {memory_gb:.0f} GiB, as --fit would choose: "
-                     f"{describe(fit(config, memory_gb, predictor).train)}")
+                     f"{describe(fit(config, memory_gb).train)}")
     except ValueError as error:
         lines.append(str(error))
     return lines
@@ -276,7 +134,7 @@ def parameter_table(config):
     if absent:
         lines.append(f"  {'not built':<12}{absent / 1e6:>10.2f}   (total in the release's layout "
                      f"{(rows['total'] + absent) / 1e6:,.2f})")
-    need, fp32 = predict(config, NO_ACTIVATIONS), config.train.optimizer == "fp32"
+    need, fp32 = predict(config, activations=0), config.train.optimizer == "fp32"
     trained = sizes(config.model, fp32, frozenset(config.train.frozen))[3]
     lines.append(f"  {'trained':<12}{trained / 1e6:>10.2f}   --optimizer {config.train.optimizer}: weights, gradients "
                  f"and states take {need.device / 2 ** 30:.1f} GiB; --dry-run counts activations too")
@@ -285,9 +143,9 @@ def parameter_table(config):
 
 def dry_run(config, device, memory_gb):
     """Print the table; then, where there is room for it, one real step on a synthetic batch, measured."""
-    predictor = Predictor()
-    print("\n".join(table(config, memory_gb, predictor)), flush=True)
-    need = predictor(config)
+    print("counting memory on fake tensors: a few seconds for each micro-batch of a large model", flush=True)
+    print("\n".join(table(config, memory_gb)), flush=True)
+    need = predict(config)
     here = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else \
         os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     wanted = need.device + (0 if device.type == "cuda" else need.host)
@@ -310,7 +168,8 @@ def real_step(config):
     peak = Peak() if ranks.device.type == "cpu" else contextlib.nullcontext()
     with peak, card_attention() if ranks.device.type == "cpu" else contextlib.nullcontext():
         model = InternVLA_A1(config.model)
-        _, optimizer, _ = prepare(model, config.train, ranks, False)
+        _, masters, _ = prepare(model, config.train, ranks, False)
+        optimizer = optimizers.adamw(config.train.optimizer, model, masters)
         if ranks.device.type == "cpu":
             peak.peak = peak.now
         for micro_batches in (1, 2):
@@ -320,8 +179,7 @@ def real_step(config):
                 del tensors
             norm = optimizers.global_norm(optimizer.parameters.values())
             optimizer.step(config.train.lr, optimizers.clip_scale(norm, config.train.clip))
-            for p in optimizer.parameters.values():
-                p.grad = None
+            optimizer.zero_grad()
     optimizer.finish()
     if ranks.device.type == "cuda":
         return torch.cuda.max_memory_allocated()

@@ -5,18 +5,17 @@
     offload   bf16 weights and gradients on the device; fp32 masters and moments in host memory     4 (and 12 of host)
 
 Weights always have an exact fp32 master: at these learning rates a bf16 weight that is rounded to nearest after each
-step mostly does not move (tests/test_optim.py shows it). In `split` the bf16 weight is the master rounded to nearest
-and `low` the difference of their bit patterns, so the two together are the master to the bit. Moments in bf16
+step mostly does not move (tests/support/test_optimizers.py). In `split` the bf16 weight is the master rounded to
+nearest and `low` the difference of their bit patterns, so the two together are the master to the bit. Moments in bf16
 cost nothing at beta2 = 0.95: the smallest relative change, 0.05, is far above bf16's resolution.
 
-Parameters that compute in fp32 (norms, action projections) keep fp32 weights in every mode. Sharded parameters work
-in every mode: each rank updates its part.
+Norms and action projections compute in fp32 and keep fp32 weights in every mode. Each rank updates its own shards.
 """
 
 import threading
-from functools import partial
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from support.training.ranks import local, share, whole
 
@@ -26,8 +25,7 @@ PIECE = 1 << 24   # elements of one fp32 working piece of `split`: 64 MiB each f
 def global_norm(parameters):
     """Euclidean norm of all gradients, over all shards, accumulated in float32 -> 0-dim tensor."""
     norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in parameters if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack([norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-                                                 for norm in norms]))
+    return torch.linalg.vector_norm(torch.stack([x.full_tensor() if isinstance(x, DTensor) else x for x in norms]))
 
 
 def clip_scale(norm, clip):
@@ -35,13 +33,17 @@ def clip_scale(norm, clip):
     return (clip / (norm + 1e-6)).clamp(max=1.0)
 
 
-def make(kind, parameters, masters, train):
-    """parameters: name -> Parameter; masters: name -> its fp32 value (may share memory) -> one of the three.
+def adamw(kind, model, masters, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01):
+    """AdamW in one of the three memory budgets for a model's trained parameters; the defaults are Table 2's.
 
-    `masters` is emptied on the way: a whole fp32 copy never stands beside the finished state.
+    masters: name -> float32 value (may share memory). It is emptied: no second copy stands beside the finished state.
     """
-    settings = {"betas": (train.beta1, train.beta2), "eps": train.adam_eps, "weight_decay": train.weight_decay}
-    return {"fp32": Fp32, "split": Split, "offload": Offload}[kind](parameters, masters, settings)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = {"fp32": Fp32, "split": Split, "offload": Offload}[kind](
+        parameters, masters, {"betas": betas, "eps": eps, "weight_decay": weight_decay})
+    masters.clear()
+    optimizer.hold_back(model)
+    return optimizer
 
 
 class Fp32:
@@ -59,8 +61,15 @@ class Fp32:
         for name, p in self.parameters.items():
             self.weights[name].grad = local(p.grad).mul_(scale)
         self.adamw.step()
-        for weight in self.weights.values():
-            weight.grad = None
+        self.adamw.zero_grad()
+
+    def hold_back(self, model):
+        """Let a forward pass of the model wait for its new weights. Here they are there when `step` returns."""
+
+    def zero_grad(self):
+        """Drop all gradients."""
+        for p in self.parameters.values():
+            p.grad = None
 
     def finish(self):
         """Wait until the last update is complete. Here it always is."""
@@ -100,8 +109,7 @@ class Split(Fp32):
         self.parameters, self.settings, self.kept, self.steps = parameters, settings, {}, 0
         for name, p in parameters.items():
             weight = local(p.detach())
-            state = {"exp_avg": torch.zeros_like(weight, dtype=torch.bfloat16),
-                     "exp_avg_sq": torch.zeros_like(weight, dtype=torch.bfloat16)}
+            state = {key: torch.zeros_like(weight, dtype=torch.bfloat16) for key in ("exp_avg", "exp_avg_sq")}
             if p.dtype == torch.bfloat16:
                 state["low"] = torch.zeros_like(weight, dtype=torch.int16)
                 master = share(masters.pop(name), p).contiguous()
@@ -121,7 +129,7 @@ class Split(Fp32):
             for hi, low, m, v, g in pieces(weight, low, state["exp_avg"], state["exp_avg_sq"], local(p.grad)):
                 exact = hi.dtype == torch.float32
                 master = hi if exact else get_master(hi, low)
-                adamw(master, g.float() * scale, m, v, self.steps, lr, **self.settings)
+                update(master, g.float() * scale, m, v, self.steps, lr, **self.settings)
                 if not exact:
                     put_master(master, hi, low)
 
@@ -150,7 +158,7 @@ def put_master(master, hi, low):
     hi.view(torch.int16).copy_(rounded)
 
 
-def adamw(weight, g, m, v, step, lr, betas, eps, weight_decay):
+def update(weight, g, m, v, step, lr, betas, eps, weight_decay):
     """AdamW on one fp32 tensor in place. m, v: moments as they are stored, bf16; the update uses them unrounded."""
     one, two = m.float().lerp_(g, 1 - betas[0]), v.float().mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
     m.copy_(one)
@@ -172,11 +180,10 @@ class Offload(Fp32):
     def __init__(self, parameters, masters, settings, overlap=None):
         self.parameters = parameters
         self.masters = {name: share(masters.pop(name).float(), p).cpu().contiguous() for name, p in parameters.items()}
-        self.adamw = {name: torch.optim.AdamW([master], fused=True, **settings)
-                      for name, master in self.masters.items()}
+        self.adamw = {name: torch.optim.AdamW([x], fused=True, **settings) for name, x in self.masters.items()}
         self.cuda = any(local(p).is_cuda for p in parameters.values())
-        size = max(local(p).numel() * p.element_size() for p in parameters.values())
-        self.slots = [Slot(size, self.cuda) for _ in range(2)]
+        largest = max(local(p).numel() * p.element_size() for p in parameters.values())
+        self.slots = [Slot(largest, self.cuda) for _ in range(2)]
         self.stream = torch.cuda.Stream() if self.cuda else None
         self.overlap, self.thread, self.problem = self.cuda if overlap is None else overlap, None, None
         self.ready = {name: (threading.Event(), torch.cuda.Event() if self.cuda else None) for name in parameters}
@@ -211,7 +218,7 @@ class Offload(Fp32):
     def host_bytes(self):
         """What is held in host memory: masters, moments and the four buffers."""
         held = [x for name in self.parameters for x in self.state(name).values()]
-        held += [buffer for slot in self.slots for buffer in (slot.incoming, slot.outgoing)]
+        held += [x for slot in self.slots for x in (slot.incoming, slot.outgoing)]
         return sum(x.numel() * x.element_size() for x in held)
 
     def load(self, tensors):
@@ -226,12 +233,12 @@ class Offload(Fp32):
         for ready, _ in self.ready.values():
             ready.clear()
         gradients = [local(p.grad) for p in self.parameters.values()]   # held until they are read, whoever drops them
-        update = partial(self._update, gradients, lr, scale.to("cpu"))
+        work = gradients, lr, scale.to("cpu")
         if self.overlap:
-            self.thread = threading.Thread(target=update)
+            self.thread = threading.Thread(target=self._update, args=work)
             self.thread.start()
         else:
-            update()
+            self._update(*work)
             self.finish()
 
     @torch.no_grad()

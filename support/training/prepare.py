@@ -11,7 +11,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from support.precision import to_compute
-from support.training import optimizers
 
 
 def vision_layers(model):
@@ -35,7 +34,8 @@ def checkpoint_layers(model):
 
 
 def prepare(model, train, ranks, shard):
-    """A fresh float32 model on the CPU -> (the module to call, optimizer, average or None).
+    """A fresh float32 model on the CPU -> (the module to call, float32 values of the trained parameters, average or
+    None). The optimizer begins with these values.
 
     The model itself is changed: frozen, cast to its compute dtype, moved, sharded, its layers checkpointed or compiled.
     """
@@ -50,9 +50,4 @@ def prepare(model, train, ranks, shard):
             layer.forward = torch.compile(layer.forward, dynamic=False)
     if train.checkpoint_layers:
         checkpoint_layers(model)
-    wrapped = ranks.wrap(model, shard)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = optimizers.make(train.optimizer, trained, masters, train)
-    if train.optimizer == "offload":
-        optimizer.hold_back(model)
-    return wrapped, optimizer, average
+    return ranks.wrap(model, shard), masters, average

@@ -1,17 +1,37 @@
-"""How good is it? Losses and foresight on held-out windows, success in closed loop.
+"""How good is it? Losses and foresight on held-out windows.
 
 Foresight is scored against the obvious rival, "nothing changes": error of z_hat_{t+m} over error of copying z_t.
-The crop score asks the same of pixels at the place where the object really is at t+m.
+Where a world says what to watch, the same is asked of pixels around the place where an object really is at t+m.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from worlds import conveyor
 import flow
 from data import VIEWS, collate, example, stream
 
 HELD_OUT_SEED = 1_000_003   # noise of the validation losses, the same for every run
+
+
+class Watched(NamedTuple):
+    """What a world wants to see foreseen on its held-out episodes e, beyond the whole picture."""
+
+    group: Callable   # e -> what its scores are called by, such as "static"
+    marks: Callable   # (e, t) -> (name, x, y) of objects in the head view at frame t, fractions of it from the top left
+    half: float       # of the side of the square that is cut around a mark, as a fraction of the picture
+
+
+class Foresight(NamedTuple):
+    """One held-out window in pictures, each (V, 3, H, W) uint8 and through the tokenizer."""
+
+    past: torch.Tensor        # z_{t-m}
+    present: torch.Tensor     # z_t
+    imagined: torch.Tensor    # z_hat_{t+m}
+    true: torch.Tensor        # z_{t+m}
+    view_mask: torch.Tensor   # (V,) bool
 
 
 def held_out_batches(config, stats, source, rows, limit):
@@ -29,57 +49,83 @@ def held_out_batches(config, stats, source, rows, limit):
 
 
 @torch.no_grad()
-def validate(model, config, stats, source, rows, limit):
-    """Held-out losses and foresight -> dict of floats: loss_act, loss_gen, and per view (and suite) the error of
-    z_hat over that of copying z_t; in the embedded world also crop_target and crop_distractor, dynamic scenes."""
+def validate(model, config, batches, watched=None):
+    """Held-out losses and foresight -> (dict of floats, Foresight or None).
+
+    batches: as held_out_batches yields them; with sharding every rank gives the same ones. The dict has loss_act,
+    loss_gen, per kind of view (and group of `watched`) the error of z_hat over that of copying z_t, and the same in
+    pixels around each mark. The pictures are of the window of the first batch in which most changes.
+    """
     training = model.training
     model.eval()
-    sums, counts, ratios, crops = [0.0, 0.0], [0, 0], {}, {}
+    sums, counts, pairs, shown = [0.0, 0.0], [0, 0], {}, None
     device = next(model.parameters()).device
-    for batch, eps, tau, part in held_out_batches(config, stats, source, rows, limit):
+    for batch, eps, tau, rows in batches:
         losses = model(batch.to(device), eps.to(device), tau.to(device), pictures=True)
         for i, (total, count) in enumerate(((losses.act_sum, losses.act_count), (losses.gen_sum, losses.gen_count))):
             sums[i] += float(total)
             counts[i] += int(count)
         if losses.z_hat is None:
             continue
-        imagined = (losses.z_hat - losses.z[:, :, 2]).square().mean((2, 3, 4)).cpu().numpy()     # (B, V)
-        copied = (losses.z[:, :, 1] - losses.z[:, :, 2]).square().mean((2, 3, 4)).cpu().numpy()
-        for b, (e, _) in enumerate(part):
-            if not batch.future_mask[b]:
-                continue
-            suite = f"{source.extra['suite'][e]}_" if hasattr(source, "extra") and "suite" in source.extra else ""
-            for v in range(len(VIEWS)):
-                if batch.view_mask[b, v]:
-                    name = suite + ("head" if v == 0 else "wrist")
-                    ratios.setdefault(name, []).append((imagined[b, v], copied[b, v]))
-        if hasattr(source, "extra") and "target" in source.extra:
-            _crops(crops, source, part, model.to_pictures(losses.z_hat[:, 0]).cpu(), batch, config.data.m)
+        _add_latent_errors(pairs, losses, batch, rows, watched)
+        if watched:
+            imagined = model.to_pictures(losses.z_hat[:, 0]).cpu()
+            _add_pixel_errors(pairs, imagined, batch, rows, watched, config.data.m)
+        shown = shown or _foresight(model, losses, batch)
     model.train(training)
     report = {"loss_act": sums[0] / max(counts[0], 1)}
     if config.model.gen_expert:
         report["loss_gen"] = sums[1] / max(counts[1], 1)
-    for name, pairs in sorted({**ratios, **crops}.items()):
-        imagined, copied = np.sum(pairs, 0)
+    for name, errors in sorted(pairs.items()):
+        imagined, copied = np.sum(errors, 0)
         if copied > 0:   # where nothing changed at all the ratio says nothing
             report[f"foresight_{name}"] = float(imagined / copied)
-    return report
+    return report, shown
 
 
-def _crops(crops, source, part, imagined, batch, m):
-    """Add squared pixel errors in a window of the head view around each object's true place at t+m."""
-    size = imagined.shape[-1]
-    half = round(conveyor.RADIUS * size / 2)
-    for b, (e, t) in enumerate(part):
-        if source.extra["suite"][e] != "dynamic":
+def _add_latent_errors(pairs, losses, batch, rows, watched):
+    """Add (error of z_hat, error of copying z_t) of every view with a true future to pairs[kind of view]."""
+    imagined = (losses.z_hat - losses.z[:, :, 2]).square().mean((2, 3, 4)).cpu().numpy()     # (B, V)
+    copied = (losses.z[:, :, 1] - losses.z[:, :, 2]).square().mean((2, 3, 4)).cpu().numpy()
+    for b, (e, _) in enumerate(rows):
+        if not batch.future_mask[b]:
             continue
+        group = f"{watched.group(e)}_" if watched else ""
+        for v in range(len(VIEWS)):
+            if batch.view_mask[b, v]:
+                pairs.setdefault(group + ("head" if v == 0 else "wrist"), []).append((imagined[b, v], copied[b, v]))
+
+
+def _add_pixel_errors(pairs, imagined, batch, rows, watched, m):
+    """The same of pixels in a window of the head view around each mark's true place at t+m. imagined (B, 3, H, W)."""
+    size = imagined.shape[-1]
+    half = round(watched.half * size)
+    for b, (e, t) in enumerate(rows):
         true, now = batch.frames[b, 0, 2].float(), batch.frames[b, 0, 1].float()
-        for thing in ("target", "distractor"):
-            x, y = source.extra[thing][source.starts[e] + t + m]
-            if not np.isfinite(x) or abs(x) > 1 or abs(y) > 1:
-                continue
-            column, row = (x + 1) / 2 * size, (1 - y) / 2 * size
-            window = (slice(None), slice(max(0, round(row) - half), round(row) + half),
-                      slice(max(0, round(column) - half), round(column) + half))
+        for name, x, y in watched.marks(e, t + m):
+            column, row = round(x * size), round(y * size)
+            window = (slice(None), slice(max(0, row - half), row + half), slice(max(0, column - half), column + half))
             pair = [float((picture[window] - true[window]).square().mean()) for picture in (imagined[b].float(), now)]
-            crops.setdefault(f"crop_{thing}", []).append(pair)
+            pairs.setdefault(f"crop_{name}", []).append(pair)
+
+
+def _foresight(model, losses, batch):
+    """The window of a batch in which most changes until t+m -> Foresight; None where no window has a future."""
+    future = batch.future_mask.nonzero().flatten().to(losses.z.device)
+    if not len(future):
+        return None
+    change = (losses.z[future, :, 2] - losses.z[future, :, 1]).square().mean((1, 2, 3, 4))
+    b = int(future[change.argmax()])
+    latents = torch.stack([*losses.z[b, :, :2].unbind(1), losses.z_hat[b], losses.z[b, :, 2]])   # (4, V, 16, g, g)
+    return Foresight(*model.to_pictures(latents).cpu(), batch.view_mask[b])
+
+
+def held_out_losses(checkpointer, corpus, watched=None):
+    """A function without arguments: what the run has learned so far, as `validate` gives it."""
+    config, stats = checkpointer.config, checkpointer.by_robot[corpus.held_out.robot]
+    model = checkpointer.average.module if checkpointer.average else checkpointer.model
+
+    def losses():
+        return validate(model, config, held_out_batches(config, stats, corpus.held_out, corpus.held_out_windows,
+                                                        config.train.eval_windows), watched)
+    return losses

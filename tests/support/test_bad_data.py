@@ -18,7 +18,7 @@ from support.data.lerobot import LeRobotSource, picture_shape
 from support import checkpoint
 from support.training.ranks import Ranks
 from support.inference.policy import Policy
-from support.training.run import culprits
+from support.training.journal import nonfinite_samples
 from support.data.statistics import statistics
 
 from test_bad_input import RUN, SMALL, save_checkpoint, write_folder
@@ -248,14 +248,14 @@ def test_a_skipped_sample_is_replaced_by_a_pure_function_of_its_number(capfd):
 
 
 def test_a_sample_that_stood_in_for_a_bad_one_is_named_itself(capfd):
-    """support.training.run.culprits: where the loss is not finite, it is not the one that could not be read."""
+    """nonfinite_samples: where the loss is not finite, it is not the one that could not be read."""
     mixture = mixture_of(Torn(lengths=MANY), on_bad_sample="skip")
     n = next(n for n in range(1200) if mixture[n][3])
     _, e, t = mixture.draw(n, 1)
 
     def model(batch, eps, tau):
         return SimpleNamespace(act_sum=torch.tensor(float("nan")), gen_sum=torch.tensor(0.0))
-    assert culprits(model, mixture, [n], Ranks()) == f"not finite: {mixture.sources[0].name} episode {e} frame {t}"
+    assert nonfinite_samples(model, mixture, [n], Ranks()) == f"not finite: {mixture.sources[0].name} episode {e} frame {t}"
 
 
 def test_a_worker_whose_only_dataset_is_unreadable_is_stood_in_for_by_the_others():

@@ -16,7 +16,7 @@ from model import InternVLA_A1
 from support import checkpoint
 from support.training import optimizers
 from support.training.ranks import Ranks
-from support.training.run import Keeper
+from support.training.checkpointer import Checkpointer
 from support.data.statistics import Statistics
 from support.training.prepare import prepare
 
@@ -45,24 +45,24 @@ def train_on(ranks, config, fixed, micros, shard=False, out=None, kind="fp32"):
     """Ten steps on this rank's micro-batches -> (step-0 gradients by name, losses of each step)."""
     torch.manual_seed(0)
     model = InternVLA_A1(config.model)
-    wrapped, optimizer, _ = prepare(model, replace(config.train, optimizer=kind), ranks, shard)
+    wrapped, masters, _ = prepare(model, replace(config.train, optimizer=kind), ranks, shard)
+    optimizer = optimizers.adamw(kind, model, masters)
     micro = [part(fixed, rows) for rows in micros]
     first, losses = None, []
     for _ in range(STEPS):
-        counts = [sum(column) for column in zip(*(model.counts(batch, 2) for batch, _, _ in micro))]
-        counts = ranks.sums(*counts)
+        counts = ranks.sums(*train.elements(model, micro, config))
         own = train.gradients(wrapped, micro, config, ranks, counts)
         losses.append(ranks.sums(*own))
         if first is None:
             first = {name: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).clone()
                      for name, p in optimizer.parameters.items()}
         optimizer.step(1e-3, optimizers.clip_scale(optimizers.global_norm(optimizer.parameters.values()), 1.0))
-        for p in optimizer.parameters.values():
-            p.grad = None
+        optimizer.zero_grad()
     if out is not None:
-        keeper = Keeper(out, ranks, config, {STATS.robot: STATS}, model, optimizer)
-        keeper.begin()
-        assert keeper.save(STEPS) == ""
+        checkpointer = Checkpointer(out, ranks, config, {STATS.robot: STATS}, model, optimizer)
+        checkpointer.begin()
+        checkpointer.save(STEPS)
+        assert checkpointer.problem == ""
     return first, losses
 
 
@@ -153,14 +153,14 @@ def test_a_sharded_run_saves_the_checkpoint_of_an_unsharded_one(two_ranks):
             assert torch.allclose(x, b[name], rtol=1e-3, atol=1e-4), name
 
 
-def test_a_checkpoint_of_a_sharded_run_goes_on_unsharded(config, two_ranks, tmp_path):
+def test_a_checkpoint_of_a_sharded_run_goes_on_unsharded(config, two_ranks, capsys):
     """--resume with another number of ranks loads everything, and says that it is not exact."""
     torch.manual_seed(5)
-    model = InternVLA_A1(config.model)
-    _, optimizer, _ = prepare(model, config.train, Ranks(), False)
-    keeper = Keeper(two_ranks[1] / "fsdp", Ranks(), config, {STATS.robot: STATS}, model, optimizer)
-    step, _, lines = keeper.begin(checkpoint.newest(two_ranks[1] / "fsdp"))
-    stored = checkpoint.load_optimizer(two_ranks[1] / "fsdp" / f"step_{STEPS:08d}")
-    own = optimizer.tensors()
-    assert step == STEPS and "not exact" in lines[0] and "'ranks': 2" in lines[0]
+    model, folder = InternVLA_A1(config.model), two_ranks[1] / "fsdp"
+    optimizer = optimizers.adamw("fp32", model, prepare(model, config.train, Ranks(), False)[1])
+    checkpointer = Checkpointer(folder, Ranks(), config, {STATS.robot: STATS}, model, optimizer)
+    step, _ = checkpointer.begin(checkpoint.newest(folder))
+    own, stored = optimizer.tensors(), checkpoint.load_optimizer(folder / f"step_{STEPS:08d}")
+    line = capsys.readouterr().out.splitlines()[0]
+    assert step == STEPS and "not exact" in line and "'ranks': 2" in line
     assert all(torch.equal(own[name], stored[name]) for name in own) and own.keys() == stored.keys()

@@ -21,7 +21,7 @@ from support.data import frame_cache
 from support.data import lerobot
 from support.data.__main__ import main
 from support.data.lerobot import LeRobotSource, copy_numbers
-from support.training.run import impossible
+from support.training.preflight import check_settings
 from support.data.statistics import statistics
 
 SIZES = (32, 48)
@@ -177,7 +177,7 @@ def test_a_size_that_the_cache_does_not_hold_is_refused_before_training(pair):
     rows = windows(cached, 3)
     corpus = Corpus([cached], [1.0], ["robot"], [rows], cached, rows)
     with pytest.raises(ValueError, match="holds pictures of 32 and 48 pixels, 64 are asked for; .* --sizes 32,64$"):
-        impossible(config, corpus)
+        check_settings(config, corpus)
 
 
 def test_the_command_says_what_it_will_write_and_what_the_cache_is_valid_for(tmp_path, capsys, monkeypatch):

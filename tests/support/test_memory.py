@@ -7,25 +7,25 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from config import CONFIGS, get_config
-from support.training import memory
-from support.training import optimizers
+from support.training import activations, memory, optimizers
 from support.training.prepare import checkpoint_layers
 
 
 def whole_step(config):
     """Peak bytes of an optimizer step of two micro-batches on fake tensors, gradients and states growing as they do."""
     train = config.train
-    model = memory.skeleton(config.model, train.optimizer == "fp32", train.frozen)
-    with FakeTensorMode(), memory.Peak() as peak, memory.card_attention():
-        memory.allocate(model)
-        own = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        optimizer = optimizers.make(train.optimizer, own, {name: torch.empty(p.shape) for name, p in own.items()}, train)
+    model = activations.skeleton(config.model, train.optimizer == "fp32", train.frozen)
+    with FakeTensorMode(), activations.Peak() as peak, activations.card_attention():
+        activations.allocate(model)
+        masters = {name: torch.empty(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+        optimizer = optimizers.adamw(train.optimizer, model, masters)
         if train.checkpoint_layers:
             checkpoint_layers(model)
         peak.peak = peak.now
         for _ in range(2):
-            model(*memory.synthetic(config.model, train.batch_size)).total(1.0, 1, 1).backward()
-        optimizer.step(train.lr, optimizers.clip_scale(optimizers.global_norm(own.values()), train.clip))
+            model(*activations.synthetic(config.model, train.batch_size)).total(1.0, 1, 1).backward()
+        norm = optimizers.global_norm(optimizer.parameters.values())
+        optimizer.step(train.lr, optimizers.clip_scale(norm, train.clip))
         return peak.peak
 
 
@@ -52,7 +52,7 @@ def at_depth(name, layers, B):
     ("a1_2b", 2, 4), ("a1_2b", 2, 12), pytest.param("a1_2b", None, 4, marks=pytest.mark.long),
     pytest.param("a1_3b", 2, 12, marks=pytest.mark.long), pytest.param("a1_3b", None, 4, marks=pytest.mark.long)])
 def test_the_prediction_is_what_a_whole_step_takes_at_full_width(name, layers, B):
-    """split, recomputed, at a micro-batch between two that were measured: fake tensors, within 10 %."""
+    """split, recomputed: fake tensors, within 10 %."""
     config = setting(at_depth(name, layers, B), optimizer="split")
     assert memory.predict(config).device == pytest.approx(whole_step(config), rel=0.1)
 
@@ -61,7 +61,7 @@ def test_the_prediction_is_what_a_whole_step_takes_at_full_width(name, layers, B
 def test_the_presets_fit_a_card_of_24_gb(name, kind, device, host):
     """All parameters trained; weights, gradients and states are the optimizer's bytes a parameter, the VAE's beside."""
     config = CONFIGS[name]
-    need = memory.predict(config, memory.NO_ACTIVATIONS)
+    need = memory.predict(config, activations=0)
     trained = memory.sizes(config.model, False, frozenset())[3]
     assert config.train.optimizer == kind and not config.train.frozen and config.train.checkpoint_layers
     assert need.device == pytest.approx(device * trained + 2 * 76_789_472, rel=0.002)
@@ -69,20 +69,16 @@ def test_the_presets_fit_a_card_of_24_gb(name, kind, device, host):
     assert need.disk == pytest.approx((2 + memory.STATE[kind]) * trained + 2 * 76_789_472, rel=0.002)
 
 
-def test_fit_takes_the_first_setting_that_fits_and_keeps_the_effective_batch():
+def test_fit_takes_the_first_setting_that_fits_and_keeps_the_effective_batch(monkeypatch):
     """With activations of 1 GiB a sample, 0.1 when recomputed: larger cards get less recomputation."""
-    class Known(memory.Predictor):
-        def activations(self, config):
-            gib = 2 ** 30 * (0.1 if config.train.checkpoint_layers else 1)
-            return memory.Activations(((1, gib), (16, 16 * gib)))
-
+    monkeypatch.setattr(memory, "fake_step", lambda model, fp32, frozen, recompute, B: B * 2 ** 30 * (0.1 if recompute else 1))
     config = get_config("a1_2b")
-    chosen = {gb: memory.fit(config, gb, Known()).train for gb in (80, 24, 14, 8)}
+    chosen = {gb: memory.fit(config, gb).train for gb in (80, 24, 14, 8)}
     assert {gb: (t.optimizer, t.checkpoint_layers, t.batch_size) for gb, t in chosen.items()} == {
         80: ("split", False, 8), 24: ("split", False, 4), 14: ("offload", False, 4), 8: ("offload", True, 8)}
     assert {t.batch_size * t.accumulate for t in chosen.values()} == {128}
     with pytest.raises(ValueError, match="nothing fits 4 GiB.*--freeze und, or several cards with --shard"):
-        memory.fit(config, 4, Known())
+        memory.fit(config, 4)
 
 
 @pytest.mark.parametrize("own, kinds", [("fp32", ["fp32", "split", "offload"]), ("split", ["split", "offload"]),
@@ -98,7 +94,7 @@ def test_a_dry_run_that_runs_out_of_memory_is_one_line(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
     monkeypatch.setattr(memory, "real_step", full)
     monkeypatch.setattr(memory, "table", lambda *args: [])
-    monkeypatch.setattr(memory.Predictor, "__call__", lambda self, config: memory.Need(1, 1, 1, 1, 1, 1))
+    monkeypatch.setattr(memory, "predict", lambda config: memory.Need(1, 1, 1, 1, 1, 1))
     with pytest.raises(ValueError, match="^out of memory at a peak of .*--batch_size 32"):
         memory.dry_run(get_config("conveyor"), torch.device("cpu"), 24)
 
@@ -106,9 +102,8 @@ def test_a_dry_run_that_runs_out_of_memory_is_one_line(monkeypatch):
 @pytest.mark.parametrize("freeze, least", [("und", 0.25), ("vision", 0.05), ("embed", 0.05)])
 def test_what_is_frozen_takes_no_gradient_and_no_state(freeze, least):
     """--freeze und|vision|embed."""
-    nothing = memory.NO_ACTIVATIONS
-    whole = memory.predict(get_config("a1_2b"), nothing)
-    less = memory.predict(get_config("a1_2b", {"freeze": freeze}), nothing)
+    whole = memory.predict(get_config("a1_2b"), activations=0)
+    less = memory.predict(get_config("a1_2b", {"freeze": freeze}), activations=0)
     assert less.weights == whole.weights
     for part in ("gradients", "states"):
         assert getattr(less, part) < (1 - least) * getattr(whole, part)

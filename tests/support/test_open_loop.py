@@ -15,9 +15,9 @@ from config import get_config
 from data import Corpus, example, open_corpus, open_source, windows
 from model import InternVLA_A1
 from support.data.__main__ import main as data_command
-from support.training.validation import validate
 from support.inference import image_folder
 from support.inference.open_loop import Baselines, errors, mean_errors, open_loop, replay
+from support.training.validation import held_out_batches, validate
 from support.inference.policy import Policy
 from support.data.statistics import Statistics, statistics
 
@@ -266,5 +266,5 @@ def test_foresight_is_left_out_where_nothing_changed():
     config = get_config("conveyor", SMALL)
     source, stats = Fake(lengths=(40,)), corpus_of(lambda state: state)[1]
     source.frame = lambda view, e, t: np.full((8, 8, 3), 50, np.uint8)
-    report = validate(InternVLA_A1(config.model), config, stats, source, windows(source, 15), 4)
+    report, _ = validate(InternVLA_A1(config.model), config, held_out_batches(config, stats, source, windows(source, 15), 4))
     assert set(report) == {"loss_act", "loss_gen"} and all(np.isfinite(value) for value in report.values())

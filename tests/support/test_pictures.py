@@ -1,11 +1,13 @@
-"""Figures: sizes, that a pixel or a value shows where it should, and that odd input is drawn or refused."""
+"""Figures: that a pixel or a value shows where it should, and that odd input is drawn or refused."""
 
 import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageSequence
 
-from support import pictures
-from support.pictures import action_plot, foresight, gif, side_by_side, strip
+from support import pictures, plots
+from support.pictures import foresight, gif
+from support.plots import action_plot
+from support.training.curves import ORANGE, curves
 
 VIEWS = ("head", "left wrist", "right wrist")
 TIMES = ("t - 15", "t", "imagined t + 15", "true t + 15")
@@ -23,15 +25,12 @@ def has(image: Image.Image, colour: tuple[int, int, int], tolerance: int = 2) ->
     return bool((np.abs(np.asarray(image).astype(int) - colour) <= tolerance).all(axis=2).any())
 
 
-def test_foresight_size_file_and_background(tmp_path):
+def test_a_figure_is_written_as_it_is_returned_and_small_pictures_are_enlarged(tmp_path):
     image = foresight(grid(), tmp_path / "new" / "foresight.png", scale=4)
     assert image.mode == "RGB" and image.getpixel((0, 0)) == pictures.PAPER
     with Image.open(tmp_path / "new" / "foresight.png") as stored:
         assert ImageChops.difference(image, stored).getbbox() is None
-    wider = foresight(grid(), scale=5)
-    assert wider.width - image.width == 4 * 16 and wider.height - image.height == 3 * 16
-    by_default = foresight([("", [("", grey())])])
-    assert by_default.size == (192 + 2 * pictures.MARGIN,) * 2
+    assert foresight([("", [("", grey())])]).size == (192 + 2 * pictures.MARGIN,) * 2
     assert foresight([("", [("", grey(448, 448))])]).width == 448 + 2 * pictures.MARGIN
 
 
@@ -68,27 +67,11 @@ def test_malformed_pictures_are_refused(cell):
         foresight([("head", [("t", cell)])])
 
 
-def test_empty_grids_and_bad_scales_are_refused():
-    for rows in ([], [("head", [])]):
-        with pytest.raises(ValueError, match="no pictures"):
-            foresight(rows)
-    for scale in (0, 1.5):
-        with pytest.raises(ValueError, match="scale"):
-            foresight(grid(), scale=scale)
-
-
-def test_strip_and_side_by_side(tmp_path):
-    image = strip([grey(), None, grey()], ["a", "b", "c"], tmp_path / "strip.png")
-    assert (tmp_path / "strip.png").exists()
-    assert strip([grey()] * 3).height < image.height
-    joined = side_by_side([image, foresight(grid())])
-    assert joined.width == image.width + foresight(grid()).width
-    assert joined.height == foresight(grid()).height
-    assert joined.getpixel((3, joined.height - 3)) == pictures.PAPER
-    with pytest.raises(ValueError, match="2 frames but 1 captions"):
-        strip([grey(), grey()], ["a"])
-    with pytest.raises(ValueError, match="no images"):
-        side_by_side([])
+@pytest.mark.parametrize("rows, scale, words", [([], None, "no pictures"), ([("head", [])], None, "no pictures"),
+                                                (grid(), 0, "scale"), (grid(), 1.5, "scale")])
+def test_empty_grids_and_bad_scales_are_refused(rows, scale, words):
+    with pytest.raises(ValueError, match=words):
+        foresight(rows, scale=scale)
 
 
 def test_gif_colours_times_and_loop(tmp_path):
@@ -104,7 +87,7 @@ def test_gif_colours_times_and_loop(tmp_path):
 
 
 def test_gif_takes_figures_and_refuses_bad_input(tmp_path):
-    gif([strip([grey()]), strip([grey()])], tmp_path / "figures.gif", 5)
+    gif([foresight(grid())] * 2, tmp_path / "figures.gif", 5)
     for frames, fps, words in (([], 10, "at least one"), ([grey()], 0, "fps"), ([grey()], 60, "fps"),
                                ([grey(), grey(8, 8)], 10, "one size"), ([grey().astype(float)], 10, "uint8")):
         with pytest.raises(ValueError, match=words):
@@ -115,14 +98,14 @@ def wave(steps: int, count: int) -> np.ndarray:
     return np.sin(np.linspace(0, 3, steps)[:, None] + np.arange(count))
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 7, 14, 32])
+@pytest.mark.parametrize("count", [1, 5, 32])
 def test_action_plot_size_and_colours(tmp_path, count):
     names = [f"joint {i}" for i in range(count)]
     plain = action_plot(wave(16, count), names, path=tmp_path / "actions.png")
     assert plain.size == Image.open(tmp_path / "actions.png").size
-    assert has(plain, pictures.BLUE) and not has(plain, pictures.BASELINE_COLOURS[0])
+    assert has(plain, pictures.BLUE) and not has(plain, plots.BASELINE_COLOURS[0])
     full = action_plot(wave(16, count), names, wave(16, count) + 0.3, {"hold": wave(16, count) * 0}, fps=30)
-    assert has(full, pictures.BLUE) and has(full, pictures.GREY) and has(full, pictures.BASELINE_COLOURS[0])
+    assert has(full, pictures.BLUE) and has(full, plots.GREY) and has(full, plots.BASELINE_COLOURS[0])
     assert full.height > plain.height                     # the axis in seconds
 
 
@@ -133,7 +116,7 @@ def test_a_changed_value_moves_its_own_panel_only():
     after = action_plot(values, names)
     left, top, right, bottom = ImageChops.difference(before, after).getbbox()
     assert before.width / 2 < left and right < 0.77 * before.width
-    assert right - left < 0.1 * pictures.PANEL_WIDTH + 10 and bottom - top < pictures.PANEL_HEIGHT
+    assert right - left < 0.1 * plots.PANEL_WIDTH + 10 and bottom - top < plots.PANEL_HEIGHT
 
 
 @pytest.mark.parametrize("values", [np.zeros((10, 2)), np.full((10, 2), -3.5), np.full((1, 2), 1e-12),
@@ -145,9 +128,47 @@ def test_constant_single_step_and_extreme_data(values):
 
 
 def test_ticks_tell_close_values_apart():
-    ticks = pictures._limits([np.array([100.001, 100.002])])[2]
+    ticks = plots._limits([np.array([100.001, 100.002])])[2]
     assert [text for _, text in ticks] == ["100.001", "100.002"]
-    assert [text for _, text in pictures._limits([np.array([0.25, 0.25])])[2]] == ["0.25"]
+    assert [text for _, text in plots._limits([np.array([0.25, 0.25])])[2]] == ["0.25"]
+
+
+def test_a_joint_that_does_not_move_looks_like_one():
+    """Its axis spans a standard deviation of the training data, so the same small wave is nearly a straight line."""
+    def heights(**options):
+        image = np.asarray(action_plot(wave(30, 1) * 1e-3, ["joint"], **options)).astype(int)
+        rows = np.flatnonzero((np.abs(image - pictures.BLUE) <= 2).all(2).any(1))
+        return np.ptp(rows[rows > pictures.MARGIN + 20])   # below the legend
+    assert heights() > 0.8 * plots.PANEL_HEIGHT and heights(spans=[1.0]) < 4
+    assert plots._limits([np.array([1.0, 1.2])], 1.0)[2] == [(0.6000000000000001, "0.6"), (1.6, "1.6")]
+    assert plots._limits([np.array([1.0, 1.2])], 0.1) == plots._limits([np.array([1.0, 1.2])])
+
+
+def row(step, act, gen=0.5, lr=1e-3):
+    return {"step": step, "loss": act, "loss_act": act, "loss_gen": gen, "lr": lr}
+
+
+def test_curves_show_training_and_what_is_held_out(tmp_path):
+    rows = [row(n, 2.0 / n) for n in range(1, 200)] + [{"step": 199, "held_out": {"loss_act": 0.02, "loss_gen": None}}]
+    image = curves(rows, tmp_path / "new" / "curves.png")
+    assert has(image, pictures.BLUE) and has(image, ORANGE) and image.size == Image.open(tmp_path / "new/curves.png").size
+    assert not has(curves(rows[:-1]), ORANGE)
+    held_out = np.argwhere((np.abs(np.asarray(image).astype(int) - ORANGE) <= 2).all(2))
+    assert held_out[:, 1].max() > 0.9 * image.width   # a point at the last step
+
+
+@pytest.mark.parametrize("rows", [
+    [row(1, 0.5)], [row(1, 1e-9), row(5_000_000, 1e9)], [row(n, 0.5, gen=0.0) for n in (1, 2)], [row(1, 0.0, gen=0.0)],
+    [row(1, 0.5), {"step": 2, "skipped": True, "lr": 1.0, "n_act": 1, "n_gen": 1}, {"step": 2, "held_out": {"loss_act": 0.1}}],
+    [row(n, 0.5 + 1e-4 * n) for n in range(1, 5)], [row(n, 1.0 / n) for n in range(1, 20_000, 7)]])
+def test_curves_of_odd_runs_are_drawn(rows):
+    """One step, an enormous range, no generation expert, no losses at all, skipped steps, next to no change."""
+    assert has(curves(rows), pictures.BLUE)
+
+
+def test_a_log_without_a_loss_has_no_curves():
+    with pytest.raises(ValueError, match="no row of the log has a loss"):
+        curves([{"step": 1, "skipped": True}])
 
 
 def test_bad_actions_are_refused_in_one_line():
@@ -159,7 +180,7 @@ def test_bad_actions_are_refused_in_one_line():
              ({"true": broken}, "true is nan at step 5 of elbow"),
              ({"baselines": {"hold": np.where(np.isnan(broken), np.inf, values)}}, "hold is inf at step 5"),
              ({"true": values[:4]}, "they must agree"), ({"names": ["a"]}, "one column a name"),
-             ({"predicted": values[:0]}, "must be"), ({"fps": 0}, "fps"),
+             ({"predicted": values[:0]}, "must be"), ({"fps": 0}, "fps"), ({"spans": [1.0]}, "1 spans for 3"),
              ({"baselines": {str(i): values for i in range(6)}}, "at most 5"))
     for change, words in cases:
         with pytest.raises(ValueError, match=words) as error:

@@ -1,10 +1,11 @@
-"""A run in train.py is not lost and not silently wrong: support/training/run.py, support/training/prepare.py, in this process."""
+"""A run in train.py is not lost and not silently wrong: support/training/, in this process."""
 
 import errno
 import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,12 +16,12 @@ import torch
 
 import data
 import train
-from config import CONFIGS, STAGES, get_config
+from config import CONFIGS, STAGES, from_dict, get_config
 from support import checkpoint
-from support.training import memory
-from support.training import run
-from support.training.ranks import Ranks
 from support.data.statistics import of_checkpoint
+from support.training import checkpointer, journal, memory, optimizers, preflight
+from support.training.ranks import Ranks
+from support.training.signals import Interruption
 from test_bad_input import write_folder
 
 FLAGS = ("--layers 1 --image_size 32 --vae_size 32 --chunk 4 --text_tokens 8 --batch_size 4 --action_draws 1 --steps 8 "
@@ -76,20 +77,13 @@ def poison(monkeypatch):
     return spoil
 
 
-def test_a_step_with_a_nan_is_skipped_with_weights_and_optimizer_untouched(go, poison, tmp_path):
-    """A NaN in one sample of step 3: that step changes nothing at all, and training goes on behind it."""
+def test_a_step_with_a_nan_changes_no_tensor_and_training_goes_on_behind_it(go, poison, tmp_path, monkeypatch):
+    """A NaN in one sample of step 3: the checkpoints of steps 2 and 3 are equal, weights and optimizer."""
     poison({9})
-    log, printed = go("skipped", "--save_every", "1")
+    monkeypatch.setattr(checkpointer, "KEEP", 8)
+    log, printed = go("kept", "--save_every", "1")
     assert [row["step"] for row in log if row.get("skipped")] == [3] and "step 3: loss or gradient" in printed.out
-    assert all(np.isfinite(row["loss"]) for row in log if "loss" in row)
-    assert [row["step"] for row in log if "loss" in row] == [1, 2, 4, 5, 6, 7, 8]
-
-
-def test_before_and_after_a_skipped_step_every_tensor_is_equal(go, poison, tmp_path, monkeypatch):
-    """The checkpoints of steps 2 and 3, weights and optimizer."""
-    poison({9})
-    monkeypatch.setattr(run, "KEEP", 8)
-    go("kept", "--save_every", "1")
+    assert [row["step"] for row in log if "loss" in row and np.isfinite(row["loss"])] == [1, 2, 4, 5, 6, 7, 8]
     two, three = (tmp_path / "kept" / f"step_{n:08d}" for n in (2, 3))
     for load in (lambda path: checkpoint.load(path)[0], checkpoint.load_optimizer):
         a, b = load(two), load(three)
@@ -98,21 +92,22 @@ def test_before_and_after_a_skipped_step_every_tensor_is_equal(go, poison, tmp_p
     assert any(not torch.equal(four[name], checkpoint.load(three)[0][name]) for name in four)
 
 
-def test_three_skipped_steps_in_a_row_stop_the_run_and_name_the_samples(go, poison, tmp_path, capsys):
-    """One line with dataset, episode and frame; the run is saved, and --resume goes on behind them."""
+def test_three_skipped_steps_in_a_row_stop_the_run_and_name_the_samples(go, attempt, poison, capsys):
+    """One line with dataset, episode and frame; the run is saved. --resume goes on behind them, and an agent does not."""
     poison({9, 12, 17})
     with pytest.raises(SystemExit) as end:
-        go("stopped")
+        attempt(0, "stopped")
     line = capsys.readouterr().err.strip()
     assert end.value.code == 2 and len(line.splitlines()) == 1 and "steps 3 to 5 were skipped" in line
     assert line.count("arm episode 0 frame") == 3 and "not finite" in line
+    with pytest.raises(ValueError, match="holds checkpoints already"):
+        attempt(1, "stopped")
     log, printed = go("stopped", "--resume")
     assert "step_00000005 at step 5" in printed.out and [row["step"] for row in log if "loss" in row][-1] == 8
 
 
 def test_fifty_nans_in_random_places_are_all_caught(poison):
     """Any tensor's gradient, any element: the global norm is not finite and the step would be skipped."""
-    from support.training import optimizers
     chance = random.Random(0)
     own = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((40, 30), (7,), (3, 5, 2))]
     for _ in range(50):
@@ -164,16 +159,6 @@ def test_a_restarted_group_does_not_go_on_with_a_run_that_was_there_before(go, a
     assert rows(tmp_path / "there") == before
 
 
-def test_a_restarted_group_does_not_go_on_behind_three_skipped_steps(attempt, poison, capsys):
-    """Three in a row stop the run: a person is to look at it."""
-    poison({9, 12, 17})
-    with pytest.raises(SystemExit):
-        attempt(0, "stopped")
-    assert "steps 3 to 5 were skipped" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="holds checkpoints already"):
-        attempt(1, "stopped")
-
-
 def test_a_resumed_run_says_what_it_changes_and_that_it_starts_at_0(go, tmp_path):
     go("first", "--steps", "2")
     _, printed = go("first", "--steps", "2", "--resume", "--save_every", "7")
@@ -208,61 +193,37 @@ def test_a_log_without_a_checkpoint_is_kept(go, tmp_path):
 
 # ---- disks and signals ------------------------------------------------------------------------------------------
 
-def test_a_log_that_a_full_disk_refuses_is_whole_once_there_is_room(tmp_path, monkeypatch):
+def test_a_log_that_a_full_disk_refuses_is_whole_once_there_is_room(tmp_path):
     """Nothing is lost, nothing is torn, and a checkpoint is not written beside a log that is behind."""
-    log, path = run.Log(tmp_path / "log.jsonl"), tmp_path / "log.jsonl"
+    log, path = checkpointer.Log(tmp_path / "log.jsonl"), tmp_path / "log.jsonl"
     log.append({"step": 1})
-    real = open
-
-    class Full:
-        def __init__(self, file):
-            self.file = file
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def truncate(self, n):
-            self.file.truncate(n)
-
-        def write(self, raw):
-            self.file.write(raw[:4])     # torn
-            self.file.flush()
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("builtins.open", lambda *args: Full(real(*args)))
-    log.append({"step": 2})
-    assert not log.flush() and path.stat().st_size > log.length
-    monkeypatch.setattr("builtins.open", real)
+    limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (log.length + 4, limits[1]))   # four bytes of the next line: torn
+        log.append({"step": 2})
+        assert not log.flush() and path.stat().st_size > log.length
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
     log.append({"step": 3})
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n' and log.length == path.stat().st_size
 
 
+def test_a_picture_that_cannot_be_drawn_is_one_message_and_training_goes_on(go, monkeypatch):
+    """A full disk, twice."""
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    undisturbed, _ = go("good", "--eval_every", "4")
+    monkeypatch.setattr(journal, "curves", full)
+    log, printed = go("full", "--eval_every", "4")
+    assert log == undisturbed and printed.err.count("\n") == 1 and "no picture at step 4: " in printed.err
+
+
 def test_a_validation_that_is_not_finite_does_not_end_a_run(tmp_path):
     """JSON has no NaN: the line says null."""
-    log = run.Log(tmp_path / "log.jsonl")
+    log = checkpointer.Log(tmp_path / "log.jsonl")
     log.append({"step": 1, "held_out": {"loss_act": float("nan"), "loss_gen": float("inf"), "x": 0.5}})
     assert json.loads((tmp_path / "log.jsonl").read_text())["held_out"] == {"loss_act": None, "loss_gen": None, "x": 0.5}
-
-
-def test_a_save_that_fails_is_one_message_and_training_goes_on(go, tmp_path, monkeypatch):
-    """The first save finds no room: one line on stderr, the later ones stand, the log is that of an undisturbed run."""
-    undisturbed, _ = go("good")
-    real, calls = checkpoint._require_space, []
-
-    def full(*args):
-        calls.append(args)
-        if len(calls) == 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(*args)
-
-    monkeypatch.setattr(checkpoint, "_require_space", full)
-    log, printed = go("full")
-    assert log == undisturbed and printed.err.count("\n") == 1
-    assert "step 2 was not saved" in printed.err and "training goes on" in printed.err
-    assert checkpoint.newest(tmp_path / "full").name == "step_00000008"
 
 
 def test_a_last_step_that_cannot_be_saved_ends_with_an_error(go, capsys, monkeypatch):
@@ -283,9 +244,7 @@ def test_a_folder_that_cannot_be_made_is_refused_in_one_line(go, tmp_path):
 
 def test_a_run_too_large_for_the_disk_is_refused_before_it_begins(go, monkeypatch):
     """Disk need is estimated: not even one checkpoint fits."""
-    import collections
-    usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: usage(10 ** 9, 10 ** 9 - 1000, 1000))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(ValueError, match="not even one fits; free space"):
         go("large")
 
@@ -295,7 +254,7 @@ def test_a_second_signal_ends_the_process(number):
     """The first one is noted and the loop goes on, the second one does not wait for it."""
     pid = os.fork()
     if not pid:
-        with run.Interruption() as interruption:
+        with Interruption() as interruption:
             os.kill(os.getpid(), number)
             if interruption.signal != number:
                 os._exit(3)
@@ -306,22 +265,11 @@ def test_a_second_signal_ends_the_process(number):
 
 def test_checkpoints_that_stand_count_towards_the_peak_of_a_resumed_run(go, tmp_path, monkeypatch):
     """Room for one and a half: too little for a new run's three, enough for one that has two already."""
-    import collections
     go("resumed")
     size = sum(path.stat().st_size for path in (tmp_path / "resumed" / "step_00000008").iterdir())
-    usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: usage(10 ** 9, 0, int(1.5 * size)))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(free=int(1.5 * size)))
     assert "too little for the peak" in go("new")[1].out
     assert "too little for the peak" not in go("resumed", "--resume")[1].out
-
-
-def test_the_first_signal_is_a_flag_and_handlers_come_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with run.Interruption() as interruption:
-        assert interruption.signal == 0
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.signal == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 # ---- stages, batches, combinations ------------------------------------------------------------------------------
@@ -342,10 +290,10 @@ def test_the_stages_are_table_2():
 def test_the_effective_batch_is_compared_with_the_papers():
     """micro-batch x accumulation x ranks, and what would give Table 2's."""
     post = get_config("a1_2b").train
-    assert run.effective_batch(post, 1).endswith("= 128, the paper's (posttrain, Table 2)")
-    assert "8 x 16 accumulated x 8 ranks = 1024; the paper's is 128" in run.effective_batch(post, 8)
-    assert run.effective_batch(post, 8).endswith("--accumulate 2 gives it")
-    assert run.effective_batch(get_config("conveyor").train, 1) == "batch: 32 x 1 accumulated x 1 ranks = 32"
+    assert preflight.effective_batch(post, 1).endswith("= 128, the paper's (posttrain, Table 2)")
+    assert "8 x 16 accumulated x 8 ranks = 1024; the paper's is 128" in preflight.effective_batch(post, 8)
+    assert preflight.effective_batch(post, 8).endswith("--accumulate 2 gives it")
+    assert preflight.effective_batch(get_config("conveyor").train, 1) == "batch: 32 x 1 accumulated x 1 ranks = 32"
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -367,7 +315,7 @@ def test_impossible_combinations_are_refused_before_the_model_is_built(go, monke
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("where", ["prepare", "Keeper.begin"])
+@pytest.mark.parametrize("where", ["prepare", "Checkpointer.begin"])
 def test_out_of_memory_before_the_first_step_is_one_line(go, monkeypatch, where):
     """A card that is too small for weights, masters or a checkpoint's tensors."""
     def full(*args):
@@ -399,7 +347,7 @@ def test_a_frame_cache_of_other_sizes_is_refused_for_what_is_held_out_too():
     plain = SimpleNamespace(lengths=[50], robot="arm")
     held_out = SimpleNamespace(lengths=[50], robot="arm", cache=SimpleNamespace(require=asked.append))
     config = get_config("conveyor")
-    run.impossible(config, SimpleNamespace(sources=[plain], held_out=held_out, windows=[range(50)]))
+    preflight.check_settings(config, SimpleNamespace(sources=[plain], held_out=held_out, windows=[range(50)]))
     assert asked == [{config.model.view_size, config.model.frame_size}]
 
 
@@ -445,7 +393,7 @@ def test_the_average_of_ema_is_what_is_saved_and_goes_on_after_resume(go, tmp_pa
 def test_what_is_frozen_does_not_move_and_all_else_does(go, tmp_path, freeze, still):
     """--freeze, by parameter name, on weights before and after."""
     go("frozen", "--freeze", freeze, "--steps", "2")
-    config = run.from_dict(json.loads((tmp_path / "frozen/step_00000002/state.json").read_text())["config"])
+    config = from_dict(json.loads((tmp_path / "frozen/step_00000002/state.json").read_text())["config"])
     torch.manual_seed(config.train.seed)
     start = train.InternVLA_A1(config.model).state_dict()
     after = checkpoint.load(tmp_path / "frozen" / "step_00000002")[0]
@@ -501,4 +449,4 @@ def test_ranks_alone_are_the_identity():
 def test_bad_samples_are_counted_by_rank_and_none_is_lost_with_other_ranks(counts, world, own):
     """A number is what a checkpoint of one rank held before."""
     every = [SimpleNamespace(rank=rank, world=world, first=rank == 0) for rank in range(world)]
-    assert [run.own_count(counts, ranks) for ranks in every] == own
+    assert [checkpointer.bad_samples_of_rank(counts, ranks) for ranks in every] == own

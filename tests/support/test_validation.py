@@ -1,4 +1,4 @@
-"""The yardsticks of validation measure what they say: foresight and crops."""
+"""Validation measures what it says: foresight in latents, and in pixels around what a world watches."""
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from data import open_corpus
 from model import Losses
 from support.training import validation
 from support.training.validation import validate
+from worlds.training import watched
 from support.data.statistics import statistics
 
 CONFIG = get_config("conveyor")
@@ -40,23 +41,28 @@ class Seer(nn.Module):
         return Losses(zero, zero, zero, zero, self.foresee(z), z)
 
     def to_pictures(self, z):
-        return ((self.vae.decode(z).clamp(-1, 1) + 1) * 127.5).round().byte()
+        x = self.vae.decode(z.flatten(0, -4)).unflatten(0, z.shape[:-3])
+        return ((x.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
-def scores(held_out, foresee, limit=64):
+def scores(held_out, foresee):
+    """({kind of score: value}, Foresight)."""
     source, rows, stats = held_out
-    found = validate(Seer(foresee), CONFIG, stats, source, rows, limit)
-    return {name.removeprefix("foresight_"): x for name, x in found.items() if name.startswith("foresight_")}
+    batches = validation.held_out_batches(CONFIG, stats, source, rows, 64)
+    found, shown = validate(Seer(foresee), CONFIG, batches, watched(source))
+    return {name.removeprefix("foresight_"): x for name, x in found.items() if name.startswith("foresight_")}, shown
 
 
 def test_perfect_foresight_scores_0_and_copying_the_present_scores_1(held_out):
     """Latent errors exactly; pixels up to what the tokenizer loses, which is far less than the movement."""
-    perfect, copying = scores(held_out, lambda z: z[:, :, 2]), scores(held_out, lambda z: z[:, :, 1])
+    (perfect, shown), (copying, still) = scores(held_out, lambda z: z[:, :, 2]), scores(held_out, lambda z: z[:, :, 1])
     names = {f"{suite}_{view}" for suite in conveyor.SUITES for view in ("head", "wrist")}
     assert perfect.keys() == copying.keys() == names | {"crop_target", "crop_distractor"}
     assert all(perfect[name] == 0 and copying[name] == 1 for name in names)
     for name in ("crop_target", "crop_distractor"):
         assert perfect[name] < 0.2 and 0.8 < copying[name] < 1.2, name
+    assert torch.equal(shown.imagined, shown.true) and torch.equal(still.imagined, still.present)   # the same window
+    assert torch.equal(shown.true, still.true) and not torch.equal(shown.true, shown.present)
 
 
 def test_the_crop_score_looks_where_the_object_will_be_and_nowhere_else(held_out, monkeypatch):
@@ -67,6 +73,8 @@ def test_the_crop_score_looks_where_the_object_will_be_and_nowhere_else(held_out
         CONFIG, stats, source, rows, 64) for e, t in batch[3]])
 
     def peek(self, z):   # z holds pictures here, (B, 3, size, size)
+        if z.dim() == 5:   # those of the figure
+            return z.byte()
         shown = torch.zeros_like(z)
         for picture, (x, y) in zip(range(len(z)), places):
             row, column = round((1 - y) / 2 * size), round((x + 1) / 2 * size)
@@ -77,5 +85,5 @@ def test_the_crop_score_looks_where_the_object_will_be_and_nowhere_else(held_out
     monkeypatch.setattr(Seer, "to_pictures", peek)
     monkeypatch.setattr(Seer, "forward", lambda self, batch, eps, tau, pictures: Losses(
         *[torch.zeros(())] * 4, batch.frames[:, :, 2].float(), batch.frames.float()))
-    found = scores(held_out, None)
+    found, _ = scores(held_out, None)
     assert found["crop_target"] == 0 and found["crop_distractor"] > 0.3

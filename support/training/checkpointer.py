@@ -1,20 +1,17 @@
-"""What keeps a training run from being lost, around the loop in train.py.
+"""What a run consists of, saved and found again: checkpoints, and a log that survives a full disk.
 
-    Interruption   SIGTERM and SIGINT become a flag that the loop reads once a step
-    Log            log.jsonl, which survives a full disk and is cut back on resume
-    Keeper         saves and restores everything a run consists of, whatever the optimizer and the number of ranks
-    impossible     combinations of flags and data that cannot work, refused before the model is built
-    culprits       which samples make a loss that is not finite
+    Log                     log.jsonl, cut back to the checkpoint's length on resume
+    Checkpointer            saves and restores a whole run, whatever the optimizer and the number of ranks
+    checkpoint_to_resume    where a run goes on, or why it may not
 
 A full disk or an unwritable directory is a message, not an end: training goes on, the older checkpoint stands and
 the next save tries again.
 """
 
+import contextlib
 import json
 import math
 import os
-import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -22,45 +19,16 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from worlds import conveyor
-from config import PAPER_BATCH, from_dict, to_dict
-from data import collate_with_noise
+from config import from_dict, to_dict
 from support import checkpoint
-from support.training import memory
 from support.checkpoint import CheckpointError
-from support.training.ranks import load_state
 from support.data.statistics import in_checkpoint, of_checkpoint
+from support.training.ranks import load_state
 from support.weights.loading import empty_model
 
 FREE = ("threads", "loaders", "checkpoint_layers", "save_every", "on_bad_sample")   # a resumed run may change these
 KEEP = 2                                                           # checkpoints that stand
 AGENT = "agent"   # file of a run: the process id of the agent that began it, until the run stops itself
-
-
-class Interruption:
-    """Context in which the first SIGTERM or SIGINT sets `signal` (0 until then) and a second one ends the process."""
-
-    signal = 0
-
-    def __enter__(self):
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number, _):
-        if self.signal:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.signal = number
-
-
-def deaf(_):
-    """A loader process leaves signals to the process it serves, which still wants its batches."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def finite(x):
@@ -79,7 +47,7 @@ class Log:
     def __init__(self, path, length=0):
         self.path, self.length, self.waiting = path, length, b""
         if path is not None:
-            checkpoint.truncate_log(path, length)
+            truncate_log(path, length)
 
     @classmethod
     def longer(cls, path):
@@ -108,7 +76,32 @@ class Log:
         return True
 
 
-class Keeper:
+def truncate_log(path, length):
+    """Cut a jsonl log back to the `length` bytes it had at a checkpoint, so that a resumed run continues it.
+
+    A missing log counts as empty. Raises CheckpointError if the log is shorter, or is cut in mid-line.
+    """
+    advice = "put the run's own log back, or start a new run directory"
+    try:
+        size = path.stat().st_size if path.exists() else 0
+        if size < length:
+            raise CheckpointError(f"{path} has {size} bytes, the checkpoint was saved at {length}: {advice}")
+        if size == 0:
+            return
+        with open(path, "r+b") as file:
+            if length > 0:
+                file.seek(length - 1)
+                if file.read(1) != b"\n":
+                    raise CheckpointError(f"{path} has no line end at byte {length}, where the checkpoint was saved: "
+                                          f"{advice}")
+            file.truncate(length)
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise CheckpointError(f"cannot cut {path} back to {length} bytes: {error.strerror or error}; check its "
+                              "permissions") from error
+
+
+class Checkpointer:
     """Saves and restores a run. by_robot: {robot: Statistics}, the robot of the held-out episode first; average: the
     AveragedModel of --ema or None; drawn: [name, weight, frames] of every dataset. log, timing: its two files."""
 
@@ -118,9 +111,10 @@ class Keeper:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"--out {out} cannot be made: {error.strerror}; give a folder that can be written") from error
+            raise ValueError(f"--out {out} cannot be made: {error.strerror}; "
+                             "give a folder that can be written") from error
         self.log_path, timing = (self.out / name if ranks.first else None for name in ("log.jsonl", "timing.jsonl"))
-        self.log, self.timing = None, Log.longer(timing)
+        self.log, self.timing, self.first, self.problem = None, Log.longer(timing), 0, ""
 
     def versions(self):
         """What an exact resume depends on."""
@@ -139,7 +133,7 @@ class Keeper:
         return self.average.module.state_dict(), kept
 
     def save(self, step, **progress):
-        """Write checkpoint `step` -> "" or, on every rank, the one line that says why it could not be.
+        """Write checkpoint `step`; `problem` is then "" or, on every rank, the one line that says why it could not be.
 
         progress: what else the loop counts, JSON values; `begin` gives it back.
         """
@@ -156,7 +150,26 @@ class Keeper:
             except CheckpointError as error:
                 problem = f"{error}; training goes on and the next save tries again"
                 print(f"train.py: {problem}", file=sys.stderr, flush=True)
-        return self.ranks.agree(problem)
+        self.problem = self.ranks.agree(problem)
+
+    @contextlib.contextmanager
+    def kept_if_data_fail(self, step, **progress):
+        """A bad sample ends a run that is alone only after it has saved what it learned; --resume begins with it."""
+        try:
+            yield
+        except ValueError:
+            if self.ranks.world == 1 and step > self.first:
+                self.save(step, **progress)
+            raise
+
+    def outcome(self, step):
+        """Whether the last save went well, in words."""
+        return f"{'not ' if self.problem else ''}saved at step {step}"
+
+    def given_up(self, step):
+        """The run stops itself, so that an agent that restarts it does not go on -> the beginning of a message."""
+        (self.out / AGENT).unlink(missing_ok=True)
+        return f"steps {step - 2} to {step} were skipped, the run is {self.outcome(step)} and stopped"
 
     def final(self):
         """The model that was trained, whole and ready for inference on this rank's device. All ranks call it; sharded,
@@ -174,30 +187,17 @@ class Keeper:
         load_state(model, tensors)
         return model
 
-    def disk_need(self):
-        """One line on the disk that this run needs. ValueError: not even one checkpoint fits."""
-        size = memory.predict(self.config, memory.NO_ACTIVATIONS).disk
-        stands = sum(path.stat().st_size for path in self.out.glob("step_*/*"))   # on --resume
-        peak = max((KEEP + 1) * size - stands, 0)   # a new one is written before an old one goes
-        free = shutil.disk_usage(self.out).free
-        line = f"disk: a checkpoint takes {size / 1e9:.3f} GB, {KEEP} are kept, {peak / 1e9:.3f} GB more at the peak; " \
-               f"{free / 1e9:.3f} GB are free in {self.out}"
-        if size > free:
-            raise ValueError(f"{line}: not even one fits; free space, or give --out DIR on another disk")
-        return line + ("" if peak <= free else ": too little for the peak, a later save will fail until space is made")
-
     def begin(self, newest=None):
-        """Start at step 0 or from a checkpoint that goes_on() found -> (step, progress, lines to print)."""
+        """Start at step 0, or from what checkpoint_to_resume() found, and say so -> (step, progress)."""
         if newest:
             return self._resume(newest)
-        lines = []
         if self.log_path is not None and self.log_path.exists() and self.log_path.stat().st_size:
             old = self.log_path.replace(self.log_path.with_name("log.jsonl.old"))
-            lines = [f"{self.out} holds a log and no checkpoint: it is kept as {old}"]
+            print(f"{self.out} holds a log and no checkpoint: it is kept as {old}")
         if self.ranks.first and self.ranks.agent:
             (self.out / AGENT).write_text(self.ranks.agent)
         self.log = Log(self.log_path)
-        return 0, {}, lines
+        return 0, {}
 
     def _resume(self, path):
         """ValueError: it is another run's."""
@@ -208,8 +208,8 @@ class Keeper:
         if changed:
             raise ValueError(f"{path} was trained with another config (--{', --'.join(changed)}): give the same flags")
         if state.get("drawn", self.drawn) != self.drawn:
-            raise ValueError(f"{path} was trained on other datasets or weights (name, weight, frames: {state['drawn']}, "
-                             f"now {self.drawn}): give the same --data")
+            raise ValueError(f"{path} was trained on other datasets or weights (name, weight, frames: "
+                             f"{state['drawn']}, now {self.drawn}): give the same --data")
         lines += [f"--{key} is {new}, it was {stored[title][key]}" for title in ("data", "train")
                   for key, new in to_dict(self.config)[title].items() if key in FREE and new != stored[title][key]]
         if of_checkpoint(state) != self.by_robot:
@@ -224,11 +224,12 @@ class Keeper:
             tensors = {name.removeprefix("trained."): x for name, x in kept.items() if name.startswith("trained.")}
         load_state(self.model, tensors)
         self.optimizer.load(kept)
-        self.log = Log(self.log_path, state["log_length"])
-        return state["step"], state.get("progress", {}), lines + [f"resuming {path} at step {state['step']}"]
+        self.log, self.first = Log(self.log_path, state["log_length"]), state["step"]
+        print(*lines, f"resuming {path} at step {state['step']}", sep="\n")
+        return state["step"], state.get("progress", {})
 
 
-def begun_here(out, ranks):
+def same_agent(out, ranks):
     """Whether the run in `out` was begun by the agent that has restarted these ranks. Without torchrun never.
 
     An agent restarts a group that refused, too: to overwrite a run that was there before, or to go on over NaN.
@@ -237,14 +238,14 @@ def begun_here(out, ranks):
     return ranks.agree(ranks.restarted and mark.exists() and mark.read_text() == ranks.agent)
 
 
-def goes_on(asked, out, ranks, verified=None):
+def checkpoint_to_resume(asked, out, ranks, verified=None):
     """The newest good checkpoint of the run in `out` if this one continues it, else None. asked: by --resume.
 
     verified: a checkpoint that was found good just now; if it is of this run it is not hashed again. A run that was
     stopped before its first checkpoint starts anew, and says so. ValueError: it is not there, or not asked for;
     CheckpointError: none is good.
     """
-    asked_or_restarted = asked or begun_here(out, ranks)
+    asked_or_restarted = asked or same_agent(out, ranks)
     if any(out.glob("step_*")):
         if not asked_or_restarted:
             raise ValueError(f"{out} holds checkpoints already: --resume continues that run, --out DIR starts another")
@@ -257,57 +258,7 @@ def goes_on(asked, out, ranks, verified=None):
     return None
 
 
-def own_count(counts, ranks):
+def bad_samples_of_rank(counts, ranks):
     """What this rank had counted. counts: by rank, or a number; of a run of other ranks the first takes all."""
     counts = counts if isinstance(counts, list) else [counts]
     return counts[ranks.rank] if len(counts) == ranks.world else sum(counts) * ranks.first
-
-
-def effective_batch(train, world):
-    """One line: micro-batch x accumulation x ranks, beside the paper's (Table 2)."""
-    batch = train.batch_size * train.accumulate * world
-    line = f"batch: {train.batch_size} x {train.accumulate} accumulated x {world} ranks = {batch}"
-    paper = PAPER_BATCH.get(train.stage)
-    if paper is None:
-        return line
-    if batch == paper:
-        return f"{line}, the paper's ({train.stage}, Table 2)"
-    wanted = paper / (train.batch_size * world)
-    hint = f": --accumulate {wanted:.0f} gives it" if wanted >= 1 and wanted == int(wanted) else ""
-    return f"{line}; the paper's is {paper} ({train.stage}, Table 2){hint}"
-
-
-def impossible(config, corpus):
-    """ValueError, one line, for flags that cannot work with these data."""
-    windows = [len(rows) for rows in corpus.windows]
-    longest = max(int(max(source.lengths)) for source in corpus.sources)
-    for source in (*corpus.sources, corpus.held_out):
-        if getattr(source, "cache", None):
-            source.cache.require({config.model.view_size, config.model.frame_size})
-    world = all(source.robot == "conveyor" for source in corpus.sources)   # a smoke test of the a1 presets, by design
-    if corpus.held_out.robot == "conveyor" and config.model.chunk < conveyor.CHUNK:
-        raise ValueError(f"--chunk {config.model.chunk} is too short: in the embedded world {conveyor.CHUNK} actions "
-                         "decide a scene")
-    if config.model.chunk > longest and not (world and config.name != "conveyor"):
-        raise ValueError(f"--chunk {config.model.chunk} is longer than every episode: the longest has {longest} frames")
-    for flag, value in (("batch_size", config.train.batch_size), ("lpt_workers", config.data.lpt_workers)):
-        if min(windows) > 0 and value > sum(windows):   # a dataset without windows has a message of its own
-            raise ValueError(f"--{flag} {value} is more than the data have samples: {sum(windows)} windows")
-
-
-@torch.no_grad()
-def culprits(model, mixture, numbers, ranks):
-    """Which of these samples give a loss that is not finite on their own -> a text for people. All ranks call it."""
-    found = []
-    for n in numbers:
-        batch, eps, tau, faults = collate_with_noise([mixture[n]])
-        losses = model(batch.to(ranks.device), eps.to(ranks.device), tau.to(ranks.device))
-        if not bool(torch.isfinite(losses.act_sum + losses.gen_sum)):
-            i, e, t = mixture.draw(n, len(faults)) if faults else mixture.draw(n)   # what stood in for bad ones
-            source = mixture.sources[i]
-            found.append(f"{source.name} episode {getattr(source, 'indices', range(e + 1))[e]} frame {t}")
-    found = [name for names in ranks.gather(found) for name in names]
-    if not found:
-        return "each of its samples alone has a finite loss: the gradient is not"
-    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-    return f"not finite: {'; '.join(found[:8])}{more}"

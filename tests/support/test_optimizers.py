@@ -3,7 +3,6 @@
 import time
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,15 +14,20 @@ from support.training.ranks import Ranks
 from support.training.prepare import prepare
 
 PLAIN_OFFLOAD = optimizers.Offload
-TRAIN = SimpleNamespace(beta1=0.9, beta2=0.95, adam_eps=1e-8, weight_decay=0.01)
 ONE = torch.ones(())
 
 
+class Weights(torch.nn.ParameterDict):
+    """A model of parameters alone."""
+
+    layers = ()
+
+
 def parameters(shapes, dtype, seed=0):
-    """name -> Parameter of weights N(0, 0.02), and name -> their exact float32 masters."""
+    """Weights N(0, 0.02) by name, and name -> their exact float32 masters."""
     random = torch.Generator().manual_seed(seed)
     masters = {f"w{i}": 0.02 * torch.randn(shape, generator=random) for i, shape in enumerate(shapes)}
-    return {name: torch.nn.Parameter(x.to(dtype)) for name, x in masters.items()}, masters
+    return Weights({name: torch.nn.Parameter(x.to(dtype)) for name, x in masters.items()}), masters
 
 
 def reference(masters, round_moments=False):
@@ -66,7 +70,7 @@ def test_split_is_adamw_with_float32_weights_where_rounded_bfloat16_stands_still
     """2,000 steps at both ends of Table 2's schedule: the masters are equal to the bit, and the bf16 weight is the
     master rounded. Bfloat16 weights rounded after each step are measured beside it: most have not moved at all."""
     own, masters = parameters([(64, 33), (7,)], torch.bfloat16)
-    optimizer = optimizers.make("split", own, dict(masters), TRAIN)
+    optimizer = optimizers.adamw("split", own, dict(masters))
     exact, step = reference(masters, round_moments=True)
     rounded = {name: x.bfloat16() for name, x in masters.items()}
     states = {name: (torch.zeros_like(x), torch.zeros_like(x)) for name, x in masters.items()}
@@ -77,7 +81,7 @@ def test_split_is_adamw_with_float32_weights_where_rounded_bfloat16_stands_still
         step(grads, lr)
         for name, x in rounded.items():
             weight = x.float()
-            optimizers.adamw(weight, grads[name].float(), *states[name], i + 1, lr, (0.9, 0.95), 1e-8, 0.01)
+            optimizers.update(weight, grads[name].float(), *states[name], i + 1, lr, (0.9, 0.95), 1e-8, 0.01)
             x.copy_(weight)
     for name, master in split_masters(optimizer).items():
         assert torch.equal(master, exact[name]) and torch.equal(own[name], exact[name].bfloat16())
@@ -103,13 +107,13 @@ def test_offload_is_torchs_fused_adamw_also_across_a_checkpoint(tmp_path):
     """200 steps with recorded gradients and a checkpoint in the middle: masters torch.equal, weights their rounding."""
     own, masters = parameters([(64, 33), (7,), (3, 5, 2)], torch.bfloat16)
     exact, step = reference(masters)
-    optimizer, random = optimizers.make("offload", own, {name: x.clone() for name, x in masters.items()}, TRAIN), \
+    optimizer, random = optimizers.adamw("offload", own, {name: x.clone() for name, x in masters.items()}), \
         torch.Generator().manual_seed(1)
     for i in range(200):
         if i == 100:   # another process goes on
             save(tmp_path, i, {name: p.detach() for name, p in own.items()}, optimizer.tensors(), {})
             own, other = parameters([(64, 33), (7,), (3, 5, 2)], torch.bfloat16, seed=9)
-            optimizer = optimizers.make("offload", own, other, TRAIN)
+            optimizer = optimizers.adamw("offload", own, other)
             stored = load_optimizer(tmp_path / "step_00000100")
             optimizer.load(stored)
             for name, p in own.items():
@@ -133,12 +137,12 @@ def trained_with(overlap, held_back, tiny, build, random_batch, noise, monkeypat
     if not held_back:
         monkeypatch.setattr(PLAIN_OFFLOAD, "hold_back", lambda self, model: None)
     model = build(tiny)
-    _, optimizer, _ = prepare(model, replace(CONFIGS["conveyor"].train, optimizer="offload"), Ranks(), False)
+    _, masters, _ = prepare(model, replace(CONFIGS["conveyor"].train, optimizer="offload"), Ranks(), False)
+    optimizer = optimizers.adamw("offload", model, masters)
     for i in range(4):
         model(random_batch(tiny, 2, seed=i), *noise(tiny, 2, seed=i)).total(1.0, 1, 1).backward()
         optimizer.step(1e-2, torch.tensor(1.0))
-        for p in optimizer.parameters.values():
-            p.grad = None   # as the loop does, while the update may still read
+        optimizer.zero_grad()   # as the loop does, while the update may still read
     early = not all(ready.is_set() for ready, _ in optimizer.ready.values())
     optimizer.finish()
     monkeypatch.undo()
@@ -181,7 +185,7 @@ def test_a_state_is_stored_and_restored_exactly(tmp_path, kind):
         own, masters = parameters([(16, 9), (5,)], dtype, seed)
         own["norm"] = torch.nn.Parameter(torch.ones(4))   # computes in float32 in every mode
         masters["norm"] = own["norm"].detach().clone()
-        return own, optimizers.make(kind, own, {name: x.clone() for name, x in masters.items()}, TRAIN)
+        return own, optimizers.adamw(kind, own, {name: x.clone() for name, x in masters.items()})
 
     own, optimizer = start(0)
     random = torch.Generator().manual_seed(1)
@@ -201,18 +205,12 @@ def test_a_state_is_stored_and_restored_exactly(tmp_path, kind):
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("kind", ["split", "offload"])
-def test_no_second_copy_of_the_masters_stands_beside_the_optimizer(kind):
-    own, masters = parameters([(16, 9), (5,)], torch.bfloat16)
-    optimizers.make(kind, own, masters, TRAIN)
-    assert masters == {}
-
-
 @pytest.mark.parametrize("kind, device, host", [("fp32", 16, 0), ("split", 10, 0), ("offload", 4, 12)])
 def test_bytes_per_parameter_are_as_stated(kind, device, host):
     """Weights, gradients and states, counted on the tensors themselves."""
     own, masters = parameters([(1000, 100)], torch.float32 if kind == "fp32" else torch.bfloat16)
-    optimizer = optimizers.make(kind, own, masters, TRAIN)
+    optimizer = optimizers.adamw(kind, own, masters)
+    assert masters == {}   # no second copy of them stands beside the optimizer
     feed(optimizer, own, gradients(own, torch.Generator(), 0), 1e-3)
     sizes = {key: x.numel() * x.element_size() for key, x in optimizer.tensors().items() if not key.endswith(".step")}
     weight = own["w0"].numel() * own["w0"].element_size()
@@ -235,7 +233,7 @@ def test_clipping_is_torchs_and_a_step_in_pieces_is_the_whole_step(monkeypatch):
     for piece in (1 << 24, 64):
         monkeypatch.setattr(optimizers, "PIECE", piece)
         weights, masters = parameters([(40, 30)], torch.bfloat16)
-        optimizer = optimizers.make("split", weights, masters, TRAIN)
+        optimizer = optimizers.adamw("split", weights, masters)
         random = torch.Generator().manual_seed(3)
         for i in range(20):
             feed(optimizer, weights, gradients(weights, random, i), 1e-3, torch.tensor(0.37))

@@ -1,0 +1,112 @@
+"""What a run writes and shows while it trains: log.jsonl, timing.jsonl, the bar, curves.png, foresight_<step>.png.
+
+log.jsonl holds only pure functions of the run, so that a resumed run's is the same byte for byte. The curves are drawn
+from it, so they show the whole run whenever it was resumed. A picture that cannot be written is one message.
+"""
+
+import json
+import math
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+from data import VIEWS, collate_with_noise
+from support import pictures
+from support.training import memory
+from support.training.curves import curves
+
+SKIPS = 3   # so many steps in a row that are not finite stop a run
+
+
+def bar(total, initial=0):
+    """A progress bar; a log file, or a rank other than the first, gets none."""
+    return tqdm(total=total, initial=initial, disable=not (sys.stderr.isatty() and sys.stdout.isatty()),
+                dynamic_ncols=True)
+
+
+class Journal:
+    """The record of one run. skipped: steps in a row, up to now, whose loss or gradient was not finite.
+
+    checkpointer: begun, of the run; first: the step that it begins or goes on with; validate: () -> (held-out dict,
+    Foresight or None), called on every rank.
+    """
+
+    def __init__(self, checkpointer, first, skipped, validate):
+        self.out, self.ranks, self.config = checkpointer.out, checkpointer.ranks, checkpointer.config
+        self.log, self.timing, self.validate = checkpointer.log, checkpointer.timing, validate
+        self.skipped, self.held_out, self.complained = skipped, None, False
+        self.bar, self.clock, self.since = bar(self.config.train.steps, first), time.time(), first
+
+    def record(self, done, finite, loss, act, gen, lr, norm, counts, bad_samples):
+        """After step number `done`: a line of log.jsonl, if it is due. bad_samples: over all ranks, so far."""
+        train, lambda_gen = self.config.train, self.config.model.lambda_gen
+        self.bar.update()
+        self.skipped = 0 if finite else self.skipped + 1
+        if not finite:
+            self.log.append({"step": done, "skipped": True, "lr": lr, "n_act": counts[0], "n_gen": counts[1]})
+            tqdm.write(f"step {done}: loss or gradient is not finite, the step is skipped")
+        elif done % train.log_every == 0 or done == train.steps:
+            row = {"step": done, "loss": loss, "loss_act": act, "loss_gen": gen, "lr": lr, "grad_norm": float(norm),
+                   "n_act": counts[0], "n_gen": counts[1]}
+            self.log.append(row | ({"bad_samples": int(bad_samples)} if bad_samples else {}))
+            seconds = (time.time() - self.clock) / (done - self.since)
+            self.timing.append({"step": done, "seconds": seconds} | memory.now(self.ranks.device))
+            self.clock, self.since = time.time(), done
+            line = f"loss {loss:.4f} = act {act:.4f} + {lambda_gen} gen {gen:.4f}"
+            self.bar.set_description_str(line)
+            if self.bar.disable and done % (10 * train.log_every) == 0:
+                print(f"step {done}/{train.steps} | {line} | lr {lr:.1e} | {seconds * 1e3:.0f} ms", flush=True)
+
+    def evaluate(self, done):
+        """Held-out losses into log.jsonl; the two pictures. All ranks call it."""
+        self.held_out, foresight = self.validate()
+        self.log.append({"step": done, "held_out": self.held_out})
+        tqdm.write(f"step {done}/{self.config.train.steps} held out: "
+                   + "  ".join(f"{k} {v:.3f}" for k, v in self.held_out.items()))
+        if self.ranks.first:
+            self._draw(done, foresight)
+        self.clock, self.since = time.time(), done
+
+    def _draw(self, done, foresight):
+        try:
+            rows = [json.loads(line) for line in (self.out / "log.jsonl").read_text().splitlines()]
+            curves(rows, self.out / "curves.png")
+            if foresight is not None:
+                draw_foresight(foresight, self.config.data.m, self.out / f"foresight_{done:08d}.png")
+        except (OSError, ValueError) as error:
+            if not self.complained:
+                print(f"train.py: no picture at step {done}: {error}; training goes on", file=sys.stderr, flush=True)
+            self.complained = True
+
+    def final(self):
+        """The last held-out dict; a run that was killed after its last checkpoint evaluates again."""
+        self.bar.close()
+        return self.held_out if self.held_out is not None else self.validate()[0]
+
+
+def draw_foresight(foresight, m, path):
+    """A row for each camera that exists: t - m, t, imagined t + m, true t + m."""
+    captions = (f"t - {m}", "t", f"imagined t + {m}", f"true t + {m}")
+    columns = [column.permute(0, 2, 3, 1).numpy() for column in foresight[:4]]
+    pictures.foresight([(view.replace("_", " "), [(caption, column[v]) for caption, column in zip(captions, columns)])
+                        for v, view in enumerate(VIEWS) if foresight.view_mask[v]], path)
+
+
+@torch.no_grad()
+def nonfinite_samples(model, mixture, numbers, ranks):
+    """Which of these samples give a loss that is not finite on their own -> a text for people. All ranks call it."""
+    found = []
+    for n in numbers:
+        batch, eps, tau, faults = collate_with_noise([mixture[n]])
+        losses = model(batch.to(ranks.device), eps.to(ranks.device), tau.to(ranks.device))
+        if not math.isfinite(losses.act_sum + losses.gen_sum):
+            i, e, t = mixture.draw(n, len(faults)) if faults else mixture.draw(n)   # what stood in for bad ones
+            source = mixture.sources[i]
+            found.append(f"{source.name} episode {getattr(source, 'indices', range(e + 1))[e]} frame {t}")
+    found = [name for names in ranks.gather(found) for name in names]
+    if not found:
+        return "each of its samples alone has a finite loss: the gradient is not"
+    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+    return f"not finite: {'; '.join(found[:8])}{more}"

@@ -1,0 +1,105 @@
+"""What is checked, and said, before anything long begins: flags, weights, data, the batch and the disk."""
+
+import shutil
+import sys
+from dataclasses import replace
+
+from config import PAPER_BATCH
+from support.data import file_hashes, inspection
+from support.training import memory
+from support.training.checkpointer import KEEP
+from support.weights import loading as weights
+
+
+def refuse(line):
+    """End the program with one line and exit code 2."""
+    print(f"train.py: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def warn(line):
+    """A line about data, under --on_bad_sample skip."""
+    print(f"bad data, will be skipped when drawn: {line}", file=sys.stderr)
+
+
+def check_flags(args, config):
+    """ValueError, one line, for flags that contradict each other."""
+    if args.shard and config.train.ema:
+        raise ValueError("--ema averages whole weights and --shard cuts them: choose one")
+    if args.shard and args.fit:
+        raise ValueError("--fit counts for a card that holds everything and --shard cuts it: choose one")
+    if args.memory_gb is not None and args.memory_gb <= 0:
+        raise ValueError(f"--memory_gb must be above 0, got {args.memory_gb}")
+
+
+def starting_weights(args, config, out):
+    """Where the weights come from -> (config with their tokenizer, arguments of support.weights.loading.start).
+
+    Without data or weights the program ends here: the parameter table, then one line that names what is missing.
+    """
+    start = weights.chosen(args, out)
+    vae = start["vae"] or config.model.vae != "cosmos" or not config.model.gen_expert
+    published = "release" in start or start["und"] and vae
+    if config.name != "conveyor" and (args.data is None or not (args.init or start["origin"] or published)):
+        print("\n".join(memory.parameter_table(config)))
+        missing = "--data DIR (a dataset folder, or 'conveyor')" if args.data is None else \
+            "weights: --weights DIR, or --from RUN, or --init_und DIR and --init_vae DIR, or --init scratch"
+        refuse(f"--config {config.name} needs {missing}; "
+               f"for example: python train.py --config {config.name} --init scratch --data conveyor")
+    words = weights.tokenizer_of(start, config.model)
+    if words and not config.model.tokenizer:   # weights and their vocabulary belong together
+        config = replace(config, model=replace(config.model, tokenizer=words))
+    return config, start
+
+
+def verify(sources):
+    """--verify: end the program if a file of these datasets is not what its record says."""
+    for root in dict.fromkeys(source.root for source in sources):
+        changed = file_hashes.verify(root, inspection.progress(f"verifying {root}"))
+        if changed:
+            refuse(f"{changed[0]}" + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
+
+
+def check_settings(config, corpus, least_chunk=0):
+    """ValueError, one line, for settings that cannot work with these data. least_chunk: what their world asks for."""
+    windows = [len(rows) for rows in corpus.windows]
+    longest = max(int(max(source.lengths)) for source in corpus.sources)
+    for source in (*corpus.sources, corpus.held_out):
+        if getattr(source, "cache", None):
+            source.cache.require({config.model.view_size, config.model.frame_size})
+    if config.model.chunk < least_chunk:
+        raise ValueError(f"--chunk {config.model.chunk} is too short: in the embedded world {least_chunk} actions "
+                         "decide a scene")
+    world = all(source.robot == "conveyor" for source in corpus.sources)   # a smoke test of the a1 presets, by design
+    if config.model.chunk > longest and not (world and config.name != "conveyor"):
+        raise ValueError(f"--chunk {config.model.chunk} is longer than every episode: the longest has {longest} frames")
+    for flag, value in (("batch_size", config.train.batch_size), ("lpt_workers", config.data.lpt_workers)):
+        if min(windows) > 0 and value > sum(windows):   # a dataset without windows has a message of its own
+            raise ValueError(f"--{flag} {value} is more than the data have samples: {sum(windows)} windows")
+
+
+def effective_batch(train, world):
+    """One line: micro-batch x accumulation x ranks, beside the paper's (Table 2)."""
+    batch = train.batch_size * train.accumulate * world
+    line = f"batch: {train.batch_size} x {train.accumulate} accumulated x {world} ranks = {batch}"
+    paper = PAPER_BATCH.get(train.stage)
+    if paper is None:
+        return line
+    if batch == paper:
+        return f"{line}, the paper's ({train.stage}, Table 2)"
+    wanted = paper / (train.batch_size * world)
+    hint = f": --accumulate {wanted:.0f} gives it" if wanted >= 1 and wanted == int(wanted) else ""
+    return f"{line}; the paper's is {paper} ({train.stage}, Table 2){hint}"
+
+
+def disk_need(config, out):
+    """One line on the disk that a run in the folder `out` needs. ValueError: not even one checkpoint fits."""
+    size = memory.predict(config, activations=0).disk
+    stands = sum(path.stat().st_size for path in out.glob("step_*/*"))   # on --resume
+    peak = max((KEEP + 1) * size - stands, 0)   # a new one is written before an old one goes
+    free = shutil.disk_usage(out).free
+    line = f"disk: a checkpoint takes {size / 1e9:.3f} GB, {KEEP} are kept, {peak / 1e9:.3f} GB more at the peak; " \
+           f"{free / 1e9:.3f} GB are free in {out}"
+    if size > free:
+        raise ValueError(f"{line}: not even one fits; free space, or give --out DIR on another disk")
+    return line + ("" if peak <= free else ": too little for the peak, a later save will fail until space is made")
