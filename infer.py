@@ -29,7 +29,8 @@ from PIL import Image
 
 from worlds import conveyor
 from config import DataConfig
-from data import VIEWS, letterbox, open_corpus, open_source
+from data import VIEWS, letterbox, open_corpus
+from support.data.source import open_source
 from support import checkpoint
 from worlds import closed_loop
 from support import pictures

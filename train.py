@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,12 +29,13 @@ from tqdm import tqdm
 from worlds import conveyor
 import lpt
 from config import CONFIGS, get_config
-from data import Mixture, open_corpus
+from data import Mixture, windows
 from model import InternVLA_A1
 from support import checkpoint
 from support.training import validation
 from worlds import closed_loop
-from support.data import inspection
+from support.data import inspection, lpt_cost
+from support.data.corpus import Corpus
 from support.training import memory
 from support.training import optimizers
 from support.data import file_hashes
@@ -44,7 +46,8 @@ from support.inference.open_loop import mean_errors, open_loop
 from support.inference.policy import Policy
 from support.training.run import (AGENT, Interruption, Keeper, culprits, deaf, effective_batch, impossible,
                          goes_on, own_count)
-from support.data.statistics import statistics_by_robot
+from support.data.kept_statistics import statistics_by_robot
+from support.progress import drawn
 from support.training.prepare import prepare
 
 
@@ -174,27 +177,31 @@ def run(argv):
     if embedded and ranks.first:
         conveyor_data(Path("data/conveyor"))
     ranks.agree(None)   # the others wait for it
-    corpus = open_corpus(Path("data/conveyor") if embedded else args.data, config.data.m,
-                         config.data.full_windows, args.robot, config.data.hold_out)
-    impossible(config, corpus)
+    corpus = Corpus.read(Path("data/conveyor") if embedded else args.data, args.robot, config.data.hold_out)
+    dealt = lpt.deal(corpus.frames, lpt.normalised(corpus.weights), ranks.world, config.data.lpt_workers,
+                     config.data.balance)                                                  # Sec. 3.4
+    corpus.open(partial(windows, m=config.data.m, full=config.data.full_windows), *lpt.subset(dealt, ranks.rank),
+                evaluates=ranks.first)
+    impossible(config, corpus, ranks)
     if args.verify and ranks.first:
-        for root in dict.fromkeys(source.root for source in [*corpus.sources, corpus.held_out]):
-            changed = file_hashes.verify(root, inspection.progress(f"verifying {root}"))
+        for root in dict.fromkeys(row.path for row in [*corpus.listed, corpus.validation] if row):
+            changed = file_hashes.verify(root, drawn(f"verifying {root}"))
             if changed:
                 refuse(f"{changed[0]}" + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
     ranks.agree(None)
     bad = {"stop": refuse, "skip": warn}[config.data.on_bad_sample]
-    for fault, held_out in corpus.look(config.data.m):
+    for fault, held_out in corpus.preflight(config.data.m):
         (refuse if held_out else bad)(fault)
-    by_robot, kept = statistics_by_robot(corpus.root, corpus.sources, corpus.windows, config.data.m, config.model.chunk,
-                                         config.data.action_mode, config.data.std_floor, bad)
-    stats = by_robot[corpus.held_out.robot]
-    stats.check_inputs(corpus.held_out)
+    by_robot, kept = statistics_by_robot(corpus, config.data.m, config.model.chunk, config.data.action_mode,
+                                         config.data.std_floor, bad, ranks=ranks)
+    stats = by_robot[corpus.held_out_robot]
+    if ranks.first:
+        stats.check_inputs(corpus.held_out)
     mixture = Mixture(config, by_robot, corpus.sources, corpus.weights, corpus.windows, train.seed, ranks.rank,
-                      ranks.world)
+                      ranks.world, corpus.frames)
     batches = mixture.loader(checkpoint.step_of(newest) if newest else 0, train.steps, deaf)
-    names = [f"{source.name} ({kind})" for source, kind in zip(corpus.sources, corpus.kinds)]
-    print("\n".join(lpt.table(names, mixture.sizes, mixture.weights, mixture.ranks)))
+    names = [f"{row.name} ({row.kind})" for row in corpus.listed]
+    print("\n".join(lpt_cost.table(names, mixture.frames, mixture.weights, mixture.ranks)))
     for of, line in zip(by_robot.values(), kept):
         print("\n".join([*of.describe(config.data.m, config.model.chunk), line]))
 
@@ -211,8 +218,8 @@ def run(argv):
     print(effective_batch(train, ranks.world))
 
     # ---- resume ---------------------------------------------------------------------------------------------
-    drawn = [[source.name, *row] for source, *row in zip(corpus.sources, mixture.weights, mixture.sizes)]
-    keeper = Keeper(out, ranks, config, {stats.robot: stats} | by_robot, model, optimizer, average, drawn)
+    drawn_from = [[row.name, weight, row.frames] for row, weight in zip(corpus.listed, mixture.weights)]
+    keeper = Keeper(out, ranks, config, {stats.robot: stats} | by_robot, model, optimizer, average, drawn_from)
     print(keeper.disk_need())
     with memory.explained(train, ranks.device):
         first, progress, lines = keeper.begin(newest)
@@ -222,7 +229,10 @@ def run(argv):
     final = average.module if average else model
 
     def held_out_losses():
-        return validation.validate(final, config, stats, corpus.held_out, corpus.held_out_windows, train.eval_windows)
+        if not (ranks.first or args.shard):   # sharded, every rank takes part in the forward pass
+            return {}
+        return validation.validate(final, config, stats, corpus.held_out, corpus.held_out_windows, train.eval_windows,
+                                   ranks if args.shard else None)
 
     # ---- the loop -------------------------------------------------------------------------------------------
     per_step = train.accumulate * train.batch_size
@@ -304,6 +314,8 @@ def run(argv):
             print(f"{suite:<8} success {row['success']:.1%}  (95 % interval {row['interval'][0]:.1%} to "
                   f"{row['interval'][1]:.1%}, {row['episodes']} episodes)")
     else:
+        if ranks.world > 1:
+            print(f"rivals are fitted on rank 0's datasets alone: {', '.join(s.name for s in corpus.sources.values())}")
         report["open_loop"] = mean_errors(open_loop(Policy(final, config, stats, train.seed), corpus)[0])
         print("held-out actions, mean squared error in training standard deviations: "
               + "  ".join(f"{name} {value:.4f}" for name, value in report["open_loop"].items()))

@@ -19,7 +19,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import CONFIGS
-from data import Batch, letterbox, open_source, times, windows
+from data import Batch, letterbox, times, windows
+from support.data.source import open_source
 from model import InternVLA_A1
 from support.data import frame_cache
 from support.data.lerobot import copy_numbers
@@ -103,7 +104,7 @@ def measure(source, cache, m, size, tuples):
     rows, rng = windows(source, m, full=True), np.random.default_rng(0)
     if len(rows) == 0:
         raise ValueError(f"{source.root}: no episode is longer than {2 * m} frames")
-    if getattr(source, "cache", None):   # its videos are listed, but not there
+    if source.cache:   # its videos are listed, but not there
         found, cache = {}, source
     else:
         found = {"this reader": Timed(read_window, source, m, size),

@@ -42,9 +42,9 @@ class Rivals:
 
     def _episodes(self, corpus, bad):
         """(state, action) of every training episode of the robot."""
-        for source, rows in zip(corpus.sources, corpus.windows):
-            mine = source.has_action and source.robot == self.stats.robot
-            for e in np.unique(rows[:, 0]) if mine else ():
+        for i, source in corpus.sources.items():
+            fits = source.has_action and source.robot == self.stats.robot
+            for e in np.unique(corpus.windows[i][:, 0]) if fits else ():
                 try:
                     yield source.numbers(int(e))
                 except ValueError as error:

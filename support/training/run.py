@@ -29,7 +29,7 @@ from support import checkpoint
 from support.training import memory
 from support.checkpoint import CheckpointError
 from support.training.ranks import load_state
-from support.data.statistics import in_checkpoint, of_checkpoint
+from support.data.statistics import Alone, in_checkpoint, of_checkpoint
 from support.weights.loading import empty_model
 
 FREE = ("threads", "loaders", "checkpoint_layers", "save_every", "on_bad_sample")   # a resumed run may change these
@@ -277,15 +277,15 @@ def effective_batch(train, world):
     return f"{line}; the paper's is {paper} ({train.stage}, Table 2){hint}"
 
 
-def impossible(config, corpus):
-    """ValueError, one line, for flags that cannot work with these data."""
-    windows = [len(rows) for rows in corpus.windows]
-    longest = max(int(max(source.lengths)) for source in corpus.sources)
-    for source in (*corpus.sources, corpus.held_out):
-        if getattr(source, "cache", None):
+def impossible(config, corpus, ranks=Alone()):
+    """ValueError, one line, for flags that cannot work with these data. All ranks call it."""
+    windows, lengths = zip(*corpus.extent(ranks))
+    longest = max(lengths)
+    for source in (*corpus.sources.values(), corpus.held_out):
+        if source is not None and source.cache:
             source.cache.require({config.model.view_size, config.model.frame_size})
-    world = all(source.robot == "conveyor" for source in corpus.sources)   # a smoke test of the a1 presets, by design
-    if corpus.held_out.robot == "conveyor" and config.model.chunk < conveyor.CHUNK:
+    world = all(row.robot == "conveyor" for row in corpus.listed)   # a smoke test of the a1 presets, by design
+    if corpus.held_out_robot == "conveyor" and config.model.chunk < conveyor.CHUNK:
         raise ValueError(f"--chunk {config.model.chunk} is too short: in the embedded world {conveyor.CHUNK} actions "
                          "decide a scene")
     if config.model.chunk > longest and not (world and config.name != "conveyor"):
@@ -305,7 +305,7 @@ def culprits(model, mixture, numbers, ranks):
         if not bool(torch.isfinite(losses.act_sum + losses.gen_sum)):
             i, e, t = mixture.draw(n, len(faults)) if faults else mixture.draw(n)   # what stood in for bad ones
             source = mixture.sources[i]
-            found.append(f"{source.name} episode {getattr(source, 'indices', range(e + 1))[e]} frame {t}")
+            found.append(f"{source.name} episode {source.indices[e]} frame {t}")
     found = [name for names in ranks.gather(found) for name in names]
     if not found:
         return "each of its samples alone has a finite loss: the gradient is not"

@@ -28,32 +28,44 @@ def held_out_batches(config, stats, source, rows, limit):
         yield batch, torch.from_numpy(eps), torch.from_numpy(tau), part
 
 
+def shared(batches, ranks):
+    """What the first rank reads, on every rank: of held-out data it alone has opened something. All ranks call it."""
+    while (item := ranks.agree(next(batches, None) if ranks.first else None)) is not None:
+        yield item
+
+
 @torch.no_grad()
-def validate(model, config, stats, source, rows, limit):
+def validate(model, config, stats, source, rows, limit, ranks=None):
     """Held-out losses and foresight -> dict of floats: loss_act, loss_gen, and per view (and suite) the error of
-    z_hat over that of copying z_t; in the embedded world also crop_target and crop_distractor, dynamic scenes."""
+    z_hat over that of copying z_t; in the embedded world also crop_target and crop_distractor, dynamic scenes.
+
+    ranks: those of a sharded model, which all take part; source and rows may be None on all but the first, whose numbers
+    count. None: this process alone."""
     training = model.training
     model.eval()
     sums, counts, ratios, crops = [0.0, 0.0], [0, 0], {}, {}
     device = next(model.parameters()).device
-    for batch, eps, tau, part in held_out_batches(config, stats, source, rows, limit):
+    first = ranks is None or ranks.first
+    batches = held_out_batches(config, stats, source, rows, limit) if first else None
+    for batch, eps, tau, part in batches if ranks is None else shared(batches, ranks):
         losses = model(batch.to(device), eps.to(device), tau.to(device), pictures=True)
         for i, (total, count) in enumerate(((losses.act_sum, losses.act_count), (losses.gen_sum, losses.gen_count))):
             sums[i] += float(total)
             counts[i] += int(count)
-        if losses.z_hat is None:
+        if losses.z_hat is None or not first:
             continue
         imagined = (losses.z_hat - losses.z[:, :, 2]).square().mean((2, 3, 4)).cpu().numpy()     # (B, V)
         copied = (losses.z[:, :, 1] - losses.z[:, :, 2]).square().mean((2, 3, 4)).cpu().numpy()
         for b, (e, _) in enumerate(part):
             if not batch.future_mask[b]:
                 continue
-            suite = f"{source.extra['suite'][e]}_" if hasattr(source, "extra") and "suite" in source.extra else ""
+            labels = source.labels(int(e))
+            suite = f"{labels['suite']}_" if "suite" in labels else ""
             for v in range(len(VIEWS)):
                 if batch.view_mask[b, v]:
                     name = suite + ("head" if v == 0 else "wrist")
                     ratios.setdefault(name, []).append((imagined[b, v], copied[b, v]))
-        if hasattr(source, "extra") and "target" in source.extra:
+        if "target" in source.labels(0):
             _crops(crops, source, part, model.to_pictures(losses.z_hat[:, 0]).cpu(), batch, config.data.m)
     model.train(training)
     report = {"loss_act": sums[0] / max(counts[0], 1)}
@@ -71,11 +83,12 @@ def _crops(crops, source, part, imagined, batch, m):
     size = imagined.shape[-1]
     half = round(conveyor.RADIUS * size / 2)
     for b, (e, t) in enumerate(part):
-        if source.extra["suite"][e] != "dynamic":
+        labels = source.labels(int(e))
+        if labels["suite"] != "dynamic":
             continue
         true, now = batch.frames[b, 0, 2].float(), batch.frames[b, 0, 1].float()
         for thing in ("target", "distractor"):
-            x, y = source.extra[thing][source.starts[e] + t + m]
+            x, y = labels[thing][t + m]
             if not np.isfinite(x) or abs(x) > 1 or abs(y) > 1:
                 continue
             column, row = (x + 1) / 2 * size, (1 - y) / 2 * size

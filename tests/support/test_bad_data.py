@@ -23,7 +23,7 @@ from support.data.statistics import statistics
 
 from test_bad_input import RUN, SMALL, refuses, save_checkpoint, write_folder    # noqa: F401, refuses is a fixture
 from test_data import Fake, same, tiny
-from test_lerobot_reader import (FPS, HEAD, LENGTHS, WRIST, av, coded, edit_info, numbers_of, pa, parquet, pq,
+from test_lerobot import (FPS, HEAD, LENGTHS, WRIST, av, coded, edit_info, numbers_of, pa, parquet, pq,
                                  truncate, video, write_dataset, write_v30)
 
 

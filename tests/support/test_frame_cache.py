@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
 pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install -r requirements-robot.txt")
 
-from test_lerobot_reader import edit_info, write_dataset, write_v30
+from test_lerobot import edit_info, write_dataset, write_v30
 
 from config import get_config
 from data import Corpus, Mixture, letterbox, open_source, windows

@@ -18,7 +18,7 @@ from support.inference.policy import Policy
 from support.data.statistics import statistics
 
 from test_bad_input import RUN, SMALL, write_folder
-from test_lerobot_reader import HEAD, edit_info, write_dataset
+from test_lerobot import HEAD, edit_info, write_dataset
 
 ROOT = Path(__file__).parents[2]
 DIMS = {"InternData-A1": 16, "RoboTwin": 14, "AgiBot-World-Beta": 16, "RoboMind": 14, "EgoDex": 14}

@@ -201,7 +201,7 @@ def test_lerobot_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_
     """The README's commands on a dataset that no table knows, in delta mode, and on its frame cache, whose pictures the
     VAE enlarges as in the release; other cameras are refused."""
     pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
-    from test_lerobot_reader import HEAD, WRIST, edit_info, pq, write_dataset
+    from test_lerobot import HEAD, WRIST, edit_info, pq, write_dataset
     root, robot = write_dataset(tmp_path / "toy"), tmp_path / "mine.json"
     features = json.loads((root / "meta/info.json").read_text())["features"]
     edit_info(root, features={key: x for key, x in features.items() if key != "action"} |
