@@ -6,8 +6,8 @@ From disk to a batch, in the order of this file:
     example        one tuple as arrays; observation() makes the same arrays from a live robot
     Mixture        which tuple comes next: a pure function of (seed, rank, sample number), spread by lpt.py
 
-Episodes on disk are of support/data/source.py. What --data names, and what of it a rank opens, is support/data/corpus.py.
-The units of state and actions, taken over exactly the training windows, are support/data/statistics.py.
+What is read of a dataset on disk is in support/data/source.py; what --data names and what of it a rank opens, in
+corpus.py; the units of state and actions, taken over exactly the training windows, in statistics.py.
 
 m and k count frames of the source, whatever its rate. Human video has no actions: `has_action` is False, its
 action mask is empty, and it trains L_gen alone.
@@ -30,9 +30,9 @@ from support.data.prompts import token_ids
 
 @dataclass
 class Batch:
-    """What the model reads. B samples; V = 3 views (head, left wrist, right wrist); T = 3 times (t-m, t, t+m), 2 at inference.
+    """What the model reads. B samples; V = 3 views (head, left wrist, right wrist); T = 3 times (t-m, t, t+m).
 
-    Padding to 32 dimensions is zeros. At inference action, its mask and future_mask are absent.
+    Padding to 32 dimensions is zeros. At inference T = 2 (t-m, t), and action, its mask and future_mask are absent.
     """
 
     image: torch.Tensor         # (B, V, 3, S, S) uint8, o_t as the understanding expert sees it
@@ -93,17 +93,13 @@ def observation(model, stats, pictures, state, task):
     pictures: view -> list of (H, W, 3) uint8 at the times t-m, t (and t+m in training); missing views absent.
     state (d_q,) in raw units, or None (human video); task: the instruction.
     """
-    views, first = [], next(iter(pictures.values()), None)
-    if first is None:
+    if not pictures:
         raise ValueError("an observation needs the picture of at least one view")
-    T = len(first)
-    blank_view = torch.zeros(3, model.view_size, model.view_size, dtype=torch.uint8)
-    blank = torch.zeros(T, 3, model.frame_size, model.frame_size, dtype=torch.uint8)
-    frames = []
+    views, frames, T = [], [], len(next(iter(pictures.values())))
     for view in VIEWS:
         if view not in pictures:
-            views.append(blank_view)
-            frames.append(blank)
+            views.append(torch.zeros(3, model.view_size, model.view_size, dtype=torch.uint8))
+            frames.append(torch.zeros(T, 3, model.frame_size, model.frame_size, dtype=torch.uint8))
             continue
         frames.append(torch.stack([letterbox(p, model.frame_size) for p in pictures[view]]))
         same = model.view_size == model.frame_size
@@ -167,9 +163,9 @@ def stream(seed, *key):
 class Mixture(torch.utils.data.Dataset):
     """Datasets spread over LPT workers and drawn by weight. Item n is sample number n of this rank.
 
-    stats: the robot's Statistics, or {robot: Statistics} of all robots. weights: of all datasets. sources, window_lists:
-    lists, or {dataset: ...} of what this rank has opened; frames, of all datasets, then says what lpt.deal balances.
-    rank draws from its own part of what lpt.deal gives to `world` ranks. Sample n is a pure function of (seed, rank, n).
+    stats: the robot's Statistics, or {robot: Statistics} of all robots. weights, frames: of all datasets. sources,
+    window_lists: {dataset: ...} of what this rank has opened; or lists of all, which then need no frames. A rank draws
+    from its own part of what lpt.deal gives to `world` ranks. Sample n is a pure function of (seed, rank, n).
 
     [ours] With `stretch` above 1 a draw stands for so many neighbouring windows, decoded together, because a video
     whose key frames lie far apart decodes most of what lies between them for each window alone. The order is a shuffle
@@ -192,9 +188,9 @@ class Mixture(torch.utils.data.Dataset):
         self.frames = frames or [int(np.sum(source.lengths)) for source in sources.values()]
         self.weights = lpt.normalised(weights)
         self.ranks = lpt.deal(self.frames, self.weights, world, config.data.lpt_workers, config.data.balance)
-        self.worker_datasets, own = self.ranks[rank]
-        self.worker_weights = [np.array(weights) for weights in own]
-        self.mass = np.array([weights.sum() for weights in self.worker_weights])
+        self.worker_datasets, shares = self.ranks[rank]
+        self.worker_weights = [np.array(share) for share in shares]
+        self.mass = np.array([share.sum() for share in self.worker_weights])
         self.decoded = {}   # sample number -> arrays, decoded along with an earlier sample
 
     def stretch_of(self, n):
@@ -227,28 +223,29 @@ class Mixture(torch.utils.data.Dataset):
         tau = flow.sample_tau(rng, model.action_draws, model.tau_density)
         return torch.from_numpy(eps), torch.from_numpy(tau.astype(np.float32))
 
+    def read(self, i, e, ts):
+        """The tuples at frames ts of episode e of dataset i."""
+        source = self.sources[i]
+        return examples(self.config.model, self.config.data.m, self.by_robot.get(source.robot), source, e, ts)
+
     def replacement(self, n, attempt):
         """The arrays of what is delivered as sample n in place of a bad one."""
         i, e, t = self.draw(n, attempt)
-        source = self.sources[i]
-        return example(self.config.model, self.config.data.m, self.by_robot.get(source.robot), source, e, t)
+        return self.read(i, e, [t])[0]
 
     def arrays(self, n):
         """Sample n as the arrays of a Batch; what is left of its stretch is decoded along and kept until its turn."""
         if n not in self.decoded:
             i, e, t = self.draw(n)
-            ts = {n: t}
-            for later in range(n + STRETCHES, n + (self.config.data.stretch - self.stretch_of(n)[1]) * STRETCHES, STRETCHES):
+            ts, end = {n: t}, n + (self.config.data.stretch - self.stretch_of(n)[1]) * STRETCHES
+            for later in range(n + STRETCHES, end, STRETCHES):
                 *where, t = self.draw(later)
                 if where == [i, e]:   # a stretch may run into the next episode
                     ts[later] = t
-            source = self.sources[i]
-            stats = self.by_robot.get(source.robot)
-            make = partial(examples, self.config.model, self.config.data.m, stats, source, e)
             try:
-                made = dict(zip(ts, make(list(ts.values()))))
+                made = dict(zip(ts, self.read(i, e, list(ts.values()))))
             except ValueError:   # who asks for a bad frame shall hear of it, not its neighbours
-                made = {n: make([ts[n]])[0]}
+                made = {n: self.read(i, e, [ts[n]])[0]}
             # What another loader process delivered instead, or a run that starts anew, is of no use any more.
             self.decoded = {number: x for number, x in self.decoded.items() if number > n} | made
         return self.decoded.pop(n)
@@ -267,11 +264,8 @@ class Mixture(torch.utils.data.Dataset):
         raise ValueError(f"--on_bad_sample skip: {ATTEMPTS} draws in a row were bad; the last: {faults[-1]}")
 
     def loader(self, first_step, last_step, worker_init_fn=None):
-        """Iterator of (Batch, eps, tau) for the micro-batches of steps first_step .. last_step - 1.
-
-        Its processes start here, and each keeps the memory of this one as it is now: call it before the model is
-        built, or what training overwrites is held twice.
-        """
+        """Iterator of (Batch, eps, tau) for the micro-batches of steps first_step .. last_step - 1. Its processes start
+        here and keep the memory of this one as it is now: before the model is built, or that is held twice."""
         return loader.micro_batches(self, collate_with_noise, first_step, last_step, worker_init_fn)
 
 

@@ -1,8 +1,8 @@
-"""What --data names, and of it what this rank has opened: "each worker materializes only a subset of datasets" (Sec. 3.4).
+"""What --data names, and what of it this rank opens: "each worker materializes only a subset of datasets" (Sec. 3.4).
 
-Reading a Corpus takes the metadata of all datasets: name, robot, frames, whether there are actions. That is enough to deal
-them (lpt.deal). `open` then opens the datasets that this rank was dealt. Files, episodes, windows and statistics of the
-others never exist in its memory.
+`Corpus.read` takes the metadata of all datasets: name, robot, frames, whether there are actions. That is enough to deal
+them (lpt.deal). `open` then opens the datasets that this rank was dealt. Episodes, windows and statistics of the others
+never exist in its memory.
 """
 
 from dataclasses import dataclass, field
@@ -52,8 +52,8 @@ class Corpus:
 
     root: the folder that --data names; statistics are kept there. validation: the Listed that is held out whole; None:
     episode `hold_out` of the first dataset with actions. sources {dataset: Source}, windows {dataset: (n, 2) int64 rows
-    (episode, t)}; counted: those that no lower rank has opened too. held_out, held_out_windows: None on ranks that do not
-    evaluate.
+    (episode, t)}; counted: those that no lower rank has opened too. held_out, held_out_windows: None on ranks that do
+    not evaluate.
     """
 
     listed: list
@@ -68,7 +68,7 @@ class Corpus:
 
     @classmethod
     def read(cls, path, robot=None, hold_out=-1):
-        """A folder with mixture.json, such a file itself, or one dataset; robot: --robot. Nothing is opened. ValueError."""
+        """A folder with mixture.json, such a file itself, or one dataset. robot: --robot. ValueError: one line."""
         path = Path(path)
         if not path.exists():
             raise ValueError(f"--data {path}: no such folder or mixture file")
@@ -116,8 +116,8 @@ class Corpus:
     def open(self, windows, dealt=None, counted=None, evaluates=True):
         """Open datasets -> self. windows(source, episodes=None): its tuples, as data.windows.
 
-        dealt: numbers of the datasets; None: all. counted: those of them that no lower rank opens; None: all. evaluates:
-        open what is held out, too. ValueError: one line.
+        dealt: numbers of the datasets; None: all. counted: those of them that no lower rank opens; None: all.
+        evaluates: open what is held out, too. ValueError: one line.
         """
         dealt = range(len(self.listed)) if dealt is None else dealt
         self.counted = sorted(dealt if counted is None else counted)
@@ -133,7 +133,8 @@ class Corpus:
         """The dataset that is split -> the episode that is held out, those that are trained on."""
         episodes = len(source.lengths)
         if episodes == 1:
-            raise ValueError(f"--data {self.root}: one episode cannot be both trained on and held out; record a second one")
+            raise ValueError(f"--data {self.root}: one episode cannot be both trained on and held out; "
+                             f"record a second one")
         if not -episodes <= self.hold_out < episodes:
             raise ValueError(f"--hold_out {self.hold_out}: dataset {source.name} has episodes 0 to {episodes - 1}")
         out = self.hold_out % episodes
@@ -148,8 +149,8 @@ class Corpus:
             self.held_out_windows = windows(self.held_out, episodes=[self._held_out_episode(self.held_out)[0]])
         if not len(self.held_out_windows):
             choose = "" if self.validation else ", --hold_out another episode"
-            raise ValueError(f"dataset {self.held_out.name}: what is held out has no window, it is shorter than m needs: "
-                             f"--full_windows false{choose}, or a smaller --m")
+            raise ValueError(f"dataset {self.held_out.name}: what is held out has no window, it is shorter than m "
+                             f"needs: --full_windows false{choose}, or a smaller --m")
         if self.robots and not (self.held_out.has_action and self.held_out.robot in self.robots):
             what = f"of robot '{self.held_out.robot}'" if self.held_out.has_action else "human video, without actions"
             raise ValueError(f"dataset {self.held_out.name}: what is held out is {what}, trained is "

@@ -102,7 +102,8 @@ class FolderSource:
         if self.stored is not None:
             self.slot = np.full(len(self.state), -1)
             self.slot[self.stored] = np.arange(len(self.stored))
-        self.views = {view: view for view in VIEWS if (self.root / f"{view}.npy").exists() or (self.root / view).is_dir()}
+        self.views = {view: view for view in VIEWS
+                      if (self.root / f"{view}.npy").exists() or (self.root / view).is_dir()}
         if not self.views:
             raise ValueError(f"dataset {root}: no pictures; expected head.npy or a folder head/ of PNG files")
 

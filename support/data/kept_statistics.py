@@ -34,7 +34,8 @@ def kept_statistics(folder, sources, window_lists, m, k, action_mode, std_floor,
     and passed over. ValueError, also: a kept file is damaged or was edited.
     """
     began, problems = time.perf_counter(), []
-    identities = gathered(ranks, {i: _identity(source, window_lists[i]) for i, source in sources.items() if source.has_action})
+    identities = gathered(ranks, {i: _identity(source, window_lists[i])
+                                  for i, source in sources.items() if source.has_action})
     depends = {"format": FORMAT, "m": m, "k": k, "action_mode": action_mode, "std_floor": std_floor,
                "sample": [statistics.SAMPLE, statistics.SAMPLE_SEED], "sources": list(identities.values())}
     path = folder / file_hashes.FOLDER / f"{action_mode}_{file_hashes.digest(depends)[:16]}.json"

@@ -1,8 +1,8 @@
 """What meta/ of a LeRobot v2.1 or v3.0 dataset says: features, cameras, episodes and where their rows and pictures lie.
 
 v2.1 has one parquet and one mp4 file an episode, v3.0 many episodes in each. From `read_episodes` on both are the same.
-An episode has rows of a data file from `first_rows` on. Per camera it has a video file, and the second at which it begins
-there.
+An episode has rows of a data file from `first_rows` on. Per camera it has a video file, and the second at which it
+begins there.
 """
 
 import json
@@ -51,8 +51,9 @@ ROW_KEYS = ("episode_index", "frame_index", "timestamp")
 class LeRobotMetadata:
     """meta/info.json of one dataset folder, and with `read_episodes` the rest of meta/.
 
-    Attributes: name (the folder's), version, robot (info.json's robot_type, or name), fps, relative; views {slot: feature
-    key}, missing ones absent; state_keys, action_keys (features) and state_names, action_names (dimensions); has_action.
+    Attributes: name (the folder's), version, robot (info.json's robot_type, or name), fps, relative; views {slot:
+    feature key}, missing ones absent; state_keys, action_keys (features); state_names, action_names (dimensions);
+    has_action.
     robot: a Robot whose features and cameras are taken; None: that of the dataset's robot_type where the table knows it
     and its features are there, else LeRobot's usual names and guess_cameras. A dataset without any action feature is
     human video (has_action False). Faults are ValueError, one line that says what, where and what to do.

@@ -10,8 +10,8 @@ BAD_SHARE, AT_LEAST = 1e-3, 1000   # --on_bad_sample skip: of this share of samp
 def micro_batches(mixture, collate, first_step, last_step, worker_init_fn=None):
     """Iterator of (Batch, eps, tau) over the micro-batches of steps first_step .. last_step - 1; see Mixture.loader.
 
-    collate: a list of the mixture's items -> (Batch, eps, tau, what was wrong with replaced samples). These are named and
-    counted in mixture.bad_samples; ValueError when they are too many.
+    collate: a list of the mixture's items -> (Batch, eps, tau, what was wrong with replaced samples). Replaced ones are
+    named and counted in mixture.bad_samples; ValueError when they are too many.
     """
     train = mixture.config.train
     size = train.batch_size

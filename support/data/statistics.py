@@ -161,8 +161,11 @@ def gathered(ranks, of_own):
 
 
 def sampled(counts, size=None):
-    """{dataset: windows} -> {dataset: which of its windows, sorted}: by SAMPLE_SEED, `size` in all. None: all, there are
-    not more. Memory is that of at most 20 samples, whatever the counts: numpy draws a small share without a list."""
+    """{dataset: windows} -> {dataset: which of its windows, sorted}, `size` in all, by SAMPLE_SEED. None: all of them.
+
+    It takes the memory of at most 20 times `size` numbers, whatever the counts: numpy draws a smaller share of them
+    without listing all.
+    """
     total, size = sum(counts.values()), size or SAMPLE
     if total <= size:
         return None
@@ -207,7 +210,7 @@ def _about(source, rows):
 def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks=Alone()):
     """Statistics over all windows of all sources with actions (one robot), or over SAMPLE of them if there are more.
 
-    sources, window_lists: lists, or {dataset: ...} of those that this rank counts; every dataset is counted by one rank.
+    sources, window_lists: lists, or {dataset: ...} of those that this rank counts; one rank counts a dataset.
     bad: called with the error of an episode that cannot be read, which then does not count; None: the error is raised.
     ValueError: no source with actions, several robots, or one robot with unequal widths, delta masks or rates.
     """
@@ -220,7 +223,7 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks
     robots = {of.robot for of in about.values()}
     if len(robots) > 1:
         raise ValueError(f"statistics are of one robot, these datasets are of {sorted(robots)}")
-    alike = Alike(*robots)
+    alike, wide = Alike(*robots), Alike(*robots)
     for of in about.values():
         alike.check("frames/s", of.name, of.fps)
         alike.check("a delta mask of", of.name, tuple(map(int, of.relative)))
@@ -228,12 +231,12 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks
     moments, widths = _sums(sources, {i: window_lists[i] if chosen is None else window_lists[i][chosen[i]]
                                       for i in sources}, k, action_mode, alike, bad)
     for i, width in gathered(ranks, widths).items():
-        alike.check("state and action dimensions", about[i].name, width)
-    first, *others = ranks.gather(moments)
-    for other in others:
-        for kind, sums in first.items():
-            sums.merge(other[kind])
-    return _finished(first, list(about.values()), action_mode, std_floor)
+        wide.check("state and action dimensions", about[i].name, width)
+    merged = {kind: Moments() for kind in moments}   # of one rank these are its own, to the bit
+    for part in ranks.gather(moments):
+        for kind, sums in merged.items():
+            sums.merge(part[kind])
+    return _finished(merged, list(about.values()), action_mode, std_floor)
 
 
 def _sums(sources, window_lists, k, action_mode, alike, bad):

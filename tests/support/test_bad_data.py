@@ -14,7 +14,8 @@ from PIL import Image
 import train
 from config import get_config
 from data import Mixture, open_corpus, windows
-from support.data.lerobot import LeRobotSource, picture_shape
+from support.data.lerobot import LeRobotSource
+from support.data.lerobot_metadata import picture_shape
 from support import checkpoint
 from support.training.ranks import Ranks
 from support.inference.policy import Policy

@@ -11,7 +11,7 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install -r 
 import av
 
 import bench.__main__ as bench
-from data import open_source
+from support.data.source import open_source
 from bench import reading
 from support.data import frame_cache
 from support.data.lerobot import copy_numbers

@@ -16,6 +16,7 @@ import pytest
 
 from data import open_corpus
 from support.data import lerobot
+from support.data.__main__ import main
 from support.data.lerobot import LeRobotSource
 from support.data.robots import guess_cameras
 from support.data.robots import ROBOTS, Robot, find_robot
@@ -133,7 +134,7 @@ def test_every_frame_is_exact(tmp_path, codec, gop, b_frames):
 def test_metadata_and_numbers(dataset):
     source = LeRobotSource(str(dataset))
     assert (source.name, source.robot, source.fps) == ("toy", "toy_arm", 30.0)
-    assert source.lengths == list(LENGTHS) and source.tasks == ["task 0", "task 1"] and source.stored is None
+    assert source.lengths == list(LENGTHS) and source.tasks == ["task 0", "task 1"] and source.has_pictures(0, [0, 3]).all()
     assert source.views == {"head": HEAD, "left_wrist": WRIST} and source.has_action
     assert source.state_names == ["x", "y", "grip"] and source.action_names == ["action_0", "action_1"]
     for e in (0, 1, 0):
@@ -515,10 +516,10 @@ def test_damaged_lists_of_tasks_are_one_line_when_opening_for_training(tmp_path,
     write = write_dataset if version == "v2.1" else write_v30
     root = give_tasks(write(tmp_path / "toy"), version, "task")
     damage(root / "meta" / ("tasks.jsonl" if version == "v2.1" else "tasks.parquet"))
-    found = [line for line, _ in open_corpus(root, 3).look(3)]
+    found = [line for line, _ in open_corpus(root, 3).preflight(3)]
     assert found and all(f"dataset {root}" in line and "meta/tasks" in line and "\n" not in line for line in found)
     with pytest.raises(ValueError, match="repair this before training on it"):
-        lerobot.main(["--inspect", str(root)])
+        main(["--inspect", str(root)])
 
 
 def test_vectors_of_two_axes_are_flattened(dataset):

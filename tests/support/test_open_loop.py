@@ -15,9 +15,11 @@ import torch
 import support.inference.policy
 import train
 from config import get_config
-from data import Corpus, example, open_corpus, open_source, windows
+from data import example, open_corpus, windows
+from support.data.corpus import Corpus
+from support.data.source import open_source
 from model import InternVLA_A1
-from support.data import lerobot
+from support.data.__main__ import main
 from support.training.validation import validate
 from support.inference.open_loop import Rivals, errors, mean_errors, open_loop, replay
 from support.inference.policy import Policy
@@ -35,7 +37,8 @@ def corpus_of(make, robot="conveyor"):
     source = Fake(lengths=(40, 33, 50, 37), robot=robot)
     source.rows = [(state, make(state).astype(np.float32)) for state, _ in source.rows]
     trained = windows(source, 15, episodes=range(3))
-    corpus = Corpus([source], [1.0], ["robot"], [trained], source, windows(source, 15, episodes=[3]))
+    corpus = Corpus([], sources={0: source}, windows={0: trained}, held_out=source,
+                    held_out_windows=windows(source, 15, episodes=[3]))
     return corpus, statistics([source], [trained], K, "absolute", 1e-3)
 
 
@@ -228,7 +231,7 @@ def test_lerobot_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_
     with monkeypatch.context() as patch:   # what is compiled and recorded at the start
         patch.setattr(Policy, "__init__", lambda self, *args, **options: self.__dict__.update(options))
         assert Policy.load(tmp_path / "run").cameras == ("head", "left_wrist")
-    lerobot.main(["--cache", str(root), str(tmp_path / "cache"), "--sizes", "32", "--robot", str(robot)])
+    main(["--cache", str(root), str(tmp_path / "cache"), "--sizes", "32", "--robot", str(robot)])
     found = [[line for line in look("--robot", str(robot), data=data).out.splitlines() if line.startswith("episode 1")]
              for data in (root, tmp_path / "cache")]
     assert found[0] == found[1] and "episode 1: mean squared error" in found[0][0]
@@ -263,8 +266,8 @@ def test_a_mixture_weighs_datasets_of_any_kind_and_holds_out_the_last_episode(tm
         corpus = open_corpus(path, 3)
         assert corpus.weights == [0.1, 0.6, 1.0] and corpus.kinds == ["human", "robot", "robot"]
         assert corpus.held_out is corpus.sources[1] and set(corpus.held_out_windows[:, 0]) == {1}
-        assert [set(rows[:, 0]) for rows in corpus.windows] == [{0, 1}, {0}, {0, 1}]
-        assert {source.robot for source in corpus.sources} == {"aloha"}
+        assert [set(rows[:, 0]) for rows in corpus.windows.values()] == [{0, 1}, {0}, {0, 1}]
+        assert {source.robot for source in corpus.sources.values()} == {"aloha"}
     for text, message in (("[]", "is no mixture"), ('{"datasets": []}', "at least one dataset"),
                           ('{"datasets": [{"path": "one", "weight": 0}]}', "weights above 0"),
                           ('{"datasets": [{"path": "one"}], "robot": "r2"}', "--robot r2: unknown")):
