@@ -6,14 +6,14 @@ From disk to a batch, in the order of this file:
     example        one tuple as arrays; observation() makes the same arrays from a live robot
     Mixture        which tuple comes next: a pure function of (seed, rank, sample number), spread by lpt.py
 
-What is read of a dataset on disk is in support/data/source.py; what --data names and what of it a rank opens, in
-corpus.py; the units of state and actions, taken over exactly the training windows, in statistics.py.
+Below it, in support/data: source.py says what is read of a dataset, corpus.py which datasets a rank opens, and
+statistics.py gives the units of state and actions, taken over exactly the training windows.
 
 m and k count frames of the source, whatever its rate. Human video has no actions: `has_action` is False, its
 action mask is empty, and it trains L_gen alone.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -26,6 +26,7 @@ from support.data import loader
 from support.data.corpus import Corpus
 from support.data.letterbox import letterbox
 from support.data.prompts import token_ids
+from support.data.statistics import pad
 
 
 @dataclass
@@ -48,8 +49,7 @@ class Batch:
 
     def to(self, device):
         """A copy on `device`."""
-        return Batch(**{f.name: None if getattr(self, f.name) is None else getattr(self, f.name).to(device)
-                        for f in fields(self)})
+        return Batch(**{name: x if x is None else x.to(device) for name, x in vars(self).items()})
 
 
 # ---- windows ----------------------------------------------------------------------------------------------------
@@ -78,15 +78,6 @@ def chunk_at(action, t, k):
 
 # ---- one example ------------------------------------------------------------------------------------------------
 
-def pad(x, width, what):
-    """(..., d) -> (..., width) float32 with zeros; ValueError when d is larger."""
-    if x.shape[-1] > width:
-        raise ValueError(f"{what} has {x.shape[-1]} dimensions, the model takes at most {width}")
-    out = np.zeros(x.shape[:-1] + (width,), np.float32)
-    out[..., :x.shape[-1]] = x
-    return out
-
-
 def observation(model, stats, pictures, state, task):
     """One live observation as the arrays of a Batch (inference half).
 
@@ -97,7 +88,7 @@ def observation(model, stats, pictures, state, task):
         raise ValueError("an observation needs the picture of at least one view")
     views, frames, T = [], [], len(next(iter(pictures.values())))
     for view in VIEWS:
-        if view not in pictures:
+        if view not in pictures:   # black, and masked
             views.append(torch.zeros(3, model.view_size, model.view_size, dtype=torch.uint8))
             frames.append(torch.zeros(T, 3, model.frame_size, model.frame_size, dtype=torch.uint8))
             continue
@@ -163,9 +154,9 @@ def stream(seed, *key):
 class Mixture(torch.utils.data.Dataset):
     """Datasets spread over LPT workers and drawn by weight. Item n is sample number n of this rank.
 
-    stats: the robot's Statistics, or {robot: Statistics} of all robots. weights, frames: of all datasets. sources,
-    window_lists: {dataset: ...} of what this rank has opened; or lists of all, which then need no frames. A rank draws
-    from its own part of what lpt.deal gives to `world` ranks. Sample n is a pure function of (seed, rank, n).
+    stats: the robot's Statistics, or {robot: Statistics}. weights, frames: of all datasets. sources, window_lists:
+    {dataset: ...} of what this rank has opened, or lists of all, which need no frames. A rank draws from what lpt.deal
+    gives it. Sample n is a pure function of (seed, rank, n).
 
     [ours] With `stretch` above 1 a draw stands for so many neighbouring windows, decoded together, because a video
     whose key frames lie far apart decodes most of what lies between them for each window alone. The order is a shuffle

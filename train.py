@@ -313,9 +313,12 @@ def run(argv):
             row = report[suite]
             print(f"{suite:<8} success {row['success']:.1%}  (95 % interval {row['interval'][0]:.1%} to "
                   f"{row['interval'][1]:.1%}, {row['episodes']} episodes)")
+    elif not any(source.has_action and source.robot == stats.robot for source in corpus.sources.values()):
+        print(f"no open-loop errors: the first rank was dealt no dataset of robot {stats.robot}; "
+              "python infer.py --open-loop --data ... measures them")
     else:
         if ranks.world > 1:
-            print(f"rivals are fitted on rank 0's datasets alone: {', '.join(s.name for s in corpus.sources.values())}")
+            print(f"rivals of the open loop are fitted on the first rank's {len(corpus.sources)} datasets alone")
         report["open_loop"] = mean_errors(open_loop(Policy(final, config, stats, train.seed), corpus)[0])
         print("held-out actions, mean squared error in training standard deviations: "
               + "  ".join(f"{name} {value:.4f}" for name, value in report["open_loop"].items()))

@@ -167,47 +167,49 @@ def _peak():
 
 
 def start_up(rank, world, root, windows, board, barrier, found, everything=False):
-    """One rank's start: deal, open, windows, statistics. Puts its figures into `found`. everything: open all datasets."""
+    """One rank's start: deal, open, windows, statistics. Puts its figures into `found`. everything: it opens all."""
     before, ranks = _peak(), Meeting(rank, board, barrier)
     corpus = Corpus.read(root)
     dealt, counted = lpt.subset(lpt.deal(corpus.frames, lpt.normalised(corpus.weights), world, 4), rank)
     corpus.open(partial(windows, m=15), None if everything else dealt, counted, evaluates=rank == 0)
     own = {i: corpus.sources[i] for i in counted}
     stats = statistics(own, corpus.windows, 50, "absolute", 1e-3, ranks=ranks)
-    found.put({"rank": rank, "datasets": len(corpus.sources), "after_import_mib": before, "peak_mib": _peak(),
-               "frames": sum(corpus.frames[i] for i in corpus.sources), "mean": stats.state_mean[0]})
+    found.put({"rank": rank, "datasets": len(corpus.sources), "after_import_mib": round(before, 1),
+               "peak_mib": round(_peak(), 1), "frames": sum(corpus.frames[i] for i in corpus.sources),
+               "mean": stats.state_mean[0]})
 
 
 def measure(windows, datasets=DATASETS, frames=FRAMES):
-    """Start real processes on a synthetic corpus, at 1 and 4 ranks -> a row for each rank; and for 4 ranks that open every
-    dataset, as a reader that is no LPT does. windows: data.windows."""
+    """Start real processes on a synthetic corpus, at 1 and 4 ranks -> a row for each rank; and 4 ranks that open every
+    dataset, as readers without LPT do. windows: data.windows."""
     context, rows = multiprocessing.get_context("spawn"), []
     with tempfile.TemporaryDirectory() as folder, context.Manager() as manager:
         root = Path(folder) / "corpus"
         write_corpus(root, datasets, frames)
         for world, everything in ((1, False), (4, False), (4, True)):
             board, barrier, found = manager.list([None] * world), manager.Barrier(world), manager.Queue()
-            ranks = [context.Process(target=start_up, args=(rank, world, root, windows, board, barrier, found, everything))
-                     for rank in range(world)]
+            shared = root, windows, board, barrier, found, everything
+            ranks = [context.Process(target=start_up, args=(rank, world, *shared)) for rank in range(world)]
             for process in ranks:
                 process.start()
             for process in ranks:
                 process.join()
             if any(process.exitcode for process in ranks):
                 raise ValueError(f"a rank of {world} failed, see above")
-            part = sorted((found.get() for _ in ranks), key=lambda row: row["rank"])
-            rows += [{"ranks": world, "opens": "everything" if everything else "what it was dealt", **row} for row in part]
+            opens = "everything" if everything else "what it was dealt"
+            rows += [{"ranks": world, "opens": opens} | row
+                     for row in sorted((found.get() for _ in ranks), key=lambda row: row["rank"])]
     return {"datasets": datasets, "frames": frames, "dimensions": DIMENSIONS, "rows": rows}
 
 
 def measured_lines(found):
     """What `measure` returned -> printable lines."""
-    yield (f"{found['datasets']} plain folders, {found['frames']:,} frames, {found['dimensions']} dimensions of state and of "
-           f"action held in memory; peak of each process, and above what it took to import")
-    yield f"{'ranks':>8}{'rank':>6}{'opens':>20}{'datasets':>10}{'frames':>12}{'peak':>12}{'above import':>16}"
+    yield (f"{found['datasets']} plain folders, {found['frames']:,} frames, {found['dimensions']} dimensions of state and "
+           f"of action, which this reader holds in memory; peak of each process, and what of it is not imports")
+    yield f"{'ranks':>8}{'rank':>6}{'opens':>20}{'datasets':>10}{'frames':>12}{'peak':>12}{'without imports':>17}"
     for row in found["rows"]:
         yield (f"{row['ranks']:>8}{row['rank']:>6}{row['opens']:>20}{row['datasets']:>10}{row['frames']:>12,}"
-               f"{row['peak_mib']:>8,.0f} MiB{row['peak_mib'] - row['after_import_mib']:>12,.0f} MiB")
+               f"{row['peak_mib']:>8,.0f} MiB{row['peak_mib'] - row['after_import_mib']:>13,.0f} MiB")
 
 
 # ---- the command --------------------------------------------------------------------------------

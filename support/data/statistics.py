@@ -138,6 +138,15 @@ def reference(relative, action_mode, state):
     return np.where(np.array(relative), state, 0).astype(np.float64)
 
 
+def pad(x, width, what):
+    """(..., d) -> (..., width) float32 with zeros; ValueError when d is larger."""
+    if x.shape[-1] > width:
+        raise ValueError(f"{what} has {x.shape[-1]} dimensions, the model takes at most {width}")
+    out = np.zeros(x.shape[:-1] + (width,), np.float32)
+    out[..., :x.shape[-1]] = x
+    return out
+
+
 # ---- over all windows ---------------------------------------------------------------------------
 
 class Alone:

@@ -2,12 +2,15 @@
 
 import itertools
 import json
+import queue
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import lpt
+from data import windows
 from support.data import lpt_cost
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "lpt_cases.json").read_text())
@@ -216,12 +219,32 @@ def test_a_number_of_workers_that_is_none_is_refused(argv, message):
         lpt_cost.main(argv)
 
 
-def test_the_simulation_shows_load_mixture_datasets_and_memory(capsys, monkeypatch):
-    """python lpt.py --simulate: exact shares have no error, fuller workers need more memory than the mean."""
+def test_the_simulation_shows_load_mixture_datasets_and_memory(capsys):
+    """python lpt.py --simulate: exact shares have no error, a fuller rank needs more memory than the mean; and what was
+    measured: of 4 ranks each needs a fraction of what one does."""
     lpt_cost.main(["--simulate"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + 3 * 3 * 3 and "start-up memory" in lines[0]
-    rows = [line.replace(",", "").split() for line in lines[1:]]
+    assert "start-up memory" in lines[0] and lines[37:39] == ["", "measured:"]
+    rows = [line.replace(",", "").split() for line in lines[1:37]]
     assert all(float(row[4]) == 0 for row in rows if row[2] == "exact")
-    mean = {workers: 692e6 * lpt_cost.BYTES_A_FRAME / workers / 2 ** 20 for workers in (8, 64, 512)}
+    mean = {ranks: 692e6 * lpt_cost.BYTES_A_FRAME / ranks / 2 ** 20 for ranks in (1, 8, 64, 512)}
     assert all(float(row[-2]) >= 0.99 * mean[int(row[1])] for row in rows)
+    found = json.loads(lpt_cost.MEASURED.read_text())
+    needs = {(row["ranks"], row["opens"], row["rank"]): row["peak_mib"] - row["after_import_mib"] for row in found["rows"]}
+    assert found["datasets"] == 200 and found["frames"] >= 2e6 and len(needs) == 9
+    assert all(needs[4, "what it was dealt", rank] < 0.4 * needs[1, "what it was dealt", 0] for rank in range(4))
+
+
+def test_what_is_measured_is_the_start_of_a_training_run(tmp_path):
+    """python lpt.py --measure, small and with ranks in this process: all frames are opened once, with one mean."""
+    lpt_cost.write_corpus(tmp_path / "corpus", datasets=12, frames=100_000)
+    board, barrier, found = [None] * 2, threading.Barrier(2, timeout=30), queue.Queue()
+    ranks = [threading.Thread(target=lpt_cost.start_up, args=(rank, 2, tmp_path / "corpus", windows, board, barrier, found))
+             for rank in (0, 1)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join()
+    rows = [found.get_nowait() for _ in ranks]
+    assert 99_900 < sum(row["frames"] for row in rows) < 100_100 and sum(row["datasets"] for row in rows) == 12
+    assert rows[0]["mean"] == rows[1]["mean"] > 40
