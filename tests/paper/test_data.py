@@ -640,13 +640,6 @@ def test_every_window_is_drawn_equally_often_in_stretches_too():
     assert abs(first - 100).max() < 5 * np.sqrt(2500 * 0.04 * 0.96)
 
 
-def test_the_mixture_of_datasets_is_the_wanted_one_in_stretches_too():
-    """Table 3's weights."""
-    mixture = mixture_of(table_3(), list(WEIGHTS), tiny(stretch=4))
-    drawn = np.bincount([mixture.draw(n)[0] for n in range(12800)], minlength=5) / 12800
-    assert abs(drawn - WEIGHTS).max() < 5 * np.sqrt(4 * 0.25 / 12800)
-
-
 @pytest.mark.parametrize("batch_size, loaders", [(4, 0), (5, 2)])
 def test_samples_of_a_stretch_are_what_they_are_alone_from_wherever_the_run_begins(batch_size, loaders):
     """Order and content do not depend on what was decoded along, nor on the loaders, and resume needs nothing saved."""

@@ -148,11 +148,6 @@ def test_bad_data_are_one_line_before_training_starts(refuses, dataset, fault): 
     assert not (dataset.parent / "run").exists()
 
 
-def test_an_unknown_robot_is_refused_with_the_nearest(refuses, dataset):    # noqa: F811
-    assert "--robot genie_1: unknown; did you mean genie1?" in refuses(
-        "train.py", "--data", dataset, "--robot", "genie_1", *RUN)
-
-
 def test_statistics_of_another_action_mode_are_refused(tmp_path):
     """A checkpoint whose statistics are of absolute actions cannot drive a robot in delta mode, nor without any."""
     config = get_config("conveyor", SMALL | {"action_mode": "delta"})
