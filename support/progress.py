@@ -5,10 +5,11 @@ import sys
 from tqdm import tqdm
 
 
-def bar(total, initial=0, unit="", what=""):
-    """A tqdm over `total` (None: not known yet) of `unit`, from `initial` on. Silent where stderr is no terminal."""
+def bar(total, initial=0, unit="", what="", silent=False):
+    """A tqdm over `total` (None: not known yet) of `unit`, from `initial` on. Silent where stderr is no terminal, or where
+    it is asked to be: on a rank other than the first."""
     return tqdm(total=total, initial=initial, unit=unit or "it", desc=what or None, dynamic_ncols=True,
-                disable=not sys.stderr.isatty())
+                disable=silent or not sys.stderr.isatty())
 
 
 def drawn(what):

@@ -18,12 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from config import VIEWS
-from lpt import TABLE_3
-
 FPS = 30
 M = 15  # frames between the past, the present and the foreseen picture
 CHUNK = 16  # actions in a chunk
+VIEWS = ("head", "left_wrist", "right_wrist")
 SUITES = ("static", "dynamic")
 ARMS = ("left", "right")
 SHAPES = ("disc", "square", "cross")
@@ -457,11 +455,13 @@ def summarise(result):
 
 # --- Training data ----------------------------------------------------------------------------------------------------
 
-KINDS = ("sim", "sim", "real", "real", "human")  # of Table 3's sources, in its order
-# Folder, kind, sampling weight, millions of frames (the episodes are divided in that proportion).
-MIXTURE = tuple(
-    (name.split(" (")[0].lower().replace("-", "_"), kind, weight, millions)
-    for kind, (name, millions, weight) in zip(KINDS, TABLE_3)
+# The paper's Table 3: name, kind, sampling weight, millions of frames (the episodes are divided in that proportion).
+MIXTURE = (
+    ("interndata_a1", "sim", 0.64, 396),
+    ("robotwin", "sim", 0.08, 17),
+    ("agibot_world", "real", 0.18, 206),
+    ("robomind", "real", 0.02, 5),
+    ("egodex", "human", 0.08, 68),
 )
 VALIDATION = 256  # held-out episodes, looking like "sim"
 STORED = (0, M, 2 * M)  # frames of an episode whose pictures are kept
