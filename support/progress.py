@@ -6,8 +6,10 @@ from tqdm import tqdm
 
 
 def bar(total, initial=0, unit="", what="", silent=False):
-    """A tqdm over `total` (None: not known yet) of `unit`, from `initial` on. Silent where stderr is no terminal, or where
-    it is asked to be: on a rank other than the first."""
+    """A tqdm over `total` (None: not known yet) of `unit`, from `initial` on. Silent where stderr is no terminal.
+
+    silent: in any case, as on a rank other than the first.
+    """
     return tqdm(total=total, initial=initial, unit=unit or "it", desc=what or None, dynamic_ncols=True,
                 disable=silent or not sys.stderr.isatty())
 

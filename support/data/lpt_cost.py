@@ -204,8 +204,8 @@ def measure(windows, datasets=DATASETS, frames=FRAMES):
 
 def measured_lines(found):
     """What `measure` returned -> printable lines."""
-    yield (f"{found['datasets']} plain folders, {found['frames']:,} frames, {found['dimensions']} dimensions of state and "
-           f"of action, which this reader holds in memory; peak of each process, and what of it is not imports")
+    yield (f"{found['datasets']} plain folders, {found['frames']:,} frames, {found['dimensions']} dimensions of state "
+           f"and of action, which this reader holds in memory; peak of each process, and what of it is not imports")
     yield f"{'ranks':>8}{'rank':>6}{'opens':>20}{'datasets':>10}{'frames':>12}{'peak':>12}{'without imports':>17}"
     for row in found["rows"]:
         yield (f"{row['ranks']:>8}{row['rank']:>6}{row['opens']:>20}{row['datasets']:>10}{row['frames']:>12,}"

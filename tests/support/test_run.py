@@ -16,6 +16,7 @@ import torch
 import data
 import train
 from config import CONFIGS, STAGES, get_config
+from support.data.corpus import Corpus
 from support import checkpoint
 from support.training import memory
 from support.training import run
@@ -396,10 +397,11 @@ def test_out_of_memory_is_one_line_with_the_peak_the_batch_and_three_flags():
 def test_a_frame_cache_of_other_sizes_is_refused_for_what_is_held_out_too():
     """Before the model is built, not at the first validation."""
     asked = []
-    plain = SimpleNamespace(lengths=[50], robot="arm")
+    plain = SimpleNamespace(lengths=[50], robot="arm", cache=None)
     held_out = SimpleNamespace(lengths=[50], robot="arm", cache=SimpleNamespace(require=asked.append))
     config = get_config("conveyor")
-    run.impossible(config, SimpleNamespace(sources=[plain], held_out=held_out, windows=[range(50)]))
+    run.impossible(config, Corpus([], validation=held_out, sources={0: plain}, windows={0: range(50)}, counted=[0],
+                                  held_out=held_out))
     assert asked == [{config.model.view_size, config.model.frame_size}]
 
 
