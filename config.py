@@ -5,7 +5,8 @@ the fields below (support/flags.py), so `--help` is this file. The resolved conf
 and inference reads it there.
 
 Letters used for shapes in the whole project
-    B batch   V = 3 views (head, left wrist, right wrist)   T = 2 times (t-m, t)   C, H, W image
+    B batch   V = 3 views (head, left wrist, right wrist)   C, H, W image   L frames of an episode
+    T times of a frame: 3 (t-m, t, t+m) in training, 2 (t-m, t) at inference
     N_und, N_gen = 96, N_act = 1 + k, N tokens   D width   A heads   G key/value heads   d head dimension
     k chunk   d_a action dimensions   d_q state dimensions   R action draws   g latent grid (32 at 256 px)
 

@@ -19,17 +19,20 @@ import math
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import lpt
 from config import get_config
-from data import Mixture, open_corpus
+from data import Mixture, windows
 from model import InternVLA_A1
 from support import checkpoint
+from support.data.corpus import Corpus
 from support.data.inspection import said
-from support.data.statistics import statistics_by_robot
+from support.data.kept_statistics import statistics_by_robot
+from support.data.lpt_cost import table
 from support.training import memory
 from support.training.arguments import parse
 from support.training.checkpointer import Checkpointer, bad_samples_of_rank, checkpoint_to_resume
@@ -42,8 +45,8 @@ from support.training.ranks import Ranks
 from support.training.signals import Interruption, ignore_signals
 from support.training.validation import held_out_losses
 from support.weights import loading as weights
+from worlds import closed_loop
 from worlds import training as world
-from worlds.closed_loop import possible
 
 
 def lr_at(step, train):
@@ -91,24 +94,28 @@ def read_data(args, config, ranks, newest):
     if embedded and ranks.first:
         world.dataset(Path("data/conveyor"))
     ranks.agree(None)   # the others wait for it
-    corpus = open_corpus(Path("data/conveyor") if embedded else args.data, config.data.m,
-                         config.data.full_windows, args.robot, config.data.hold_out)
-    check_settings(config, corpus, world.least_chunk(corpus.held_out))
+    corpus = Corpus.read(Path("data/conveyor") if embedded else args.data, args.robot, config.data.hold_out)
+    dealt = lpt.deal(corpus.frames, lpt.normalised(corpus.weights), ranks.world, config.data.lpt_workers,
+                     config.data.balance)                                                  # Sec. 3.4
+    corpus.open(partial(windows, m=config.data.m, full=config.data.full_windows), *lpt.subset(dealt, ranks.rank),
+                evaluates=ranks.first)
+    check_settings(config, corpus, world.least_chunk(corpus.held_out_robot), ranks)
     if args.verify and ranks.first:
-        verify([*corpus.sources, corpus.held_out])
+        verify(row.path for row in [*corpus.listed, corpus.validation] if row)
     ranks.agree(None)
     bad = {"stop": refuse, "skip": warn}[config.data.on_bad_sample]
-    for fault, held_out in corpus.look(config.data.m):
+    for fault, held_out in corpus.preflight(config.data.m):
         (refuse if held_out else bad)(fault)
-    by_robot, kept = statistics_by_robot(corpus.root, corpus.sources, corpus.windows, config.data.m, config.model.chunk,
-                                         config.data.action_mode, config.data.std_floor, bad)
-    stats = by_robot[corpus.held_out.robot]
-    stats.check_inputs(corpus.held_out)
+    by_robot, kept = statistics_by_robot(corpus, config.data.m, config.model.chunk, config.data.action_mode,
+                                         config.data.std_floor, bad, ranks=ranks)
+    stats = by_robot[corpus.held_out_robot]
+    if ranks.first:
+        stats.check_inputs(corpus.held_out)
     mixture = Mixture(config, by_robot, corpus.sources, corpus.weights, corpus.windows, train.seed, ranks.rank,
-                      ranks.world)
+                      ranks.world, corpus.frames)
     batches = mixture.loader(checkpoint.step_of(newest) if newest else 0, train.steps, ignore_signals)
-    names = [f"{source.name} ({kind})" for source, kind in zip(corpus.sources, corpus.kinds)]
-    print("\n".join(lpt.table(names, mixture.sizes, mixture.weights, mixture.ranks)))
+    names = [f"{row.name} ({row.kind})" for row in corpus.listed]
+    print("\n".join(table(names, mixture.frames, mixture.weights, mixture.ranks)))
     for of, line in zip(by_robot.values(), kept):
         print("\n".join([*of.describe(config.data.m, config.model.chunk), line]))
     return corpus, {stats.robot: stats} | by_robot, mixture, batches
@@ -137,7 +144,7 @@ def run(argv):
     began, args, ranks = time.time(), parse(argv, __doc__), Ranks()
     config, gib = get_config(args.config, vars(args)), args.memory_gb or memory.card(ranks.device)
     check_flags(args, config)
-    possible(args.episodes, args.eval_seed, "eval_seed")
+    closed_loop.check_flags(args.episodes, args.eval_seed, "eval_seed")
     if args.fit:
         config = ranks.agree(memory.fit(config, gib) if ranks.first else None)
         print(f"--fit chose {memory.describe(config.train)} for {gib:.0f} GiB")
@@ -147,14 +154,14 @@ def run(argv):
     config, start = starting_weights(args, config, out)
     newest = checkpoint_to_resume(args.resume, out, ranks, start["origin"])
     corpus, by_robot, mixture, batches = read_data(args, config, ranks, newest)
-    drawn = [[source.name, *row] for source, *row in zip(corpus.sources, mixture.weights, mixture.sizes)]
+    drawn = [[row.name, weight, row.frames] for row, weight in zip(corpus.listed, mixture.weights)]
     with memory.explained(train, ranks.device):
         model, wrapped, optimizer, average = build(config, ranks, args.shard, None if newest else start)
         checkpointer = Checkpointer(out, ranks, config, by_robot, model, optimizer, average, drawn)
         print(effective_batch(train, ranks.world), disk_need(config, out), sep="\n")
         first, progress = checkpointer.begin(newest)
     mixture.bad_samples = bad_samples_of_rank(progress.get("bad_samples", 0), ranks)
-    validate = held_out_losses(checkpointer, corpus, world.watched(corpus.held_out))
+    validate = held_out_losses(checkpointer, corpus, args.shard, world.watched(corpus.held_out))
     journal = Journal(checkpointer, first, progress.get("skipped", 0), validate)
 
     model.train()

@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 
 from config import DataConfig
-from data import letterbox, open_source, times, windows
+from data import letterbox, times, windows
 from support.data import frame_cache
 from support.data.lerobot import copy_numbers
 from support.data.parquet import arrow
+from support.data.source import open_source
 from support.data.robots import find_robot
 from support.data.video import pyav
 from support.flags import Parser
@@ -97,7 +98,7 @@ def measure(source, cache, m, size, tuples):
     rows, rng = windows(source, m, full=True), np.random.default_rng(0)
     if len(rows) == 0:
         raise ValueError(f"{source.root}: no episode is longer than {2 * m} frames")
-    if getattr(source, "cache", None):   # its videos are listed, but not there
+    if source.cache:   # its videos are listed, but not there
         found, cache = {}, source
     else:
         found = {OURS: Timed(read_window, source, m, size),

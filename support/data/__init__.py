@@ -1,4 +1,4 @@
-"""Recorded data as they lie on disk, up to the arrays of one episode: readers, statistics, robots, mixtures.
+"""Recorded data: readers of datasets, robots, what --data names and which of it a rank opens, statistics, loaders.
 
 Not here: training tuples and batches (data.py), and anything that knows of the model.
 """

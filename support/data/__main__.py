@@ -12,6 +12,7 @@ from support.data import file_hashes, frame_cache, inspection
 from support.data.lerobot import LeRobotSource, copy_numbers
 from support.data.robots import find_robot
 from support.flags import Parser
+from support.progress import drawn
 
 
 def main(argv):
@@ -31,17 +32,17 @@ def main(argv):
     args = parser.parse_args(argv)
     robot = find_robot(args.robot) if args.robot else None
     if args.verify:
-        changed = file_hashes.verify(args.verify, inspection.progress("files"))
+        changed = file_hashes.verify(args.verify, drawn("files"))
         inspection.refuse(changed, f"{args.verify} is not as it was recorded", shown=len(changed))
         print(f"{args.verify}: every file is as it was recorded")
     elif args.inspect and (Path(args.inspect) / "episode.npz").exists():   # a plain folder: nothing is matched there
-        print(file_hashes.record(args.inspect, inspection.progress("files")))
+        print(file_hashes.record(args.inspect, drawn("files")))
     elif args.inspect:
         source = LeRobotSource(args.inspect, robot, check_files=False)
-        wrong, readable = inspection.faults(source, inspection.progress("episodes"))
+        wrong, readable = inspection.faults(source, drawn("episodes"))
         print("\n".join(inspection.inspect(source, episodes=readable)))
         inspection.refuse(wrong, f"{args.inspect}: repair this before training on it; its files are not recorded")
-        print(file_hashes.record(args.inspect, inspection.progress("files")))
+        print(file_hashes.record(args.inspect, drawn("files")))
     else:
         cache_pictures(args, robot)
 

@@ -1,19 +1,19 @@
-"""Episodes in a plain folder, and picture files: the counterpart of support/data/lerobot.py for data.py.
+"""Episodes in a plain folder, and picture files: a support.data.source.Source of numpy arrays.
 
-Both sources answer the same questions: name, robot, fps, lengths and tasks by episode, views, has_action,
-action_names, numbers(e), task(e, t), frame(view, e, t) and frames(view, e, times). What is wrong with a folder is said
-in one line, by name.
+What is wrong with a folder is said in one line, by name.
 """
 
 import zipfile
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from config import VIEWS
 from support.data.file_hashes import files_digest
-from support.data.robots import ROBOTS, VIEWS, Robot
+from support.data.robots import ROBOTS, Robot
 
 
 def read_picture(path):
@@ -27,48 +27,83 @@ def read_picture(path):
         raise ValueError(f"picture {path} cannot be read ({error}): replace the file")
 
 
-class FolderSource:
-    """One or several episodes in a plain folder.
+@contextmanager
+def _arrays(root):
+    """episode.npz, open. ValueError, one line: it is missing, damaged or lacks an array."""
+    path = Path(root) / "episode.npz"
+    if not path.exists():
+        raise ValueError(f"dataset {root}: no episode.npz there")
+    try:
+        with np.load(path, allow_pickle=False) as npz:
+            absent = [key for key in ("state", "task", "fps") if key not in npz.files]
+            if not absent:
+                yield npz
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+        raise ValueError(f"{path} is no readable .npz file of plain arrays: write it again")
+    if absent:
+        raise ValueError(f"dataset {root}: episode.npz has no array '{absent[0]}'")
 
-    `episode.npz`: state (T, d_q), action (T, d_a) or absent (human video), task (E,) strings, fps; optional ends
-    (E,) cumulative frame counts when it holds several episodes, stored (F,) the rows whose pictures exist (absent:
-    all), robot, action_names (d_a,). Pictures per view: `<view>.npy` uint8 (F, H, W, 3), memory-mapped, or a folder
-    `<view>/` of files in name order. A view without either is missing and masked. robot: a Robot, for its name and its
-    delta mask; None: what the file says.
+
+def _named(root, npz):
+    """The name of the robot in episode.npz, else the folder's."""
+    return str(npz["robot"]) if "robot" in npz.files else Path(root).name
+
+
+def _frames(npz):
+    """Rows of `state`, from the header of that array alone."""
+    with npz.zip.open("state.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return (*read(file)[0], 0)[0]
+
+
+def glance(root, robot=None):
+    """What a mixture needs to know of a folder before it is opened -> (name, robot's name, frames, has_action).
+
+    Headers alone are read. ValueError: as FolderSource, as far as they show it.
     """
+    with _arrays(root) as npz:
+        found = Path(root).name, robot.name if robot else _named(root, npz), _frames(npz), "action" in npz.files
+    if not found[2]:
+        FolderSource(root, robot)   # says what is wrong
+    return found
+
+
+class FolderSource:
+    """One or several episodes in a plain folder: a support.data.source.Source.
+
+    `episode.npz`, F frames in all: state (F, d_q), action (F, d_a) or absent (human video), task (E,) strings, fps;
+    optional ends (E,) cumulative frame counts when it holds several episodes, stored (P,) the rows whose pictures exist
+    (absent: all), robot, action_names (d_a,), and what `labels` names. Pictures per view: `<view>.npy` uint8
+    (P, H, W, 3), memory-mapped, or a folder `<view>/` of files in name order. A view without either is missing and
+    masked. robot: a Robot, for its name and its delta mask; None: what the file says.
+    """
+
+    cache, state_keys, action_keys = None, (), ()   # pictures as recorded; arrays, not features with names
 
     def __init__(self, root, robot=None):
         self.root, self.name = Path(root), Path(root).name
-        path = self.root / "episode.npz"
-        if not path.exists():
-            raise ValueError(f"dataset {root}: no episode.npz there")
-        try:
-            with np.load(path, allow_pickle=False) as npz:
-                arrays = {key: npz[key] for key in npz.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile):
-            raise ValueError(f"{path} is no readable .npz file of plain arrays: write it again")
-        for key in ("state", "task", "fps"):
-            if key not in arrays:
-                raise ValueError(f"dataset {root}: episode.npz has no array '{key}'")
+        with _arrays(root) as npz:
+            arrays, named = {key: npz[key] for key in npz.files}, _named(root, npz)
         self.state, self.action = arrays["state"].astype(np.float32), arrays.get("action")
         self.has_action, self.fps = self.action is not None, float(arrays["fps"])
         if not 0 < self.fps < np.inf:
             raise ValueError(f"dataset {root}: fps is {self.fps:g}; write the recording's frame rate")
-        named = str(arrays.get("robot", self.name))
         robot = robot or ROBOTS.get(named, Robot(named))
         self.robot, self.relative = robot.name, robot.relative
         self.ends = arrays.get("ends", np.array([len(self.state)]))
         self.starts = np.concatenate([[0], self.ends[:-1]])
         self.lengths, self.tasks = np.diff(np.concatenate([[0], self.ends])), np.atleast_1d(arrays["task"])
-        self.extra, self.action_names = arrays, arrays.get("action_names", np.array([], str)).tolist()
+        self.indices, self.action_names = range(len(self.ends)), arrays.get("action_names", np.array([], str)).tolist()
+        self._labels = {key: arrays[key] for key in ("suite", "target", "distractor") if key in arrays}
         self._check()
         self.stored = arrays.get("stored")
         self.slot = np.arange(len(self.state))
         if self.stored is not None:
             self.slot = np.full(len(self.state), -1)
             self.slot[self.stored] = np.arange(len(self.stored))
-        self.views = tuple(view for view in VIEWS
-                           if (self.root / f"{view}.npy").exists() or (self.root / view).is_dir())
+        self.views = {view: view for view in VIEWS
+                      if (self.root / f"{view}.npy").exists() or (self.root / view).is_dir()}
         if not self.views:
             raise ValueError(f"dataset {root}: no pictures; expected head.npy or a folder head/ of PNG files")
 
@@ -116,7 +151,7 @@ class FolderSource:
         return {"files": files_digest([self.root / "episode.npz"])}
 
     def numbers(self, e):
-        """Episode e -> state (T, d_q), action (T, d_a) float32 or None."""
+        """Episode e -> state (L, d_q), action (L, d_a) float32 or None."""
         rows = slice(self.starts[e], self.ends[e])
         return self.state[rows], self.action[rows] if self.has_action else None
 
@@ -135,6 +170,12 @@ class FolderSource:
     def task(self, e, t):
         """The instruction at frame t of episode e."""
         return str(self.tasks[e])
+
+    def labels(self, e):
+        """What the embedded world knows of episode e: suite (text), target and distractor (L, 2) in world units. Absent
+        elsewhere."""
+        rows = slice(self.starts[e], self.ends[e])
+        return {key: str(x[e]) if key == "suite" else x[rows] for key, x in self._labels.items()}
 
     def has_pictures(self, e, t):
         """Whether the frames t (n,) of episode e have stored pictures, (n,) bool."""

@@ -15,17 +15,16 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from config import CONFIGS
 from support.data.letterbox import box, letterbox
+from support.progress import bar
 
 FORMAT, BLOCK = 1, 64   # BLOCK: frames decoded in one go
 
@@ -248,16 +247,15 @@ def fill(source, cache, loaders, copy_numbers):
         os.replace(folder / "cache.tmp", folder / "cache.json")
     (folder / "done.jsonl").write_bytes(cache.noted)
     workers = torch.utils.data.DataLoader(_Transcode(source, cache, todo), batch_size=None, num_workers=loaders)
-    bar = tqdm(total=sum(lengths), initial=sum(lengths) - sum(lengths[e] for e in todo), unit="frame",
-               disable=not sys.stderr.isatty())
+    shown = bar(sum(lengths), sum(lengths) - sum(lengths[e] for e in todo), "frame")
     said = time.monotonic()
-    with open(folder / "done.jsonl", "a") as done, bar:
+    with open(folder / "done.jsonl", "a") as done, shown:
         for n, (e, frames, checksums) in enumerate(workers, len(lengths) - len(todo) + 1):
             done.write(json.dumps({"episode": e, "crc32": checksums}) + "\n")
             done.flush()
             os.fsync(done.fileno())
-            bar.update(frames)
-            if bar.disable and time.monotonic() - said > 30:
+            shown.update(frames)
+            if shown.disable and time.monotonic() - said > 30:
                 said = time.monotonic()
                 print(f"episode {n} of {len(lengths)}", flush=True)
 

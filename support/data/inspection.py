@@ -3,13 +3,10 @@
 Faults are collected, not raised: a broken download is repaired in one go.
 """
 
-import sys
-
 import numpy as np
-from tqdm import tqdm
 
-from support.data.robots import VIEWS
-from support.data.statistics import Moments, moments_of
+from config import VIEWS
+from support.data.moments import Moments, moments_of
 
 SHOWN = 20   # faults of one kind of file are alike
 
@@ -25,16 +22,6 @@ def refuse(lines, line, shown=SHOWN):
     if lines:
         print("\n".join(lines[:shown] + ([f"... and {len(lines) - shown} more"] if len(lines) > shown else [])))
         raise ValueError(f"{line} ({len(lines)} {'fault' if len(lines) == 1 else 'faults'})")
-
-
-def progress(what):
-    """A callback (done, total) that draws a bar on a terminal."""
-    bar = tqdm(desc=what, disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False)
-
-    def draw(done, total):
-        bar.total = total
-        bar.update(done - bar.n)
-    return draw
 
 
 def tried(lines, read, *where):

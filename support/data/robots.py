@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-VIEWS = ("head", "left_wrist", "right_wrist")
+from config import VIEWS
+
 WORD = "(?<![a-z])"   # where a word begins: a laptop is no top, and what is bright is not right
 
 

@@ -1,29 +1,18 @@
 """Mean and standard deviation of state and actions over exactly the training windows: what the model's units are.
 
-Sec. 3.3's tuples overlap: a frame's action is in up to k chunks, and in delta mode in each relative to another state.
-Nothing is gathered for that. With c_j the number of windows whose chunk holds frame j, and n_t the steps of the chunk
-at t that lie inside the episode, the sums over all windows and steps of x = a_j - r s_t are
-
-    sum x   = sum_j c_j a_j   -  sum_t n_t r s_t
-    sum x^2 = sum_j c_j a_j^2 - 2 sum_t r s_t (a_t + ... + a_{t+n_t-1}) + sum_t n_t (r s_t)^2
-
-where c and the sums over a chunk are differences of cumulative sums. Per episode they are taken in float64 about the
-episode's own mean, and episodes are merged by mean and squared deviation, so no digits cancel.
-
-They are kept beside the dataset, in statistics/, under a hash of all that they depend on.
+The sums are in support/data/moments.py. Each rank sums over the datasets that it was dealt. What is gathered is small:
+names, counts of windows, moments.
 """
 
-import hashlib
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from support.data import file_hashes
-from support.data.robots import ROBOTS, VIEWS
+from config import VIEWS
+from support.data.moments import Moments, action_moments, moments_of
+from support.data.robots import ROBOTS
 
 SAMPLE, SAMPLE_SEED = 2_000_000, 0   # above so many windows, so many of them, chosen by this seed
-FORMAT = 2                           # of what is kept and how it is computed: raise it when either changes
 
 
 @dataclass(frozen=True)
@@ -133,10 +122,9 @@ def inputs_of(sources):
     """Which feature fills which slot, in any of the sources: tuple of text such as "head = observation.images.top"."""
     found = []
     for source in sources:
-        cameras = source.views if isinstance(source.views, dict) else dict(zip(source.views, source.views))
-        found += [f"{slot} = {key}" for slot, key in cameras.items()]
-        found += [f"{kind} = {' + '.join(keys)}" for kind in ("state", "action")
-                  if (keys := getattr(source, f"{kind}_keys", ()))]
+        found += [f"{slot} = {key}" for slot, key in source.views.items()]
+        found += [f"{kind} = {' + '.join(keys)}" for kind, keys in (("state", source.state_keys),
+                                                                    ("action", source.action_keys)) if keys]
     return tuple(dict.fromkeys(found))
 
 
@@ -150,92 +138,121 @@ def reference(relative, action_mode, state):
     return np.where(np.array(relative), state, 0).astype(np.float64)
 
 
-# ---- sums ---------------------------------------------------------------------------------------
-
-class Moments:
-    """Count, mean, sum of squared deviations, lowest and highest value per dimension of what was added so far."""
-
-    def __init__(self):
-        self.n, self.mean, self.squares, self.low, self.high = 0, 0.0, 0.0, np.inf, -np.inf
-
-    def add(self, n, mean, squares, low, high):
-        """Merge n more values of that mean and sum of squared deviations."""
-        total, shift = self.n + n, mean - self.mean
-        self.squares = self.squares + squares + shift ** 2 * (self.n * n / total)
-        self.mean = self.mean + shift * (n / total)
-        self.n, self.low, self.high = total, np.minimum(self.low, low), np.maximum(self.high, high)
-
-    def std(self):
-        return np.sqrt(self.squares / self.n)
-
-
-def moments_of(x):
-    """x (n, d) float64 -> n, mean, squared deviations, lowest, highest."""
-    mean = x.mean(0)
-    return len(x), mean, ((x - mean) ** 2).sum(0), x.min(0), x.max(0)
-
-
-def action_moments(action, moved, ts, k):
-    """The same of a_j - moved_t over the windows at ts (n, sorted) and their steps inside the episode.
-
-    action (T, d), moved (T, d or 1) float64. Lowest and highest are of a_j: they are used for absolute dimensions only.
-    """
-    T, shift = len(action), action.mean(0)
-    base = np.where((moved == 0).all(0), 0.0, shift)      # what is relative is centred together with its reference
-    a, s = action - shift, moved - base
-    starts = np.zeros(T + 1)
-    starts[ts + 1] = 1
-    started = np.cumsum(starts)                            # windows that begin before frame j
-    c = started[1:] - started[np.maximum(np.arange(T) - k + 1, 0)]
-    end = np.minimum(ts + k, T)
-    steps, sums = (end - ts)[:, None], np.concatenate([np.zeros((1, a.shape[1])), np.cumsum(a, 0)])
-    inside, s = sums[end] - sums[ts], s[ts]
-    n = c.sum()
-    mean = (c @ a - (steps * s).sum(0)) / n
-    squares = c @ a ** 2 - 2 * (s * inside).sum(0) + (steps * s ** 2).sum(0) - n * mean ** 2
-    used = action[c > 0]
-    return n, mean + shift - base, np.maximum(squares, 0), used.min(0), used.max(0)
+def pad(x, width, what):
+    """(..., d) -> (..., width) float32 with zeros; ValueError when d is larger."""
+    if x.shape[-1] > width:
+        raise ValueError(f"{what} has {x.shape[-1]} dimensions, the model takes at most {width}")
+    out = np.zeros(x.shape[:-1] + (width,), np.float32)
+    out[..., :x.shape[-1]] = x
+    return out
 
 
 # ---- over all windows ---------------------------------------------------------------------------
 
-def sampled(window_lists, size=None):
-    """Window lists, thinned by SAMPLE_SEED to `size` windows in all when they are more; sorted as they were."""
-    counts, size = [len(rows) for rows in window_lists], size or SAMPLE
-    if sum(counts) <= size:
-        return window_lists
-    chosen = np.random.default_rng(SAMPLE_SEED).choice(sum(counts), size, replace=False, shuffle=False)
-    first = np.cumsum([0, *counts])
+class Alone:
+    """One process: what is used here of support.training.ranks.Ranks."""
+
+    first = True
+
+    def gather(self, value):
+        """The values of all ranks, by rank."""
+        return [value]
+
+    def agree(self, value):
+        """Rank 0's value."""
+        return value
+
+
+def gathered(ranks, of_own):
+    """{dataset: value} of each rank's own datasets -> that of all, in order of the dataset's number."""
+    everywhere = {i: value for own in ranks.gather(of_own) for i, value in own.items()}
+    return dict(sorted(everywhere.items()))
+
+
+def sampled(counts, size=None):
+    """{dataset: windows} -> {dataset: which of its windows, sorted}, `size` in all, by SAMPLE_SEED. None: all of them.
+
+    It takes the memory of at most 20 times `size` numbers, whatever the counts: numpy draws a smaller share of them
+    without listing all.
+    """
+    total, size = sum(counts.values()), size or SAMPLE
+    if total <= size:
+        return None
+    chosen = np.random.default_rng(SAMPLE_SEED).choice(total, size, replace=False, shuffle=False)
     chosen.sort()
+    first = np.cumsum([0, *counts.values()])
     cuts = np.searchsorted(chosen, first)
-    return [rows[chosen[low:high] - begin] for rows, low, high, begin in
-            zip(window_lists, cuts, cuts[1:], first)]
+    return {i: chosen[low:high] - begin for i, low, high, begin in zip(counts, cuts, cuts[1:], first)}
 
 
-def statistics(sources, window_lists, k, action_mode, std_floor, bad=None):
+class Alike:
+    """Refuses datasets of one robot that differ in what must be the same in all of them."""
+
+    def __init__(self, robot):
+        self.robot, self.shared = robot, {}   # what -> (name, value) of the first dataset
+
+    def check(self, what, name, value):
+        first, expected = self.shared.setdefault(what, (name, value))
+        if value != expected:
+            raise ValueError(f"robot '{self.robot}' has {what} {expected} in dataset {first} and {value} in {name}: "
+                             "they are not one robot; name them apart with a robot file for each")
+
+
+@dataclass(frozen=True)
+class _About:
+    """What every rank learns of a dataset that it may not have opened."""
+
+    name: str
+    robot: str
+    fps: float
+    relative: tuple
+    action_names: tuple
+    inputs: tuple
+    windows: int
+
+
+def _about(source, rows):
+    return _About(source.name, source.robot, source.fps, tuple(source.relative), tuple(source.action_names),
+                  inputs_of([source]), len(rows))
+
+
+def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks=Alone()):
     """Statistics over all windows of all sources with actions (one robot), or over SAMPLE of them if there are more.
 
+    sources, window_lists: lists, or {dataset: ...} of those that this rank counts; one rank counts a dataset.
     bad: called with the error of an episode that cannot be read, which then does not count; None: the error is raised.
     ValueError: no source with actions, several robots, or one robot with unequal widths, delta masks or rates.
     """
-    with_actions = [(s, w) for s, w in zip(sources, window_lists) if s.has_action]
-    if not with_actions:
+    if not isinstance(sources, dict):
+        sources, window_lists = dict(enumerate(sources)), dict(enumerate(window_lists))
+    sources = {i: source for i, source in sources.items() if source.has_action}
+    about = gathered(ranks, {i: _about(source, window_lists[i]) for i, source in sources.items()})
+    if not about:
         raise ValueError("no dataset of the mixture has actions: nothing to standardise, nothing to act on")
-    robots = {s.robot for s, _ in with_actions}
+    robots = {of.robot for of in about.values()}
     if len(robots) > 1:
         raise ValueError(f"statistics are of one robot, these datasets are of {sorted(robots)}")
-    shared = {}   # (name, value) of the first dataset, by what must be the same in all
+    alike, wide = Alike(*robots), Alike(*robots)
+    for of in about.values():
+        alike.check("frames/s", of.name, of.fps)
+        alike.check("a delta mask of", of.name, tuple(map(int, of.relative)))
+    chosen = ranks.agree(sampled({i: of.windows for i, of in about.items()}) if ranks.first else None)
+    moments, widths = _sums(sources, {i: window_lists[i] if chosen is None else window_lists[i][chosen[i]]
+                                      for i in sources}, k, action_mode, alike, bad)
+    for i, width in gathered(ranks, widths).items():
+        wide.check("state and action dimensions", about[i].name, width)
+    merged = {kind: Moments() for kind in moments}   # of one rank these are its own, to the bit
+    for part in ranks.gather(moments):
+        for kind, sums in merged.items():
+            sums.merge(part[kind])
+    return _finished(merged, list(about.values()), action_mode, std_floor)
 
-    def same(what, source, value):
-        name, first = shared.setdefault(what, (source.name, value))
-        if value != first:
-            raise ValueError(f"robot '{source.robot}' has {what} {first} in dataset {name} and {value} in {source.name}: "
-                             "they are not one robot; name them apart with a robot file for each")
-    for source, _ in with_actions:
-        same("frames/s", source, source.fps)
-        same("a delta mask of", source, tuple(map(int, source.relative)))
-    moments, total = {"state": Moments(), "action": Moments()}, sum(len(rows) for _, rows in with_actions)
-    for (source, _), rows in zip(with_actions, sampled([rows for _, rows in with_actions])):
+
+def _sums(sources, window_lists, k, action_mode, alike, bad):
+    """This rank's part of `statistics` -> {"state", "action": Moments}, {dataset: dimensions}."""
+    moments, widths = {"state": Moments(), "action": Moments()}, {}
+    for i, source in sources.items():
+        rows = window_lists[i]
         cuts = np.flatnonzero(np.diff(rows[:, 0], prepend=-1))                     # rows are sorted by episode
         for first, last in zip(cuts, [*cuts[1:], len(rows)]):
             try:
@@ -245,18 +262,19 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None):
                     raise
                 bad(error)
                 continue
-            same("state and action dimensions", source, (state.shape[1], action.shape[1]))
+            widths[i] = state.shape[1], action.shape[1]
+            alike.check("state and action dimensions", source.name, widths[i])
             ts = rows[first:last, 1]
             moments["state"].add(*moments_of(state[ts]))
             moved = reference(source.relative, action_mode, state)
             moments["action"].add(*action_moments(action, np.broadcast_to(moved, (len(moved), moved.shape[1])), ts, k))
-    found = _finished(moments, with_actions[0][0], action_mode, std_floor, total)
-    return replace(found, inputs=inputs_of([source for source, _ in with_actions]))
+    return moments, widths
 
 
-def _finished(moments, source, action_mode, std_floor, total):
+def _finished(moments, about, action_mode, std_floor):
     """Moments -> Statistics, with the floor and the embedded world's grippers."""
-    found, unscaled, robot = {}, [], source.robot
+    found, unscaled, one = {}, [], about[0]
+    robot, total = one.robot, sum(of.windows for of in about)
     for kind, sums in moments.items():
         if not sums.n:
             raise ValueError(f"robot '{robot}': no episode of its training windows could be read")
@@ -270,54 +288,6 @@ def _finished(moments, source, action_mode, std_floor, total):
         unscaled += [f"{kind} {d}" for d in np.flatnonzero(std < std_floor)]
         found[f"{kind}_mean"] = tuple(mean.tolist())
         found[f"{kind}_std"] = tuple(np.where(std < std_floor, 1.0, std).tolist())
-    return Statistics(robot=robot, action_mode=action_mode, fps=source.fps, windows=total,
-                      action_names=tuple(source.action_names), relative=source.relative, unscaled=tuple(unscaled),
-                      sample=SAMPLE if total > SAMPLE else 0, **found)
-
-
-# ---- kept beside the dataset --------------------------------------------------------------------
-
-def statistics_by_robot(folder, sources, window_lists, *settings):
-    """kept_statistics of each robot that has actions -> {robot: Statistics}, lines that say where they are kept."""
-    found, lines = {}, []
-    for robot in dict.fromkeys(source.robot for source in sources if source.has_action):
-        mine = [i for i, source in enumerate(sources) if source.robot == robot]
-        found[robot], line = kept_statistics(folder, [sources[i] for i in mine], [window_lists[i] for i in mine],
-                                             *settings)
-        lines.append(line)
-    if not found:
-        raise ValueError("no dataset of the mixture has actions: nothing to standardise, nothing to act on")
-    return found, lines
-
-
-def kept_statistics(folder, sources, window_lists, m, k, action_mode, std_floor, bad=None):
-    """`statistics`, taken from `folder`/statistics where they were computed before -> Statistics, a line that says so.
-
-    A folder that cannot be written to is said and passed over. ValueError, also: a kept file is damaged or was edited.
-    """
-    began, problems = time.perf_counter(), []
-    depends = {"format": FORMAT, "m": m, "k": k, "action_mode": action_mode, "std_floor": std_floor,
-               "sample": [SAMPLE, SAMPLE_SEED], "sources": [
-                   source.identity() | {"robot": source.robot, "relative": list(source.relative),
-                                        "inputs": list(inputs_of([source])),
-                                        "windows": hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()}
-                   for source, rows in zip(sources, window_lists) if source.has_action]}
-    path = folder / file_hashes.FOLDER / f"{action_mode}_{file_hashes.digest(depends)[:16]}.json"
-    if path.exists():
-        stored = file_hashes.read_json(path)
-        if stored.get("depends_on") != depends:
-            raise ValueError(f"{path} holds statistics of something else: delete it to have it made again")
-        return Statistics.from_dict(stored["statistics"]).check(action_mode), f"statistics: {path}"
-
-    def count(error):
-        problems.append(error)
-        bad(error)
-    stats = statistics(sources, window_lists, k, action_mode, std_floor, bad and count)
-    line = f"statistics: computed in {time.perf_counter() - began:.1f} s"
-    if problems:
-        return stats, f"{line}, not kept because of bad episodes"
-    try:
-        file_hashes.write_json(path, {"depends_on": depends, "statistics": asdict(stats)})
-    except OSError as error:
-        return stats, f"{line}, not kept: {path.parent} cannot be written ({error.strerror})"
-    return stats, f"{line}, kept in {path}"
+    return Statistics(robot=robot, action_mode=action_mode, fps=one.fps, windows=total, action_names=one.action_names,
+                      relative=one.relative, unscaled=tuple(unscaled), sample=SAMPLE if total > SAMPLE else 0,
+                      inputs=tuple(dict.fromkeys(item for of in about for item in of.inputs)), **found)

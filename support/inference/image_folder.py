@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from config import DataConfig
-from data import VIEWS, open_source
-from support import pictures
+from config import VIEWS, DataConfig
+from support import plots
 from support.data.folder import read_picture
 from support.data.robots import find_robot
+from support.data.source import open_source
 from support.inference.report import action_names, foresight_picture, print_euler_error
 
 TIMES = ("past", "now", "future")

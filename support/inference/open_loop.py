@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from data import chunk_at, example, open_corpus
-from support import pictures
+from support import plots
 from support.inference.report import action_names, foresight_picture, print_euler_error
 
 RIDGE = 1e-2   # times the number of training frames, on standardised states
@@ -45,9 +45,9 @@ class Baselines:
 
     def _episodes(self, corpus, bad):
         """(state, action) of every training episode of the robot."""
-        for source, rows in zip(corpus.sources, corpus.windows):
-            mine = source.has_action and source.robot == self.stats.robot
-            for e in np.unique(rows[:, 0]) if mine else ():
+        for i, source in corpus.sources.items():
+            fits = source.has_action and source.robot == self.stats.robot
+            for e in np.unique(corpus.windows[i][:, 0]) if fits else ():
                 try:
                     yield source.numbers(int(e))
                 except ValueError as error:

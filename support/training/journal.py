@@ -15,15 +15,10 @@ from tqdm import tqdm
 from data import VIEWS, collate_with_noise
 from support import pictures
 from support.training import memory
+from support.progress import bar
 from support.training.curves import curves
 
 SKIPS = 3   # so many steps in a row that are not finite stop a run
-
-
-def bar(total, initial=0):
-    """A progress bar; a log file, or a rank other than the first, gets none."""
-    return tqdm(total=total, initial=initial, disable=not (sys.stderr.isatty() and sys.stdout.isatty()),
-                dynamic_ncols=True)
 
 
 class Journal:
@@ -37,7 +32,8 @@ class Journal:
         self.out, self.ranks, self.config = checkpointer.out, checkpointer.ranks, checkpointer.config
         self.log, self.timing, self.validate = checkpointer.log, checkpointer.timing, validate
         self.skipped, self.held_out, self.complained = skipped, None, False
-        self.bar, self.clock, self.since = bar(self.config.train.steps, first), time.time(), first
+        self.bar = bar(self.config.train.steps, first, silent=not (self.ranks.first and sys.stdout.isatty()))
+        self.clock, self.since = time.time(), first
 
     def record(self, done, finite, loss, act, gen, lr, norm, counts, bad_samples):
         """After step number `done`: a line of log.jsonl, if it is due. bad_samples: over all ranks, so far."""
@@ -63,9 +59,9 @@ class Journal:
         """Held-out losses into log.jsonl; the two pictures. All ranks call it."""
         self.held_out, foresight = self.validate()
         self.log.append({"step": done, "held_out": self.held_out})
-        tqdm.write(f"step {done}/{self.config.train.steps} held out: "
-                   + "  ".join(f"{k} {v:.3f}" for k, v in self.held_out.items()))
         if self.ranks.first:
+            tqdm.write(f"step {done}/{self.config.train.steps} held out: "
+                       + "  ".join(f"{k} {v:.3f}" for k, v in self.held_out.items()))
             self._draw(done, foresight)
         self.clock, self.since = time.time(), done
 
@@ -104,7 +100,7 @@ def nonfinite_samples(model, mixture, numbers, ranks):
         if not math.isfinite(losses.act_sum + losses.gen_sum):
             i, e, t = mixture.draw(n, len(faults)) if faults else mixture.draw(n)   # what stood in for bad ones
             source = mixture.sources[i]
-            found.append(f"{source.name} episode {getattr(source, 'indices', range(e + 1))[e]} frame {t}")
+            found.append(f"{source.name} episode {source.indices[e]} frame {t}")
     found = [name for names in ranks.gather(found) for name in names]
     if not found:
         return "each of its samples alone has a finite loss: the gradient is not"

@@ -5,7 +5,9 @@ import sys
 from dataclasses import replace
 
 from config import PAPER_BATCH
-from support.data import file_hashes, inspection
+from support.data import file_hashes
+from support.data.statistics import Alone
+from support.progress import drawn
 from support.training import memory
 from support.training.checkpointer import KEEP
 from support.weights import loading as weights
@@ -52,25 +54,28 @@ def starting_weights(args, config, out):
     return config, start
 
 
-def verify(sources):
+def verify(folders):
     """--verify: end the program if a file of these datasets is not what its record says."""
-    for root in dict.fromkeys(source.root for source in sources):
-        changed = file_hashes.verify(root, inspection.progress(f"verifying {root}"))
+    for root in dict.fromkeys(folders):
+        changed = file_hashes.verify(root, drawn(f"verifying {root}"))
         if changed:
             refuse(f"{changed[0]}" + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
 
 
-def check_settings(config, corpus, least_chunk=0):
-    """ValueError, one line, for settings that cannot work with these data. least_chunk: what their world asks for."""
-    windows = [len(rows) for rows in corpus.windows]
-    longest = max(int(max(source.lengths)) for source in corpus.sources)
-    for source in (*corpus.sources, corpus.held_out):
-        if getattr(source, "cache", None):
+def check_settings(config, corpus, least_chunk=0, ranks=Alone()):
+    """ValueError, one line, for settings that cannot work with these data. All ranks call it.
+
+    least_chunk: what their world asks for.
+    """
+    windows, lengths = zip(*corpus.extent(ranks))
+    longest = max(lengths)
+    for source in (*corpus.sources.values(), corpus.held_out):
+        if source is not None and source.cache:
             source.cache.require({config.model.view_size, config.model.frame_size})
     if config.model.chunk < least_chunk:
         raise ValueError(f"--chunk {config.model.chunk} is too short: in the embedded world {least_chunk} actions "
                          "decide a scene")
-    world = all(source.robot == "conveyor" for source in corpus.sources)   # a smoke test of the a1 presets, by design
+    world = all(row.robot == "conveyor" for row in corpus.listed)   # a smoke test of the a1 presets, by design
     if config.model.chunk > longest and not (world and config.name != "conveyor"):
         raise ValueError(f"--chunk {config.model.chunk} is longer than every episode: the longest has {longest} frames")
     for flag, value in (("batch_size", config.train.batch_size), ("lpt_workers", config.data.lpt_workers)):

@@ -48,6 +48,12 @@ def held_out_batches(config, stats, source, rows, limit):
         yield batch, torch.from_numpy(eps), torch.from_numpy(tau), part
 
 
+def shared(batches, ranks):
+    """What the first rank reads, on every rank: of held-out data it alone has opened something. All ranks call it."""
+    while (item := ranks.agree(next(batches, None) if ranks.first else None)) is not None:
+        yield item
+
+
 @torch.no_grad()
 def validate(model, config, batches, watched=None):
     """Held-out losses and foresight -> (dict of floats, Foresight or None).
@@ -120,12 +126,18 @@ def _foresight(model, losses, batch):
     return Foresight(*model.to_pictures(latents).cpu(), batch.view_mask[b])
 
 
-def held_out_losses(checkpointer, corpus, watched=None):
-    """A function without arguments: what the run has learned so far, as `validate` gives it."""
-    config, stats = checkpointer.config, checkpointer.by_robot[corpus.held_out.robot]
+def held_out_losses(checkpointer, corpus, sharded, watched=None):
+    """A function without arguments, called on every rank: what the run has learned so far, as `validate` gives it.
+
+    The first rank reads. sharded: the others take part in its forward passes; else they get ({}, None).
+    """
+    config, ranks, stats = checkpointer.config, checkpointer.ranks, checkpointer.by_robot[corpus.held_out_robot]
     model = checkpointer.average.module if checkpointer.average else checkpointer.model
 
     def losses():
-        return validate(model, config, held_out_batches(config, stats, corpus.held_out, corpus.held_out_windows,
-                                                        config.train.eval_windows), watched)
+        batches = held_out_batches(config, stats, corpus.held_out, corpus.held_out_windows,
+                                   config.train.eval_windows) if ranks.first else None
+        if sharded:
+            batches = shared(batches, ranks)
+        return ({}, None) if batches is None else validate(model, config, batches, watched)
     return losses

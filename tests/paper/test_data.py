@@ -15,8 +15,10 @@ import data
 import lpt
 import support.data.statistics
 from config import get_config
-from data import FolderSource, Mixture, example, letterbox, open_corpus, windows
-from support.data.statistics import Statistics, statistics
+from data import Mixture, example, letterbox, open_corpus, windows
+from support.data.folder import FolderSource
+from support.data.kept_statistics import kept_statistics
+from support.data.statistics import Statistics, sampled, statistics
 
 WEIGHTS = tuple(row[2] for row in lpt.TABLE_3)
 SIZES = tuple(row[1] for row in lpt.TABLE_3)
@@ -27,8 +29,10 @@ class Fake:
 
     def __init__(self, name="fake", lengths=(40,), has_action=True, views=data.VIEWS, d=6, seed=0,
                  robot="conveyor", relative=(True, True, False, True, True, False)):
-        self.name, self.lengths, self.has_action, self.views = name, np.array(lengths), has_action, views
-        self.relative = relative
+        self.name, self.lengths, self.has_action = name, np.array(lengths), has_action
+        self.views = views if isinstance(views, dict) else {view: view for view in views}
+        self.relative, self.cache, self.state_keys, self.action_keys = relative, None, (), ()
+        self.indices = range(len(lengths))
         self.robot, self.fps, self.tasks = robot, 30.0, [f"pick {e}" for e in range(len(lengths))]
         self.action_names = [f"joint {i}" for i in range(d)]
         rng = np.random.default_rng(seed)
@@ -48,14 +52,18 @@ class Fake:
     def task(self, e, t):
         return self.tasks[e]
 
+    def has_pictures(self, e, t):
+        return np.ones(len(t), bool)
+
+    def labels(self, e):
+        return {}
+
 
 class KeyFramesOnly(Fake):
     """As the embedded world stores them: numbers at every frame, pictures at 0, 15 and 30 of 31."""
 
-    stored = (0, 15, 30)
-
     def has_pictures(self, e, t):
-        return np.isin(t, self.stored)
+        return np.isin(t, (0, 15, 30))
 
 
 def tiny(**flags):
@@ -161,7 +169,7 @@ def test_the_instruction_comes_with_its_own_episode():
 
 @pytest.mark.parametrize("t", [0, 12, 30])
 def test_delta_actions_are_relative_to_the_state_at_t_and_grippers_stay_absolute(t):
-    """Design 5: relative to the state at t for the whole chunk."""
+    """Relative to the state at t for the whole chunk."""
     source, config = Fake(), tiny(action_mode="delta")
     stats = stats_of([source], config=config)
     x = example(config.model, 15, stats, source, 0, t)
@@ -290,15 +298,15 @@ def write_folder(root, T=20, views=("head",), suffix=".png", **arrays):
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_an_episode_folder_of_picture_files_is_read_frame_by_frame(tmp_path, suffix):
-    """Design 5: episode.npz and one PNG or JPEG per frame and view."""
+    """episode.npz and one PNG or JPEG per frame and view."""
     source = FolderSource(write_folder(tmp_path / "ep", views=("head", "right_wrist"), suffix=suffix))
-    assert source.views == ("head", "right_wrist") and source.has_action and source.lengths.tolist() == [20]
+    assert tuple(source.views) == ("head", "right_wrist") and source.has_action and source.lengths.tolist() == [20]
     for t in (0, 7, 19):
         assert (source.frame("head", 0, t) == t).all() and (source.frame("right_wrist", 0, t) == 10 + t).all()
 
 
 def test_a_memory_map_holds_the_same_pictures_as_files(tmp_path):
-    """Design 5: or as one <view>.npy."""
+    """Or as one <view>.npy."""
     files = FolderSource(write_folder(tmp_path / "files"))
     root = write_folder(tmp_path / "map", views=())
     np.save(root / "head.npy", np.stack([files.frame("head", 0, t) for t in range(20)]))
@@ -356,8 +364,8 @@ def test_the_realised_mixture_is_table_3s_whatever_the_number_of_workers(workers
 def test_a_worker_draws_its_own_datasets_only():
     """Sec. 3.4 (i): each worker materializes only a subset of datasets."""
     mixture = mixture_of(table_3(), WEIGHTS, tiny(lpt_workers=3))
-    assert mixture.held == lpt.assign(SIZES, 3)
-    for worker, held in enumerate(mixture.held):
+    assert mixture.worker_datasets == lpt.assign(SIZES, 3)
+    for worker, held in enumerate(mixture.worker_datasets):
         assert {mixture.draw_from(worker, n)[0] for n in range(300)} == set(held)
 
 
@@ -375,7 +383,7 @@ def test_every_window_of_a_dataset_is_drawn_equally_often():
 def test_replicated_datasets_are_read_with_independent_random_seeds():
     """Sec. 3.4: two replicas agree position by position no more often than chance, in 10,000 draws."""
     mixture = mixture_of([Fake(lengths=(200, 120, 80))], config=tiny(lpt_workers=2))
-    assert mixture.held == [[0], [0]]
+    assert mixture.worker_datasets == [[0], [0]]
     draws, chance = 10_000, 1 / 400
     agree = sum(mixture.draw_from(0, n) == mixture.draw_from(1, n) for n in range(draws))
     assert agree <= draws * chance + 5 * np.sqrt(draws * chance * (1 - chance))      # 25 + 25
@@ -435,7 +443,7 @@ def same(a, b):
 
 
 def test_a_sample_is_a_pure_function_of_seed_rank_and_number():
-    """Design 5: nothing to save, resume is exact; another seed or rank gives other samples."""
+    """Nothing to save, resume is exact; another seed or rank gives other samples."""
     sources = [Fake(lengths=(40, 40)), Fake("other", seed=1)]
     mixture, again = mixture_of(sources), mixture_of(sources)
     forwards = [mixture[n] for n in range(8)]
@@ -490,7 +498,8 @@ def test_above_the_limit_statistics_are_of_a_seeded_sample_of_windows(monkeypatc
     sources = [Fake(lengths=(40, 21), robot="arm"), Fake(lengths=(33,), seed=1, robot="arm"),
                Fake("egodex", has_action=False)]
     rows = [windows(source, 15) for source in sources]
-    some = support.data.statistics.sampled(rows[:2])
+    chosen = sampled(dict(enumerate(map(len, rows[:2]))))
+    some = [part[chosen[i]] for i, part in enumerate(rows[:2])]
     assert sum(map(len, some)) == 50 and all(len(np.unique(part, axis=0)) == len(part) > 5 for part in some)
     assert all({*map(tuple, part)} < {*map(tuple, whole)} for part, whole in zip(some, rows))
     stats = statistics(sources, rows, 16, mode, 1e-3)
@@ -503,7 +512,7 @@ def test_above_the_limit_statistics_are_of_a_seeded_sample_of_windows(monkeypatc
 
 
 def kept(corpus, k=16, mode="absolute", floor=1e-3, m=15):
-    return support.data.statistics.kept_statistics(corpus.root, corpus.sources, corpus.windows, m, k, mode, floor)
+    return kept_statistics(corpus.root, corpus.sources, corpus.windows, m, k, mode, floor)
 
 
 def test_statistics_are_kept_beside_the_dataset_under_all_that_they_depend_on(tmp_path):
@@ -517,7 +526,7 @@ def test_statistics_are_kept_beside_the_dataset_under_all_that_they_depend_on(tm
     assert again == first == statistics(corpus.sources, corpus.windows, 16, "absolute", 1e-3)
     assert line == f"statistics: {path}"
     for other in (lambda: kept(corpus, k=8), lambda: kept(corpus, mode="delta"), lambda: kept(corpus, floor=1e-2),
-                  lambda: kept(corpus, m=4), lambda: kept(replace(corpus, windows=[corpus.windows[0][1:]]))):
+                  lambda: kept(corpus, m=4), lambda: kept(replace(corpus, windows={0: corpus.windows[0][1:]}))):
         before = len(list((root / "statistics").iterdir()))
         other()
         assert len(list((root / "statistics").iterdir())) == before + 1
@@ -602,7 +611,7 @@ def test_windows_of_a_stretch_are_neighbours_in_a_random_order_and_128_samples_a
             assert sorted((stretch - stretch.min()) % 5000) == list(range(g))
     orders = {tuple(np.argsort(ts[:g])) for ts in turns[:1].reshape(4, g)}
     assert len(orders) > 1 or g == 2
-    numbers = [mixture.place(n)[0] for n in range(128 * 3 * g)]
+    numbers = [mixture.stretch_of(n)[0] for n in range(128 * 3 * g)]
     for batch in range(3 * g):
         assert len(set(numbers[batch * 128:(batch + 1) * 128])) == 128
     ends = [n % 128 for n in range(128, 256) if numbers[n] != numbers[n - 128]]
@@ -611,7 +620,7 @@ def test_windows_of_a_stretch_are_neighbours_in_a_random_order_and_128_samples_a
 
 def test_without_a_stretch_a_sample_is_its_own_draw():
     """--stretch 1: the order of runs that were begun before there were stretches."""
-    assert [mixture_of([Fake()]).place(n) for n in (0, 1, 127, 128, 1000)] == [(n, 0) for n in (0, 1, 127, 128, 1000)]
+    assert [mixture_of([Fake()]).stretch_of(n) for n in (0, 1, 127, 128, 1000)] == [(n, 0) for n in (0, 1, 127, 128, 1000)]
 
 
 def test_every_window_is_drawn_equally_often_in_stretches_too():
@@ -629,13 +638,6 @@ def test_every_window_is_drawn_equally_often_in_stretches_too():
         _, e, t = mixture.draw(7)
         first[15 * e + t] += 1
     assert abs(first - 100).max() < 5 * np.sqrt(2500 * 0.04 * 0.96)
-
-
-def test_the_mixture_of_datasets_is_the_wanted_one_in_stretches_too():
-    """Table 3's weights."""
-    mixture = mixture_of(table_3(), list(WEIGHTS), tiny(stretch=4))
-    drawn = np.bincount([mixture.draw(n)[0] for n in range(12800)], minlength=5) / 12800
-    assert abs(drawn - WEIGHTS).max() < 5 * np.sqrt(4 * 0.25 / 12800)
 
 
 @pytest.mark.parametrize("batch_size, loaders", [(4, 0), (5, 2)])
@@ -657,11 +659,11 @@ def test_a_stretch_is_decoded_once_and_what_waits_is_bounded():
     mixture, waiting = mixture_of([source], config=tiny(stretch=4)), []
     for n in range(128 * 12):
         mixture[n]
-        waiting.append(len(mixture.ready))
+        waiting.append(len(mixture.decoded))
     assert len(source.asked) <= 128 * (12 / 4 + 1) and max(waiting) <= 128 * 3
     assert np.mean(waiting[512:]) < 1.1 * 128 * 1.5
     mixture[100_000]                                                   # a run that begins elsewhere keeps nothing old
-    assert len(mixture.ready) < 4
+    assert len(mixture.decoded) < 4
 
 
 def test_a_bad_frame_stops_only_the_samples_that_need_it():

@@ -2,12 +2,16 @@
 
 import itertools
 import json
+import queue
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import lpt
+from data import windows
+from support.data import lpt_cost
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "lpt_cases.json").read_text())
 
@@ -72,7 +76,7 @@ def test_every_step_of_the_assignment_obeys_the_argmin():
             if sizes.count(sizes[i]) == 1:             # among equal sizes the order is ours to choose
                 assert load[where[i]] == min(load)
             load[where[i]] += sizes[i]
-        assert load == lpt.loads(sizes, held)
+        assert load == lpt_cost.loads(sizes, held)
 
 
 def test_ties_go_to_the_lower_index_and_the_lower_worker():
@@ -114,11 +118,11 @@ def test_balance_stays_within_grahams_bound_of_the_best_assignment():
     """Sec. 3.4: "near-uniform per-worker loads"; Graham (1969): at most 4/3 - 1/(3K) times the optimum."""
     worst = 0
     for sizes, workers in some_problems(80, 7, 3, smallest=3):
-        largest = max(lpt.loads(sizes, lpt.assign(sizes, workers)))
+        largest = max(lpt_cost.loads(sizes, lpt.assign(sizes, workers)))
         worst = max(worst, largest / best_makespan(sizes, workers) / (4 / 3 - 1 / (3 * workers)))
     assert worst <= 1 + 1e-12
     tight = [3, 3, 2, 2, 2]                           # the bound is reached: the brute force is no straw man
-    assert max(lpt.loads(tight, lpt.assign(tight, 2))) == 7 and best_makespan(tight, 2) == 6
+    assert max(lpt_cost.loads(tight, lpt.assign(tight, 2))) == 7 and best_makespan(tight, 2) == 6
 
 
 @pytest.mark.parametrize("sizes, workers, words", [
@@ -145,7 +149,7 @@ def test_shares_split_a_datasets_weight_equally_over_its_replicas_and_lose_nothi
 def test_python_lpt_py_prints_the_assignment_of_table_3(capsys):
     """lpt.py: `python lpt.py` prints the assignment of Table 3's five sources; sampling weights sum to 1."""
     assert sum(row[2] for row in lpt.TABLE_3) == pytest.approx(1)
-    lpt.main(["4"])
+    lpt_cost.main(["4"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and lines[0].endswith("396,000,000  InternData-A1") and "mass 0.640" in lines[0]
     assert lines[3].endswith("RoboTwin, RoboMind") and "mass 0.100" in lines[3]
@@ -155,32 +159,32 @@ def test_python_lpt_py_prints_the_assignment_of_table_3(capsys):
 def test_the_wrap_around_rule_makes_the_mixture_exact_across_ranks():
     """Sec. 3.4 and Table 3: greedy loads leave an error in the mixture of equally drawing ranks, exact shares none."""
     for datasets, workers in ((5, 2), (5, 8), (200, 8), (37, 64)):
-        sizes, weights = lpt.cut_up(datasets)
+        sizes, weights = lpt_cost.cut_up(datasets)
         parts = lpt.exact(weights, workers)
-        assert lpt.mixture_error(weights, parts) < 1e-12
+        assert lpt_cost.mixture_error(weights, parts) < 1e-12
         assert all(abs(sum(part.values()) - 1 / workers) < 1e-12 for part in parts)
         assert sum(len(part) for part in parts) <= len(weights) + workers - 1
         held = lpt.assign(sizes, workers)
         greedy = [dict(zip(mine, own)) for mine, own in zip(held, lpt.shares(weights, held))]
-        assert lpt.mixture_error(weights, greedy) > 1e-3
+        assert lpt_cost.mixture_error(weights, greedy) > 1e-3
 
 
 def test_the_mixture_error_is_the_total_variation():
     """Two ranks of one dataset each realise halves, whatever was wanted."""
-    assert lpt.mixture_error([0.9, 0.1], [{0: 0.9}, {1: 0.1}]) == pytest.approx(0.4)
-    assert lpt.mixture_error([3, 1], [{0: 3, 1: 1}]) == 0
+    assert lpt_cost.mixture_error([0.9, 0.1], [{0: 0.9}, {1: 0.1}]) == pytest.approx(0.4)
+    assert lpt_cost.mixture_error([3, 1], [{0: 3, 1: 1}]) == 0
 
 
 @pytest.mark.parametrize("balance", ["greedy", "exact"])
 def test_every_worker_of_every_rank_has_a_dataset_and_no_weight_is_lost(balance):
     """lpt.deal: over one rank or many, few datasets or many."""
     for datasets, world, workers in ((5, 1, 4), (5, 2, 4), (1, 3, 2), (200, 8, 3), (7, 16, 1)):
-        sizes, weights = lpt.cut_up(datasets) if datasets > 5 else ([50, 40, 30, 20, 10][:datasets],
+        sizes, weights = lpt_cost.cut_up(datasets) if datasets > 5 else ([50, 40, 30, 20, 10][:datasets],
                                                                     [0.4, 0.3, 0.2, 0.06, 0.04][:datasets])
         ranks = lpt.deal(sizes, weights, world, workers, balance)
         assert len(ranks) == world and all(len(held) == workers and all(held) for held, _ in ranks)
         total = np.zeros(len(sizes))
-        for part in lpt.parts_of(ranks):
+        for part in lpt_cost.parts_of(ranks):
             total[list(part)] += list(part.values())
         assert total == pytest.approx(np.array(weights) / (1 if balance == "greedy" else sum(weights)))
 
@@ -196,12 +200,12 @@ def test_on_one_rank_greedy_and_exact_are_the_papers_schedule():
 
 def test_exact_balance_removes_the_error_that_greedy_leaves_across_ranks():
     """--balance: the error that is printed at training start, and the line that names the way out."""
-    sizes, weights = lpt.cut_up(40)
+    sizes, weights = lpt_cost.cut_up(40)
     names, error = [str(i) for i in range(len(sizes))], {}
     for balance in ("greedy", "exact"):
         ranks = lpt.deal(sizes, weights, 4, 2, balance)
-        error[balance] = lpt.mixture_error(weights, lpt.parts_of(ranks))
-        lines = lpt.table(names, sizes, weights, ranks)
+        error[balance] = lpt_cost.mixture_error(weights, lpt_cost.parts_of(ranks))
+        lines = lpt_cost.table(names, sizes, weights, ranks)
         assert len(lines) == 4 * 2 + 2 and "of ranks" in lines[-2]
         assert f"mixture error across 4 ranks {error[balance]:.4f}" in lines[-1]
         assert ("--balance exact" in lines[-1]) == (balance == "greedy")
@@ -212,15 +216,35 @@ def test_exact_balance_removes_the_error_that_greedy_leaves_across_ranks():
     (["x"], "got 'x'"), (["1", "2"], "got '1 2'"), (["0"], "at least one dataset and one worker")])
 def test_a_number_of_workers_that_is_none_is_refused(argv, message):
     with pytest.raises(ValueError, match=message):
-        lpt.main(argv)
+        lpt_cost.main(argv)
 
 
-def test_the_simulation_shows_load_mixture_datasets_and_memory(capsys, monkeypatch):
-    """python lpt.py --simulate: exact shares have no error, fuller workers need more memory than the mean."""
-    lpt.main(["--simulate"])
+def test_the_simulation_shows_load_mixture_datasets_and_memory(capsys):
+    """python lpt.py --simulate: exact shares have no error, a fuller rank needs more memory than the mean; and what was
+    measured: of 4 ranks each needs a fraction of what one does."""
+    lpt_cost.main(["--simulate"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + 3 * 3 * 3 and "start-up memory" in lines[0]
-    rows = [line.replace(",", "").split() for line in lines[1:]]
+    assert "start-up memory" in lines[0] and lines[37:39] == ["", "measured:"]
+    rows = [line.replace(",", "").split() for line in lines[1:37]]
     assert all(float(row[4]) == 0 for row in rows if row[2] == "exact")
-    mean = {workers: 692e6 * lpt.BYTES_A_FRAME / workers / 2 ** 20 for workers in (8, 64, 512)}
+    mean = {ranks: 692e6 * lpt_cost.BYTES_A_FRAME / ranks / 2 ** 20 for ranks in (1, 8, 64, 512)}
     assert all(float(row[-2]) >= 0.99 * mean[int(row[1])] for row in rows)
+    found = json.loads(lpt_cost.MEASURED.read_text())
+    needs = {(row["ranks"], row["opens"], row["rank"]): row["peak_mib"] - row["after_import_mib"] for row in found["rows"]}
+    assert found["datasets"] == 200 and found["frames"] >= 2e6 and len(needs) == 9
+    assert all(needs[4, "what it was dealt", rank] < 0.4 * needs[1, "what it was dealt", 0] for rank in range(4))
+
+
+def test_what_is_measured_is_the_start_of_a_training_run(tmp_path):
+    """python lpt.py --measure, small and with ranks in this process: all frames are opened once, with one mean."""
+    lpt_cost.write_corpus(tmp_path / "corpus", datasets=12, frames=100_000)
+    board, barrier, found = [None] * 2, threading.Barrier(2, timeout=30), queue.Queue()
+    ranks = [threading.Thread(target=lpt_cost.start_up, args=(rank, 2, tmp_path / "corpus", windows, board, barrier, found))
+             for rank in (0, 1)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join()
+    rows = [found.get_nowait() for _ in ranks]
+    assert 99_900 < sum(row["frames"] for row in rows) < 100_100 and len(rows) == 2
+    assert rows[0]["mean"] == rows[1]["mean"] > 40

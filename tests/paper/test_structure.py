@@ -17,7 +17,7 @@ TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py"))
 # From the ground up. A module imports what stands on a lower floor, or in its own room (a folder) without a circle.
 FLOORS = (
     ("config", "flow", "attention_mask", "lpt", "support.rotary", "support.durable"),
-    ("support.flags", "support.pictures", "support.checkpoint"),
+    ("support.flags", "support.progress", "support.pictures", "support.checkpoint"),
     ("support.data", "support.plots"),
     ("support.vision", "support.tiny"),
     ("experts", "cosmos_vae"),

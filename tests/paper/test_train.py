@@ -147,8 +147,9 @@ def test_decay_steps_0_keeps_the_learning_rate_constant():
 class TwoEpisodes:
     """Moving targets that differ in place and velocity; instruction, arm and start are the same in both."""
 
-    name, has_action, robot, fps, views = "two", True, "conveyor", 30.0, conveyor.VIEWS
+    name, has_action, robot, fps, views = "two", True, "conveyor", 30.0, {v: v for v in conveyor.VIEWS}
     lengths, action_names, relative = np.array([31, 31]), conveyor.STATE_NAMES, ()
+    state_keys = action_keys = ()
 
     def __init__(self):
         first = conveyor.sample_settings("dynamic", 1, seed=3, distractor=0)[0]

@@ -14,7 +14,8 @@ from PIL import Image
 import train
 from config import get_config
 from data import Mixture, open_corpus, windows
-from support.data.lerobot import LeRobotSource, picture_shape
+from support.data.lerobot import LeRobotSource
+from support.data.lerobot_metadata import picture_shape
 from support import checkpoint
 from support.training.ranks import Ranks
 from support.inference.policy import Policy
@@ -23,7 +24,7 @@ from support.data.statistics import statistics
 
 from test_bad_input import RUN, SMALL, save_checkpoint, write_folder
 from test_data import Fake, same, tiny
-from test_lerobot_reader import (FPS, HEAD, LENGTHS, WRIST, av, coded, edit_info, numbers_of, pa, parquet, pq,
+from test_lerobot import (FPS, HEAD, LENGTHS, WRIST, av, coded, edit_info, numbers_of, pa, parquet, pq,
                                  truncate, video, write_dataset, write_v30)
 
 
@@ -145,11 +146,6 @@ def test_bad_data_are_one_line_before_training_starts(refuses, dataset, fault): 
     line = refuses("train.py", "--data", dataset, "--out", dataset.parent / "run", *RUN)
     assert all(word in line for word in [*words, "toy"]), line
     assert not (dataset.parent / "run").exists()
-
-
-def test_an_unknown_robot_is_refused_with_the_nearest(refuses, dataset):    # noqa: F811
-    assert "--robot genie_1: unknown; did you mean genie1?" in refuses(
-        "train.py", "--data", dataset, "--robot", "genie_1", *RUN)
 
 
 def test_statistics_of_another_action_mode_are_refused(tmp_path):

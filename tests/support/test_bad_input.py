@@ -13,7 +13,7 @@ from PIL import Image
 
 from worlds import conveyor
 from config import get_config, to_dict
-from data import FolderSource
+from support.data.folder import FolderSource
 from model import InternVLA_A1
 from support import checkpoint
 from support.data.statistics import Statistics

@@ -12,9 +12,9 @@ import av
 
 import bench.__main__ as bench
 from bench import reading
-from data import open_source
 from support.data import frame_cache
 from support.data.lerobot import copy_numbers
+from support.data.source import open_source
 
 
 @pytest.fixture(scope="module", params=reading.CODECS)

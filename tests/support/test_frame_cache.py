@@ -13,12 +13,13 @@ import torch
 pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
 pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install -r requirements-robot.txt")
 
-from test_lerobot_reader import edit_info, write_dataset, write_v30
+from test_lerobot import edit_info, write_dataset, write_v30
 
 from config import get_config
-from data import Corpus, Mixture, letterbox, open_source, windows
+from data import Mixture, letterbox, windows
+from support.data.corpus import Corpus
+from support.data.source import open_source
 from support.data import frame_cache
-from support.data import lerobot
 from support.data.__main__ import main
 from support.data.lerobot import LeRobotSource, copy_numbers
 from support.training.preflight import check_settings
@@ -175,7 +176,7 @@ def test_a_size_that_the_cache_does_not_hold_is_refused_before_training(pair):
     _, cached = pair
     config = get_config("conveyor", {"image_size": 64, "vae_size": 32, "chunk": 4})
     rows = windows(cached, 3)
-    corpus = Corpus([cached], [1.0], ["robot"], [rows], cached, rows)
+    corpus = Corpus([], sources={0: cached}, windows={0: rows}, counted=[0], held_out=cached, held_out_windows=rows)
     with pytest.raises(ValueError, match="holds pictures of 32 and 48 pixels, 64 are asked for; .* --sizes 32,64$"):
         check_settings(config, corpus)
 
@@ -211,7 +212,7 @@ def test_another_folder_or_another_dataset_is_not_written_over(tmp_path):
         frame_cache.plan(plain, root, (32,))
     for argv, words in ((["--sizes", "x"], "--sizes x: expected pixels"), (["--config", "a1_2"], "unknown config 'a1_2'")):
         with pytest.raises(ValueError, match=words):
-            lerobot.main(["--cache", str(root), str(tmp_path / "new"), *argv])
+            main(["--cache", str(root), str(tmp_path / "new"), *argv])
     video = next((root / "videos").rglob("*.mp4"))
     video.write_bytes(video.read_bytes() + b"\0")                      # re-encoded since
     with pytest.raises(ValueError, match="holds a frame cache of another dataset"):

@@ -18,7 +18,7 @@ from support.inference.policy import Policy
 from support.data.statistics import statistics
 
 from test_bad_input import RUN, SMALL, write_folder
-from test_lerobot_reader import HEAD, edit_info, write_dataset
+from test_lerobot import HEAD, edit_info, write_dataset
 
 ROOT = Path(__file__).parents[2]
 DIMS = {"InternData-A1": 16, "RoboTwin": 14, "AgiBot-World-Beta": 16, "RoboMind": 14, "EgoDex": 14}
@@ -38,9 +38,9 @@ def test_the_example_is_table_3(table_3):
     rows = json.loads(Path(table_3).read_text())["datasets"]
     assert [(row["name"], row["weight"]) for row in rows] == [(name, weight) for name, _, weight in lpt.TABLE_3]
     corpus = open_corpus(table_3, 3)
-    assert [source.robot for source in corpus.sources] == ["genie1", "aloha", "a2d", "agilex_3rgb", "dex"]
-    assert [source.has_action for source in corpus.sources] == [True] * 4 + [False]
-    assert [len(source.relative) for source in corpus.sources] == list(DIMS.values())
+    assert [source.robot for source in corpus.sources.values()] == ["genie1", "aloha", "a2d", "agilex_3rgb", "dex"]
+    assert [source.has_action for source in corpus.sources.values()] == [True] * 4 + [False]
+    assert [len(source.relative) for source in corpus.sources.values()] == list(DIMS.values())
 
 
 def test_a_mixture_of_robots_trains_with_statistics_of_each_and_runs_each(table_3, tmp_path, capsys):
@@ -93,12 +93,12 @@ def test_a_validation_dataset_may_have_a_robot_of_its_own_and_folders_called_ali
     listing = tmp_path / "mixture.json"
     listing.write_text(json.dumps({"datasets": rows, "validation": {"path": "apart/arm", "robot": "aloha"}}))
     corpus = open_corpus(listing, 3)
-    assert [source.name for source in corpus.sources] == ["stack/arm", "pour/arm"] and corpus.held_out.robot == "aloha"
+    assert [source.name for source in corpus.sources.values()] == ["stack/arm", "pour/arm"] and corpus.held_out.robot == "aloha"
     listing.write_text(json.dumps({"datasets": [rows[0] | {"name": "first"}, rows[1]], "robot": "dex"}))
     corpus = open_corpus(listing, 3, robot="aloha")
-    assert [source.name for source in corpus.sources] == ["first", "pour/arm"] and corpus.held_out.robot == "aloha"
+    assert [source.name for source in corpus.sources.values()] == ["first", "pour/arm"] and corpus.held_out.robot == "aloha"
     listing.write_text(json.dumps({"datasets": [rows[0], {"path": "pour/arm"}], "robot": "dex"}))
-    assert [source.robot for source in open_corpus(listing, 3).sources] == ["aloha", "dex"]
+    assert [source.robot for source in open_corpus(listing, 3).sources.values()] == ["aloha", "dex"]
 
 
 @pytest.mark.parametrize("validation, message", [

@@ -12,7 +12,9 @@ import torch
 import support.inference.policy
 import train
 from config import get_config
-from data import Corpus, example, open_corpus, open_source, windows
+from data import example, open_corpus, windows
+from support.data.corpus import Corpus
+from support.data.source import open_source
 from model import InternVLA_A1
 from support.data.__main__ import main as data_command
 from support.inference import image_folder
@@ -32,7 +34,8 @@ def corpus_of(make, robot="conveyor"):
     source = Fake(lengths=(40, 33, 50, 37), robot=robot)
     source.rows = [(state, make(state).astype(np.float32)) for state, _ in source.rows]
     trained = windows(source, 15, episodes=range(3))
-    corpus = Corpus([source], [1.0], ["robot"], [trained], source, windows(source, 15, episodes=[3]))
+    corpus = Corpus([], sources={0: source}, windows={0: trained}, held_out=source,
+                    held_out_windows=windows(source, 15, episodes=[3]))
     return corpus, statistics([source], [trained], K, "absolute", 1e-3)
 
 
@@ -193,7 +196,7 @@ def test_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_file(scr
     """The README's commands on a dataset that no table knows, in delta mode, and on its frame cache, whose pictures the
     VAE enlarges as in the release; other cameras are refused."""
     pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
-    from test_lerobot_reader import HEAD, WRIST, edit_info, pq, write_dataset
+    from test_lerobot import HEAD, WRIST, edit_info, pq, write_dataset
     root, robot = write_dataset(tmp_path / "toy"), tmp_path / "mine.json"
     features = json.loads((root / "meta/info.json").read_text())["features"]
     edit_info(root, features={key: x for key, x in features.items() if key != "action"} |
@@ -251,8 +254,8 @@ def test_a_mixture_weighs_datasets_of_any_kind_and_holds_out_the_last_episode(tm
         corpus = open_corpus(path, 3)
         assert corpus.weights == [0.1, 0.6, 1.0] and corpus.kinds == ["human", "robot", "robot"]
         assert corpus.held_out is corpus.sources[1] and set(corpus.held_out_windows[:, 0]) == {1}
-        assert [set(rows[:, 0]) for rows in corpus.windows] == [{0, 1}, {0}, {0, 1}]
-        assert {source.robot for source in corpus.sources} == {"aloha"}
+        assert [set(rows[:, 0]) for rows in corpus.windows.values()] == [{0, 1}, {0}, {0, 1}]
+        assert {source.robot for source in corpus.sources.values()} == {"aloha"}
     for text, message in (("[]", "is no mixture"), ('{"datasets": []}', "at least one dataset"),
                           ('{"datasets": [{"path": "one", "weight": 0}]}', "weights above 0"),
                           ('{"datasets": [{"path": "one"}], "robot": "r2"}', "--robot r2: unknown")):

@@ -18,6 +18,7 @@ import data
 import train
 from config import CONFIGS, STAGES, from_dict, get_config
 from support import checkpoint
+from support.data.corpus import Corpus
 from support.data.statistics import of_checkpoint
 from support.training import checkpointer, journal, memory, optimizers, preflight
 from support.training.ranks import Ranks
@@ -344,10 +345,11 @@ def test_out_of_memory_is_one_line_with_the_peak_the_batch_and_three_flags():
 def test_a_frame_cache_of_other_sizes_is_refused_for_what_is_held_out_too():
     """Before the model is built, not at the first validation."""
     asked = []
-    plain = SimpleNamespace(lengths=[50], robot="arm")
+    plain = SimpleNamespace(lengths=[50], robot="arm", cache=None)
     held_out = SimpleNamespace(lengths=[50], robot="arm", cache=SimpleNamespace(require=asked.append))
     config = get_config("conveyor")
-    preflight.check_settings(config, SimpleNamespace(sources=[plain], held_out=held_out, windows=[range(50)]))
+    corpus = Corpus([], validation=held_out, sources={0: plain}, windows={0: range(50)}, counted=[0], held_out=held_out)
+    preflight.check_settings(config, corpus)
     assert asked == [{config.model.view_size, config.model.frame_size}]
 
 

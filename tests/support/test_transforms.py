@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from config import CONFIGS, ModelConfig
-from data import pad
+from support.data.statistics import pad
 from experts import UndExpert
 from support.data import prompts
 from support.data.letterbox import fit, letterbox

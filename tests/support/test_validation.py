@@ -69,7 +69,7 @@ def test_the_crop_score_looks_where_the_object_will_be_and_nowhere_else(held_out
     """The truth shown only within a window around the target's place at t + m is perfect there, and not elsewhere."""
     source, rows, stats = held_out
     size, half = CONFIG.model.vae_size, round(conveyor.RADIUS * CONFIG.model.vae_size / 2)
-    places = iter([source.extra["target"][source.starts[e] + t + CONFIG.data.m] for batch in validation.held_out_batches(
+    places = iter([source.labels(e)["target"][t + CONFIG.data.m] for batch in validation.held_out_batches(
         CONFIG, stats, source, rows, 64) for e, t in batch[3]])
 
     def peek(self, z):   # z holds pictures here, (B, 3, size, size)

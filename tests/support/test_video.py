@@ -1,6 +1,6 @@
 """support/data/video.py: whatever is asked for, in whatever order, is the picture that plain decoding gives at that place.
 
-Frames carry their own index (test_lerobot_reader.py), so that a neighbour cannot pass for the right one.
+Frames carry their own index (test_lerobot.py), so that a neighbour cannot pass for the right one.
 """
 
 import multiprocessing
@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
 
 import av
-from test_lerobot_reader import decoded, write_video
+from test_lerobot import decoded, write_video
 
 from support.data import video
 from support.data.video import LRU, read_frames

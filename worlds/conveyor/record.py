@@ -3,14 +3,13 @@
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from config import VIEWS
 from lpt import TABLE_3
+from support.progress import drawn
 from worlds.conveyor.scene import Scenes, hold_action, scripted_action
 from worlds.conveyor.setting import DATASET, DISTRACTOR, FPS, M, STATE_NAMES, SUITES, random_settings
 
@@ -118,11 +117,7 @@ def prepare(root):
     root, written = Path(root), Path(root) / "world"
     if not (root / "mixture.json").exists():
         print(f"writing the embedded world's five datasets to {root} (about 1 GB)", flush=True)
-        with tqdm(disable=not (sys.stderr.isatty() and sys.stdout.isatty()), dynamic_ncols=True) as bar:
-            def progress(done, total):
-                bar.total = total
-                bar.update(done - bar.n)
-            write_dataset(root, progress=progress)
+        write_dataset(root, progress=drawn("episodes"))
     if not written.exists() or written.read_text().strip() != version():
         raise ValueError(f"{root} was written by another version of worlds/conveyor: delete it, and it is written anew")
     return root

@@ -19,7 +19,7 @@ from support.data.lerobot import LeRobotSource
 
 from test_bad_data import dataset    # noqa: F401, a fixture
 from test_bad_input import RUN, write_folder
-from test_lerobot_reader import HEAD, WRIST, edit_info, give_tasks, parquet, truncate, video, write_v30
+from test_lerobot import HEAD, WRIST, edit_info, give_tasks, parquet, truncate, video, write_v30
 
 SECONDS = 20   # for one damaged dataset: a hang
 

@@ -1,0 +1,64 @@
+"""Sums over the windows of an episode, and how sums are merged: count, mean, squared deviations, lowest and highest.
+
+Sec. 3.3's tuples overlap: a frame's action is in up to k chunks, and in delta mode in each relative to another state.
+Nothing is gathered for that. With c_j the number of windows whose chunk holds frame j, and n_t the steps of the chunk
+at t that lie inside the episode, the sums over all windows and steps of x = a_j - r s_t are
+
+    sum x   = sum_j c_j a_j   -  sum_t n_t r s_t
+    sum x^2 = sum_j c_j a_j^2 - 2 sum_t r s_t (a_t + ... + a_{t+n_t-1}) + sum_t n_t (r s_t)^2
+
+where c and the sums over a chunk are differences of cumulative sums. Per episode they are taken in float64 about the
+episode's own mean. Episodes, and ranks,
+are merged by mean and squared deviation, so no digits cancel.
+"""
+
+import numpy as np
+
+class Moments:
+    """Count, mean, sum of squared deviations, lowest and highest value per dimension of what was added so far."""
+
+    def __init__(self):
+        self.n, self.mean, self.squares, self.low, self.high = 0, 0.0, 0.0, np.inf, -np.inf
+
+    def add(self, n, mean, squares, low, high):
+        """Merge n more values of that mean and sum of squared deviations."""
+        total, shift = self.n + n, mean - self.mean
+        self.squares = self.squares + squares + shift ** 2 * (self.n * n / total)
+        self.mean = self.mean + shift * (n / total)
+        self.n, self.low, self.high = total, np.minimum(self.low, low), np.maximum(self.high, high)
+
+    def merge(self, other):
+        """Add what another rank's Moments hold."""
+        if other.n:
+            self.add(other.n, other.mean, other.squares, other.low, other.high)
+
+    def std(self):
+        return np.sqrt(self.squares / self.n)
+
+
+def moments_of(x):
+    """x (n, d) float64 -> n, mean, squared deviations, lowest, highest."""
+    mean = x.mean(0)
+    return len(x), mean, ((x - mean) ** 2).sum(0), x.min(0), x.max(0)
+
+
+def action_moments(action, moved, ts, k):
+    """The same of a_j - moved_t over the windows at ts (n, sorted) and their steps inside the episode.
+
+    action (L, d), moved (L, d or 1) float64. Lowest and highest are of a_j: they are used for absolute dimensions only.
+    """
+    L, shift = len(action), action.mean(0)
+    base = np.where((moved == 0).all(0), 0.0, shift)      # what is relative is centred together with its reference
+    a, s = action - shift, moved - base
+    starts = np.zeros(L + 1)
+    starts[ts + 1] = 1
+    started = np.cumsum(starts)                            # windows that begin before frame j
+    c = started[1:] - started[np.maximum(np.arange(L) - k + 1, 0)]
+    end = np.minimum(ts + k, L)
+    steps, sums = (end - ts)[:, None], np.concatenate([np.zeros((1, a.shape[1])), np.cumsum(a, 0)])
+    inside, s = sums[end] - sums[ts], s[ts]
+    n = c.sum()
+    mean = (c @ a - (steps * s).sum(0)) / n
+    squares = c @ a ** 2 - 2 * (s * inside).sum(0) + (steps * s ** 2).sum(0) - n * mean ** 2
+    used = action[c > 0]
+    return n, mean + shift - base, np.maximum(squares, 0), used.min(0), used.max(0)

@@ -1,0 +1,78 @@
+"""What is read of a dataset: one interface, whatever the files.
+
+A plain folder (support/data/folder.py) and LeRobot (support/data/lerobot.py) implement it. A LeRobot dataset that was
+made by --cache gives its pictures from a frame cache (support/data/frame_cache.py).
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+from support.data import folder, lerobot
+from support.data.lerobot_metadata import LeRobotMetadata
+
+
+class Source(Protocol):
+    """One opened dataset of E episodes; an episode has L frames. An episode is named by its position e, 0 to E - 1.
+
+    What cannot be read is a ValueError: one line that says dataset, episode, frame and key.
+    """
+
+    name: str           # for messages
+    root: Path          # its folder
+    robot: str          # datasets of one name share their statistics
+    fps: float          # frames/s
+    relative: tuple     # per action dimension, whether delta mode takes it relative to the state at t; () unknown
+    lengths: list       # (E,) frames of each episode
+    indices: list       # (E,) the number that the dataset itself gives an episode, for messages
+    views: dict         # slot -> its camera, in the order of config.VIEWS or fewer
+    state_keys: tuple   # features that make up the state; () where they have no names
+    action_keys: tuple
+    action_names: list  # of the action dimensions; [] unknown
+    has_action: bool    # False: human video
+    cache: object       # the FrameCache that its pictures come from, or None
+
+    def numbers(self, e):
+        """-> state (L, d_q), action (L, d_a) or None; float32, raw units."""
+
+    def task(self, e, t):
+        """The instruction at frame t, text."""
+
+    def frame(self, view, e, t):
+        """The picture at frame t, (H, W, 3) uint8 RGB as recorded."""
+
+    def frames(self, view, e, times):
+        """Pictures as `frame` gives them at all of `times`, in any order; what they share is decoded once."""
+
+    def has_pictures(self, e, t):
+        """Whether frames t (n,) have pictures, (n,) bool."""
+
+    def labels(self, e):
+        """What a simulator knows of an episode: suite (text), target, distractor (L, 2). {} on recordings."""
+
+    def identity(self):
+        """JSON-able: what `numbers` depends on. Changed files change it."""
+
+
+def is_lerobot(path):
+    """Which kind of dataset a folder holds. ValueError, one line: none."""
+    if (Path(path) / "meta" / "info.json").exists():
+        return True
+    if (Path(path) / "episode.npz").exists():
+        return False
+    raise ValueError(f"{path} holds no dataset: expected mixture.json, meta/info.json (LeRobot) or episode.npz")
+
+
+def open_source(path, robot=None):
+    """A dataset folder -> Source. robot: a support.data.robots.Robot, or None for what the dataset says of itself.
+
+    ValueError: one line saying what was looked for.
+    """
+    return lerobot.LeRobotSource(path, robot) if is_lerobot(path) else folder.FolderSource(path, robot)
+
+
+def glance(path, robot=None):
+    """What metadata alone says of a dataset -> (name, robot's name, frames, has_action). ValueError: as open_source."""
+    if not is_lerobot(path):
+        return folder.glance(path, robot)
+    found = LeRobotMetadata(path, robot)
+    return found.name, found.robot, found.frames_in_all(), found.has_action
