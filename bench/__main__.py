@@ -26,16 +26,14 @@ import torch
 
 from worlds import conveyor
 from config import CONFIGS, DataConfig, get_config
-from model import InternVLA_A1
 from bench import reading
 from support.inference.engine import MODES, default_mode
 from support.flags import Parser
 from support.data.inspection import said
 from bench.latency import SEED, control, lines, measure
 from support.data.robots import find_robot
-from support.table1 import count_parameters, not_built
+from support.table1 import not_built, table
 
-PAPER = {"a1_2b": (0.94, 0.36, 0.36, 1.8), "a1_3b": (2.13, 0.44, 0.44, 3.2)}   # Table 1, in billions
 RESULTS = Path("bench/results")
 
 # What Fig. 9's gap consists of: the frame at t-m, and the prediction of t+m.
@@ -50,21 +48,12 @@ CELLS = {f"{density} {weight}": ["--tau_density", density, "--lambda_gen", weigh
 
 
 def params():
-    """Table 1's columns in billions. The paper's und column counts lm_head, its total the VAE and projections."""
-    print(f"{'config':<15}{'und':>8}{'gen':>8}{'act':>8}{'conv+proj':>11}{'VAE':>8}{'built':>9}{'not built':>11}"
-          f"{'sum':>15}   paper: und gen act total")
-    for name, config in CONFIGS.items():
-        with torch.device("meta"):
-            rows = count_parameters(InternVLA_A1(config.model))
-        absent = sum(not_built(config.model).values())
-        paper = "  ".join(map(str, PAPER.get(name.removesuffix("_release"), ())))
-        print(f"{name:<15}{rows['und'] / 1e9:8.3f}{rows['gen'] / 1e9:8.3f}{rows['act'] / 1e9:8.3f}"
-              f"{rows['projections'] / 1e9:11.3f}{rows['vae'] / 1e9:8.3f}{rows['total'] / 1e9:9.3f}{absent / 1e9:11.3f}"
-              f"{rows['total'] + absent:15,}   {paper}")
-    for name in ("a1_2b", "a1_3b"):
-        print(f"\nnot built in {name} (nothing reads it; negative: built here, absent in the release's file)")
-        for key, count in not_built(CONFIGS[name].model).items():
-            print(f"  {key:<50}{count:>14,}")
+    """Table 1 for every preset, and what is not built in it."""
+    for config in CONFIGS.values():
+        print("\n".join(table(config)))
+        for key, count in not_built(config.model).items():   # negative: built here, absent in the release's file
+            print(f"    {key:<50}{count / 1e6:>8.2f}")
+        print()
 
 
 # ---- the claim --------------------------------------------------------------------------------------------------
