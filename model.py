@@ -248,3 +248,8 @@ class InternVLA_A1(nn.Module):
             raise ValueError("this model was built with --gen_expert false: it imagines nothing")
         prefix = prefix or self.prefill(batch)
         return self.gen.decode(prefix.h_gen).float()
+
+
+if __name__ == "__main__":
+    from support.trace import main
+    main()
