@@ -38,7 +38,7 @@ from support.data.folder import read_picture
 from support.inference.open_loop import open_loop, replay
 from support.inference.policy import Policy
 from support.data.robots import find_robot
-from support.weights.loading import load_release, release_settings
+from support.weights.release import load_release, release_settings
 
 TIMES = ("past", "now", "future")
 

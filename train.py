@@ -37,7 +37,7 @@ from support.data import inspection
 from support.training import memory
 from support.training import optimizers
 from support.data import file_hashes
-from support.weights import loading as weights
+from support.weights import start as weights
 from support.training.ranks import Ranks
 from support.flags import Parser, add_config_flags
 from support.inference.open_loop import mean_errors, open_loop

@@ -25,7 +25,7 @@ from config import ModelConfig
 from cosmos_vae import CosmosVAE
 from data import Batch
 from support.weights.key_maps import RELEASE, translate
-from support.weights.loading import load_release
+from support.weights.release import load_release
 
 DATA = Path(__file__).parents[1] / "data"
 COMMON = dict(layers=2, heads=4, kv_heads=2, text_tokens=6, vocab=256, vae="cosmos", vae_size=256, chunk=8,
