@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from support.inference.linear import linear
+from support.inference.fused import linear
 
 NOT_LAUNCHED = {"view", "_unsafe_view", "reshape", "transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "slice",
                 "select", "split", "split_with_sizes", "unbind", "alias", "detach", "as_strided", "device", "unflatten",
@@ -54,7 +54,7 @@ class Ledger(TorchDispatchMode):
         if name in ("mm", "addmm"):
             one, other = args[-2:]
             (M, K), N = one.shape, other.shape[1]
-            if storage(one) not in self.made and storage(other) in self.made:   # support/inference/linear.py: the weight is on the left
+            if storage(one) not in self.made and storage(other) in self.made:   # support/inference/fused.py, linear: the weight is on the left
                 M, N = N, M
             return "product", (M, K, N), one.dtype
         if name == "bmm":

@@ -106,7 +106,7 @@ def test_kernels_are_what_the_profiler_saw_on_the_gpu(monkeypatch):
 @pytest.mark.parametrize("rows", [1, 100, 822])
 @pytest.mark.parametrize("product", [roofline.linear, F.linear])
 def test_the_weight_of_a_product_is_the_operand_that_the_run_did_not_compute(product, rows):
-    """More rows than outputs or fewer, on the left (support/inference/linear.py, few rows) or on the right."""
+    """More rows than outputs or fewer, on the left (fused.linear, few rows) or on the right."""
     x, weight = torch.randn(2, rows, 64), torch.randn(128, 64)
     with roofline.Ledger() as seen:
         product(x + 1, weight)
@@ -166,7 +166,7 @@ def test_a_product_alone_meets_its_weights_uncached(monkeypatch):
 
 
 def test_a_left_hand_weight_is_the_same_product():
-    """support/inference/linear.py: with and without bias, few rows and many."""
+    """fused.linear: with and without bias, few rows and many."""
     weight, bias = torch.randn(7, 5), torch.randn(7)
     for rows in (1, 3, 300):
         x = torch.randn(2, rows, 5)
