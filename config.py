@@ -17,21 +17,37 @@ with its reason; no tag means the paper.
 import dataclasses
 import difflib
 import json
+import operator
 from dataclasses import dataclass, field, fields, replace
 
 VIEWS = ("head", "left_wrist", "right_wrist")   # V: the slots that cameras fill, in this order
 
 
+BOUNDS = {"at_least": operator.ge, "above": operator.gt, "below": operator.lt}
+
+
 def _f(default, help, **metadata):
+    """A field: what its flag's help says, and choices or BOUNDS of its value."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
+class Checked:
+    """A section of the config: a value outside its field's bounds is refused by ValueError."""
+
+    def __post_init__(self):
+        for item in fields(self):
+            for bound, holds in BOUNDS.items():
+                if bound in item.metadata and not holds(getattr(self, item.name), item.metadata[bound]):
+                    raise ValueError(f"--{item.name} must be {bound.replace('_', ' ')} {item.metadata[bound]}, "
+                                     f"got {getattr(self, item.name)}")
+
+
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """The network. The experts share layers, heads, kv_heads and head_dim: joint attention needs it."""
 
     backbone: str = _f("tiny", "understanding backbone", choices=("tiny", "internvl3", "qwen3vl"))
-    layers: int = _f(3, "joint layers")
+    layers: int = _f(3, "joint layers", at_least=1)
     heads: int = _f(2, "query heads")
     kv_heads: int = _f(2, "key/value heads")
     head_dim: int = _f(32, "dimensions of one head")
@@ -53,7 +69,7 @@ class ModelConfig:
     image_size: int = _f(64, "pixels of a view as the understanding expert sees it")
     letterbox: int = _f(0, "[release] the source is letterboxed to this size first, then enlarged; 0: directly")
     vocab: int = _f(256, "text embeddings")
-    text_tokens: int = _f(32, "text budget, padded on the right")
+    text_tokens: int = _f(32, "text budget, padded on the right", at_least=1)
     tokenizer: str = _f("", "directory or hub id of the text's tokenizer; empty: one token a byte")
     view_tokens: tuple = _f((), "ids before and after a view's tokens; empty: none")
     vit_layers: int = _f(0, "layers of the vision tower")
@@ -68,34 +84,29 @@ class ModelConfig:
     vae: str = _f("dct", "image tokenizer of the generation expert", choices=("dct", "cosmos"))
     vae_size: int = _f(64, "pixels of an image as the generation expert sees it")
     gen_from_view: bool = _f(False, "[release] cut generation images from the letterboxed view, not from the source")
-    gen_target: str = _f("future", "what z_hat is trained towards; 'present' is an ablation, not the paper",
-                         choices=("future", "present"))
-    lambda_gen: float = _f(0.01, "lambda of Eq. (4)")
+    gen_target: str = _f("future", "target of z_hat; present is an ablation [ours]", choices=("future", "present"))
+    lambda_gen: float = _f(0.01, "lambda of Eq. (4)", at_least=0)
 
-    chunk: int = _f(16, "k, actions of one chunk")
+    chunk: int = _f(16, "k, actions of one chunk", at_least=1)
     action_dim: int = _f(32, "width that actions are padded to")
     state_dim: int = _f(32, "width that the state is padded to")
-    action_draws: int = _f(1, "[ours] R draws of (tau, eps) that share one prefix in training")
+    action_draws: int = _f(1, "[ours] R draws of (tau, eps) that share one prefix in training", at_least=1)
     tau_density: str = _f("paper", "tau ~ Beta(1.5, 1), or its mirror image [release]", choices=("paper", "release"))
     noise_on_padding: bool = _f(False, "[release] noise and train the padded action dimensions too")
-    euler_steps: int = _f(10, "Euler steps of Eq. (3)")
+    euler_steps: int = _f(10, "Euler steps of Eq. (3)", at_least=1)
 
     def __post_init__(self):
+        super().__post_init__()
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.head_dim % 2:
+            raise ValueError(f"--head_dim must be even, got {self.head_dim}: rotary positions turn pairs")
         if self.mrope_sections and sum(self.mrope_sections) != self.head_dim // 2:
-            raise ValueError(f"mrope_sections {self.mrope_sections} must sum to head_dim / 2 = {self.head_dim // 2}")
+            raise ValueError(f"--mrope_sections {self.mrope_sections} must sum to head_dim / 2 = {self.head_dim // 2}")
         if self.vae_size % 32:
             raise ValueError(f"vae_size ({self.vae_size}) must be a multiple of 32: the latent grid is cut in 4 x 4")
         if len(self.view_tokens) not in (0, 2):
-            raise ValueError(f"view_tokens {self.view_tokens} must be empty or (before, after)")
-        for name in ("layers", "text_tokens", "chunk", "action_draws", "euler_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if self.lambda_gen < 0:
-            raise ValueError(f"--lambda_gen must be at least 0, got {self.lambda_gen}")
-        if self.head_dim % 2:
-            raise ValueError(f"--head_dim must be even, got {self.head_dim}: rotary positions turn pairs")
+            raise ValueError(f"--view_tokens {self.view_tokens} must be empty or (before, after)")
 
     @property
     def view_size(self):
@@ -124,79 +135,54 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
     """Section 3.4 and Table 3: what a training tuple is and where it is drawn from."""
 
-    m: int = _f(15, "frames between t-m, t and t+m")
-    action_mode: str = _f("absolute", "actions as recorded, or relative to the state at t (grippers stay absolute)",
-                          choices=("absolute", "delta"))
+    m: int = _f(15, "frames between t-m, t and t+m", at_least=1)
+    action_mode: str = _f("absolute", "delta: relative to the state at t, but grippers", choices=("absolute", "delta"))
     full_windows: bool = _f(False, "[ours] only windows whose t-m and t+m lie inside the episode")
-    hold_out: int = _f(-1, "episode that is held out of the first dataset with actions (-1: the last), unless a "
-                       "mixture names a validation dataset", later=True)
-    stretch: int = _f(1, "[ours] neighbouring windows that are decoded together and delivered far apart: 8 where key "
-                       "frames are rare, see README; takes 64 finished samples of memory for each", later=True)
-    lpt_workers: int = _f(4, "workers of each rank that LPT spreads the datasets over")
-    balance: str = _f("greedy", "datasets over ranks: the paper's greedy rule, or weights split so that the mixture is "
-                      "exact across ranks too", choices=("greedy", "exact"), later=True)
+    hold_out: int = _f(-1, "held-out episode of the first dataset with actions (-1: the last), if a mixture names none")
+    stretch: int = _f(1, "[ours] neighbouring windows decoded together: 8 where key frames are rare", at_least=1)
+    lpt_workers: int = _f(4, "workers of each rank that LPT spreads the datasets over", at_least=1)
+    balance: str = _f("greedy", "LPT over ranks, or the mixture exact across ranks too", choices=("greedy", "exact"))
     loaders: int = _f(0, "loader processes (0: in the training process); changes nothing but speed")
     std_floor: float = _f(1e-3, "dimensions with a smaller standard deviation pass through unscaled")
-    on_bad_sample: str = _f("stop", "a sample that cannot be read: stop, or skip it (another is drawn in its place; "
-                            "above one in a thousand the run stops)", choices=("stop", "skip"), later=True)
-
-    def __post_init__(self):
-        for name in ("m", "stretch", "lpt_workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+    on_bad_sample: str = _f("stop", "or skip: another is drawn, up to one in a thousand", choices=("stop", "skip"))
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """Table 2. Defaults are the paper's post-training column."""
 
-    steps: int = _f(60_000, "optimizer steps")
-    batch_size: int = _f(8, "samples of one forward pass")
-    accumulate: int = _f(16, "forward passes of one optimizer step; batch_size x accumulate is the paper's batch")
-    lr: float = _f(5e-5, "peak learning rate")
-    min_lr: float = _f(5e-6, "learning rate after the decay")
-    warmup_steps: int = _f(2_000, "linear warm-up")
-    decay_steps: int = _f(60_000, "length of the cosine, counted from step 0; 0: constant")
-    beta1: float = _f(0.9, "AdamW")
-    beta2: float = _f(0.95, "AdamW")
-    adam_eps: float = _f(1e-8, "AdamW")
-    weight_decay: float = _f(0.01, "AdamW")
-    clip: float = _f(1.0, "gradient clipping by global norm")
-    stage: str = _f("", "a column of Table 2, given as a flag it sets that column's values; empty: a recipe of ours",
-                    choices=("", "pretrain", "posttrain"), later=True)
-    optimizer: str = _f("fp32", "AdamW in 16, 10 or 4 bytes a parameter on the device, see support/training/optimizers.py",
-                        choices=("fp32", "split", "offload"), later=True)
-    checkpoint_layers: bool = _f(False, "recompute each layer in the backward pass: a tenth of the activations, about "
-                                 "a third more time", later=True)
-    freeze: str = _f("", "what is not trained: und, or vision and embed (parts of it), separated by commas", later=True)
-    ema: float = _f(0.0, "decay of an average of the weights, which is then what is saved and evaluated; 0: none",
-                    later=True)
-    compile: bool = _f(False, "torch.compile each joint layer", later=True)
-    seed: int = _f(0, "seed of weights, data order and noise")
-    threads: int = _f(0, "torch threads (0: torch's own choice)")
-    log_every: int = _f(10, "steps between lines of log.jsonl")
-    eval_every: int = _f(500, "steps between validations on held-out episodes")
-    eval_windows: int = _f(64, "held-out windows of a validation, at most")
-    save_every: int = _f(500, "steps between checkpoints")
+    steps: int = _f(60_000, "optimizer steps", at_least=1)
+    batch_size: int = _f(8, "samples of one forward pass", at_least=1)
+    accumulate: int = _f(16, "forward passes of a step; batch_size x accumulate is the paper's batch", at_least=1)
+    lr: float = _f(5e-5, "peak learning rate", above=0)
+    min_lr: float = _f(5e-6, "learning rate after the decay", at_least=0)
+    warmup_steps: int = _f(2_000, "linear warm-up", at_least=0)
+    decay_steps: int = _f(60_000, "length of the cosine, counted from step 0; 0: constant", at_least=0)
+    beta1: float = _f(0.9, "AdamW", at_least=0, below=1)
+    beta2: float = _f(0.95, "AdamW", at_least=0, below=1)
+    adam_eps: float = _f(1e-8, "AdamW", above=0)
+    weight_decay: float = _f(0.01, "AdamW", at_least=0)
+    clip: float = _f(1.0, "gradient clipping by global norm", above=0)
+    stage: str = _f("", "the column of Table 2 to train by; empty: our own", choices=("", "pretrain", "posttrain"))
+    optimizer: str = _f("fp32", "AdamW in 16, 10 or 4 bytes a parameter", choices=("fp32", "split", "offload"))
+    checkpoint_layers: bool = _f(False, "recompute layers in the backward pass: less memory, a third more time")
+    freeze: str = _f("", "what is not trained: und, or vision and embed (parts of it), separated by commas")
+    ema: float = _f(0.0, "decay of an average of the weights, which is what is saved; 0: none", at_least=0, below=1)
+    compile: bool = _f(False, "torch.compile each joint layer")
+    seed: int = _f(0, "seed of weights, data order and noise", at_least=0)
+    threads: int = _f(0, "torch threads (0: torch's own choice)", at_least=0)
+    log_every: int = _f(10, "steps between lines of log.jsonl", at_least=1)
+    eval_every: int = _f(500, "steps between validations on held-out episodes", at_least=1)
+    eval_windows: int = _f(64, "held-out windows of a validation, at most", at_least=1)
+    save_every: int = _f(500, "steps between checkpoints", at_least=1)
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_windows",
-                     "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.lr or not 0 <= self.min_lr <= self.lr:
-            raise ValueError(f"need 0 <= min_lr <= lr and lr > 0, got lr {self.lr}, min_lr {self.min_lr}")
-        for name in ("warmup_steps", "decay_steps", "weight_decay", "seed", "threads"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("beta1", "beta2", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        if self.clip <= 0 or self.adam_eps <= 0:
-            raise ValueError(f"--clip and --adam_eps must be above 0, got {self.clip} and {self.adam_eps}")
+        super().__post_init__()
+        if self.min_lr > self.lr:
+            raise ValueError(f"--min_lr must be at most --lr, got {self.min_lr} and {self.lr}")
         unknown = self.frozen - {"und", "vision", "embed"}
         if unknown:
             raise ValueError(f"--freeze knows und, vision and embed, not {', '.join(sorted(unknown))}")
@@ -273,9 +259,6 @@ CONFIGS = {
     ), _REAL_DATA, _TRAIN_3B),
 }
 
-
-# ---- presets and overrides --------------------------------------------------------------------------------------
-
 SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
 
 
@@ -304,16 +287,13 @@ def to_dict(config):
 
 
 def from_dict(stored):
-    """The Config a checkpoint holds. ValueError names fields this version does not know or misses.
-
-    A field marked `later` may be missing: it came after the first checkpoints, and its default is what they did.
-    """
+    """The Config a checkpoint holds. ValueError, one line, unless its fields are exactly those of this version."""
     sections = {}
     for title, section in SECTIONS.items():
         names, given = {item.name for item in fields(section)}, stored.get(title, {})
-        later = {item.name for item in fields(section) if item.metadata.get("later")}
-        if not names - later <= set(given) <= names:
+        if names != set(given):
             raise ValueError(f"the checkpoint's {title} config does not fit this version: missing "
-                             f"{sorted(names - later - set(given))}, unknown {sorted(set(given) - names)}")
+                             f"{sorted(names - set(given))}, unknown {sorted(set(given) - names)}; use the version "
+                             "that wrote it, or train again")
         sections[title] = section(**{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()})
     return Config(stored["name"], **sections)

@@ -31,7 +31,7 @@ from support import checkpoint
 from support.flags import Parser
 from support.inference import image_folder, open_loop
 from support.inference.policy import Policy
-from support.weights.loading import load_release, release_settings
+from support.weights.release import load_release, release_settings
 from worlds import closed_loop
 
 

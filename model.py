@@ -2,18 +2,19 @@
 
     h_und = f_und(l, o_t)      z_hat_{t+m} = f_gen(z_{t-m}, z_t; h_und)      v_theta(q_t, a_tau; h_und, h_gen)
 
-Conditioning is per layer: layer i of the generation expert attends to layer i's keys and values of the
-understanding expert, and layer i of the action expert to both. Three explicit paths share the joint attention:
+Conditioning is per layer: layer i of the generation expert attends to layer i's keys and values of the understanding
+expert, and layer i of the action expert to both. Three paths share `JointLayer.extend`:
 
-    forward    training: all three streams at once, one mask
+    forward    training: und, gen, act in every layer, one mask
     prefill    inference: und, then gen, keeping their keys and values
     v_theta    inference: one Euler step of the action expert against the kept keys and values
 
-The cumulative mask makes the second and third exactly equal to the first. Noise and tau are arguments, never
-drawn here. What makes it fast (fused weights, compilation, caches) is in support/inference/engine.py, not here.
+The cumulative mask makes the second and third exactly equal to the first. Noise and tau are arguments, never drawn
+here. `python model.py` prints the pass. What makes it fast is in support/inference/engine.py.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ from support.tiny import DctVAE
 class Losses:
     """Sums and counts of one forward pass; Eq. (4) divides sums by the counts of the whole optimizer step."""
 
-    act_sum: torch.Tensor    # of squared velocity errors over real dimensions and steps, all draws
+    act_sum: torch.Tensor    # of squared velocity errors over existing dimensions and steps, all draws
     gen_sum: torch.Tensor    # of squared latent errors over valid views
     act_count: torch.Tensor
     gen_count: torch.Tensor
@@ -42,6 +43,12 @@ class Losses:
     def total(self, lambda_gen, act_count, gen_count):
         """L_total = lambda L_gen + L_act, Eq. (4), with the given counts; a loss without elements is 0."""
         return lambda_gen * self.gen_sum / max(gen_count, 1) + self.act_sum / max(act_count, 1)
+
+
+def masked_sum(error, mask):
+    """Sum and number of the elements of `error` where `mask`, broadcast to it, is true."""
+    mask = mask.expand_as(error)
+    return (error * mask).sum(), mask.sum()
 
 
 class JointLayer(nn.Module):
@@ -55,10 +62,11 @@ class JointLayer(nn.Module):
         self.act = Block(config.act_width, config.act_mlp, config)
 
     def extend(self, name, x, rotary, bias, before=None):
-        """One stream after those that stand before it: it attends to their keys and values, and to its own.
+        """One stream attends to what stands before it, and to itself: the Mixture-of-Transformers in eight lines.
 
-        x (B, n, D); bias (B, 1, n, N_before + n); before: (key, value), each (B, G, N_before, d), or None.
-        Returns x after this layer (as it came in, if its block is kv_only) and (key, value) with this stream's behind.
+        name: und, gen or act; x (B, n, D); bias (B, 1, n, N_before + n); before: (key, value) of the streams before
+        it, each (B, G, N_before, d), or None. Returns x after this layer, or as it came in where its block is
+        kv_only, and (key, value) with its own behind: what the next stream attends to.
         """
         block = getattr(self, name)
         query, key, value = block.project(x, rotary)
@@ -69,13 +77,16 @@ class JointLayer(nn.Module):
         return x, (key, value)
 
     def forward(self, streams, rotary, bias):
-        """All streams, each after those before it. streams: name -> (B, n, D) in the order und, gen, act; rotary and
-        bias (B, 1, N, N) of the whole sequence. Returns the streams after this layer."""
+        """All streams after this layer. streams: name -> (B, n, D), in the order und, gen, act.
+
+        rotary: tables (B, 1, N, d), or None, and bias (B, 1, N, N): both of the whole sequence.
+        """
         out, before, start = {}, None, 0
         for name, x in streams.items():
             end = start + x.shape[1]
-            mine, seen = part_of(rotary, slice(start, end)), bias[:, :, start:end, :end]
-            (out[name], before), start = self.extend(name, x, mine, seen, before), end
+            rows = bias[:, :, start:end, :end]                                     # nobody sees what comes later
+            out[name], before = self.extend(name, x, part_of(rotary, slice(start, end)), rows, before)
+            start = end
         return out
 
 
@@ -158,6 +169,14 @@ class InternVLA_A1(nn.Module):
         position = positions(layout, batch.view_mask, batch.text_mask)
         return bias, rotary_tables(position, self.rope_frequency, self.rope_axis)
 
+    def _dimensions(self, batch):
+        """What eps and v_theta are multiplied by, (B, 1, d_a) float32: 0 where an action dimension is padding.
+
+        [release] noise_on_padding: 1 everywhere.
+        """
+        mask = torch.ones_like(batch.dim_mask) if self.config.noise_on_padding else batch.dim_mask
+        return mask[:, None].float()
+
     # ---- training -------------------------------------------------------------------------------------------
 
     def forward(self, batch, eps, tau, pictures=False):
@@ -166,14 +185,11 @@ class InternVLA_A1(nn.Module):
         batch: data.Batch. eps (B, R, k, d_a) standard normal, tau (B, R) in [0, 1]. `pictures` keeps z and z_hat.
         """
         config, R = self.config, eps.shape[1]
-        dim_mask = batch.dim_mask[:, None, None].float()                           # (B, 1, 1, d_a)
-        if not config.noise_on_padding:
-            eps = eps * dim_mask
-        a = batch.action[:, None]                                                  # (B, 1, k, d_a)
+        exists = self._dimensions(batch)[:, None]                                  # (B, 1, 1, d_a)
+        a, eps = batch.action[:, None], eps * exists                               # (B, 1, k, d_a), (B, R, k, d_a)
         a_tau = flow.interpolate(a, eps, tau)
 
         streams = {"und": self.und.embed(batch.image, batch.text_ids).to(self.dtype)}
-        z = None
         if config.gen_expert:
             z = self.phi_cosmos(batch.frames)                                      # (B, V, 3, 16, g, g)
             streams["gen"] = self.gen.embed(z[:, :, :2]).to(self.dtype)
@@ -182,19 +198,16 @@ class InternVLA_A1(nn.Module):
         for layer in self.layers:
             streams = layer(streams, rotary, bias)
 
-        v = self.act.velocity(streams["act"], R)                                   # (B, R, k, d_a)
-        if not config.noise_on_padding:
-            v = v * dim_mask
+        v = self.act.velocity(streams["act"], R) * exists                          # (B, R, k, d_a)
         error = (v - flow.velocity_target(a, eps)).square()                        # Eq. (2)
-        mask = batch.action_mask[:, None].expand_as(error)
-        zero = error.new_zeros(())
-        losses = Losses((error * mask).sum(), zero, mask.sum(), zero)
+        act_sum, act_count = masked_sum(error, batch.action_mask[:, None])
+        losses = Losses(act_sum, torch.zeros_like(act_sum), act_count, torch.zeros_like(act_count))
         if config.gen_expert:
             z_hat = self.gen.decode(streams["gen"]).float()
             target = z[:, :, 2] if config.gen_target == "future" else z[:, :, 1]   # sg[z_{t+m}]: phi has no gradient
-            mask = (batch.view_mask & batch.future_mask[:, None])[..., None, None, None].expand_as(target)
-            losses.gen_sum = ((z_hat - target).square() * mask).sum()              # Eq. (1)
-            losses.gen_count = mask.sum()
+            error = (z_hat - target).square()                                      # Eq. (1)
+            valid = batch.view_mask & batch.future_mask[:, None]                   # (B, V)
+            losses.gen_sum, losses.gen_count = masked_sum(error, valid[..., None, None, None])
             if pictures:
                 losses.z_hat, losses.z = z_hat.detach(), z
         return losses
@@ -209,7 +222,7 @@ class InternVLA_A1(nn.Module):
 
     @torch.no_grad()
     def prefill(self, batch):
-        """Understanding, then generation -> Prefix, their keys and values. batch: data.Batch, of which frames[:, :, :2] is read."""
+        """Understanding, then generation -> Prefix. batch: data.Batch; of its frames those at t-m and t are read."""
         bias, rotary = self._sequence(batch, R=1)
         u, g = self.layout.n_und, self.layout.n_und + self.layout.n_gen
         x = self.und.embed(batch.image, batch.text_ids).to(self.dtype)
@@ -221,7 +234,8 @@ class InternVLA_A1(nn.Module):
         if self.config.gen_expert:
             h_gen = self.gen.embed(self.phi_cosmos(batch.frames[:, :, :2])).to(self.dtype)
             for i, layer in enumerate(self.layers):
-                h_gen, before[i] = layer.extend("gen", h_gen, part_of(rotary, slice(u, g)), bias[:, :, u:g, :g], before[i])
+                rows = bias[:, :, u:g, :g]
+                h_gen, before[i] = layer.extend("gen", h_gen, part_of(rotary, slice(u, g)), rows, before[i])
         return Prefix(before, h_gen, part_of(rotary, slice(g, None)), bias[:, :, g:])
 
     def v_theta(self, prefix, batch, a_tau, tau):
@@ -230,16 +244,14 @@ class InternVLA_A1(nn.Module):
         x = self.act.embed(batch.state, a_tau[:, None], tau).to(self.dtype)
         for layer, before in zip(self.layers, prefix.before):
             x, _ = layer.extend("act", x, prefix.rotary, prefix.bias, before)
-        v = self.act.velocity(x, R=1)[:, 0]
-        return v if self.config.noise_on_padding else v * batch.dim_mask[:, None].float()
+        return self.act.velocity(x, R=1)[:, 0] * self._dimensions(batch)
 
     @torch.no_grad()
     def sample_actions(self, batch, eps, steps=None, prefix=None):
         """Eq. (3): denoise eps (B, k, d_a) into normalised actions (B, k, d_a). steps: default config.euler_steps."""
         prefix = prefix or self.prefill(batch)
-        if not self.config.noise_on_padding:
-            eps = eps * batch.dim_mask[:, None].float()
-        return flow.euler(lambda a, tau: self.v_theta(prefix, batch, a, tau), eps, steps or self.config.euler_steps)
+        steps = steps or self.config.euler_steps
+        return flow.euler(partial(self.v_theta, prefix, batch), eps * self._dimensions(batch), steps)
 
     @torch.no_grad()
     def imagine(self, batch, prefix=None):
@@ -248,3 +260,8 @@ class InternVLA_A1(nn.Module):
             raise ValueError("this model was built with --gen_expert false: it imagines nothing")
         prefix = prefix or self.prefill(batch)
         return self.gen.decode(prefix.h_gen).float()
+
+
+if __name__ == "__main__":
+    from support.trace import main
+    main()

@@ -44,7 +44,7 @@ from support.training.prepare import prepare
 from support.training.ranks import Ranks
 from support.training.signals import Interruption, ignore_signals
 from support.training.validation import held_out_losses
-from support.weights import loading as weights
+from support.weights import start as weights
 from worlds import closed_loop
 from worlds import training as world
 
@@ -124,7 +124,7 @@ def read_data(args, config, ranks, newest):
 def build(config, ranks, shard, start):
     """The model and what trains it -> (InternVLA_A1, the module to call, optimizer, average of --ema or None).
 
-    start: arguments of support.weights.loading.start, None for a run that goes on: its checkpoint has the weights.
+    start: arguments of support.weights.start.start, None for a run that goes on: its checkpoint has the weights.
     """
     train = config.train
     torch.manual_seed(train.seed)

@@ -1,6 +1,6 @@
 """Command-line flags: one for each field of config.py, and a parser whose errors are one line.
 
-A mistyped flag is answered with every flag one edit away, so that nobody reads a page of usage for a letter.
+A mistyped flag is answered with the nearest one, so that nobody reads a page of usage for a letter.
 """
 
 import argparse
@@ -12,28 +12,9 @@ from dataclasses import fields
 from config import SECTIONS
 
 
-def edits(a, b):
-    """How many single edits (a letter more, less, another, or two exchanged) turn the word a into b."""
-    rows = [list(range(len(b) + 1))]
-    for i, x in enumerate(a, 1):
-        row = [i]
-        for j, y in enumerate(b, 1):
-            best = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (x != y))
-            if i > 1 and j > 1 and x == b[j - 2] and y == a[i - 2]:
-                best = min(best, rows[-2][j - 2] + 1)
-            row.append(best)
-        rows.append(row)
-    return rows[-1][-1]
-
-
-def nearest(name, words):
-    """The words that one edit, or else two, turn `name` into; else the most similar one, if any is similar."""
-    distance = {word: edits(name, word) for word in words}
-    for n in (1, 2):
-        near = [word for word in words if distance[word] == n]
-        if near and n < len(name.lstrip("-")):
-            return near
-    return difflib.get_close_matches(name, words, 1)
+def nearest(word, words):
+    """The words most similar to one that is unknown: [] or [word]."""
+    return difflib.get_close_matches(str(word), words, 1)
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,7 +33,7 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for action in self._actions for flag in action.option_strings]
             name = unknown[0].split("=")[0]
             near = nearest(name, flags)
-            hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all flags"
+            hint = f"did you mean {near[0]}?" if near else "--help lists all flags"
             self.error(f"unknown flag {name}: {hint}")
         return known
 

@@ -1,54 +1,72 @@
 """Table 1: parameters by part, of what is built and of what the release holds besides."""
 
+from collections import Counter
+from dataclasses import replace
+
+import torch
+
+from model import InternVLA_A1
+
+PAPER = {"a1_2b": {"und": 0.94, "gen": 0.36, "act": 0.36, "total": 1.8},   # billions, as printed
+         "a1_3b": {"und": 2.13, "gen": 0.44, "act": 0.44, "total": 3.2}}
+
+
+def on_meta(config):
+    """The model of a ModelConfig without memory."""
+    with torch.device("meta"):
+        return InternVLA_A1(config).to("meta")   # constants are born on the CPU
+
+
 def count_parameters(model):
     """Unique parameters by part: dict of und, gen, act, projections, vae, total (Table 1's columns)."""
     def size(modules):
         return sum(p.numel() for m in modules for p in m.parameters())
 
-    layers = model.layers
+    layers, gen = model.layers, model.config.gen_expert
     rows = {"und": size([model.und] + [layer.und for layer in layers]),
-            "act": size([layer.act for layer in layers] + [model.act.norm]),
-            "gen": 0, "vae": 0}
-    if model.config.gen_expert:
-        rows["gen"] = size([layer.gen for layer in layers] + [model.gen.norm])
-        rows["vae"] = size([model.vae])
-    rows["total"] = sum(p.numel() for p in model.parameters())
-    rows["projections"] = rows["total"] - sum(rows[name] for name in ("und", "gen", "act", "vae"))
-    return rows
+            "gen": size([layer.gen for layer in layers] + [model.gen.norm]) if gen else 0,
+            "act": size([layer.act for layer in layers] + [model.act.norm])}
+    vae, total = size([model.vae]) if gen else 0, size([model])
+    return rows | {"projections": total - sum(rows.values()) - vae, "vae": vae, "total": total}
 
 
-def not_built(model):
+def not_built(config):
     """What the release's files hold and this model does not build, by key pattern -> parameters (int).
 
     Nothing in InternVLA-A1 reads these tensors. A negative entry is the reverse: built here, absent there. Built
     plus not built is Table 1's total: 1,835,996,688 (2B) and 3,222,760,208 (3B).
     """
-    if model.backbone == "tiny":
+    if config.backbone == "tiny":
         return {}
-    D, F, q, vision = model.und_width, model.und_mlp, model.heads * model.head_dim, model.vit_width
-    kv = model.kv_heads * model.head_dim
-    rows = {}
-    if model.backbone == "internvl3":
-        rows["lm_head.weight"] = model.vocab * D                                    # untied in the release
-        rows["vision_tower...attention.{q,k,v}_proj.bias"] = -model.vit_layers * 3 * vision   # B6: it drops them
-    if model.backbone == "qwen3vl":
-        four, out = 4 * vision, D
+    rows, own = Counter(), on_meta(config)
+    if config.backbone == "internvl3":
+        rows["lm_head.weight"] = own.und.embed_tokens.weight.numel()               # untied in the release
+        rows["vision_tower...attention.{q,k,v}_proj.bias"] = -config.vit_layers * 3 * config.vit_width
+    if config.backbone == "qwen3vl":
+        four, out = 4 * config.vit_width, config.und_width
         rows["visual.deepstack_merger_list.{0,1,2}"] = 3 * (2 * four + four * four + four + out * four + out)
-    if not model.und_tail:
-        last = f"language_model.layers.{model.layers - 1}"
-        rows[f"{last}.self_attn.q_proj"] = D * q + (q if model.qkv_bias else 0)
-        if model.qk_norm:
-            rows[f"{last}.self_attn.q_norm"] = model.head_dim
-        rows[f"{last}.self_attn.o_proj"] = q * D
-        rows[f"{last}.post_attention_layernorm"] = D
-        rows[f"{last}.mlp"] = 3 * D * F
-        rows["language_model.norm"] = D
-    if not model.gen_expert:
-        if model.vae == "cosmos":
-            rows["vae"] = 76_789_472
-        E, kernel = model.gen_width, model.compress_kernel ** 2
-        bias, qk = (q + 2 * kv if model.qkv_bias else 0), (2 * model.head_dim if model.qk_norm else 0)
-        block = E * (2 * q + 2 * kv) + bias + qk + 3 * E * model.gen_mlp + 2 * E
-        rows["gen_expert"] = model.layers * block + E
-        rows["gen projections"] = (16 * E + E) + 2 * (E * E * kernel + E) + 2 * E + (16 * E + 16)
-    return rows
+    if not config.und_tail:
+        built = dict(own.named_parameters())
+        for name, p in on_meta(replace(config, und_tail=True)).named_parameters():
+            if name not in built:
+                part = name.replace("und.", "").removesuffix(".weight").removesuffix(".bias")
+                rows[f"language_model.{part}"] += p.numel()
+    if not config.gen_expert:
+        mine, whole = count_parameters(own), count_parameters(on_meta(replace(config, gen_expert=True)))
+        rows.update({f"generation expert: {part}": whole[part] - mine[part] for part in ("gen", "projections", "vae")})
+    return dict(rows)
+
+
+def table(config):
+    """Table 1 for a preset (Config) as printable lines: millions built, millions in the release's files, the paper's."""
+    rows, absent = count_parameters(on_meta(config.model)), not_built(config.model)
+    paper = PAPER.get(config.name.removesuffix("_release"), {})
+    title = f"parameters of {config.name}, in millions"
+    lines = [f"{title:<54}{'built':>8}" + (f"{'released':>10}{'Table 1':>9}" if paper else "")]
+    for name, count in rows.items():
+        released = count + sum(absent.values()) * (name in ("und", "total"))
+        lines.append(f"  {name:<52}{count / 1e6:>8.2f}" + (f"{released / 1e6:>10.2f}" if paper else "")
+                     + (f"{paper[name]:>8}B" if name in paper else ""))
+    if absent:
+        lines.append(f"  {'not built':<52}{sum(absent.values()) / 1e6:>8.2f}")
+    return lines

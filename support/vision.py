@@ -3,6 +3,8 @@
 Sec. 3.2 adopts them as they are, so nothing of the paper is in them. Parameter names follow Hugging Face's.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,6 +17,12 @@ def merge_2x2(x):
     B, H, W, C = x.shape
     x = x.view(B, H // 2, 2, W // 2, 2, C).permute(0, 1, 3, 2, 4, 5)
     return x.reshape(B, H * W // 4, 4 * C)
+
+
+def square(x):
+    """(B, side^2, C) -> (B, side, side, C)."""
+    side = math.isqrt(x.shape[1])
+    return x.unflatten(1, (side, side))
 
 
 def vit_attention(qkv, heads, rotary=None):
@@ -63,17 +71,24 @@ class InternViT(nn.Module):
         for name, value in ("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225)):   # ImageNet's
             self.register_buffer(name, torch.tensor(value, device="cpu").view(3, 1, 1), persistent=False)
 
-    def forward(self, pixels):
-        """pixels (n, 3, S, S) in [0, 1] -> (n, (S / 28)^2, D)."""
+    def patches(self, pixels):
+        """pixels (n, 3, S, S) in [0, 1] -> what the layers read, (n, 1 + side^2, width)."""
         x = self.patch_embed(((pixels - self.mean) / self.std).to(self.patch_embed.weight.dtype))
-        side = x.shape[-1]
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], 1)
-        x = x + self.position_embeddings
-        for layer in self.layers:
-            x = layer(x)
-        x = merge_2x2(x[:, 1:].unflatten(1, (side, side)))
+        return x + self.position_embeddings
+
+    def tokens(self, x):
+        """What the layers leave, (n, 1 + side^2, width) -> (n, side^2 / 4, D)."""
+        x = merge_2x2(square(x[:, 1:]))
         x = self.projector["linear_1"](self.projector["layer_norm"](x))
         return self.projector["linear_2"](F.gelu(x))
+
+    def forward(self, pixels):
+        """pixels (n, 3, S, S) in [0, 1] -> (n, (S / 28)^2, D)."""
+        x = self.patches(pixels)
+        for layer in self.layers:
+            x = layer(x)
+        return self.tokens(x)
 
 
 class QwenViTLayer(nn.Module):
@@ -113,21 +128,29 @@ class QwenViT(nn.Module):
             frequency = frequency.bfloat16().float()   # [release]
         self.register_buffer("frequency", frequency, persistent=False)
 
+    def tables(self, side):
+        """Positions of side^2 patches: the learned table, interpolated, (1, side^2, width), and the angles of the
+        rotary ones, (side^2, d / 2) float32."""
+        table = self.pos_embed.weight.view(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
+        if side != self.grid:
+            table = F.interpolate(table.float(), (side, side), mode="bilinear", align_corners=True).to(table.dtype)
+        line = torch.arange(side, device=table.device)[:, None] * self.frequency.to(table.device)
+        angle = torch.cat([line.repeat_interleave(side, 0), line.repeat(side, 1)], -1)
+        return table.flatten(2).transpose(1, 2), angle
+
+    def tokens(self, x):
+        """What the layers leave, (n, side^2, width) -> (n, side^2 / 4, D)."""
+        x = merge_2x2(square(self.merger["norm"](x)))
+        return self.merger["linear_fc2"](F.gelu(self.merger["linear_fc1"](x)))
+
     def forward(self, pixels):
         """pixels (n, 3, S, S) in [0, 1] -> (n, (S / 32)^2, D)."""
         x = (pixels * 2 - 1).to(self.patch_embed.weight.dtype)
         x = self.patch_embed(torch.stack([x, x], 2))[:, :, 0]                      # a still image fills both times
-        side = x.shape[-1]
-        table = self.pos_embed.weight.view(self.grid, self.grid, -1).permute(2, 0, 1)[None]
-        if side != self.grid:
-            table = F.interpolate(table.float(), (side, side), mode="bilinear", align_corners=True).to(x.dtype)
-        x = (x + table).flatten(2).transpose(1, 2)                                 # (n, side^2, width)
-
-        line = torch.arange(side, device=x.device)[:, None] * self.frequency
-        angle = torch.cat([line.repeat_interleave(side, 0), line.repeat(side, 1)], -1)
+        table, angle = self.tables(x.shape[-1])
+        x = x.flatten(2).transpose(1, 2) + table                                   # (n, side^2, width)
         angle = torch.cat([angle, angle], -1)[None, None]                          # (1, 1, side^2, d)
         rotary = angle.cos(), angle.sin()
         for block in self.blocks:
             x = block(x, rotary)
-        x = merge_2x2(self.merger["norm"](x).unflatten(1, (side, side)))
-        return self.merger["linear_fc2"](F.gelu(self.merger["linear_fc1"](x)))
+        return self.tokens(x)

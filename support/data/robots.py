@@ -9,7 +9,6 @@ where `delta` counts, in the order of the dimensions, 6 that are relative to the
 stays absolute.
 """
 
-import difflib
 import json
 import re
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from config import VIEWS
+from support.flags import nearest
 
 WORD = "(?<![a-z])"   # where a word begins: a laptop is no top, and what is bright is not right
 
@@ -85,7 +85,7 @@ def find_robot(name_or_file):
         return ROBOTS[name_or_file]
     path = Path(name_or_file)
     if path.suffix != ".json":
-        near = difflib.get_close_matches(str(name_or_file), ROBOTS, 1)
+        near = nearest(name_or_file, ROBOTS)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(ROBOTS)}"
         raise ValueError(f"--robot {name_or_file}: unknown; {hint}; or give a .json file, see support/data/robots.py")
     known = {"name": str, "cameras": dict, "state": list, "action": list, "delta": list}

@@ -29,10 +29,9 @@ import torch
 import torch.nn.functional as F
 
 from data import Batch
-from support.inference.fused import (BlockWeights, Vision, block, channels_last, decode, encode, fold_action_embedding,
-                           fold_compression, rms_norm, vit_block)
-from support.inference.linear import linear
 from support.inference.buffers import Program, Shape
+from support.inference.fused import (BlockWeights, Vision, block, channels_last, decode, encode,
+                                     fold_action_embedding, fold_compression, linear, rms_norm, vit_block)
 
 MODES = ("eager", "compile", "graph")
 SHAPES = 64   # that each compiled function may take, over all layouts; torch's own limit is 8

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from flow import tau_embedding
-from support.inference.linear import linear
 from support.tiny import ConvStem
-from support.vision import InternViT, merge_2x2
+from support.vision import InternViT
 
 
 # ---- weights ----------------------------------------------------------------------------------------------------
@@ -118,6 +117,20 @@ def channels_last(vae):
 
 # ---- the compiled regions ---------------------------------------------------------------------------------------
 
+FEW_ROWS = 128   # of x, below which the weight stands on the left
+
+
+def linear(x, weight, bias=None):
+    """x W^T + b: x (..., K), weight (N, K), bias (N,) or None -> (..., N).
+
+    On a CPU oneDNN repacks its right operand at every call, and with few rows of x the weight is by far the larger
+    operand: W x^T, the same product, is faster. Nowhere else does the order matter.
+    """
+    if x.device.type == "cpu" and bias is None and x.numel() // x.shape[-1] <= FEW_ROWS:
+        return (weight @ x.reshape(-1, x.shape[-1]).T).T.view(*x.shape[:-1], -1)
+    return F.linear(x, weight, bias)
+
+
 def rms_norm(x, weight, eps):
     """In float32, returned in x's dtype, as experts.RMSNorm."""
     return F.rms_norm(x.float(), x.shape[-1:], weight.float(), eps).to(x.dtype)
@@ -199,16 +212,15 @@ def decode(vae, z):
 # ---- vision towers ----------------------------------------------------------------------------------------------
 
 class Vision:
-    """A vision tower with its tables computed once. `block` may be replaced by its compiled form."""
+    """A tower of support/vision.py over fused layers, its tables computed once. `block` may be replaced by its compiled
+    form. conveyor's convolutions stay as they are."""
 
     def __init__(self, tower):
-        self.tower = tower
-        self.block = vit_block
+        self.tower, self.block, self.rotary = tower, vit_block, None
         if isinstance(tower, ConvStem):
             return
-        self.layers = [ViTWeights.of(layer) for layer in (tower.layers if isinstance(tower, InternViT) else tower.blocks)]
-        self.heads = (tower.layers if isinstance(tower, InternViT) else tower.blocks)[0].heads
-        self.rotary = None
+        layers = tower.layers if isinstance(tower, InternViT) else tower.blocks
+        self.layers, self.heads = [ViTWeights.of(layer) for layer in layers], layers[0].heads
         if not isinstance(tower, InternViT):   # a still image fills both times of the kernel: their sum
             weight = tower.patch_embed.weight.detach()
             self.patch, self.side = weight.float().sum(2).to(weight.dtype), None
@@ -217,41 +229,20 @@ class Vision:
         """pixels (n, 3, S, S) in [0, 1] -> (n, tokens, D)."""
         if isinstance(self.tower, ConvStem):
             return self.tower(pixels)
-        return self._intern(pixels) if isinstance(self.tower, InternViT) else self._qwen(pixels)
-
-    def _intern(self, pixels):
-        tower = self.tower
-        x = tower.patch_embed(((pixels - tower.mean) / tower.std).to(tower.patch_embed.weight.dtype))
-        side = x.shape[-1]
-        x = torch.cat([tower.cls_token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], 1)
-        x = x + tower.position_embeddings
-        for w in self.layers:
-            x = self.block(x, w, self.heads, None)
-        x = tower.projector["layer_norm"](merge_2x2(x[:, 1:].unflatten(1, (side, side))))
-        return tower.projector["linear_2"](F.gelu(tower.projector["linear_1"](x)))
-
-    def _qwen(self, pixels):
-        tower = self.tower
-        x = F.conv2d((pixels * 2 - 1).to(self.patch.dtype), self.patch, tower.patch_embed.bias, self.patch.shape[-1])
-        side = x.shape[-1]
-        if side != self.side:
-            self._tables(side)
-        x = x.flatten(2).transpose(1, 2) + self.table
+        x = self.tower.patches(pixels) if isinstance(self.tower, InternViT) else self._patches(pixels)
         for w in self.layers:
             x = self.block(x, w, self.heads, self.rotary)
-        x = merge_2x2(tower.merger["norm"](x).unflatten(1, (side, side)))
-        return tower.merger["linear_fc2"](F.gelu(tower.merger["linear_fc1"](x)))
+        return self.tower.tokens(x)
 
-    def _tables(self, side):
-        """Positions of a grid of side^2 patches: the learned table, interpolated, and rotary cos and sin."""
-        tower, self.side = self.tower, side
-        table = tower.pos_embed.weight.detach().view(1, tower.grid, tower.grid, -1).permute(0, 3, 1, 2)
-        if side != tower.grid:
-            table = F.interpolate(table.float(), (side, side), mode="bilinear", align_corners=True).to(table.dtype)
-        self.table = table.flatten(2).transpose(1, 2).contiguous()                 # (1, side^2, D)
-        line = torch.arange(side, device=table.device)[:, None] * tower.frequency.to(table.device)
-        angle = torch.cat([line.repeat_interleave(side, 0), line.repeat(side, 1)], -1)
-        self.rotary = signed(angle.cos()[None, :, None], angle.sin()[None, :, None])
+    def _patches(self, pixels):
+        """Qwen3-VL's patches with their positions; tables are made anew for another size of picture."""
+        x = F.conv2d((pixels * 2 - 1).to(self.patch.dtype), self.patch, self.tower.patch_embed.bias, self.patch.shape[-1])
+        if x.shape[-1] != self.side:
+            self.side = x.shape[-1]
+            table, angle = self.tower.tables(self.side)
+            self.table = table.detach().contiguous()
+            self.rotary = signed(angle.cos()[None, :, None], angle.sin()[None, :, None])
+        return x.flatten(2).transpose(1, 2) + self.table
 
 
 def signed(cos, sin):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from model import InternVLA_A1
-from support.table1 import count_parameters, not_built
+from support import table1
 from support.training import optimizers
 from support.training.activations import Peak, card_attention, fake_step, skeleton, synthetic
 from support.training.prepare import prepare
@@ -126,17 +126,10 @@ def table(config, memory_gb):
 
 def parameter_table(config):
     """Table 1 for this preset, and the memory that training all parameters needs, as printable lines."""
-    with torch.device("meta"):
-        model = InternVLA_A1(config.model)
-    rows, absent = count_parameters(model), sum(not_built(config.model).values())
-    lines = [f"parameters of {config.name}, in millions"]
-    lines += [f"  {name:<12}{rows[name] / 1e6:>10.2f}" for name in ("und", "gen", "act", "projections", "vae", "total")]
-    if absent:
-        lines.append(f"  {'not built':<12}{absent / 1e6:>10.2f}   (total in the release's layout "
-                     f"{(rows['total'] + absent) / 1e6:,.2f})")
+    lines = table1.table(config)
     need, fp32 = predict(config, activations=0), config.train.optimizer == "fp32"
     trained = sizes(config.model, fp32, frozenset(config.train.frozen))[3]
-    lines.append(f"  {'trained':<12}{trained / 1e6:>10.2f}   --optimizer {config.train.optimizer}: weights, gradients "
+    lines.append(f"  {'trained':<52}{trained / 1e6:>8.2f}   --optimizer {config.train.optimizer}: weights, gradients "
                  f"and states take {need.device / 2 ** 30:.1f} GiB; --dry-run counts activations too")
     return lines
 

@@ -10,7 +10,7 @@ from support.data.statistics import Alone
 from support.progress import drawn
 from support.training import memory
 from support.training.checkpointer import KEEP
-from support.weights import loading as weights
+from support.weights import start as weights
 
 
 def refuse(line):
@@ -35,7 +35,7 @@ def check_flags(args, config):
 
 
 def starting_weights(args, config, out):
-    """Where the weights come from -> (config with their tokenizer, arguments of support.weights.loading.start).
+    """Where the weights come from -> (config with their tokenizer, arguments of support.weights.start.start).
 
     Without data or weights the program ends here: the parameter table, then one line that names what is missing.
     """

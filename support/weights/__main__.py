@@ -1,8 +1,40 @@
-"""python -m support.weights import | export | random"""
+"""Published files in and out, from the command line.
+
+    python -m support.weights import DIR OUT --config a1_3b_release --robot NAME --action_mode delta
+    python -m support.weights export RUN OUT --base DIR
+    python -m support.weights random DIR --keys tests/data/keys_3b.tsv    a random directory of the published form
+"""
 
 import sys
 
-from support.weights.loading import export_run, import_release, parse, random_release
+from config import CONFIGS
+from support.data.robots import ROBOTS
+from support.flags import Parser
+from support.weights.release import export_run, import_release, random_release
+
+
+def parse(argv):
+    parser = Parser(prog="python -m support.weights", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    load = commands.add_parser("import", help="the release's directory to a checkpoint of ours")
+    load.add_argument("dir", help="directory or hub id with model.safetensors and stats.json")
+    load.add_argument("out", help="run folder to write")
+    load.add_argument("--config", default="a1_3b_release", choices=[name for name in CONFIGS if name != "conveyor"])
+    load.add_argument("--robot", help="whose statistics: a robot of support/data/robots.py")
+    load.add_argument("--action_mode", choices=("absolute", "delta"), help="how the checkpoint was trained")
+    load.add_argument("--fps", type=float, default=30.0, help="frames per second of that robot")
+    load.add_argument("--vae", help="directory of encoder.jit and decoder.jit, instead of the release's copy")
+    load.add_argument("--tokenizer", help="directory or hub id of the tokenizer (default: DIR, else the backbone's)")
+    save = commands.add_parser("export", help="a checkpoint of ours to a directory the release can load")
+    save.add_argument("run", help="a run or one checkpoint of it")
+    save.add_argument("out", help="directory to write")
+    save.add_argument("--base", help="the published directory")
+    noise = commands.add_parser("random", help="a random directory of the published form")
+    noise.add_argument("dir", help="directory to write")
+    noise.add_argument("--keys", required=True, help="tests/data/keys_3b.tsv or keys_2b.tsv")
+    noise.add_argument("--robot", default="genie1", choices=[name for name in ROBOTS if ROBOTS[name].state])
+    return parser.parse_args(argv)
+
 
 if __name__ == "__main__":
     try:

@@ -4,7 +4,7 @@ tests/data/{3b,2b}_small.safetensors hold their weights, inputs and outputs (flo
 support/weights/loading.py, so its key map is under test as well. Comparisons are made where tokens are valid: what stands in
 a masked token is read by nobody. In time and sign the two conventions mirror each other: tau = 1 - t, v = -v.
 
-    pytest tests/test_parity_release.py -s        prints the table of errors that the README shows
+    pytest tests/paper/test_parity_release.py -s        prints the table of errors that the README shows
 """
 
 import json
@@ -25,7 +25,7 @@ from config import ModelConfig
 from cosmos_vae import CosmosVAE
 from data import Batch
 from support.weights.key_maps import RELEASE, translate
-from support.weights.loading import load_release
+from support.weights.release import load_release
 
 DATA = Path(__file__).parents[1] / "data"
 COMMON = dict(layers=2, heads=4, kv_heads=2, text_tokens=6, vocab=256, vae="cosmos", vae_size=256, chunk=8,

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from config import CONFIGS
-from model import InternVLA_A1
-from support.table1 import count_parameters, not_built
+from support import table1
+from support.table1 import PAPER, count_parameters, not_built, table
 
 TOTAL = {"a1_2b": 1_835_996_688, "a1_3b": 3_222_760_208, "a1_3b_release": 3_222_760_208}   # 1.8B and 3.2B
 UND = {"a1_2b": 938_119_296, "a1_3b": 2_127_532_032, "a1_3b_release": 2_127_532_032}       # 0.94B and 2.13B
@@ -22,11 +22,7 @@ def name(request):
     return request.param
 
 
-@cache
-def on_meta(config):
-    """The model of a ModelConfig without memory; built once."""
-    with torch.device("meta"):
-        return InternVLA_A1(config).to("meta")   # constants are born on the CPU
+on_meta = cache(table1.on_meta)
 
 
 def sizes(model):
@@ -90,13 +86,22 @@ def test_und_tail_builds_exactly_what_nothing_reads_of_the_last_understanding_la
     assert sum(gone.values()) == sum(moved.values())
 
 
+def test_the_printed_table_rounds_to_the_papers(name):
+    """`python -m bench params` and train.py show what is built, what the release holds and Table 1 side by side."""
+    paper = PAPER[name.removesuffix("_release")]
+    rows = {words[0]: words[1:] for words in map(str.split, table(CONFIGS[name])[1:])}
+    for part, billions in paper.items():
+        assert rows[part][2] == f"{billions}B" and abs(float(rows[part][1]) / 1e3 - billions) < 0.05
+    assert float(rows["total"][1]) == round(TOTAL[name] / 1e6, 2)
+
+
 def test_the_token_counts_of_the_presets(name, random_batch):
     """Sec. 3.2 and 4: 256 tokens a view at 448 px, 49 at 224 px; 96 generation and 1 + 50 action tokens."""
     config = CONFIGS[name].model
     model, batch = on_meta(config), random_batch(config, 2).to("meta")
-    caches, h_gen, bias, rotary = model.prefill(batch)
-    assert len(caches) == config.layers
-    for key, value in caches:
+    before, h_gen, rotary, bias = model.prefill(batch)
+    assert len(before) == config.layers
+    for key, value in before:
         assert key.shape == value.shape == (2, config.kv_heads, N_UND[name] + 96, config.head_dim)
     assert h_gen.shape == (2, 96, config.gen_width)
     assert bias.shape == (2, 1, 51, N_UND[name] + 96 + 51)

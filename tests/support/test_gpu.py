@@ -1,6 +1,6 @@
 """What only a GPU can show: recorded graphs, copies that nobody waits for, planning in the background.
 
-    python -m pytest -q tests/test_gpu.py          a few minutes, most of them compiling
+    python -m pytest -q tests/support/test_gpu.py          a few minutes, most of them compiling
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ from data import VIEWS
 from support.inference.engine import Engine
 from support.inference.engine import random_batch as example
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; tests/test_gpu.py")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; tests/support/test_gpu.py")
 NEAR = {"rtol": 0, "atol": 1e-3}
 
 

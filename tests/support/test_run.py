@@ -303,9 +303,9 @@ def test_the_effective_batch_is_compared_with_the_papers():
     (["--lpt_workers", "400"], "--lpt_workers 400 is more than the data have samples: 12 windows"),
     (["--ema", "0.99", "--optimizer", "split"], "--ema 0.99 needs --optimizer fp32"),
     (["--ema", "0.99", "--shard"], "--ema averages whole weights and --shard cuts them"),
-    (["--ema", "1"], "--ema must be at least 0 and below 1"),
+    (["--ema", "1"], "--ema must be below 1, got 1.0"),
     (["--freeze", "vison"], "--freeze knows und, vision and embed, not vison"),
-    (["--clip", "0"], "--clip and --adam_eps must be above 0"),
+    (["--clip", "0"], "--clip must be above 0, got 0.0"),
     (["--fit", "--shard"], "--fit counts for a card that holds everything"),
     (["--fit", "--memory_gb", "0"], "--memory_gb must be above 0, got 0"),
     (["--warmup_steps", "-1"], "--warmup_steps must be at least 0, got -1")])

@@ -1,4 +1,4 @@
-"""support/weights/loading.py: every load is strict, and the way to the release's form and back loses nothing."""
+"""support/weights: every load is strict, and the way to the release's form and back loses nothing."""
 
 import json
 from dataclasses import replace
@@ -13,11 +13,14 @@ import model as model_module
 from config import CONFIGS, Config, DataConfig, ModelConfig, TrainConfig, to_dict
 from cosmos_vae import CosmosVAE
 from support import checkpoint
-from support.weights import loading as weights
 from support.inference.policy import Policy
 from support.data.robots import ROBOTS
-from support.weights.loading import (compact, empty_model, export_release, find, load_cosmos, load_release,
-                             release_settings)
+from support.weights import start as weights
+from support.weights.__main__ import parse
+from support.weights.key_maps import RELEASE, compact
+from support.weights.loading import empty_model, load_cosmos, plan
+from support.weights.release import export_release, import_release, load_release, release_settings
+from support.weights.tensor_files import find
 
 from test_parity_release import CONFIGS as SMALL
 from test_parity_release import Fixture
@@ -109,10 +112,10 @@ def test_a_model_without_the_generation_expert_leaves_it_out_by_name(published, 
 
 
 def test_import_then_export_is_exact_to_the_bit_over_all_keys(published, small, tmp_path):
-    arguments = weights.parse(["import", str(published), str(tmp_path / "run"), "--robot", "genie1",
+    arguments = parse(["import", str(published), str(tmp_path / "run"), "--robot", "genie1",
                                "--action_mode", "delta"])
     arguments.config = "small"
-    weights.import_release(arguments)
+    import_release(arguments)
     imported, _ = checkpoint.load(checkpoint.resolve(tmp_path / "run"))
     loaded = load_release(small, published)[0].state_dict()
     for name, tensors in ("checkpoint", imported), ("float32 model", loaded):
@@ -148,10 +151,10 @@ def test_export_without_the_published_files_lists_what_is_not_built(published, s
 
 def test_the_release_becomes_an_ordinary_checkpoint(published, small, tmp_path, capsys):
     """Import, load as a policy, plan: the same actions as from the release's directory in memory."""
-    arguments = weights.parse(["import", str(published), str(tmp_path / "run"), "--robot", "genie1",
+    arguments = parse(["import", str(published), str(tmp_path / "run"), "--robot", "genie1",
                                "--action_mode", "delta"])
     arguments.config = "small"
-    weights.import_release(arguments)
+    import_release(arguments)
     assert "tensors matched" in capsys.readouterr().out
     policy = Policy.load(tmp_path / "run")
     assert policy.stats.action_mode == "delta" and policy.stats.action_std == (2.000001,) * 16
@@ -269,7 +272,7 @@ def test_every_published_key_has_its_place_at_full_size(name, monkeypatch, reque
         listed.where |= {key.replace("weight", "bias"): shape[:1] for key, shape in listed.where.items()
                          if key.endswith(("attention.q_proj.weight", "attention.k_proj.weight",
                                           "attention.v_proj.weight"))}
-    copies, report = weights.plan(listed, weights.RELEASE, config, own)
+    copies, report = plan(listed, RELEASE, config, own)
     assert len(copies) == len(own)
     assert len(copies) + sum(map(len, report.left_out.values())) == len(listed.where)
 
@@ -283,8 +286,6 @@ def test_keys_fold_by_layer():
 
 def test_a_directory_of_published_files_is_told_apart_by_what_it_holds(tmp_path):
     """--weights: a run, the release's directory, or a backbone and Cosmos in folders of one directory."""
-    from support.weights import loading as weights
-
     def make(name, **files):
         for path, text in files.items():
             target = tmp_path / name / path.replace("__", "/")

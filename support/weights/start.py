@@ -1,0 +1,115 @@
+"""The weights that a training run begins with: what train.py's --weights, --from and --init_* stand for."""
+
+import json
+from pathlib import Path
+
+from config import from_dict
+from support import checkpoint
+from support.weights.key_maps import RELEASE
+from support.weights.loading import fill, initialise_experts, load_backbone, load_cosmos, load_state
+from support.weights.release import RELEASE_FILES, release_tokenizer
+from support.weights.tensor_files import Tensors, find
+
+# What may differ between a run and the one its weights come from: how it is trained, not what the network computes.
+TRAINED_ANEW = {"lambda_gen", "gen_target", "action_draws", "tau_density", "noise_on_padding", "euler_steps",
+                "text_tokens", "tokenizer"}
+
+
+def chosen(args, out):
+    """The arguments of `start` that train.py's flags ask for; out: the run's folder. ValueError: one line.
+
+    A run that is resumed and told nothing brings its own weights and vocabulary. A run is resolved to its newest good
+    checkpoint here, once: that hashes gigabytes.
+    """
+    given = {"origin": args.origin, "und": args.init_und, "vae": args.init_vae, "experts": args.init_experts}
+    if args.weights:
+        others = args.init, args.origin, args.init_und, args.init_vae
+        if any(others) or args.init_experts != "scratch":
+            raise ValueError(f"--weights {args.weights} says where all weights come from: leave out --from, --init, "
+                             f"--init_und, --init_vae and --init_experts, or give those instead of it")
+        given |= identify(args.weights)
+    elif args.resume and args.config != "conveyor" and not (args.init or args.init_und) and any(out.glob("step_*")):
+        given["origin"] = given["origin"] or out
+    if given["origin"]:
+        given["origin"] = checkpoint.resolve(given["origin"])
+    return given
+
+
+def identify(directory):
+    """What a directory of published files holds, for --weights -> the arguments of `start` it stands for.
+
+    One of our runs; the release's directory (stats.json); or a backbone and Cosmos, each in `directory` itself or in
+    folders of it, told apart by config.json and encoder.jit. Experts start random, as the release's do. ValueError
+    lists what was looked for, or names two folders for one thing.
+    """
+    root = Path(directory)
+    if any(root.glob("step_*")) or (root / checkpoint.MANIFEST).exists():
+        return {"origin": directory}
+    if (root / "stats.json").exists() and (root / "model.safetensors").exists():
+        return {"release": directory}
+    found = {}
+    for folder in (root, *sorted(path for path in root.glob("*") if path.is_dir())):
+        holds = {"vae": (folder / "encoder.jit").exists(), "und": model_type(folder) in ("internvl", "qwen3_vl")}
+        for key in (key for key, here in holds.items() if here):
+            if key in found:
+                what = "Cosmos tokenizers" if key == "vae" else "backbones"
+                raise ValueError(f"--weights {directory} holds two {what}, {found[key]} and {folder}: name one with "
+                                 f"--init_und DIR --init_vae DIR instead")
+            found[key] = str(folder)
+    if "und" not in found:
+        raise ValueError(f"--weights {directory}: found neither a run (step_*), nor the release's files "
+                         "(model.safetensors and stats.json), nor a backbone (a config.json of InternVL3-1B-hf or "
+                         "Qwen3-VL-2B, here or in a folder of it; Cosmos' encoder.jit and decoder.jit beside it)")
+    return found
+
+
+def model_type(folder):
+    """What config.json of a folder says of itself, None without one. ValueError: it cannot be read."""
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text()).get("model_type") if path.exists() else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read ({error!r}): download it again") from error
+
+
+def tokenizer_of(start, model):
+    """The tokenizer of the weights a run starts with, "" if they bring none. start: arguments of `start`."""
+    if start.get("release"):
+        return release_tokenizer(Path(start["release"]), model.backbone)
+    return start["und"] or (origin_config(start["origin"]).tokenizer if start["origin"] else "")
+
+
+def origin_config(path):
+    """The ModelConfig of one of our checkpoints."""
+    return from_dict(json.loads((path / checkpoint.STATE).read_text())["config"]).model
+
+
+def start(model, origin=None, und=None, vae=None, experts="scratch", release=None):
+    """The weights a training run begins with, over random ones -> list of Reports or lines.
+
+    origin: a checkpoint of ours. und, vae: directories or hub ids. experts: "scratch", "und" (the text blocks of
+    `und`) or a directory. release: the authors' directory. ValueError: one line, or a refused load.
+    """
+    if (origin or release) and (und or vae or experts != "scratch" or origin and release):
+        raise ValueError("--from and the release's directory bring all weights: leave out --init_und, --init_vae and "
+                         "--init_experts")
+    if release:
+        if not model.config.rope_bf16:   # equal shapes are not enough here either
+            raise ValueError(f"--weights {release} holds the authors' weights, which expect --config a1_3b_release")
+        with Tensors(find(release, RELEASE_FILES)) as source:
+            return [fill(model, source, RELEASE, "")]
+    if origin:
+        there, here = vars(origin_config(origin)), vars(model.config)
+        differ = [f"--{name} {there[name]} there, {here[name]} here" for name in sorted(here.keys() - TRAINED_ANEW)
+                  if there[name] != here[name]]
+        if differ:   # equal shapes are not enough: rotary positions and picture sizes have none
+            raise ValueError(f"--from {origin} is another network: {', '.join(differ[:4])}; give its --config")
+        load_state(model, checkpoint.load(origin)[0], origin)
+        return [f"weights of {origin}; optimizer, schedule and statistics start afresh"]
+    if experts == "und" and not und:
+        raise ValueError("--init_experts und copies the text blocks of --init_und DIR, which is missing")
+    reports = [load_backbone(model, und)] if und else []
+    reports += [load_cosmos(model, vae)] if vae else []
+    if experts != "scratch":
+        reports += initialise_experts(model, und if experts == "und" else experts)
+    return reports
