@@ -125,7 +125,8 @@ def test_no_sentence_is_longer_than_32_words(path):
 
 def commands(text):
     """Every command line of ours in a page: in bash blocks, and in prose between backticks."""
-    lines = [line.split("  #")[0] for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+    blocks = [block.replace("\\\n", "") for block in re.findall(r"```bash\n(.*?)```", text, re.S)]
+    lines = [line.split("  #")[0] for block in blocks for line in block.splitlines()]
     prose = re.sub(r"```.*?```", "", text, flags=re.S)
     lines += [" ".join(line.split()) for line in re.findall(r"`(python [^`]*)`", prose)]
     return [part for line in lines for part in line.split(" && ")
