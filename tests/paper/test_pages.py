@@ -165,6 +165,16 @@ def test_the_pages_commands_are_understood(command, monkeypatch):
 
 
 @pytest.mark.long
+def test_the_tour_quotes_what_model_py_prints():
+    """Every block of the pass in docs/reading.md, line by line."""
+    command = [sys.executable, "model.py", "--config", "a1_2b"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    blocks = re.findall(r"```(\w*)\n(.*?)```", TEXT[ROOT / "docs/reading.md"], re.S)
+    quoted = [line for language, block in blocks if not language for line in block.splitlines() if line]
+    assert len(quoted) > 30 and [line for line in quoted if line not in printed] == []
+
+
+@pytest.mark.long
 def test_the_quick_starts_commands_and_the_bare_a1_2b_run_shortened(tmp_path):
     """In a copy, with a small dataset: each as written, further flags behind it, and the closed loop of
     docs/conveyor.md; then `--init scratch`, and that run once more, which needs no weights but its own."""
