@@ -76,8 +76,11 @@ def claim(args):
     """Train every arm with every seed, several at a time, and write all reports to one JSON file as they come in."""
     path = place(args.json or f"{args.claim}.json", args.force)
     tuned = json.loads(Path(args.tuned).read_text()) if args.tuned else None
-    every = {name: args.flags.split() + flags for name, flags in {"arms": ARMS, "tau": CELLS}[args.claim].items()}
-    arms = chosen(every, args.only)
+    every = {"arms": ARMS, "tau": CELLS}[args.claim]
+    names = args.only.split(",") if args.only else list(every)
+    if unknown := [name for name in names if name not in every]:
+        raise ValueError(f"--only {unknown[0]}: no such arm; choose among {', '.join(every)}")
+    arms = {name: every[name] for name in names}
     steps, seconds = dict.fromkeys(every, args.steps), None   # of tau: the same network throughout
     if tuned:
         steps, seconds = tuned["steps"], tuned["seconds_per_step"]
@@ -102,25 +105,16 @@ def claim(args):
         return report
 
     best = dict.fromkeys(arms, RATES[0]) | ({name: tuned["best_lr"][name] for name in arms} if tuned else {})
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    seeds = range(args.seeds)
     with ThreadPoolExecutor(args.parallel) as pool:
         if args.claim == "arms" and not tuned:
-            reports = list(pool.map(one, [(name, rate, seeds[0]) for name in arms for rate in RATES]))
+            reports = list(pool.map(one, [(name, rate, 0) for name in arms for rate in RATES]))
             best, seeds = {name: best_rate(reports, name) for name in arms}, seeds[1:]
         list(pool.map(one, [(name, best[name], seed) for seed in seeds for name in arms]))
     result |= {"best_lr": best, "finished": True}
     save(path, result)
     print("\n".join(summary(result)))
     print(f"wrote {path}")
-
-
-def chosen(arms, only):
-    """Those of {arm: flags of train.py} that --only names; without it, all. ValueError where it names another."""
-    names = only.split(",") if only else list(arms)
-    for name in names:
-        if name not in arms:
-            raise ValueError(f"--only {name}: no such arm; choose among {', '.join(arms)}")
-    return {name: arms[name] for name in names}
 
 
 def best_rate(reports, name):
@@ -147,12 +141,10 @@ def run(argv):
     parser.add_argument("claim", choices=("arms", "tau"), help="which comparison")
     parser.add_argument("--steps", type=int, default=1500, help="steps of the first arm; the others get its wall clock")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds")
-    parser.add_argument("--first_seed", type=int, default=0, help="the first of them")
     parser.add_argument("--eval_seed", type=int, default=4242, help="evaluation seed of training seed 0; then + 1 each")
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
     parser.add_argument("--only", help="comma-separated arms")
     parser.add_argument("--tuned", metavar="JSON", help="an earlier result whose steps and learning rates are taken")
-    parser.add_argument("--flags", default="", help="further train.py flags for every arm")
     parser.add_argument("--work", default="runs/bench", help="where the runs go")
     parser.add_argument("--json", help="file name under bench/results (default: the claim's)")
     parser.add_argument("--force", action="store_true", help="write over a finished result")

@@ -27,7 +27,7 @@ from support.data.robots import find_robot
 from support.data.video import pyav
 from support.flags import Parser
 
-STRETCH, RUNS, OURS = 8, 5, "this reader"
+STRETCH, RUNS = 8, 5
 CODECS = {"h264 GOP 2": ("libx264", 2), "h264 GOP 30": ("libx264", 30),
           "AV1 GOP 2": ("libsvtav1", 2), "AV1 GOP 30": ("libsvtav1", 30)}   # AV1 GOP 2 is LeRobot's own default
 EPISODES, LENGTH, FPS, HEIGHT, WIDTH = 4, 250, 30, 480, 640
@@ -36,7 +36,7 @@ CAMERAS = ("head", "hand_left", "hand_right")
 
 # ---- strategies -------------------------------------------------------------------------------------------------
 
-def naive(source, view, e, t):
+def decode(source, view, e, t):
     """Frame t of episode e, (H, W, 3) uint8: open, seek, decode on to it. It shares nothing with the reader."""
     files, seconds = source.videos[view]
     target = seconds[e] + t / source.fps
@@ -50,7 +50,7 @@ def naive(source, view, e, t):
 
 
 def read_naive(source, m, e, ts):
-    return [[naive(source, view, e, at) for view in source.views for at in times(source, m, e, t)] for t in ts]
+    return [[decode(source, view, e, at) for view in source.views for at in times(source, m, e, t)] for t in ts]
 
 
 def read_window(source, m, e, ts):
@@ -66,51 +66,33 @@ def read_stretch(source, m, e, ts):
     return [[seen[view][at] for view in source.views for at in times(source, m, e, t)] for t in ts]
 
 
-class Timed:
-    """A strategy with a stopwatch. runs: (tuples a second, letterboxed; share of the time spent reading pictures)."""
-
-    def __init__(self, read, source, m, size, stretch=1, share=1):
-        self.read, self.source, self.m, self.size, self.stretch, self.share = read, source, m, size, stretch, share
-        self.runs = []
-
-    def run(self, rows, rng, count):
-        """Read about `count` x share windows, in stretches."""
-        decoding, tuples, began = 0.0, 0, time.perf_counter()
-        for first in rng.integers(len(rows), size=max(1, round(count * self.share / self.stretch))):
-            e = int(rows[first, 0])
-            start = time.perf_counter()
-            found = self.read(self.source, self.m, e, [int(t) for f, t in rows[first:first + self.stretch] if f == e])
-            decoding += time.perf_counter() - start
-            for pictures in found:
-                torch.stack([letterbox(picture, self.size) for picture in pictures])
-            tuples += len(found)
-        spent = time.perf_counter() - began
-        self.runs.append((tuples / spent, decoding / spent))
-
-    def medians(self):
-        """Tuples a second, which is what training waits for, and the share of reading."""
-        return tuple(map(statistics.median, zip(*self.runs)))
+def rate(read, source, m, rng, size, stretch, count):
+    """Tuples a second, letterboxed, of about `count` windows in stretches that begin anywhere."""
+    rows, tuples, began = windows(source, m, full=True), 0, time.perf_counter()
+    for first in rng.integers(len(rows), size=max(1, count // stretch)):
+        e = int(rows[first, 0])
+        found = read(source, m, e, [int(t) for episode, t in rows[first:first + stretch] if episode == e])
+        for pictures in found:
+            torch.stack([letterbox(picture, size) for picture in pictures])
+        tuples += len(found)
+    return tuples / (time.perf_counter() - began)
 
 
-def measure(source, cache, m, size, tuples):
-    """{strategy: Timed}, by turns, so that a busy neighbour meets each. A source that is a frame cache has one."""
+def measure(source, m, size, tuples, cache=None):
+    """{strategy: median tuples a second}, by turns, so that a busy neighbour meets each. cache: of the same dataset."""
     torch.set_num_threads(1)   # as in a loader process
-    rows, rng = windows(source, m, full=True), np.random.default_rng(0)
-    if len(rows) == 0:
+    if len(windows(source, m, full=True)) == 0:
         raise ValueError(f"{source.root}: no episode is longer than {2 * m} frames")
-    if source.cache:   # its videos are listed, but not there
-        found, cache = {}, source
-    else:
-        found = {OURS: Timed(read_window, source, m, size),
-                 f"stretches of {STRETCH}": Timed(read_stretch, source, m, size, STRETCH, 2)}
-        if getattr(source, "videos", None):
-            found = {"naive": Timed(read_naive, source, m, size), **found}
+    strategies = {"window by window": (read_window, source, 1, tuples),
+                  f"stretches of {STRETCH}": (read_stretch, source, STRETCH, 2 * tuples)}
+    if getattr(source, "videos", None) and not source.cache:   # a cache's videos are listed, but not there
+        strategies = {"naive": (read_naive, source, 1, tuples)} | strategies
     if cache:
-        found["frame cache"] = Timed(read_window, cache, m, size, share=20)
-    for _ in range(RUNS):
-        for timed in found.values():
-            timed.run(rows, rng, tuples)
-    return found
+        strategies["frame cache"] = (read_window, cache, 1, 20 * tuples)
+    rng = np.random.default_rng(0)
+    runs = [{name: rate(read, of, m, rng, size, stretch, count) for name, (read, of, stretch, count) in
+             strategies.items()} for _ in range(RUNS)]
+    return {name: statistics.median(run[name] for run in runs) for name in strategies}
 
 
 # ---- a dataset to measure on ------------------------------------------------------------------------------------
@@ -152,8 +134,7 @@ def write_dataset(root, codec, gop):
         "total_frames": n, "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
         "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
         "features": {"observation.state": vector, "action": vector, **{key: picture for key in keys}}}))
-    joints = np.random.default_rng(0).normal(size=(n, 14)).astype(np.float32).tolist()
-    column = pa.array(joints, pa.list_(pa.float32(), 14))
+    column = pa.array([[0.0] * 14] * n, pa.list_(pa.float32(), 14))
     pq.write_table(pa.table({"observation.state": column, "action": column}), root / "data/chunk-000/file-000.parquet")
     pq.write_table(pa.Table.from_pylist([
         {"episode_index": e, "tasks": ["reach"], "length": LENGTH, "data/chunk_index": 0, "data/file_index": 0,
@@ -172,29 +153,20 @@ def write_dataset(root, codec, gop):
 # ---- what is printed --------------------------------------------------------------------------------------------
 
 def table(measured, size, tuples):
-    """Lines, one a dataset. measured: {name: {strategy: Timed}}; the naive reader comes first where there is one."""
+    """Lines, one a dataset. measured: {name: {strategy: tuples a second}}; naive comes first where there is one."""
     yield (f"tuples/s of 3 times, letterboxed to {size} px; one process, one thread as in a loader; median of {RUNS} "
            f"interleaved runs of {tuples} tuples (stretches: 2 x, cache: 20 x as many)")
-    yield "in brackets: times the naive reader, where there is one; decoding: its share of this reader's time"
-    names = list(next(iter(measured.values())))
-    yield f"{'':<14}" + "".join(f"{name:>18}" for name in names) + (f"{'decoding':>10}" if OURS in names else "")
-    for dataset, found in measured.items():
-        rates = {name: found[name].medians()[0] for name in names}
+    yield "in brackets: times the naive reader, where there is one"
+    yield f"{'':<14}" + "".join(f"{name:>18}" for name in next(iter(measured.values())))
+    for dataset, rates in measured.items():
         slow = rates.get("naive")
         yield f"{dataset:<14}" + "".join(
-            f"{rate:18.1f}" if name == "naive" or not slow else f"{f'{rate:.1f} ({rate / slow:.2f})':>18}"
-            for name, rate in rates.items()) + (f"{found[OURS].medians()[1]:10.0%}" if OURS in names else "")
-
-
-def of_dataset(data, m, size, tuples, robot=None):
-    """Printable lines for one dataset, or for a frame cache of one; robot: as open_source."""
-    source = open_source(data, robot)
-    yield f"{data}: {len(source.views)} views"
-    yield from table({source.name[:13]: measure(source, None, m, size, tuples)}, size, tuples)
+            f"{found:18.1f}" if name == "naive" or not slow else f"{f'{found:.1f} ({found / slow:.2f})':>18}"
+            for name, found in rates.items())
 
 
 def of_codecs(m, size, tuples):
-    """Printable lines for datasets written here, one a codec."""
+    """Datasets written here, one a codec -> {codec: {strategy: tuples a second}}."""
     measured = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, (codec, gop) in CODECS.items():
@@ -203,9 +175,8 @@ def of_codecs(m, size, tuples):
             write_dataset(root, codec, gop)
             source = open_source(root)
             frame_cache.fill(source, frame_cache.plan(source, out, [size]), 2, copy_numbers)
-            measured[name] = measure(source, open_source(out), m, size, tuples)
-    yield f"3 views of {WIDTH} x {HEIGHT}, datasets of {EPISODES} x {LENGTH} frames written for this"
-    yield from table(measured, size, tuples)
+            measured[name] = measure(source, m, size, tuples, open_source(out))
+    return measured
 
 
 def run(argv):
@@ -215,8 +186,11 @@ def run(argv):
     parser.add_argument("--tuples", type=int, default=16, help="tuples of one run")
     parser.add_argument("--size", type=int, default=256, help="pixels of a letterboxed picture")
     args = parser.parse_args(argv)
-    m, robot = DataConfig.m, args.robot and find_robot(args.robot)
-    found = of_codecs(m, args.size, args.tuples) if args.data == "synthetic" else \
-        of_dataset(args.data, m, args.size, args.tuples, robot)
-    for line in found:
-        print(line, flush=True)
+    if args.data == "synthetic":
+        print(f"3 views of {WIDTH} x {HEIGHT}, datasets of {EPISODES} x {LENGTH} frames written for this")
+        measured = of_codecs(DataConfig.m, args.size, args.tuples)
+    else:
+        source = open_source(args.data, args.robot and find_robot(args.robot))
+        print(f"{args.data}: {len(source.views)} views")
+        measured = {source.name[:13]: measure(source, DataConfig.m, args.size, args.tuples)}
+    print("\n".join(table(measured, args.size, args.tuples)))

@@ -11,7 +11,7 @@ import bench.__main__ as bench
 from bench import chunk, latency, roofline, saving
 from config import CONFIGS
 from support.inference.engine import Engine, Program, Shape, random_batch
-from support.inference.linear import linear
+from support.inference.fused import linear
 from support.weights.loading import empty_model
 
 
@@ -83,7 +83,7 @@ def test_the_floor_follows_from_work_and_rates():
 @pytest.mark.parametrize("rows", [1, 100, 822])
 @pytest.mark.parametrize("product", [linear, F.linear])
 def test_the_bytes_of_a_product_are_the_operand_that_the_run_did_not_compute(product, rows):
-    """More rows than outputs or fewer, on the left (support/inference/linear.py, few rows) or on the right."""
+    """More rows than outputs or fewer, on the left (support/inference/fused.py, few rows) or on the right."""
     x, weight = torch.randn(2, rows, 64), torch.randn(128, 64)
     with roofline.Ledger() as seen:
         product(x + 1, weight)
