@@ -6,7 +6,6 @@ with that of one large product. bench/latency.py prints it all.
 """
 
 import copy
-import resource
 import statistics
 import time
 from collections import defaultdict
@@ -17,6 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from support.inference.engine import Engine, random_batch
+from support.training.memory import peak
 from support.weights.loading import empty_model
 
 PHASES = {"see": "ViT and words", "understand": "understanding", "latents": "VAE encode", "generate": "generation",
@@ -158,11 +158,4 @@ def measure(config, device, dtype, mode, blocks):
             "calls": {name: spread(found) | {"seconds": found} for name, found in seconds.items()},
             "encode_ahead": spread(ahead), "product_tflop_s": product_rate(device, dtype) / 1e12,
             "phases": phases(engine, (batch, eps, z_past), device, max(3, blocks // 2)),
-            "peak_memory_gb": peak_memory(device)}
-
-
-def peak_memory(device):
-    """GB of 1e9 bytes: the allocator's on a GPU, this process's on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+            "peak_memory_gb": peak(device)}

@@ -33,7 +33,6 @@ ARMS = {
 CELLS = {f"{density} {weight}": ["--tau_density", density, "--lambda_gen", weight]
          for density in ("paper", "release") for weight in ("0.01", "0.1", "0.3")}
 RATES = ("4e-3", "2e-3")   # the same effort for every arm: both learning rates at one seed, then the better one
-SUITES = ("static", "dynamic")
 
 
 # ---- one run ----------------------------------------------------------------------------------------------------
@@ -100,7 +99,7 @@ def claim(args):
         with lock:
             result["runs"].append(report)
             save(path, result)
-        numbers = "  ".join(f"{suite} {report[suite]['success']:6.1%}" for suite in SUITES)
+        numbers = "  ".join(f"{suite} {report[suite]['success']:6.1%}" for suite in conveyor.SUITES)
         print(f"{name:<22} lr {rate}  seed {seed}  {report['steps']} steps  {numbers}", flush=True)
         return report
 
@@ -108,19 +107,15 @@ def claim(args):
     seeds = range(args.seeds)
     with ThreadPoolExecutor(args.parallel) as pool:
         if args.claim == "arms" and not tuned:
-            reports = list(pool.map(one, [(name, rate, 0) for name in arms for rate in RATES]))
-            best, seeds = {name: best_rate(reports, name) for name in arms}, seeds[1:]
+            reports = list(pool.map(one, [(name, rate, 0) for name in arms for rate in reversed(RATES)]))
+            reports.sort(key=lambda report: sum(report[suite]["success"] for suite in conveyor.SUITES))
+            best |= {report["arm"]: report["lr"] for report in reports}   # of an arm's two the last, the more successful
+            seeds = seeds[1:]
         list(pool.map(one, [(name, best[name], seed) for seed in seeds for name in arms]))
     result |= {"best_lr": best, "finished": True}
     save(path, result)
     print("\n".join(summary(result)))
     print(f"wrote {path}")
-
-
-def best_rate(reports, name):
-    """The learning rate at which an arm succeeded most."""
-    mine = [report for report in reports if report["arm"] == name]
-    return max(mine, key=lambda report: sum(report[suite]["success"] for suite in SUITES))["lr"]
 
 
 def summary(result):
@@ -129,7 +124,7 @@ def summary(result):
         runs = sorted((run for run in result["runs"] if run["arm"] == name and run["lr"] == rate),
                       key=lambda run: run["seed"])
         parts = []
-        for suite in SUITES:
+        for suite in conveyor.SUITES:
             each = [100 * run[suite]["success"] for run in runs]
             parts.append(f"{suite} {statistics.median(each):5.1f} [{min(each):.1f} to {max(each):.1f}] "
                          f"({', '.join(f'{x:.1f}' for x in each)})")

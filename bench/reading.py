@@ -97,26 +97,20 @@ def measure(source, m, size, tuples, cache=None):
 
 # ---- a dataset to measure on ------------------------------------------------------------------------------------
 
-def film():
-    """Frames of a camera: a textured scene that pans, an object that crosses it, sensor noise."""
+def write_video(path, codec, gop):
+    """A textured scene that pans, an object that crosses it, sensor noise; a key frame every `gop` frames."""
+    os.environ.setdefault("SVT_LOG", "1")   # the AV1 encoder speaks of errors only
     rng = np.random.default_rng(0)
     rough = Image.fromarray(rng.integers(0, 256, (HEIGHT // 16, WIDTH // 8, 3), dtype=np.uint8))
     scene = np.asarray(rough.resize((2 * WIDTH, HEIGHT), Image.Resampling.BICUBIC)) // 2 + 40
     noise = rng.integers(0, 9, (8, HEIGHT, WIDTH, 3), dtype=np.uint8)
-    for t in range(EPISODES * LENGTH):
-        x, at = int(WIDTH / 2 * (1 + np.sin(t / 40))), 5 * t % (WIDTH - 80)
-        picture = scene[:, x:x + WIDTH] + noise[t % 8]
-        picture[200:260, at:at + 60] = (200, 30, 60)
-        yield picture
-
-
-def write_video(path, codec, gop):
-    """LeRobot's own encoding: yuv420p, crf 30, a key frame every `gop` frames."""
-    os.environ.setdefault("SVT_LOG", "1")   # the AV1 encoder speaks of errors only
     with pyav().open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=FPS, options={"g": str(gop), "crf": "30"})
+        stream = container.add_stream(codec, rate=FPS, options={"g": str(gop), "crf": "30"})   # as LeRobot encodes
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for picture in film():
+        for t in range(EPISODES * LENGTH):
+            x, at = int(WIDTH / 2 * (1 + np.sin(t / 40))), 5 * t % (WIDTH - 80)
+            picture = scene[:, x:x + WIDTH] + noise[t % 8]
+            picture[200:260, at:at + 60] = (200, 30, 60)
             container.mux(stream.encode(pyav().VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
 
