@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -369,11 +369,8 @@ BUDGET = {"a1_2b": 10_400, "a1_3b_release": 14_500}
 
 @pytest.mark.parametrize("name", BUDGET)
 def test_at_full_size_no_operation_depends_on_data_and_the_count_stays_in_budget(name):
-    """On fake tensors: nothing reads a value, and launches stay under the stated number.
-
-    A plain HF-like graph has about 22,800 (3B) and 15,100 (2B) operations a chunk. The gate is also for two views, padding,
-    given latents and an imagined future, which launch more.
-    """
+    """Fake tensors: nothing reads a value, also with two views, padding, given latents and an imagined future; launches
+    stay under the stated number. A plain HF-like graph has about 22,800 (3B) and 15,100 (2B) operations a chunk."""
     config = CONFIGS[name].model
     with torch.device("meta"):
         model = to_compute(InternVLA_A1(config), torch.bfloat16)
@@ -399,17 +396,6 @@ def test_at_full_size_no_operation_depends_on_data_and_the_count_stays_in_budget
     if name == "a1_2b":
         assert work.get_total_flops() == pytest.approx(3741.5e9, rel=0.01)
     assert total <= BUDGET[name], operations.seen.most_common(12)
-
-
-def test_the_forbidden_operations_would_be_seen():
-    """The gate above can fail: a value read back raises on fake tensors, a boolean write is counted."""
-    with FakeTensorMode():
-        with pytest.raises(DataDependentOutputException):
-            torch.ones(3).sum().item()
-    with Operations() as operations:
-        x = torch.zeros(3)
-        x[torch.tensor([True, False, True])] = 1.0
-    assert operations.boolean_writes == 1 and {"index_put_", "_index_put_impl_"} & set(operations.seen)
 
 
 class OnDevice(TorchDispatchMode):
