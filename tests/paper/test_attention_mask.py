@@ -46,7 +46,7 @@ def influence(variant, build, random_batch):
     @torch.no_grad()
     def stack(streams):
         for layer in model.layers:
-            streams = layer(streams, rotary, bias)
+            streams, _ = layer(streams, rotary, bias)
         return streams
 
     before, columns = stack(inputs), []
