@@ -183,7 +183,7 @@ class CosmosVAE(nn.Module):
         self.decoder = Decoder(channels, channels_mult, num_res_blocks, latent_channels, patch)
 
     def encode(self, images):
-        """images (N, 3, H, W) in [-1, 1], H and W multiples of 8 -> z (N, 16, H/8, W/8), in the dtype of the weights."""
+        """images (N, 3, H, W) in [-1, 1], H and W multiples of 8 -> z (N, 16, H/8, W/8), dtype of the weights."""
         return self.quant_conv(self.encoder(images))
 
     def decode(self, z):

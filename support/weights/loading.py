@@ -107,11 +107,11 @@ def backbone_fields(directory):
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{directory}/config.json is missing or is not a vision-language model's "
                          f"({type(error).__name__}: {error}); give the directory of the backbone") from error
-    rope = {"rope_theta": text.get("rope_theta")} | (text.get("rope_scaling") or {}) | (text.get("rope_parameters") or {})
+    rope = (text.get("rope_scaling") or {}) | (text.get("rope_parameters") or {})
     heads = text["num_attention_heads"]
     fields = {"layers": text["num_hidden_layers"], "heads": heads, "kv_heads": text["num_key_value_heads"],
               "head_dim": text.get("head_dim") or text["hidden_size"] // heads, "und_width": text["hidden_size"],
-              "und_mlp": text["intermediate_size"], "rope_theta": rope["rope_theta"], "norm_eps": text["rms_norm_eps"],
+              "und_mlp": text["intermediate_size"], "rope_theta": rope.get("rope_theta") or text["rope_theta"], "norm_eps": text["rms_norm_eps"],
               "mrope_sections": tuple(rope.get("mrope_section") or ()), "vocab": text["vocab_size"],
               "vit_width": vision["hidden_size"], "vit_mlp": vision["intermediate_size"]}
     if stored["model_type"] == "internvl":
@@ -163,4 +163,4 @@ def load_state(model, tensors, what):
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"{what} does not fit its config: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"{what} does not fit this config: {' '.join(str(error).split())[:300]}") from error
