@@ -111,8 +111,9 @@ def backbone_fields(directory):
     heads = text["num_attention_heads"]
     fields = {"layers": text["num_hidden_layers"], "heads": heads, "kv_heads": text["num_key_value_heads"],
               "head_dim": text.get("head_dim") or text["hidden_size"] // heads, "und_width": text["hidden_size"],
-              "und_mlp": text["intermediate_size"], "rope_theta": rope.get("rope_theta") or text["rope_theta"], "norm_eps": text["rms_norm_eps"],
-              "mrope_sections": tuple(rope.get("mrope_section") or ()), "vocab": text["vocab_size"],
+              "und_mlp": text["intermediate_size"], "norm_eps": text["rms_norm_eps"], "vocab": text["vocab_size"],
+              "rope_theta": rope.get("rope_theta") or text["rope_theta"],
+              "mrope_sections": tuple(rope.get("mrope_section") or ()),
               "vit_width": vision["hidden_size"], "vit_mlp": vision["intermediate_size"]}
     if stored["model_type"] == "internvl":
         patch, size = (x[0] if isinstance(x, list) else x for x in (vision["patch_size"], vision["image_size"]))
@@ -140,7 +141,7 @@ def load_backbone(model, path_or_id):
 def initialise_experts(model, path_or_id):
     """Copy a language model's blocks into the generation and action experts -> a Report for each.
 
-    The directory is the backbone's own (a1_2b, whose shapes match) or Qwen3-0.6B's (a1_3b). Without this call they
+    The model is the backbone itself (a1_2b, whose shapes match) or Qwen3-0.6B (a1_3b). Without this call the experts
     are random, as the release starts them.
     """
     source = Tensors(find(path_or_id, HF_FILES))

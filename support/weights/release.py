@@ -14,7 +14,7 @@ from support.data.robots import ROBOTS, release_statistics
 from support.data.statistics import Statistics
 from support.table1 import not_built, on_meta
 from support.weights.key_maps import COSMOS, NO_VAE, RELEASE
-from support.weights.loading import empty_model, fill, load_cosmos, open_cosmos, plan, read
+from support.weights.loading import empty_model, fill, open_cosmos, plan, read
 from support.weights.tensor_files import Tensors, find
 
 RELEASE_FILES = ("config.json", "model.safetensors", "stats.json")
@@ -27,15 +27,20 @@ def release_tokenizer(directory, backbone):
     return str(directory) if own else TOKENIZERS.get(backbone, "")
 
 
+def release_parts(directory, vae):
+    """What fills which of our names: [(source, key map, pattern)]. vae: as for load_release."""
+    if vae is None:
+        return [(Tensors(directory), RELEASE, "")]
+    return [(Tensors(directory), NO_VAE, r"(?!vae\.)"), (open_cosmos(vae), COSMOS, r"vae\.")]
+
+
 def load_release(config, path_or_id, device="cpu", dtype=torch.float32, vae=None):
     """The authors' checkpoint -> (model in eval mode, [Report]). config: ModelConfig, such as a1_3b_release's.
 
     vae: a directory of NVIDIA's files, where the release's own copy of the tokenizer is not wanted.
     """
-    source, model = Tensors(find(path_or_id, RELEASE_FILES)), empty_model(config, device, dtype)
-    if vae is None:
-        return model, [fill(model, source, RELEASE, "")]
-    return model, [fill(model, source, NO_VAE, r"(?!vae\.)"), load_cosmos(model, vae)]
+    model = empty_model(config, device, dtype)
+    return model, [fill(model, *part) for part in release_parts(find(path_or_id, RELEASE_FILES), vae)]
 
 
 def export_release(config, own, out, base=None):
@@ -86,10 +91,8 @@ def import_release(args):
         raise ValueError(f"{args.out} is not empty: give a new directory")
     directory, config, stats = release_settings(args.dir, args.config, args.robot, args.action_mode, args.fps,
                                                 args.tokenizer)
-    parts = [(Tensors(directory), NO_VAE, r"(?!vae\.)"), (open_cosmos(args.vae), COSMOS, r"vae\.")] if args.vae else \
-        [(Tensors(directory), RELEASE, "")]
     own, tensors = on_meta(config.model).state_dict(), {}
-    for source, rules, wanted in parts:
+    for source, rules, wanted in release_parts(directory, args.vae):
         copies, report = plan(source, rules, config.model, own, wanted)
         tensors |= dict(read(source, copies))   # memory-mapped, but for the converted ones
         print(report)
