@@ -17,7 +17,7 @@ from attention_mask import draws, segment_mask, segments, valid_tokens
 from config import CONFIGS, get_config
 from data import Batch
 from support.flags import Parser, add_config_flags
-from support.table1 import on_meta
+from support.table1 import on_meta, size
 
 SEGMENTS = ("und", "gen", "state", "action")   # attention_mask's numbers 0 to 3
 Call = namedtuple("Call", "args out flop times")   # the last call of a function; cost and number of all its calls
@@ -68,8 +68,8 @@ def sample(config):
 
 def walk(config):
     """One training step and one inference call of a Config -> printable lines."""
-    model, tuple_, R = on_meta(config.model), sample(config.model), config.model.action_draws
-    batch, counts = tuple_.to("meta"), model.counts(tuple_, R)
+    model, example, R = on_meta(config.model), sample(config.model), config.model.action_draws
+    batch, counts = example.to("meta"), model.counts(example, R)
     eps = torch.empty(1, R, *batch.action.shape[1:], device="meta")
     with recorded(model) as (training, counter):
         losses = model(batch, eps, eps[..., 0, 0])
@@ -85,7 +85,7 @@ def walk(config):
     return [f"{config.name}: one sample through InternVLA-A1, in the order of the paper (beside its Fig. 2)",
             f"{'':<88}{'parameters':>14}{'GFLOP':>10}",
             *tuple_lines(batch, config.data.m), *und_lines(model, training), *gen_lines(model, training),
-            *act_lines(model, training), *mask_lines(replace(model.layout, draws=R), tuple_),
+            *act_lines(model, training), *mask_lines(replace(model.layout, draws=R), example),
             *loss_lines(model, training, counts), line("forward pass", "all experts at once", size(model), forward),
             line("backward pass", "gradients of all that is trained", trained, backward),
             *inference_lines(model, inference)]
@@ -103,10 +103,6 @@ def line(name, what, parameters=None, flop=None):
 def dims(tensor, skip=1):
     """The sizes of a tensor behind the first ones, such as 16 x 32 x 32."""
     return " x ".join(map(str, tensor.shape[skip:]))
-
-
-def size(*modules, recurse=True):
-    return sum(p.numel() for module in modules for p in module.parameters(recurse=recurse))
 
 
 def blocks(model, r, name):
