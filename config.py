@@ -14,11 +14,10 @@ Tags: [release] follows the authors' code where the paper is silent or differs, 
 with its reason; no tag means the paper.
 """
 
-import dataclasses
 import difflib
 import json
 import operator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 
 VIEWS = ("head", "left_wrist", "right_wrist")   # V: the slots that cameras fill, in this order
 BOUNDS = {"at_least": operator.ge, "above": operator.gt, "below": operator.lt}
@@ -105,8 +104,7 @@ class ModelConfig(Checked):
         _require(self.head_dim % 2 == 0, f"--head_dim must be even, got {self.head_dim}: rotary positions turn pairs")
         _require(not self.mrope_sections or sum(self.mrope_sections) == self.head_dim // 2,
                  f"--mrope_sections {self.mrope_sections} must sum to head_dim / 2 = {self.head_dim // 2}")
-        _require(self.vae_size % 32 == 0,
-                 f"vae_size ({self.vae_size}) must be a multiple of 32: the latent grid is cut in 4 x 4")
+        _require(self.vae_size % 32 == 0, f"vae_size ({self.vae_size}) must be a multiple of 32: 4 tokens of 8 pixels")
         _require(len(self.view_tokens) in (0, 2), f"--view_tokens {self.view_tokens} must be empty or (before, after)")
 
     @property
@@ -126,7 +124,8 @@ class ModelConfig(Checked):
         return self.latent_grid // 4        # what turns the grid into 4 x 4: 8 for the paper's grid of 32 x 32
 
     @property
-    def view_side(self):                    # of a view's token grid in the understanding expert
+    def view_side(self):
+        """Side of a view's token grid in the understanding expert."""
         return 4 if self.backbone == "tiny" else self.image_size // (2 * self.vit_patch)
 
 
@@ -271,7 +270,7 @@ def get_config(name, flags=None):
 
 def to_dict(config):
     """Plain JSON values of a Config; tuples become lists."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return json.loads(json.dumps(asdict(config)))
 
 
 def from_dict(stored):
