@@ -1,4 +1,4 @@
-"""Who sees whom: the cumulative segment mask of Sec. 3.2 Attention Mechanism, and the positions of all tokens.
+"""Who sees whom: the cumulative segment mask of Sec. 3.2 Attention Mechanism.
 
 One sequence holds the tokens of all three experts. Each token belongs to a segment, and a token sees every
 segment up to its own:
@@ -11,12 +11,12 @@ segment up to its own:
            action (3)   1   1   1  |  1   1   1  |   1   | 1  1  1
 
 That is one comparison: segment(query) >= segment(key). Two refinements follow. Padded text and missing views are
-never keys. And R action draws [ours], each with its own state and action tokens, may share one und + gen prefix
-in training: a draw sees the prefix and itself.
+never keys. In training R action draws [ours] may share the und and gen tokens, their prefix: each draw has its own
+state and action tokens, and sees the prefix and itself.
 
-Order of the sequence: views (head, left wrist, right wrist), text, generation tokens (view-major: view, time, row,
-column), then for each draw the state token and k action tokens. A fixed order and fixed counts: what is missing
-is masked and takes no position.
+Order of the sequence: views (head, left wrist, right wrist), text, generation tokens (by view, time, row, column),
+then for each draw the state token and k action tokens. Order and counts never change: what is missing is masked
+and takes no position (support/rotary.py).
 """
 
 from dataclasses import dataclass
@@ -29,21 +29,17 @@ MASKED = -2.3819763e38   # finite, so that a row with no visible key stays finit
 
 @dataclass(frozen=True)
 class Layout:
-    """Token counts of one sequence.
+    """Token counts of one sequence."""
 
-    views x (before + side^2 + after) image tokens, `text` text tokens, views x `gen` generation tokens (0: no
-    generation expert), draws x (1 + chunk) action-expert tokens. `mrope`: image tokens have a row and a column.
-    """
-
-    side: int
+    side: int               # a view is side x side tokens
     text: int
-    gen: int
-    chunk: int
+    gen: int                # generation tokens of a view; 0: no generation expert
+    chunk: int              # k action tokens stand behind one state token
     views: int = 3
-    before: int = 0
+    before: int = 0         # understanding tokens before a view, and after it
     after: int = 0
-    draws: int = 1
-    mrope: bool = False
+    draws: int = 1          # R
+    mrope: bool = False     # a view's tokens have a row and a column as positions (Qwen3-VL)
 
     @property
     def per_view(self):

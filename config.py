@@ -14,15 +14,12 @@ Tags: [release] follows the authors' code where the paper is silent or differs, 
 with its reason; no tag means the paper.
 """
 
-import dataclasses
 import difflib
 import json
 import operator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 
 VIEWS = ("head", "left_wrist", "right_wrist")   # V: the slots that cameras fill, in this order
-
-
 BOUNDS = {"at_least": operator.ge, "above": operator.gt, "below": operator.lt}
 
 
@@ -31,15 +28,20 @@ def _f(default, help, **metadata):
     return field(default=default, metadata={"help": help, **metadata})
 
 
+def _require(holds, line):
+    if not holds:
+        raise ValueError(line)
+
+
 class Checked:
     """A section of the config: a value outside its field's bounds is refused by ValueError."""
 
     def __post_init__(self):
         for item in fields(self):
-            for bound, holds in BOUNDS.items():
-                if bound in item.metadata and not holds(getattr(self, item.name), item.metadata[bound]):
-                    raise ValueError(f"--{item.name} must be {bound.replace('_', ' ')} {item.metadata[bound]}, "
-                                     f"got {getattr(self, item.name)}")
+            value = getattr(self, item.name)
+            for bound in BOUNDS.keys() & item.metadata:
+                limit, words = item.metadata[bound], bound.replace("_", " ")
+                _require(BOUNDS[bound](value, limit), f"--{item.name} must be {words} {limit}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -97,36 +99,29 @@ class ModelConfig(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        if self.head_dim % 2:
-            raise ValueError(f"--head_dim must be even, got {self.head_dim}: rotary positions turn pairs")
-        if self.mrope_sections and sum(self.mrope_sections) != self.head_dim // 2:
-            raise ValueError(f"--mrope_sections {self.mrope_sections} must sum to head_dim / 2 = {self.head_dim // 2}")
-        if self.vae_size % 32:
-            raise ValueError(f"vae_size ({self.vae_size}) must be a multiple of 32: the latent grid is cut in 4 x 4")
-        if len(self.view_tokens) not in (0, 2):
-            raise ValueError(f"--view_tokens {self.view_tokens} must be empty or (before, after)")
+        _require(self.heads % self.kv_heads == 0,
+                 f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        _require(self.head_dim % 2 == 0, f"--head_dim must be even, got {self.head_dim}: rotary positions turn pairs")
+        _require(not self.mrope_sections or sum(self.mrope_sections) == self.head_dim // 2,
+                 f"--mrope_sections {self.mrope_sections} must sum to head_dim / 2 = {self.head_dim // 2}")
+        _require(self.vae_size % 32 == 0, f"vae_size ({self.vae_size}) must be a multiple of 32: 4 tokens of 8 pixels")
+        _require(len(self.view_tokens) in (0, 2), f"--view_tokens {self.view_tokens} must be empty or (before, after)")
 
     @property
     def view_size(self):
-        """Pixels of the letterboxed view that the data delivers."""
-        return self.letterbox or self.image_size
+        return self.letterbox or self.image_size    # pixels of the letterboxed view that the data delivers
 
     @property
     def frame_size(self):
-        """Pixels of the letterboxed frames that the data delivers for the generation expert."""
-        return self.view_size if self.gen_from_view else self.vae_size
+        return self.view_size if self.gen_from_view else self.vae_size    # the same, for the generation expert
 
     @property
     def latent_grid(self):
-        """g: CI8x8 compresses 8 x 8 pixels into one latent."""
-        return self.vae_size // 8
+        return self.vae_size // 8           # g: CI8x8 compresses 8 x 8 pixels into one latent
 
     @property
     def compress_kernel(self):
-        """8 for the paper's 32 x 32 grid: whatever turns the grid into 4 x 4."""
-        return self.latent_grid // 4
+        return self.latent_grid // 4        # what turns the grid into 4 x 4: 8 for the paper's grid of 32 x 32
 
     @property
     def view_side(self):
@@ -181,17 +176,14 @@ class TrainConfig(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.min_lr > self.lr:
-            raise ValueError(f"--min_lr must be at most --lr, got {self.min_lr} and {self.lr}")
-        unknown = self.frozen - {"und", "vision", "embed"}
-        if unknown:
-            raise ValueError(f"--freeze knows und, vision and embed, not {', '.join(sorted(unknown))}")
-        if self.ema and self.optimizer != "fp32":
-            raise ValueError(f"--ema {self.ema} needs --optimizer fp32: an average of bfloat16 weights stands still")
+        _require(self.min_lr <= self.lr, f"--min_lr must be at most --lr, got {self.min_lr} and {self.lr}")
+        unknown = ", ".join(sorted(self.frozen - {"und", "vision", "embed"}))
+        _require(not unknown, f"--freeze knows und, vision and embed, not {unknown}")
+        _require(not self.ema or self.optimizer == "fp32",
+                 f"--ema {self.ema} needs --optimizer fp32: an average of bfloat16 weights stands still")
 
     @property
     def frozen(self):
-        """--freeze as a set."""
         return set(self.freeze.split(",")) - {""}
 
 
@@ -263,37 +255,31 @@ SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
 
 
 def get_config(name, flags=None):
-    """Preset `name` with overrides. `flags`: dict of field name -> value, None entries are ignored.
-
-    ValueError: unknown preset, or values that contradict each other.
-    """
+    """Preset `name` with overrides. flags: field name -> value; None: the preset's. ValueError: one line."""
     if name not in CONFIGS:
-        near = difflib.get_close_matches(name, CONFIGS, 1)
-        hint = f"did you mean {near[0]}?" if near else ""
-        raise ValueError(f"unknown config {name!r}: choose from {', '.join(CONFIGS)}. {hint}".strip())
+        hint = "".join(f"; did you mean {near}?" for near in difflib.get_close_matches(name, CONFIGS, 1))
+        raise ValueError(f"unknown config {name!r}: choose from {', '.join(CONFIGS)}{hint}")
     config = CONFIGS[name]
-    for title, section in SECTIONS.items():
-        names = {item.name for item in fields(section)}
-        chosen = {key: value for key, value in (flags or {}).items() if key in names and value is not None}
-        if title == "train":
-            chosen = STAGES.get(chosen.get("stage"), {}) | chosen
-        config = replace(config, **{title: replace(getattr(config, title), **chosen)})
+    for title in SECTIONS:
+        section = getattr(config, title)
+        chosen = {key: value for key, value in (flags or {}).items() if value is not None and key in vars(section)}
+        chosen = STAGES.get(chosen.get("stage"), {}) | chosen
+        config = replace(config, **{title: replace(section, **chosen)})
     return config
 
 
 def to_dict(config):
     """Plain JSON values of a Config; tuples become lists."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return json.loads(json.dumps(asdict(config)))
 
 
 def from_dict(stored):
-    """The Config a checkpoint holds. ValueError, one line, unless its fields are exactly those of this version."""
+    """The Config that a checkpoint holds. ValueError unless its fields are exactly those of this version."""
     sections = {}
     for title, section in SECTIONS.items():
         names, given = {item.name for item in fields(section)}, stored.get(title, {})
-        if names != set(given):
-            raise ValueError(f"the checkpoint's {title} config does not fit this version: missing "
-                             f"{sorted(names - set(given))}, unknown {sorted(set(given) - names)}; use the version "
-                             "that wrote it, or train again")
+        _require(names == set(given), f"the checkpoint's {title} config does not fit this version: missing "
+                                      f"{sorted(names - set(given))}, unknown {sorted(set(given) - names)}; use the "
+                                      "version that wrote it, or train again")
         sections[title] = section(**{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()})
     return Config(stored["name"], **sections)

@@ -2,31 +2,18 @@
 
 Sec. 3.2 Generation Expert, Input Tokenization: the generation expert sees no pixels. The frozen COSMOS CI8x8
 tokenizer encodes frames t - m and t (8x8 pixels a latent), the expert predicts the latents of frame t + m and
-the tokenizer's decoder shows them as pictures. Two classes with one interface, encode(images) -> z and
-decode(z) -> images, attributes `downsample` and `latent_channels`:
+the tokenizer's decoder shows them as pictures. "VAE" is the paper's word: the published model is a plain
+autoencoder, which samples nothing. support/weights/loading.py fills it with the published weights.
 
-    DctVAE     a fixed block transform without weights, for the embedded world. It is not Cosmos.
-    CosmosVAE  the architecture of Cosmos CI8x8; support/weights/loading.py fills it with the published weights.
-
-What this is not: a trainer of tokenizers. Nothing is sampled or regularised ("VAE" is the paper's word; the
-published model is a plain autoencoder). Nothing here is frozen or detached: the caller does both.
+The embedded world has another tokenizer behind the same two functions: support/tiny.py's DctVAE.
 """
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 
-def _check_images(images: Tensor, downsample: int) -> None:
-    """Refuse pictures that a stride would silently crop."""
-    if images.ndim != 4 or images.shape[1] != 3 or any(size % downsample for size in images.shape[2:]):
-        raise ValueError(f"images have shape {tuple(images.shape)}: "
-                         f"pass (N, 3, H, W) with H and W multiples of {downsample}")
-
-
-# ---- Cosmos CI8x8: Haar patches, residual encoder and decoder ------------------------------------
-
-def haar_patch(x: Tensor, patch: int) -> Tensor:
+def haar_patch(x, patch):
     """(N, C, H, W) -> (N, C * patch^2, H/patch, W/patch): log2(patch) levels of a 2-D Haar transform.
 
     One level replaces each 2x2 square by its mean and its three half differences, band-major: first C means,
@@ -41,7 +28,7 @@ def haar_patch(x: Tensor, patch: int) -> Tensor:
     return x  # (N, C*patch^2, H/patch, W/patch)
 
 
-def haar_unpatch(x: Tensor, patch: int) -> Tensor:
+def haar_unpatch(x, patch):
     """The inverse of haar_patch: (N, C * patch^2, h, w) -> (N, C, h * patch, w * patch)."""
     while patch > 1:
         mean, dv, dh, dd = x.chunk(4, dim=1)  # (N, C', h, w) each
@@ -52,20 +39,20 @@ def haar_unpatch(x: Tensor, patch: int) -> Tensor:
     return x
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def _norm(channels):
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
     """Two 3x3 convolutions, each after GroupNorm and swish, plus a skip (1x1 where the width changes)."""
 
-    def __init__(self, c_in: int, c_out: int):
+    def __init__(self, c_in, c_out):
         super().__init__()
         self.norm1, self.conv1 = _norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.norm2, self.conv2 = _norm(c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         return self.nin_shortcut(x) + h
@@ -74,13 +61,13 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over all positions of the grid, with a skip."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels):
         super().__init__()
         self.norm = _norm(channels)
         self.q, self.k, self.v = (nn.Conv2d(channels, channels, 1) for _ in range(3))
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         h = self.norm(x)
         q, k, v = (f(h).flatten(2).mT.unsqueeze(1) for f in (self.q, self.k, self.v))  # (N, 1, h*w, C)
         h = F.scaled_dot_product_attention(q, k, v)  # (N, 1, h*w, C)
@@ -90,48 +77,48 @@ class AttnBlock(nn.Module):
 class Mid(nn.Module):
     """The bottom of encoder and decoder: residual, attention, residual, at constant width."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels):
         super().__init__()
         self.block_1 = ResnetBlock(channels, channels)
         self.attn_1 = AttnBlock(channels)
         self.block_2 = ResnetBlock(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Downsample(nn.Module):
     """Halve the grid by a stride-2 convolution; padded right and below only, as in Cosmos."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
     """Double the grid by repetition, then smooth by a convolution."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Level(nn.Module):
     """`n` residual blocks from c_in to c_out channels; one level a side then changes the resolution."""
 
-    def __init__(self, c_in: int, c_out: int, n: int, down: bool = False, up: bool = False):
+    def __init__(self, c_in, c_out, n, down=False, up=False):
         super().__init__()
         self.block = nn.ModuleList(ResnetBlock(c_in if i == 0 else c_out, c_out) for i in range(n))
         self.downsample = Downsample(c_out) if down else nn.Identity()
         self.upsample = Upsample(c_out) if up else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         for block in self.block:
             x = block(x)
         return self.upsample(self.downsample(x))
@@ -140,8 +127,7 @@ class Level(nn.Module):
 class Encoder(nn.Module):
     """(N, 3, H, W) -> (N, latent_channels, H / 2 patch, W / 2 patch); only level 0 halves the grid."""
 
-    def __init__(self, channels: int, channels_mult: tuple, num_res_blocks: int, latent_channels: int,
-                 patch: int):
+    def __init__(self, channels, channels_mult, num_res_blocks, latent_channels, patch):
         super().__init__()
         self.patch = patch
         widths = [channels] + [channels * m for m in channels_mult]
@@ -152,7 +138,7 @@ class Encoder(nn.Module):
         self.norm_out = _norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], latent_channels, 3, padding=1)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images):
         x = self.conv_in(haar_patch(images, self.patch))  # (N, channels, H/patch, W/patch)
         for level in self.down:
             x = level(x)
@@ -162,8 +148,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The mirror of Encoder: levels run from the deepest, which doubles the grid, down to number 0."""
 
-    def __init__(self, channels: int, channels_mult: tuple, num_res_blocks: int, latent_channels: int,
-                 patch: int):
+    def __init__(self, channels, channels_mult, num_res_blocks, latent_channels, patch):
         super().__init__()
         self.patch = patch
         widths = [channels * m for m in channels_mult]
@@ -176,7 +161,7 @@ class Decoder(nn.Module):
         self.norm_out = _norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3 * patch ** 2, 3, padding=1)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z):
         x = self.mid(self.conv_in(z))  # (N, widths[-1], h, w)
         for level in reversed(self.up):
             x = level(x)
@@ -186,29 +171,21 @@ class Decoder(nn.Module):
 class CosmosVAE(nn.Module):
     """Cosmos CI8x8: 3 x 256 x 256 pixels <-> 16 x 32 x 32 latents, 76,789,472 parameters by default.
 
-    Names follow the published files (encoder.*, quant_conv.*, post_quant_conv.*, decoder.*): weights load
-    without a key map, only their wavelet buffers have no counterpart. `channels` is the width before the
-    multipliers; one step of 2 beside the Haar patch gives the compression 2 * patch. The latents are used as
-    they come: no mean, no scale. Freezing is the caller's: requires_grad_(False).
+    Parameter names are those of the published files. `channels` is the width before the multipliers. A side shrinks
+    by `patch` in the Haar transform and by 2 in level 0. The latents are used as they come: no mean, no scale.
     """
 
-    def __init__(self, channels: int = 128, channels_mult: tuple = (2, 4, 4), num_res_blocks: int = 2,
-                 latent_channels: int = 16, patch: int = 4):
+    def __init__(self, channels=128, channels_mult=(2, 4, 4), num_res_blocks=2, latent_channels=16, patch=4):
         super().__init__()
-        self.downsample, self.latent_channels = 2 * patch, latent_channels
         self.encoder = Encoder(channels, channels_mult, num_res_blocks, latent_channels, patch)
         self.quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
         self.decoder = Decoder(channels, channels_mult, num_res_blocks, latent_channels, patch)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """images (N, 3, H, W) in [-1, 1] -> z (N, 16, H/8, W/8), both in the dtype of the weights.
-
-        H and W are multiples of `downsample`, else ValueError.
-        """
-        _check_images(images, self.downsample)
+    def encode(self, images):
+        """images (N, 3, H, W) in [-1, 1], H and W multiples of 8 -> z (N, 16, H/8, W/8), dtype of the weights."""
         return self.quant_conv(self.encoder(images))
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z):
         """z (N, 16, h, w) -> images (N, 3, 8h, 8w), near [-1, 1] but not clamped; dtype of the weights."""
         return self.decoder(self.post_quant_conv(z))

@@ -1,13 +1,13 @@
 """The three experts of Sec. 3.2 and the transformer block they share.
 
-One `Block` serves Qwen2.5 (bias in q, k, v) and Qwen3 (RMSNorm on q and k). What an expert has for itself:
+One `Block` serves Qwen2.5 (bias in q, k, v) and Qwen3 (RMSNorm on q and k). Beside its blocks an expert has:
 
     UndExpert   o_t and l -> tokens: a vision tower (support/vision.py, adopted as it is) and text embeddings
     GenExpert   z_{t-m}, z_t -> 96 tokens (Token Compression), and back to z_hat_{t+m} (Parallel Decoding)
     ActExpert   q_t, a_tau, tau -> state and action tokens, and back to the velocity
 
-The blocks themselves live in model.py's `JointLayer`, because attention is joint. Parameter names follow Hugging
-Face's where a counterpart exists. DeepStack and lm_head are not built: nothing in InternVLA-A1 reads them.
+The blocks stand in model.py's `JointLayer`, because attention is joint. Parameter names follow Hugging Face's where a
+counterpart exists. DeepStack and lm_head are not built: nothing in InternVLA-A1 reads them.
 """
 
 import torch
@@ -139,8 +139,8 @@ class UndExpert(nn.Module):
 class GenExpert(nn.Module):
     """Sec. 3.2 Generation Expert: 6 latent grids -> 96 tokens, and 96 tokens -> 3 latent grids.
 
-    [release] project to width D first, then convolve at width D (and deconvolve at width D, LayerNorm, project
-    back): only this order gives Table 1's totals; the text has the two steps the other way round.
+    [release] In: project to width D, then convolve. Out: deconvolve, LayerNorm, project to 16 channels. The text has
+    convolution and projector the other way round, which does not give Table 1's totals.
     """
 
     def __init__(self, config, channels=16):
@@ -181,7 +181,7 @@ class GenExpert(nn.Module):
 # ---- action: q_t, a_tau, tau -> velocity ------------------------------------------------------------------------
 
 class ActExpert(nn.Module):
-    """Sec. 3.2 Action Expert: one state token, k action tokens, each action token fused with tau. [release] MLP."""
+    """Sec. 3.2 Action Expert: one state token and k action tokens, each fused with tau by an MLP [release]."""
 
     def __init__(self, config):
         super().__init__()
@@ -192,7 +192,7 @@ class ActExpert(nn.Module):
         self.action_time_mlp_in = nn.Linear(2 * D, D)
         self.action_time_mlp_out = nn.Linear(D, D)
         if config.learned_positions:
-            # Smaller than elsewhere: eps is most of the velocity, and a_tau must not drown in a large position code.
+            # Small: the velocity follows from a_tau, which must not drown in a large position code.
             self.position = nn.Parameter(position_table([(1, 1), (1, config.chunk)], D).detach() * 0.3)
         self.norm = RMSNorm(D, config.norm_eps)
         self.action_out_proj = nn.Linear(D, config.action_dim)

@@ -44,7 +44,7 @@ def euler(v_theta, eps, steps):
 def tau_embedding(tau, width):
     """tau (...) in [0, 1] -> (..., width) float32: sines, then cosines, of the noise level 1 - tau.
 
-    width / 2 periods, geometric from 0.004 to 4. [release] numbers; it feeds its time, which is our noise level.
+    width / 2 periods, geometric from 0.004 to 4. [release] It embeds its own time, which is our noise level.
     """
     noise = 1 - tau.double()
     fraction = torch.linspace(0, 1, width // 2, dtype=torch.float64, device=tau.device)

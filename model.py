@@ -2,15 +2,15 @@
 
     h_und = f_und(l, o_t)      z_hat_{t+m} = f_gen(z_{t-m}, z_t; h_und)      v_theta(q_t, a_tau; h_und, h_gen)
 
-Conditioning is per layer: layer i of the generation expert attends to layer i's keys and values of the understanding
-expert, and layer i of the action expert to both. Three paths share `JointLayer.extend`:
+h_und and h_gen are not one tensor each: in its layer i the generation expert attends to the understanding expert's keys
+and values of layer i, and the action expert to those of both. The three go through the layers in three ways:
 
-    forward    training: und, gen, act in every layer, one mask
-    prefill    inference: und, then gen, keeping their keys and values
-    v_theta    inference: one Euler step of the action expert against the kept keys and values
+    forward    training: und, gen and act
+    prefill    inference: und and gen, whose keys and values are kept
+    v_theta    inference: act in one Euler step, against the kept keys and values
 
-The cumulative mask makes the second and third exactly equal to the first. Noise and tau are arguments, never drawn
-here. `python model.py` prints the pass. What makes it fast is in support/inference/engine.py.
+No token sees a later segment, so the last two together equal the first. Noise and tau are arguments, never drawn here.
+`python model.py` prints the pass. What makes it fast is in support/inference/engine.py.
 """
 
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ class Losses:
 
 
 def masked_sum(error, mask):
-    """Sum and number of the elements of `error` where `mask`, broadcast to it, is true."""
+    """Sum and number of the elements of `error` where `mask`, broadcast to it, is true: two scalars."""
     mask = mask.expand_as(error)
     return (error * mask).sum(), mask.sum()
 
@@ -62,11 +62,11 @@ class JointLayer(nn.Module):
         self.act = Block(config.act_width, config.act_mlp, config)
 
     def extend(self, name, x, rotary, bias, before=None):
-        """One stream attends to what stands before it, and to itself: the Mixture-of-Transformers in eight lines.
+        """One stream attends to those before it and to itself: the Mixture-of-Transformers in seven lines.
 
-        name: und, gen or act; x (B, n, D); bias (B, 1, n, N_before + n); before: (key, value) of the streams before
-        it, each (B, G, N_before, d), or None. Returns x after this layer, or as it came in where its block is
-        kv_only, and (key, value) with its own behind: what the next stream attends to.
+        name: und, gen or act. x (B, n, D). bias (B, 1, n, N_before + n). before: (key, value) of the streams before
+        it, each (B, G, N_before, d), or None. Returns x after this layer, unchanged if its block is kv_only, and
+        (key, value) with its own appended: what the next stream attends to.
         """
         block = getattr(self, name)
         query, key, value = block.project(x, rotary)
@@ -77,9 +77,10 @@ class JointLayer(nn.Module):
         return x, (key, value)
 
     def forward(self, streams, rotary, bias):
-        """All streams after this layer. streams: name -> (B, n, D), in the order und, gen, act.
+        """All streams after this layer, and (key, value) of all their tokens.
 
-        rotary: tables (B, 1, N, d), or None, and bias (B, 1, N, N): both of the whole sequence.
+        streams: name -> (B, n, D), in the order und, gen, act. rotary: tables (B, 1, N, d), or None, and bias
+        (B, 1, N, N): both of the whole sequence.
         """
         out, before, start = {}, None, 0
         for name, x in streams.items():
@@ -87,7 +88,7 @@ class JointLayer(nn.Module):
             rows = bias[:, :, start:end, :end]                                     # nobody sees what comes later
             out[name], before = self.extend(name, x, part_of(rotary, slice(start, end)), rows, before)
             start = end
-        return out
+        return out, before
 
 
 class Prefix(NamedTuple):
@@ -105,15 +106,14 @@ class InternVLA_A1(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        before = after = 1 if config.view_tokens else 0
-        gen = 2 * 4 * 4 if config.gen_expert else 0   # per view: two times of 4 x 4 tokens, 96 in all
-        self.layout = Layout(side=config.view_side, text=config.text_tokens, gen=gen, chunk=config.chunk, before=before,
-                             after=after, mrope=bool(config.mrope_sections))
+        around = 1 if config.view_tokens else 0       # tokens before a view, and as many after it
+        gen = 2 * 4 * 4 if config.gen_expert else 0   # of a view: two times of 4 x 4 tokens, 96 for three views
+        self.layout = Layout(side=config.view_side, text=config.text_tokens, gen=gen, chunk=config.chunk, before=around,
+                             after=around, mrope=bool(config.mrope_sections))
         self.und = UndExpert(config)
         if config.gen_expert:
             self.gen = GenExpert(config)
-            self.vae = DctVAE() if config.vae == "dct" else CosmosVAE()
-            self.vae.requires_grad_(False)
+            self.vae = (DctVAE() if config.vae == "dct" else CosmosVAE()).requires_grad_(False)
         self.act = ActExpert(config)
         self.layers = nn.ModuleList(JointLayer(config, last=i == config.layers - 1) for i in range(config.layers))
         frequency, axis = rotary_frequencies(config)
@@ -122,18 +122,18 @@ class InternVLA_A1(nn.Module):
         self._initialise()
 
     def _initialise(self):
-        """[release] normal weights in the experts' blocks, torch's defaults in the projections around them."""
+        """[release] Linear weights of the blocks are normal. The projections around them keep torch's defaults."""
         for layer in self.layers.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=self.config.init_std)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        if not self.config.learned_positions:   # beside sines and cosines of size 1, words must not be tiny
+        if not self.config.learned_positions:   # where those are added, words keep their size of 1
             nn.init.normal_(self.und.embed_tokens.weight, std=self.config.init_std)
 
     @property
     def dtype(self):
-        """Compute dtype of the residual streams."""
+        """Of the residual streams."""
         return self.layers[0].und.self_attn.k_proj.weight.dtype
 
     # ---- images ---------------------------------------------------------------------------------------------
@@ -161,21 +161,17 @@ class InternVLA_A1(nn.Module):
         """Mask (B, 1, N, N) and rotary tables (B, 1, N, d), or None, of the joint sequence with R action draws."""
         layout = replace(self.layout, draws=R)
         valid = valid_tokens(layout, batch.view_mask, batch.text_mask)
-        device = valid.device
-        allowed = segment_mask(segments(layout).to(device), draws(layout).to(device), valid)
+        allowed = segment_mask(segments(layout).to(valid.device), draws(layout).to(valid.device), valid)
         bias = attention_bias(allowed, self.dtype)
-        if self.config.learned_positions:   # [ours] they take the place of rotary ones
+        if self.config.learned_positions:   # [ours] in place of rotary ones
             return bias, None
         position = positions(layout, batch.view_mask, batch.text_mask)
         return bias, rotary_tables(position, self.rope_frequency, self.rope_axis)
 
     def _dimensions(self, batch):
-        """What eps and v_theta are multiplied by, (B, 1, d_a) float32: 0 where an action dimension is padding.
-
-        [release] noise_on_padding: 1 everywhere.
-        """
-        mask = torch.ones_like(batch.dim_mask) if self.config.noise_on_padding else batch.dim_mask
-        return mask[:, None].float()
+        """1 for a real action dimension, 0 for padding, (B, 1, d_a) float32: eps and v_theta are multiplied by it."""
+        mask = batch.dim_mask[:, None].float()
+        return torch.ones_like(mask) if self.config.noise_on_padding else mask    # [release] all dimensions
 
     # ---- training -------------------------------------------------------------------------------------------
 
@@ -196,7 +192,7 @@ class InternVLA_A1(nn.Module):
         streams["act"] = self.act.embed(batch.state, a_tau, tau).to(self.dtype)
         bias, rotary = self._sequence(batch, R)
         for layer in self.layers:
-            streams = layer(streams, rotary, bias)
+            streams, _ = layer(streams, rotary, bias)
 
         v = self.act.velocity(streams["act"], R) * exists                          # (B, R, k, d_a)
         error = (v - flow.velocity_target(a, eps)).square()                        # Eq. (2)
@@ -223,20 +219,16 @@ class InternVLA_A1(nn.Module):
     @torch.no_grad()
     def prefill(self, batch):
         """Understanding, then generation -> Prefix. batch: data.Batch; of its frames those at t-m and t are read."""
+        streams = {"und": self.und.embed(batch.image, batch.text_ids).to(self.dtype)}
+        if self.config.gen_expert:
+            streams["gen"] = self.gen.embed(self.phi_cosmos(batch.frames[:, :, :2])).to(self.dtype)
         bias, rotary = self._sequence(batch, R=1)
-        u, g = self.layout.n_und, self.layout.n_und + self.layout.n_gen
-        x = self.und.embed(batch.image, batch.text_ids).to(self.dtype)
         before = []
         for layer in self.layers:
-            x, kept = layer.extend("und", x, part_of(rotary, slice(u)), bias[:, :, :u, :u])
+            streams, kept = layer(streams, rotary, bias)
             before.append(kept)
-        h_gen = None
-        if self.config.gen_expert:
-            h_gen = self.gen.embed(self.phi_cosmos(batch.frames[:, :, :2])).to(self.dtype)
-            for i, layer in enumerate(self.layers):
-                rows = bias[:, :, u:g, :g]
-                h_gen, before[i] = layer.extend("gen", h_gen, part_of(rotary, slice(u, g)), rows, before[i])
-        return Prefix(before, h_gen, part_of(rotary, slice(g, None)), bias[:, :, g:])
+        n = self.layout.n_und + self.layout.n_gen
+        return Prefix(before, streams.get("gen"), part_of(rotary, slice(n, None)), bias[:, :, n:])
 
     def v_theta(self, prefix, batch, a_tau, tau):
         """One evaluation of the velocity field. a_tau (B, k, d_a), tau python float -> (B, k, d_a)."""
@@ -258,8 +250,7 @@ class InternVLA_A1(nn.Module):
         """z_hat_{t+m} from the frames at t-m and t: (B, V, 16, g, g). ValueError without a generation expert."""
         if not self.config.gen_expert:
             raise ValueError("this model was built with --gen_expert false: it imagines nothing")
-        prefix = prefix or self.prefill(batch)
-        return self.gen.decode(prefix.h_gen).float()
+        return self.gen.decode((prefix or self.prefill(batch)).h_gen).float()
 
 
 if __name__ == "__main__":

@@ -17,16 +17,18 @@ def on_meta(config):
         return InternVLA_A1(config).to("meta")   # constants are born on the CPU
 
 
-def count_parameters(model):
-    """Unique parameters by part: dict of und, gen, act, projections, vae, total (Table 1's columns)."""
-    def size(modules):
-        return sum(p.numel() for m in modules for p in m.parameters())
+def size(*modules, recurse=True):
+    """Parameters of modules, with or without those of their submodules."""
+    return sum(p.numel() for module in modules for p in module.parameters(recurse=recurse))
 
+
+def count_parameters(model):
+    """Parameters by part: dict of und, gen, act, projections, vae, total (Table 1's columns)."""
     layers, gen = model.layers, model.config.gen_expert
-    rows = {"und": size([model.und] + [layer.und for layer in layers]),
-            "gen": size([layer.gen for layer in layers] + [model.gen.norm]) if gen else 0,
-            "act": size([layer.act for layer in layers] + [model.act.norm])}
-    vae, total = size([model.vae]) if gen else 0, size([model])
+    rows = {"und": size(model.und, *(layer.und for layer in layers)),
+            "gen": size(model.gen.norm, *(layer.gen for layer in layers)) if gen else 0,
+            "act": size(model.act.norm, *(layer.act for layer in layers))}
+    vae, total = size(model.vae) if gen else 0, size(model)
     return rows | {"projections": total - sum(rows.values()) - vae, "vae": vae, "total": total}
 
 
@@ -58,7 +60,7 @@ def not_built(config):
 
 
 def table(config):
-    """Table 1 for a preset (Config) as printable lines: millions built, millions in the release's files, the paper's."""
+    """Table 1 for a preset (Config) as printable lines: millions built, millions released, the paper's billions."""
     rows, absent = count_parameters(on_meta(config.model)), not_built(config.model)
     paper = PAPER.get(config.name.removesuffix("_release"), {})
     title = f"parameters of {config.name}, in millions"

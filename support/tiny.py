@@ -9,7 +9,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 
 class ConvStem(nn.Module):
@@ -49,7 +49,7 @@ def position_table(groups, width):
     return nn.Parameter(torch.cat(tables))
 
 
-# ---- a stand-in without weights: 8x8 block DCT ---------------------------------------------------
+# ---- DctVAE -----------------------------------------------------------------------------------------------------
 
 # Grey has no chroma, and the three axes are orthonormal: luma, red against blue, green against the other two.
 COLOUR_AXES = ((3 ** -0.5, 3 ** -0.5, 3 ** -0.5),
@@ -59,7 +59,7 @@ COLOUR_AXES = ((3 ** -0.5, 3 ** -0.5, 3 ** -0.5),
 ZIGZAG = ((0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0))
 
 
-def dct_kernels() -> Tensor:
+def dct_kernels():
     """The 16 kept basis pictures, (16, 3, 8, 8) float32, orthonormal as vectors of 192 pixels.
 
     Channels 0-9: luma, the ZIGZAG order; 10-12 and 13-15: the two chroma axes, the first three of that order.
@@ -86,21 +86,14 @@ class DctVAE(nn.Module):
     No parameters and an empty state dict: the kernels are a non-persistent buffer.
     """
 
-    downsample, latent_channels = 8, 16
-
     def __init__(self):
         super().__init__()
         self.register_buffer("kernels", dct_kernels(), persistent=False)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """images (N, 3, H, W) in [-1, 1], H and W multiples of 8, else ValueError -> z (N, 16, H/8, W/8).
-
-        The dtype is that of images, whatever the module's.
-        """
-        if images.ndim != 4 or images.shape[1] != 3 or any(size % 8 for size in images.shape[2:]):
-            raise ValueError(f"images have shape {tuple(images.shape)}: pass (N, 3, H, W) with H and W multiples of 8")
+    def encode(self, images):
+        """images (N, 3, H, W) in [-1, 1], H and W multiples of 8 -> z (N, 16, H/8, W/8), in the dtype of images."""
         return F.conv2d(images, self.kernels.to(images.dtype), stride=8)
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z):
         """z (N, 16, h, w) -> images (N, 3, 8h, 8w), near [-1, 1] but not clamped, in the dtype of z."""
         return F.conv_transpose2d(z, self.kernels.to(z.dtype), stride=8)

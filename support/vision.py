@@ -13,16 +13,9 @@ from support.rotary import rotate
 
 
 def merge_2x2(x):
-    """(B, H, W, C) -> (B, H/2 * W/2, 4C): four neighbouring patches become one token, channels (row, column, C)."""
-    B, H, W, C = x.shape
-    x = x.view(B, H // 2, 2, W // 2, 2, C).permute(0, 1, 3, 2, 4, 5)
-    return x.reshape(B, H * W // 4, 4 * C)
-
-
-def square(x):
-    """(B, side^2, C) -> (B, side, side, C)."""
-    side = math.isqrt(x.shape[1])
-    return x.unflatten(1, (side, side))
+    """(B, side^2, C) -> (B, side^2 / 4, 4C): four neighbouring patches become one token, channels (row, column, C)."""
+    half = math.isqrt(x.shape[1]) // 2
+    return x.unflatten(1, (half, 2, half, 2)).transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 def vit_attention(qkv, heads, rotary=None):
@@ -79,7 +72,7 @@ class InternViT(nn.Module):
 
     def tokens(self, x):
         """What the layers leave, (n, 1 + side^2, width) -> (n, side^2 / 4, D)."""
-        x = merge_2x2(square(x[:, 1:]))
+        x = merge_2x2(x[:, 1:])
         x = self.projector["linear_1"](self.projector["layer_norm"](x))
         return self.projector["linear_2"](F.gelu(x))
 
@@ -140,7 +133,7 @@ class QwenViT(nn.Module):
 
     def tokens(self, x):
         """What the layers leave, (n, side^2, width) -> (n, side^2 / 4, D)."""
-        x = merge_2x2(square(self.merger["norm"](x)))
+        x = merge_2x2(self.merger["norm"](x))
         return self.merger["linear_fc2"](F.gelu(self.merger["linear_fc1"](x)))
 
     def forward(self, pixels):

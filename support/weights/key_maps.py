@@ -57,13 +57,16 @@ def text_blocks(expert):
     ]
 
 
-def unread(config):
-    """Pattern of our names that a preset does not build, because nothing reads them, and the reason."""
-    if config.und_tail:
-        return None
-    last = rf"layers\.{config.layers - 1}\.und\."
-    return (rf"{last}(?:self_attn\.(?:q_proj|q_norm|o_proj)\.|mlp\.|post_attention_layernorm\.).+|und\.norm\.weight",
-            "the last understanding layer gives keys and values alone")
+def unbuilt(config):
+    """What a preset does not build: (pattern of our names, reason)."""
+    rules = []
+    if not config.und_tail:
+        tail = r"(?:self_attn\.(?:q_proj|q_norm|o_proj)|mlp|post_attention_layernorm)\..+"
+        rules.append((rf"layers\.{config.layers - 1}\.und\.{tail}|und\.norm\.weight",
+                      "the last understanding layer gives keys and values alone"))
+    if not config.gen_expert:
+        rules.append((r"(?:gen|vae|layers\.\d+\.gen)\..+", "built without the generation expert"))
+    return rules
 
 
 def translate(key, rules):
@@ -79,10 +82,7 @@ def compact(keys):
     """Every key, layers folded: ["a.0.w", "a.1.w", "b"] -> ["a.{0,1}.w", "b"]."""
     groups = defaultdict(list)
     for key in sorted(keys):
-        numbers = re.findall(r"(?<=\.)\d+(?=\.)", key)
-        groups[re.sub(r"(?<=\.)\d+(?=\.)", "{}", key, count=1), tuple(numbers[1:])].append(numbers[:1])
-    lines = []
-    for (pattern, _), found in groups.items():
-        where = ",".join(number[0] for number in found if number)
-        lines.append(pattern.replace("{}", where if "," not in where else f"{{{where}}}", 1))
-    return lines
+        head, *number_and_tail = re.split(r"\.(\d+)\.", key, maxsplit=1)
+        number, tail = number_and_tail or ("", "")
+        groups[head, tail].append(number)
+    return [f"{head}.{{{','.join(numbers)}}}.{tail}" if tail else head for (head, tail), numbers in groups.items()]

@@ -1,13 +1,8 @@
 """Weights from elsewhere into a model, strictly: backbones, text blocks for the experts, NVIDIA's Cosmos, our own.
 
-    load_backbone       InternVL3-1B or Qwen3-VL-2B, in Hugging Face's form, into the understanding expert
-    initialise_experts  text blocks of such a model into the generation and action experts
-    load_cosmos         encoder.jit and decoder.jit, or safetensors, into the VAE
-    load_state          a checkpoint of ours
-
-Key maps are in support/weights/key_maps.py. Shapes are compared and each key of either side must be matched, converted
-or named as deliberately left out before the first tensor is read; a refusal lists all others. Tensors are then copied
-one by one, so memory holds the model and never a second copy of it.
+Each key of either side must be matched, converted or named as deliberately left out (key_maps.py), and shapes must be
+equal, before the first tensor is read. A refusal lists all other keys. Tensors are then copied one by one, so memory
+holds the model and never a second copy of it.
 """
 
 import json
@@ -20,7 +15,7 @@ from torch import nn
 
 from model import InternVLA_A1
 from support.precision import to_compute
-from support.weights.key_maps import BACKBONE, COSMOS, LEFT_OUT, compact, text_blocks, translate, unread
+from support.weights.key_maps import BACKBONE, COSMOS, LEFT_OUT, compact, text_blocks, translate, unbuilt
 from support.weights.tensor_files import Tensors, TorchScript, find
 
 HF_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json")
@@ -28,7 +23,7 @@ HF_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json")
 
 @dataclass
 class Report:
-    """What a load did. left_out: reason -> foreign keys."""
+    """What a load did. converted: foreign keys. left_out: reason -> foreign keys."""
 
     source: str
     matched: int = 0
@@ -36,42 +31,36 @@ class Report:
     left_out: dict = field(default_factory=dict)
 
     def __str__(self):
-        lines = [f"{self.source}: {self.matched} tensors matched"]
-        if self.converted:
-            lines.append(f"  converted: {', '.join(compact(self.converted))}")
-        lines += [f"  not loaded, {len(keys)} tensors: {reason}" for reason, keys in self.left_out.items()]
-        return "\n".join(lines)
+        converted = [f"  converted: {', '.join(compact(self.converted))}"] if self.converted else []
+        left = [f"  not loaded, {len(keys)} tensors: {reason}" for reason, keys in self.left_out.items()]
+        return "\n".join([f"{self.source}: {self.matched} tensors matched", *converted, *left])
 
 
-def plan(source, rules, config, own):
-    """Decide the fate of every key before anything is read: ([(foreign key, our name, change)], Report).
+def plan(source, rules, config, own, wanted=""):
+    """Decide the fate of every key before anything is read -> ([(foreign key, our name, change)], Report).
 
-    own: our name -> tensor to be filled. ValueError lists all missing, unexpected and misshapen keys.
+    own: our name -> tensor to be filled, where the name matches the pattern `wanted`. ValueError lists all missing,
+    unexpected and misshapen keys.
     """
+    own = {name: p for name, p in own.items() if re.match(wanted, name)}
     if not any(key.endswith("embed_tokens.weight") for key in source.where) and "und.embed_tokens.weight" in own:
         # safetensors keeps one of a tied pair, and it is this one
         rules = [(r".*lm_head\.weight", "und.embed_tokens.weight", None), *rules]
-    skip, report = unread(config), Report(str(source.directory))
-    copies, unexpected, wrong = {}, [], []   # our name -> (foreign key, our name, change)
+    report, copies, unexpected, wrong = Report(str(source.directory)), {}, [], []
     for key in sorted(source.where):
-        found = translate(key, rules)
-        ours, change = found or (None, None)
-        if found is None or ours in copies:
+        ours, change = translate(key, rules) or ("", None)
+        reason = change if ours is LEFT_OUT else next((why for pattern, why in unbuilt(config)
+                                                       if re.fullmatch(pattern, ours)), None)
+        if reason:
+            report.left_out.setdefault(reason, []).append(key)
+        elif ours not in own or ours in copies:
             unexpected.append(key)
-        elif ours is LEFT_OUT:
-            report.left_out.setdefault(change, []).append(key)
-        elif ours in own:
+        else:
             if source.shape(key) != tuple(own[ours].shape):
                 wrong.append(f"{key} is {list(source.shape(key))}, {ours} is {list(own[ours].shape)}")
             copies[ours] = key, ours, change
             report.converted += [key] if change else []
-        elif skip and re.fullmatch(skip[0], ours):
-            report.left_out.setdefault(skip[1], []).append(key)
-        elif not config.gen_expert and re.match(r"gen\.|vae\.|layers\.\d+\.gen\.", ours):
-            report.left_out.setdefault("built without the generation expert", []).append(key)
-        else:
-            unexpected.append(key)
-    report.matched, missing = len(copies), set(own) - set(copies)
+    report.matched, missing = len(copies), own.keys() - copies.keys()
     problems = [f"missing for {line}" for line in compact(missing)]
     problems += [f"unexpected {line}" for line in compact(unexpected)]
     problems += [f"shape: {line}" for line in wrong]
@@ -91,8 +80,8 @@ def read(source, copies):
 @torch.no_grad()
 def fill(model, source, rules, wanted):
     """Copy a source's tensors into the parameters whose names match the pattern `wanted`, strictly -> Report."""
-    own = {name: p for name, p in model.state_dict().items() if re.match(wanted, name)}
-    copies, report = plan(source, rules, model.config, own)
+    own = model.state_dict()
+    copies, report = plan(source, rules, model.config, own, wanted)
     for ours, tensor in read(source, copies):
         own[ours].copy_(tensor)
     return report
@@ -118,13 +107,13 @@ def backbone_fields(directory):
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{directory}/config.json is missing or is not a vision-language model's "
                          f"({type(error).__name__}: {error}); give the directory of the backbone") from error
-    rope = text.get("rope_parameters") or {}
-    sections = {**(text.get("rope_scaling") or {}), **rope}.get("mrope_section") or ()
+    rope = (text.get("rope_scaling") or {}) | (text.get("rope_parameters") or {})
     heads = text["num_attention_heads"]
     fields = {"layers": text["num_hidden_layers"], "heads": heads, "kv_heads": text["num_key_value_heads"],
               "head_dim": text.get("head_dim") or text["hidden_size"] // heads, "und_width": text["hidden_size"],
-              "und_mlp": text["intermediate_size"], "rope_theta": rope.get("rope_theta", text.get("rope_theta")),
-              "norm_eps": text["rms_norm_eps"], "vocab": text["vocab_size"], "mrope_sections": tuple(sections),
+              "und_mlp": text["intermediate_size"], "norm_eps": text["rms_norm_eps"], "vocab": text["vocab_size"],
+              "rope_theta": rope.get("rope_theta") or text["rope_theta"],
+              "mrope_sections": tuple(rope.get("mrope_section") or ()),
               "vit_width": vision["hidden_size"], "vit_mlp": vision["intermediate_size"]}
     if stored["model_type"] == "internvl":
         patch, size = (x[0] if isinstance(x, list) else x for x in (vision["patch_size"], vision["image_size"]))
@@ -146,22 +135,18 @@ def load_backbone(model, path_or_id):
               in backbone_fields(directory).items() if getattr(model.config, name) != value]
     if differ:
         raise ValueError(f"{directory}/config.json is not the backbone of this config: {'; '.join(differ)}")
-    with Tensors(directory) as source:
-        return fill(model, source, BACKBONE, r"und\.|layers\.\d+\.und\.")
+    return fill(model, Tensors(directory), BACKBONE, r"und\.|layers\.\d+\.und\.")
 
 
 def initialise_experts(model, path_or_id):
-    """Copy a language model's blocks into the generation and action experts -> list of two Reports.
+    """Copy a language model's blocks into the generation and action experts -> a Report for each.
 
-    The directory is the backbone's own (a1_2b, whose shapes match) or Qwen3-0.6B's (a1_3b). Without this call they
+    The model is the backbone itself (a1_2b, whose shapes match) or Qwen3-0.6B (a1_3b). Without this call the experts
     are random, as the release starts them.
     """
-    reports, directory = [], find(path_or_id, HF_FILES)
-    with Tensors(directory) as source:
-        for expert in ("gen", "act") if model.config.gen_expert else ("act",):
-            wanted = rf"layers\.\d+\.{expert}\.|{expert}\.norm\."
-            reports.append(fill(model, source, text_blocks(expert), wanted))
-    return reports
+    source = Tensors(find(path_or_id, HF_FILES))
+    return [fill(model, source, text_blocks(expert), rf"layers\.\d+\.{expert}\.|{expert}\.norm\.")
+            for expert in (("gen", "act") if model.config.gen_expert else ("act",))]
 
 
 def open_cosmos(path_or_id):
@@ -171,16 +156,12 @@ def open_cosmos(path_or_id):
 
 def load_cosmos(model, path_or_id):
     """NVIDIA's Cosmos CI8x8 tokenizer (encoder.jit and decoder.jit, or safetensors) into the VAE -> Report."""
-    with open_cosmos(path_or_id) as source:
-        return fill(model, source, COSMOS, r"vae\.")
+    return fill(model, open_cosmos(path_or_id), COSMOS, r"vae\.")
 
 
 def load_state(model, tensors, what):
-    """Tensors of one of our checkpoints into a model. ValueError names what does not fit."""
-    own = model.state_dict()
-    wrong = sorted(name for name in own.keys() | tensors.keys()
-                   if name not in own or name not in tensors or own[name].shape != tensors[name].shape)
-    if wrong:
-        raise ValueError(f"{what} does not fit this config: {len(wrong)} tensors are missing, unexpected or of another "
-                         f"shape, such as {', '.join(compact(wrong)[:3])}")
-    model.load_state_dict(tensors)
+    """Tensors of one of our checkpoints into a model. ValueError says, in torch's words, what does not fit."""
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{what} does not fit this config: {' '.join(str(error).split())[:300]}") from error

@@ -1,11 +1,7 @@
-"""The authors' published checkpoint: into a model, into an ordinary checkpoint of ours, and back to their form.
-
-support/weights/__main__.py is the command line.
-"""
+"""The authors' published checkpoint: into a model, into an ordinary checkpoint of ours, and back to their form."""
 
 import json
-import re
-from contextlib import ExitStack
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,13 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from config import from_dict, get_config, to_dict
-from model import InternVLA_A1
 from support import checkpoint
 from support.data.robots import ROBOTS, release_statistics
 from support.data.statistics import Statistics
-from support.table1 import not_built
+from support.table1 import not_built, on_meta
 from support.weights.key_maps import COSMOS, NO_VAE, RELEASE
-from support.weights.loading import empty_model, fill, load_cosmos, open_cosmos, plan, read
+from support.weights.loading import empty_model, fill, open_cosmos, plan, read
 from support.weights.tensor_files import Tensors, find
 
 RELEASE_FILES = ("config.json", "model.safetensors", "stats.json")
@@ -32,10 +27,11 @@ def release_tokenizer(directory, backbone):
     return str(directory) if own else TOKENIZERS.get(backbone, "")
 
 
-def skeleton(config, wanted=""):
-    """Our names and shapes, without memory: what a load has to fill."""
-    with torch.device("meta"):
-        return {name: p for name, p in InternVLA_A1(config).state_dict().items() if re.match(wanted, name)}
+def release_parts(directory, vae):
+    """What fills which of our names: [(source, key map, pattern)]. vae: as for load_release."""
+    if vae is None:
+        return [(Tensors(directory), RELEASE, "")]
+    return [(Tensors(directory), NO_VAE, r"(?!vae\.)"), (open_cosmos(vae), COSMOS, r"vae\.")]
 
 
 def load_release(config, path_or_id, device="cpu", dtype=torch.float32, vae=None):
@@ -43,56 +39,49 @@ def load_release(config, path_or_id, device="cpu", dtype=torch.float32, vae=None
 
     vae: a directory of NVIDIA's files, where the release's own copy of the tokenizer is not wanted.
     """
-    rules, wanted = (RELEASE, "") if vae is None else (NO_VAE, r"(?!vae\.)")
-    with Tensors(find(path_or_id, RELEASE_FILES)) as source:
-        plan(source, rules, config, skeleton(config, wanted))   # refuse before allocating
-        model = empty_model(config, device, dtype)
-        reports = [fill(model, source, rules, wanted)]
-    return model, reports + ([] if vae is None else [load_cosmos(model, vae)])
+    model = empty_model(config, device, dtype)
+    return model, [fill(model, *part) for part in release_parts(find(path_or_id, RELEASE_FILES), vae)]
 
 
 def export_release(config, own, out, base=None):
     """Write weights as a directory that the release can load -> Path of its model.safetensors.
 
-    own: our state dict; config: its ModelConfig. base: the published directory: what we do not build (DeepStack, the
-    last understanding layer's tail, lm_head) is copied from it, and every tensor keeps its dtype there. ValueError
-    without it, listing those keys.
+    config: ModelConfig. own: its state dict. base: the published directory. What is not built here is copied from it,
+    and every tensor gets its dtype there. ValueError without it lists what is not built.
     """
     if base is None:
         raise ValueError("export needs --base, the published directory, for what is not built here: "
                          + ", ".join(not_built(config)))
-    out = Path(out)
-    with Tensors(find(base, RELEASE_FILES)) as source:
-        copies, _ = plan(source, RELEASE, config, own)
-        tensors = {key: source.read(key) for key in source.where}
-        for key, ours, change in copies:
-            tensor = change(own[ours]) if change else own[ours]
-            tensors[key] = tensor.to("cpu", tensors[key].dtype).contiguous()
-        out.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, out / "model.safetensors", metadata=source.metadata)
-        for name in ("config.json", "stats.json"):
-            if (source.directory / name).exists():
-                (out / name).write_bytes((source.directory / name).read_bytes())
+    source, out = Tensors(find(base, RELEASE_FILES)), Path(out)
+    copies, _ = plan(source, RELEASE, config, own)
+    tensors = {key: source.read(key) for key in source.where}
+    for key, ours, change in copies:
+        tensor = change(own[ours]) if change else own[ours]
+        tensors[key] = tensor.to("cpu", tensors[key].dtype).contiguous()
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, out / "model.safetensors", metadata=source.metadata)
+    for name in ("config.json", "stats.json"):
+        if (source.directory / name).exists():
+            shutil.copyfile(source.directory / name, out / name)
     return out / "model.safetensors"
 
 
 def release_settings(directory, config, robot, action_mode, fps=30.0, tokenizer=None):
     """What the release's directory says beside its weights -> (Path, Config, Statistics).
 
-    config: name of a preset. What cannot be derived (the robot, the action mode) has no default. The tokenizer is the
-    one given, else the directory's own, else the backbone's on the hub.
+    config: name of a preset. Robot and action mode cannot be derived, so they have no default. The tokenizer is the one
+    given, else the directory's own, else the backbone's on the hub.
     """
     if not robot or not action_mode:
         raise ValueError("--robot NAME and --action_mode absolute|delta are needed: the release's files do not say "
                          "which of their statistics to use")
     directory = find(directory, RELEASE_FILES)
-    moments = release_statistics(directory / "stats.json", robot, action_mode)
-    preset = get_config(config)
-    tokenizer = tokenizer or release_tokenizer(directory, preset.model.backbone)
+    moments, row = release_statistics(directory / "stats.json", robot, action_mode), ROBOTS[robot]
+    tokenizer = tokenizer or release_tokenizer(directory, get_config(config).model.backbone)
     names = tuple(f"{feature}[{i}]" if width > 1 else feature
-                  for feature, width in zip(ROBOTS[robot].action, ROBOTS[robot].widths) for i in range(width))
+                  for feature, width in zip(row.action, row.widths) for i in range(width))
     stats = Statistics(robot=robot, action_mode=action_mode, fps=fps, windows=0, action_names=names,
-                       relative=ROBOTS[robot].relative, **moments)
+                       relative=row.relative, **moments)
     return directory, get_config(config, {"action_mode": action_mode, "tokenizer": tokenizer}), stats
 
 
@@ -102,17 +91,13 @@ def import_release(args):
         raise ValueError(f"{args.out} is not empty: give a new directory")
     directory, config, stats = release_settings(args.dir, args.config, args.robot, args.action_mode, args.fps,
                                                 args.tokenizer)
-    parts = [(Tensors(directory), RELEASE if args.vae is None else NO_VAE, "" if args.vae is None else r"(?!vae\.)")]
-    if args.vae:
-        parts.append((open_cosmos(args.vae), COSMOS, r"vae\."))
-    tensors = {}
-    with ExitStack() as stack:
-        for source, rules, wanted in parts:
-            copies, report = plan(stack.enter_context(source), rules, config.model, skeleton(config.model, wanted))
-            tensors |= dict(read(source, copies))   # memory-mapped, but for the converted ones
-            print(report)
-        state = {"step": 0, "config": to_dict(config), "statistics": asdict(stats), "versions": {}, "log_length": 0}
-        print(f"wrote {checkpoint.save(args.out, 0, tensors, {}, state)}")
+    own, tensors = on_meta(config.model).state_dict(), {}
+    for source, rules, wanted in release_parts(directory, args.vae):
+        copies, report = plan(source, rules, config.model, own, wanted)
+        tensors |= dict(read(source, copies))   # memory-mapped, but for the converted ones
+        print(report)
+    state = {"step": 0, "config": to_dict(config), "statistics": asdict(stats), "versions": {}, "log_length": 0}
+    print(f"wrote {checkpoint.save(args.out, 0, tensors, {}, state)}")
 
 
 def export_run(args):
@@ -124,22 +109,19 @@ def export_run(args):
 def random_release(args):
     """The command `random`: noise in the published form, to try the other commands on without the real files.
 
-    --keys: lines of key, shape, dtype, such as tests/data/keys_3b.tsv. Norms are ones; the 3B's text embedding is
-    left out, as safetensors does with a tied pair. stats.json is made for --robot.
+    --keys: lines of key, shape, dtype, such as tests/data/keys_3b.tsv. stats.json is made for --robot. The 3B's text
+    embedding is left out, as safetensors does with a tied pair.
     """
     out, tensors = Path(args.dir), {}
-    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     for line in Path(args.keys).read_text().splitlines():
         key, shape, dtype = line.split("\t")[:3]
-        if key.endswith("embed_tokens.weight") and "qwen3_vl" in key:
-            continue
-        shape = json.loads(shape)
-        make = torch.ones if "norm" in key and key.endswith("weight") and len(shape) == 1 else torch.randn
-        tensors[key] = make(shape, dtype=getattr(torch, dtype)).mul_(1 if make is torch.ones else 0.02)
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+        if not (key.endswith("embed_tokens.weight") and "qwen3_vl" in key):
+            tensors[key] = 0.02 * torch.randn(json.loads(shape), dtype=getattr(torch, dtype))
     robot = ROBOTS[args.robot]
     moments = {key: {"mean": [0.0] * width, "std": [1.0] * width}
                for keys in (robot.state, robot.action) for key, width in zip(keys, robot.widths)}
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     (out / "stats.json").write_text(json.dumps({args.robot: moments}, indent=1) + "\n")
     print(f"wrote {sum(t.numel() for t in tensors.values()) / 1e9:.2f} billion random numbers to {out}")

@@ -22,11 +22,12 @@ def chosen(args, out):
     checkpoint here, once: that hashes gigabytes.
     """
     given = {"origin": args.origin, "und": args.init_und, "vae": args.init_vae, "experts": args.init_experts}
+    parts = args.init_und or args.init_vae or args.init_experts != "scratch"
+    if args.weights and (args.origin or args.init or parts) or args.origin and parts:
+        flag = f"--weights {args.weights}" if args.weights else f"--from {args.origin}"
+        raise ValueError(f"{flag} says where all weights come from: give it without --init, --init_und, --init_vae, "
+                         "--init_experts, and --weights without --from")
     if args.weights:
-        others = args.init, args.origin, args.init_und, args.init_vae
-        if any(others) or args.init_experts != "scratch":
-            raise ValueError(f"--weights {args.weights} says where all weights come from: leave out --from, --init, "
-                             f"--init_und, --init_vae and --init_experts, or give those instead of it")
         given |= identify(args.weights)
     elif args.resume and args.config != "conveyor" and not (args.init or args.init_und) and any(out.glob("step_*")):
         given["origin"] = given["origin"] or out
@@ -38,9 +39,8 @@ def chosen(args, out):
 def identify(directory):
     """What a directory of published files holds, for --weights -> the arguments of `start` it stands for.
 
-    One of our runs; the release's directory (stats.json); or a backbone and Cosmos, each in `directory` itself or in
-    folders of it, told apart by config.json and encoder.jit. Experts start random, as the release's do. ValueError
-    lists what was looked for, or names two folders for one thing.
+    One of our runs; the release's directory (stats.json); or a backbone (config.json) and Cosmos (encoder.jit), each in
+    `directory` itself or in a folder of it. ValueError lists what was looked for, or names two folders for one thing.
     """
     root = Path(directory)
     if any(root.glob("step_*")) or (root / checkpoint.MANIFEST).exists():
@@ -49,13 +49,12 @@ def identify(directory):
         return {"release": directory}
     found = {}
     for folder in (root, *sorted(path for path in root.glob("*") if path.is_dir())):
-        holds = {"vae": (folder / "encoder.jit").exists(), "und": model_type(folder) in ("internvl", "qwen3_vl")}
-        for key in (key for key, here in holds.items() if here):
-            if key in found:
-                what = "Cosmos tokenizers" if key == "vae" else "backbones"
+        for key, what, here in (("vae", "Cosmos tokenizers", (folder / "encoder.jit").exists()),
+                                ("und", "backbones", model_type(folder) in ("internvl", "qwen3_vl"))):
+            if here and key in found:
                 raise ValueError(f"--weights {directory} holds two {what}, {found[key]} and {folder}: name one with "
                                  f"--init_und DIR --init_vae DIR instead")
-            found[key] = str(folder)
+            found |= {key: str(folder)} if here else {}
     if "und" not in found:
         raise ValueError(f"--weights {directory}: found neither a run (step_*), nor the release's files "
                          "(model.safetensors and stats.json), nor a backbone (a config.json of InternVL3-1B-hf or "
@@ -87,17 +86,13 @@ def origin_config(path):
 def start(model, origin=None, und=None, vae=None, experts="scratch", release=None):
     """The weights a training run begins with, over random ones -> list of Reports or lines.
 
-    origin: a checkpoint of ours. und, vae: directories or hub ids. experts: "scratch", "und" (the text blocks of
-    `und`) or a directory. release: the authors' directory. ValueError: one line, or a refused load.
+    origin: a checkpoint of ours. release: the authors' directory. Without either, und, vae: directories or hub ids;
+    experts: "scratch", "und" (the text blocks of `und`) or a directory. ValueError: one line, or a refused load.
     """
-    if (origin or release) and (und or vae or experts != "scratch" or origin and release):
-        raise ValueError("--from and the release's directory bring all weights: leave out --init_und, --init_vae and "
-                         "--init_experts")
     if release:
         if not model.config.rope_bf16:   # equal shapes are not enough here either
             raise ValueError(f"--weights {release} holds the authors' weights, which expect --config a1_3b_release")
-        with Tensors(find(release, RELEASE_FILES)) as source:
-            return [fill(model, source, RELEASE, "")]
+        return [fill(model, Tensors(find(release, RELEASE_FILES)), RELEASE, "")]
     if origin:
         there, here = vars(origin_config(origin)), vars(model.config)
         differ = [f"--{name} {there[name]} there, {here[name]} here" for name in sorted(here.keys() - TRAINED_ANEW)
@@ -110,6 +105,4 @@ def start(model, origin=None, und=None, vae=None, experts="scratch", release=Non
         raise ValueError("--init_experts und copies the text blocks of --init_und DIR, which is missing")
     reports = [load_backbone(model, und)] if und else []
     reports += [load_cosmos(model, vae)] if vae else []
-    if experts != "scratch":
-        reports += initialise_experts(model, und if experts == "und" else experts)
-    return reports
+    return reports + ([] if experts == "scratch" else initialise_experts(model, und if experts == "und" else experts))

@@ -1,11 +1,9 @@
 """Where foreign tensors come from: a directory or hub id, its safetensors files, or NVIDIA's TorchScript files.
 
-`Tensors` and `TorchScript` have one interface: `where` (the keys), shape(key), read(key), and a `with` statement.
+`Tensors` and `TorchScript` have one interface: `directory`, `where` (the keys), shape(key) and read(key).
 """
 
 import json
-import re
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -14,46 +12,37 @@ from safetensors import SafetensorError, safe_open
 
 def find(path_or_id, files):
     """A directory, or a hub id such as Qwen/Qwen3-VL-2B-Instruct -> Path. ValueError says what to fetch and where."""
-    path = Path(path_or_id)
-    if path.is_dir():
-        return path
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_id)) and not path.is_absolute():
-        from huggingface_hub import snapshot_download
-        try:
-            return Path(snapshot_download(str(path_or_id), allow_patterns=list(files)))
-        except Exception as error:   # offline, absent, gated: the hub has a class for each, the answer is the same
-            raise ValueError(f"{path_or_id} is no directory here and could not be fetched from the hub "
-                             f"({type(error).__name__}): download {', '.join(files)} of huggingface.co/{path_or_id} "
-                             f"into a directory and give its path") from error
-    raise ValueError(f"{path_or_id}: no such directory; give a directory with {', '.join(files)}, or a hub id")
+    if Path(path_or_id).is_dir():
+        return Path(path_or_id)
+    from huggingface_hub import snapshot_download
+    try:
+        return Path(snapshot_download(str(path_or_id), allow_patterns=list(files)))
+    except Exception as error:   # offline, absent, gated, no id at all: the hub has a class for each, the answer is one
+        raise ValueError(f"{path_or_id} is no directory here and could not be fetched from the hub "
+                         f"({type(error).__name__}): download {', '.join(files)} of huggingface.co/{path_or_id} "
+                         f"into a directory and give its path") from error
 
 
 class Tensors:
     """The safetensors files of a directory, read key by key; nothing is in memory before it is asked for."""
 
     def __init__(self, directory):
-        self.directory, self.stack, self.where = Path(directory), ExitStack(), {}
+        self.directory, self.where = Path(directory), {}
         index = self.directory / "model.safetensors.index.json"
         if index.exists():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = set(json.loads(index.read_text())["weight_map"].values())
         else:
-            names = sorted(path.name for path in self.directory.glob("*.safetensors"))
+            names = [path.name for path in self.directory.glob("*.safetensors")]
         if not names:
             raise ValueError(f"{directory} holds no weights: expected model.safetensors, or its shards with "
                              f"model.safetensors.index.json")
-        for name in names:
+        for name in sorted(names):
             try:
-                file = self.stack.enter_context(safe_open(self.directory / name, "pt"))
+                file = safe_open(self.directory / name, "pt")
             except (OSError, SafetensorError) as error:
                 raise ValueError(f"{self.directory / name} cannot be read ({error}): download it again") from error
             self.metadata = file.metadata()
-            self.where |= {key: file for key in file.keys()}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.stack.close()
+            self.where |= dict.fromkeys(file.keys(), file)
 
     def shape(self, key):
         return tuple(self.where[key].get_slice(key).get_shape())
@@ -63,7 +52,7 @@ class Tensors:
 
 
 class TorchScript:
-    """Tensors of NVIDIA's encoder.jit and decoder.jit: the same interface as `Tensors`."""
+    """Tensors of NVIDIA's encoder.jit and decoder.jit."""
 
     def __init__(self, directory):
         self.directory, self.where = Path(directory), {}
@@ -73,12 +62,6 @@ class TorchScript:
             except (RuntimeError, ValueError) as error:
                 raise ValueError(f"{self.directory / name} cannot be read as TorchScript: download it again") from error
             self.where |= module.state_dict()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.where = {}
 
     def shape(self, key):
         return tuple(self.where[key].shape)

@@ -19,23 +19,16 @@ def normal(*shape, seed=0):
 # ---- Eq. (2) -----------------------------------------------------------------------------------------------
 
 def test_tau_0_is_noise_tau_1_is_the_action_and_between_lies_eq_2():
-    """Sec. 3.3: "interpolated action chunks a^tau = (1 - tau) eps + tau a"."""
+    """Sec. 3.3: "interpolated action chunks a^tau = (1 - tau) eps + tau a"; the target is a - eps, the path's slope."""
     a, eps = normal(3, 1, K, D_A), normal(3, 2, K, D_A, seed=1)
     tau = torch.tensor([[0.0, 1.0], [0.25, 0.5], [0.9, 0.1]])
-    a_tau = flow.interpolate(a, eps, tau)
+    a_tau, target = flow.interpolate(a, eps, tau), flow.velocity_target(a, eps)
     assert torch.equal(a_tau[0, 0], eps[0, 0]) and torch.equal(a_tau[0, 1], a[0, 0])
     for b in range(3):
         for r in range(2):
             t = tau[b, r].item()
             torch.testing.assert_close(a_tau[b, r], (1 - t) * eps[b, r] + t * a[b, 0])
-
-
-def test_the_velocity_target_is_the_action_minus_the_noise_and_the_slope_of_the_path():
-    """Eq. (2): v_theta regresses a - eps, the derivative of a^tau."""
-    a, eps = normal(2, K, D_A), normal(2, K, D_A, seed=1)
-    assert torch.equal(flow.velocity_target(a, eps), a - eps)
-    early, late = (flow.interpolate(a, eps, torch.full((2,), t)) for t in (0.25, 0.75))
-    torch.testing.assert_close((late - early) / 0.5, flow.velocity_target(a, eps))
+            torch.testing.assert_close(a_tau[b, r] - eps[b, r], t * target[b, r])
 
 
 # ---- Eq. (3) -----------------------------------------------------------------------------------------------
@@ -65,9 +58,10 @@ def test_tau_progresses_from_0_to_1_over_k_steps():
         torch.testing.assert_close(after, a + 0.1 * (3 * a + tau))
 
 
-def test_padded_dimensions_stay_exactly_0_in_every_euler_step(tiny, build, random_batch, monkeypatch):
-    """Sec. 3.4: actions of all robots are padded to one width; 26 of 32 dimensions are real here."""
-    model, batch, eps = build(tiny), random_batch(tiny, 2, real=REAL), normal(2, tiny.chunk, D_A)
+@pytest.mark.parametrize("padded", [False, True])
+def test_padded_dimensions_stay_exactly_0_in_every_euler_step(padded, tiny, build, random_batch, monkeypatch):
+    """Sec. 3.4: actions of all robots are padded to one width, here from 26 to 32; [release] denoises them too."""
+    model, eps = build(replace(tiny, noise_on_padding=padded)), normal(2, tiny.chunk, D_A)
     seen, v_theta = [], model.v_theta
 
     def spy(prefix, batch, a_tau, tau):
@@ -75,42 +69,29 @@ def test_padded_dimensions_stay_exactly_0_in_every_euler_step(tiny, build, rando
         return seen[-1]
 
     monkeypatch.setattr(model, "v_theta", spy)
-    seen.append(model.sample_actions(batch, eps))
+    seen.append(model.sample_actions(random_batch(tiny, 2, real=REAL), eps))
     assert len(seen) == 2 * tiny.euler_steps + 1
     for x in seen:
-        assert (x[..., REAL:] == 0).all() and (x[..., :REAL] != 0).all()
-
-
-def test_the_release_denoises_dimensions_that_do_not_exist(tiny, build, random_batch):
-    """[release] It noises and trains padded dimensions; the published weights expect it."""
-    model = build(replace(tiny, noise_on_padding=True))
-    out = model.sample_actions(random_batch(tiny, 2, real=REAL), normal(2, tiny.chunk, D_A))
-    assert (out[..., REAL:] != 0).all()
+        assert (x[..., :REAL] != 0).all() and ((x[..., REAL:] != 0).all() if padded else (x[..., REAL:] == 0).all())
 
 
 # ---- tau ---------------------------------------------------------------------------------------------------
 
-def taus(density):
-    return torch.from_numpy(flow.sample_tau(np.random.default_rng(0), 100_000, density))
+def assert_distributed(density, mean, cdf):
+    tau = torch.from_numpy(flow.sample_tau(np.random.default_rng(0), 100_000, density))
+    assert tau.min() >= 0 and tau.max() <= 1 and abs(tau.mean().item() - mean) < 0.01
+    for x in (0.1, 0.3, 0.5, 0.7, 0.9):
+        assert abs((tau <= x).double().mean().item() - cdf(x)) < 0.005
 
 
 def test_tau_is_beta_distributed():
     """Sec. 3.3: "tau ~ Beta(1.5, 1.0)": mean 0.6, distribution function tau^1.5, data-heavy."""
-    tau = taus("paper")
-    assert tau.min() >= 0 and tau.max() <= 1
-    assert abs(tau.mean().item() - 0.6) < 0.01
-    for x in (0.1, 0.3, 0.5, 0.7, 0.9):
-        assert abs((tau <= x).double().mean().item() - x ** 1.5) < 0.005
+    assert_distributed("paper", 0.6, lambda x: x ** 1.5)
 
 
 def test_the_release_draws_the_noise_level_from_that_density():
     """[release] 1 - tau = 0.001 + 0.999 Beta(1.5, 1): mean of tau 0.4, more weight near the noise."""
-    tau = taus("release")
-    assert tau.min() >= 0 and tau.max() <= 0.999
-    assert abs(tau.mean().item() - 0.4) < 0.01
-    for x in (0.1, 0.3, 0.5, 0.7, 0.9):
-        below = 1 - ((1 - x - 0.001) / 0.999) ** 1.5
-        assert abs((tau <= x).double().mean().item() - below) < 0.005
+    assert_distributed("release", 0.4, lambda x: 1 - ((1 - x - 0.001) / 0.999) ** 1.5)
 
 
 def test_the_embedding_of_tau_is_sines_and_cosines_of_the_noise_level():

@@ -10,7 +10,7 @@ from cosmos_vae import CosmosVAE
 from data import Batch
 from experts import GenExpert, RMSNorm
 from support.precision import to_compute
-from support.rotary import rotary_frequencies, rotary_tables, rotate
+from support.rotary import rotary_frequencies
 from model import Losses
 
 
@@ -87,62 +87,33 @@ def test_interleaved_mrope_gives_each_axis_its_section():
         torch.testing.assert_close(frequency, torch.tensor(wanted))
 
 
-@pytest.mark.parametrize("sections", [(), (4, 2, 2)])
-def test_rotary_scores_depend_on_the_distance_along_each_axis_alone(tiny, sections):
-    """Sec. 3.2 adopts the backbones' rotary positions: a shift of all tokens on any axis changes no score."""
-    frequency, axis = rotary_frequencies(replace(tiny, learned_positions=False, mrope_sections=sections))
-    random = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 2, 6, tiny.head_dim, generator=random)
-    position = torch.randint(0, 9, (1, 6, 3), generator=random)
-
-    def scores(position):
-        y = rotate(x, rotary_tables(position, frequency, axis))
-        return y @ y.mT
-
-    unit = torch.zeros(1, 1, 6, tiny.head_dim)
-    unit[..., 1] = 1   # the first of a pair: it turns by +position x frequency towards the second
-    angle = position[0, :, axis[1]] * frequency[1]
-    turned = rotate(unit, rotary_tables(position, frequency, axis))[0, 0]
-    torch.testing.assert_close(turned[:, 1], angle.cos())
-    torch.testing.assert_close(turned[:, 1 + tiny.head_dim // 2], angle.sin())
-    still = scores(position)
-    torch.testing.assert_close(scores(position + torch.tensor([3, 5, 7])), still, rtol=0, atol=1e-4)
-    for n in range(max(1, len(sections))):
-        other = position.clone()
-        other[:, 0, n] += 1   # one token alone
-        assert (scores(other) - still).abs().max() > 0.01
-
-
 # ---- Action Expert -----------------------------------------------------------------------------------------
 
 def test_the_action_expert_has_a_state_token_and_an_action_token_for_each_step(variant, build, noise):
     """Sec. 3.2: "tokens [...] are split into a state token and action tokens", in and out, for each draw."""
-    act, k = build(variant).act, variant.chunk
-    a_tau, tau = noise(variant, 2, R=2)
-    q_t = torch.randn(2, variant.state_dim, generator=torch.Generator().manual_seed(0))
-    x = act.embed(q_t, a_tau, tau)
-    assert x.shape == (2, 2 * (1 + k), variant.act_width)
+    act, k, (a_tau, tau) = build(variant).act, variant.chunk, noise(variant, 2, R=2)
+    random = torch.Generator().manual_seed(0)
+    q_t, h = (torch.randn(2, *shape, generator=random) for shape in ((variant.state_dim,), (2 * (1 + k), variant.act_width)))
+    x, v = act.embed(q_t, a_tau, tau), act.velocity(h, 2)
+    assert x.shape == h.shape and v.shape == (2, 2, k, variant.action_dim)
 
     def moved(y):
         return (x != y).any(-1).all(0).nonzero().flatten().tolist()
 
     assert moved(act.embed(q_t + 1, a_tau, tau)) == [0, 1 + k]
-    h = torch.randn(2, 2 * (1 + k), variant.act_width, generator=torch.Generator().manual_seed(1))
-    v = act.velocity(h, 2)
-    assert v.shape == (2, 2, k, variant.action_dim)
     for r in range(2):
-        later, states = tau.clone(), h.clone()
+        state = r * (1 + k)
+        later = tau.clone()
         later[:, r] += 0.1
-        first = r * (1 + k) + 1
-        assert moved(act.embed(q_t, a_tau, later)) == list(range(first, first + k))
-        states[:, first - 1] += torch.randn(variant.act_width)
-        assert torch.equal(act.velocity(states, 2), v)   # nothing is read from the state token
-        for step in range(k):
+        assert moved(act.embed(q_t, a_tau, later)) == list(range(state + 1, state + 1 + k))
+        for step in range(-1, k):   # -1: the state token, from which nothing is read
             other, out = a_tau.clone(), h.clone()
-            other[:, r, step] += 1
-            assert moved(act.embed(q_t, other, tau)) == [first + step]
-            out[:, first + step] += torch.randn(variant.act_width)
-            assert (act.velocity(out, 2) != v).any(-1).all(0).nonzero().tolist() == [[r, step]]
+            out[:, state + 1 + step] += torch.randn(variant.act_width, generator=random)
+            read = (act.velocity(out, 2) != v).any(-1).all(0).nonzero().tolist()
+            assert read == ([[r, step]] if step >= 0 else [])
+            if step >= 0:
+                other[:, r, step] += 1
+                assert moved(act.embed(q_t, other, tau)) == [state + 1 + step]
 
 
 # ---- Generation Expert -------------------------------------------------------------------------------------
@@ -162,33 +133,15 @@ def test_six_images_become_96_tokens(imagining, build, random_batch):
                 assert moved.nonzero().flatten().tolist() == [v * 32 + t * 16 + row * 4 + 2]
 
 
-def test_an_8x8_kernel_reduces_the_latent_grid_to_4x4():
-    """Sec. 3.2 Token Compression: 1,024 latents an image, "a convolution layer with an 8x8 kernel"."""
-    for name in ("a1_2b", "a1_3b", "a1_3b_release"):
-        config = replace(CONFIGS[name].model, gen_width=8)
-        gen = GenExpert(config)
-        assert gen.compress.kernel_size == gen.compress.stride == (8, 8)
-        assert gen.expand.kernel_size == gen.expand.stride == (8, 8)
-        assert gen.embed(torch.randn(1, 3, 2, 16, 32, 32)).shape == (1, 96, 8)
-
-
-def test_temporal_average_pooling_leaves_48_tokens():
-    """Sec. 3.2 Parallel Decoding: "48 tokens representing the three views (16 tokens per view)"."""
-    x = torch.randn(2, 96, 5, generator=torch.Generator().manual_seed(0))
-    pooled = GenExpert.pool(x)
-    assert pooled.shape == (2, 48, 5)
-    for v in range(3):
-        for n in range(16):
-            both = x[:, v * 32 + n], x[:, v * 32 + 16 + n]   # the same place at t - m and at t
-            torch.testing.assert_close(pooled[:, v * 16 + n], (both[0] + both[1]) / 2)
-
-
 def test_a_deconvolution_brings_back_a_32x32_grid():
-    """Sec. 3.2 Parallel Decoding: "via a deconvolution layer back to a 32 x 32 grid", 16 channels."""
+    """Sec. 3.2 Parallel Decoding: 48 tokens after the temporal mean, "via a deconvolution layer back to a 32 x 32 grid"."""
+    x = torch.randn(2, 96, 8, generator=torch.Generator().manual_seed(0))
+    mean = [(x[:, v * 32 + n] + x[:, v * 32 + 16 + n]) / 2 for v in range(3) for n in range(16)]   # of t - m and t
+    torch.testing.assert_close(GenExpert.pool(x), torch.stack(mean, 1))
     wide = GenExpert(replace(CONFIGS["a1_3b"].model, gen_width=8))
-    assert wide.decode(torch.randn(2, 96, 8)).shape == (2, 3, 16, 32, 32)
+    assert wide.decode(x).shape == (2, 3, 16, 32, 32)
     small = GenExpert(replace(CONFIGS["conveyor"].model, gen_width=8))
-    assert small.decode(torch.randn(2, 96, 8)).shape == (2, 3, 16, 8, 8)
+    assert small.decode(x).shape == (2, 3, 16, 8, 8)
 
 
 def test_a_token_is_decoded_to_its_own_place_of_its_own_view(imagining, build):
@@ -269,12 +222,11 @@ def test_imagine_is_z_hat_of_training(imagining, build, random_batch, noise, cam
     torch.testing.assert_close(model.imagine(batch)[there], z_hat[there], rtol=0, atol=1e-5)
 
 
-def test_imagine_without_a_generation_expert_says_so_in_one_line(tiny, build, random_batch):
+def test_imagine_without_a_generation_expert_is_refused(tiny, build, random_batch):
     """Fig. 9: the ablation has no foresight to show."""
     config = replace(tiny, gen_expert=False)
-    with pytest.raises(ValueError, match="gen_expert") as error:
+    with pytest.raises(ValueError, match="gen_expert"):
         build(config).imagine(random_batch(config, 1))
-    assert len(str(error.value).splitlines()) == 1
 
 
 def test_pictures_of_z_are_the_pictures(tiny, build):
@@ -315,24 +267,11 @@ def test_noise_on_dimensions_that_do_not_exist_changes_nothing(variant, build, r
 
 def test_the_total_loss_is_lambda_l_gen_plus_l_act():
     """Eq. (4): L_total = lambda L_gen + L_act, means over the elements of the optimizer step; none: 0."""
+    assert CONFIGS["a1_2b"].model.lambda_gen == CONFIGS["a1_3b"].model.lambda_gen == 0.01
     losses = Losses(torch.tensor(6.0), torch.tensor(40.0), torch.tensor(3), torch.tensor(8))
     assert losses.total(0.01, 3, 8).item() == pytest.approx(0.01 * 40 / 8 + 6 / 3)
-    assert losses.total(0.5, 12, 80).item() == pytest.approx(0.5 * 40 / 80 + 6 / 12)
     empty = Losses(torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0), torch.tensor(0))
     assert empty.total(0.01, 0, 0).item() == 0
-
-
-def test_the_total_loss_of_a_batch_is_eq_4_of_its_two_means(imagining, build, random_batch, noise):
-    """Eq. (4): lambda = 0.01 and another one, on a batch with missing views and short chunks."""
-    batch = random_batch(imagining, 2, cameras=[[True] * 3, [True, False, True]])
-    model, (eps, tau) = build(imagining), noise(imagining, 2)
-    assert CONFIGS["a1_2b"].model.lambda_gen == CONFIGS["a1_3b"].model.lambda_gen == 0.01
-    losses, _, v = recorded(model, batch, eps, tau)
-    act = (v - (batch.action - eps[:, 0])[:, None])[:, 0][batch.action_mask].square().mean()
-    gen = (losses.z_hat - losses.z[:, :, 2])[batch.view_mask].square().mean()
-    for weight in (0.01, 0.3):
-        found = losses.total(weight, *model.counts(batch, 1)).detach()
-        torch.testing.assert_close(found, weight * gen + act)
 
 
 def test_counts_are_those_of_the_forward_pass(variant, build, random_batch, noise):
@@ -451,20 +390,6 @@ def test_the_cached_path_is_the_joint_path(variant, build, random_batch, noise, 
         cached = model.v_theta(model.prefill(batch), batch, a_tau[:, 0], tau)
     assert v.abs().max() > 0.1
     torch.testing.assert_close(cached, v[:, 0] * batch.dim_mask[:, None], rtol=0, atol=1e-5)
-
-
-def test_sampling_is_the_euler_integral_of_the_joint_path(variant, build, random_batch, noise, cameras):
-    """Eq. (3): ten steps, each velocity from the training pass, with an eps that lands on a^tau."""
-    model, batch = build(variant), random_batch(variant, 7, cameras)
-    eps, _ = noise(variant, 7)
-    a = eps[:, 0] * batch.dim_mask[:, None]
-    for step in range(10):
-        tau = step / 10
-        lands = (a - tau * batch.action) / (1 - tau)
-        _, a_tau, v = recorded(model, batch, lands[:, None], torch.full((7, 1), tau))
-        torch.testing.assert_close(a_tau[:, 0], a, rtol=0, atol=1e-5)
-        a = a + 0.1 * v[:, 0] * batch.dim_mask[:, None]
-    torch.testing.assert_close(model.sample_actions(batch, eps[:, 0]), a, rtol=0, atol=1e-4)
 
 
 def test_what_a_missing_view_or_padding_holds_changes_no_bit(variant, build, random_batch, noise, cameras):

@@ -122,7 +122,7 @@ def run_training(scale, model, fixture, case):
     batch, eps, tau = inputs(scale, fixture, case)
     seen = {}
     hooks = [model.layers[0].register_forward_pre_hook(lambda _, args: seen.update(entering=args[0])),
-             model.layers[-1].register_forward_hook(lambda _, args, out: seen.update(leaving=out))]
+             model.layers[-1].register_forward_hook(lambda _, args, out: seen.update(leaving=out[0]))]
     velocity = model.act.velocity
     model.act.velocity = lambda *args: seen.setdefault("velocity", velocity(*args))
     losses = model(batch, eps, tau, pictures=True)

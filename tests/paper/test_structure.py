@@ -6,8 +6,6 @@ import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 PAPER = ("config", "attention_mask", "flow", "experts", "model", "cosmos_vae", "data", "lpt", "train", "infer")
 FOLDERS = [ROOT / name for name in ("support", "worlds", "bench")]
@@ -40,16 +38,12 @@ def name_of(path):
 
 
 NAMES = {name_of(path) for path in PRODUCT}
+ROOMS = {name_of(path.parent / "__init__.py") for path in PRODUCT if path.name == "__init__.py"}
 
 
 def room_of(name):
-    """The folder that a module stands in, or the module itself where it stands beside the rooms."""
-    parts = name.split(".")
-    return name if parts[0] == "support" and len(parts) == 2 and name not in ROOMS else \
-        ".".join(parts[:2]) if parts[0] == "support" else parts[0]
-
-
-ROOMS = {f"support.{path.name}" for path in (ROOT / "support").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    """The entry of FLOORS that a module belongs to; a module that belongs to none is its own, and fails the test."""
+    return next((room for room in HEIGHT if f"{name}.".startswith(f"{room}.")), name)
 
 
 @functools.cache
@@ -57,121 +51,98 @@ def tree(path):
     return ast.parse(path.read_text())
 
 
+@functools.cache
 def imports(path):
-    """Dotted names of everything that a file imports, at the top or inside functions; not what it imports when it is run
-    as a script, under `if __name__ == "__main__"`."""
-    found, body = set(), [node for node in tree(path).body if not (isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))]
-    for node in (inner for outer in body for inner in ast.walk(outer)):
+    """Dotted names of everything that a file imports, but for what it needs as a script, under `if __name__`."""
+    found = set()
+    read = [outer for outer in tree(path).body
+            if not (isinstance(outer, ast.If) and "__main__" in ast.unparse(outer.test))]
+    for node in (inner for outer in read for inner in ast.walk(outer)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}:{node.lineno} imports relatively"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-            found.add(node.module)
+            found |= {node.module or "."} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found
+
+
+def packages(path):
+    return {module.split(".")[0] for module in imports(path)}
 
 
 def ours(path):
     """The modules of this project that a file imports; a package counts where a module of it is not named."""
-    return (imports(path) & NAMES) - {"support", "support.data", "support.training", "support.inference", "support.weights",
-                                      "worlds", "bench"}
+    return (imports(path) & NAMES) - ROOMS
 
 
-def functions(path):
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    return [node for node in ast.walk(tree(path)) if isinstance(node, kinds)]
+def wrong(holds, paths=PRODUCT):
+    """The files for which a rule does not hold."""
+    return [name_of(path) for path in paths if not holds(path)]
 
 
-each_file = pytest.mark.parametrize("path", PRODUCT, ids=name_of)
-
+# ---- who imports whom -------------------------------------------------------------------------------------------
 
 def test_the_top_level_is_the_paper():
     """A new top-level file needs a section of the paper as its reason."""
     assert {path.stem for path in TOP} == set(PAPER)
 
 
-@each_file
-def test_imports_go_downward_rooms_included(path):
-    """A module imports what stands on a lower floor, or in its own room."""
-    room = room_of(name_of(path))
-    if name_of(path) == "support":
-        return
-    assert room in HEIGHT, f"{room} stands on no floor"
-    assert not {other for other in ours(path) if room_of(other) != room and HEIGHT[room_of(other)] >= HEIGHT[room]}
+def test_imports_go_downward_rooms_included():
+    """A module imports what stands on a lower floor, or in its own room. No room imports another in a circle."""
+    def downward(path):
+        room = room_of(name_of(path))
+        above = [other for other in ours(path) if room_of(other) != room and HEIGHT[room_of(other)] >= HEIGHT[room]]
+        return "." not in imports(path) and not above
 
-
-def test_no_modules_import_each_other_in_a_circle():
-    """Inside a room too."""
-    TopologicalSorter({name_of(path): ours(path) for path in PRODUCT}).prepare()
+    assert wrong(downward, [path for path in PRODUCT if name_of(path) != "support"]) == []
+    TopologicalSorter({name_of(path): ours(path) for path in PRODUCT}).prepare()   # inside a room too
 
 
 def test_nobody_imports_a_script_or_the_bench():
     """train.py and infer.py stand alone, and so does bench/."""
-    for path in PRODUCT:
-        assert not {"train", "infer"} & imports(path), path
-        assert path.parent.name == "bench" or not any(name.split(".")[0] == "bench" for name in imports(path)), path
+    assert wrong(lambda path: not {"train", "infer"} & packages(path)) == []
+    assert wrong(lambda path: path.parent.name == "bench" or "bench" not in packages(path)) == []
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent for path in PRODUCT} - {ROOT}), ids=lambda path: path.name)
-def test_every_folder_says_in_a_few_sentences_what_is_in_it_and_what_is_not(folder):
-    text = ast.get_docstring(tree(folder / "__init__.py"))
-    assert 10 <= len(text.split()) <= 80
-
-
-@each_file
-def test_no_package_beyond_the_core_list_is_imported(path):
+def test_no_package_beyond_the_core_list_is_imported():
     """Torch, transformers, safetensors, numpy, pillow, tqdm; pyarrow and av where LeRobot's files are read."""
-    roots = {module.split(".")[0] for module in imports(path)}
-    local = {name.split(".")[0] for name in NAMES}
-    allowed = CORE | (ROBOT if name_of(path) in ("support.data.parquet", "support.data.video", "bench.reading") else set())
-    assert roots - local - set(sys.stdlib_module_names) <= allowed
+    known = CORE | {name.split(".")[0] for name in NAMES} | set(sys.stdlib_module_names)
+    robot = {"support.data.parquet": ROBOT, "support.data.video": ROBOT, "bench.reading": ROBOT}
+    assert wrong(lambda path: packages(path) <= known | robot.get(name_of(path), set())) == []
+    assert wrong(lambda path: "transformers" not in packages(path) or name_of(path) == "support.data.prompts") == []
+    for name in ("config.py", "lpt.py"):   # the lowest floor: --help costs no import of torch
+        assert packages(ROOT / name) <= set(sys.stdlib_module_names), name
 
 
-@each_file
-def test_transformers_is_imported_only_by_support_weights_and_support_prompts(path):
-    """Configs, hub and tokenizers; the network is our own."""
-    if name_of(path) not in ("support.weights.loading", "support.data.prompts"):
-        assert "transformers" not in {module.split(".")[0] for module in imports(path)}
+# ---- what a file may hold ---------------------------------------------------------------------------------------
+
+def test_every_folder_says_in_a_few_sentences_what_is_in_it_and_what_is_not():
+    folders = sorted({path.parent / "__init__.py" for path in PRODUCT if path.parent != ROOT})
+    assert wrong(lambda path: 10 <= len(ast.get_docstring(tree(path)).split()) <= 80, folders) == []
 
 
-@pytest.mark.parametrize("path", PRODUCT + TESTS, ids=name_of)
-def test_nobody_unpickles(path):
+def test_every_module_says_what_it_is_for():
+    """A module begins with a sentence."""
+    assert wrong(lambda path: len((ast.get_docstring(tree(path)) or "").split("\n")[0].split()) >= 3) == []
+
+
+def test_nobody_unpickles():
     """No pickle; torch.load only with weights_only=True, numpy files without objects."""
-    banned = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
-    assert not {module.split(".")[0] for module in imports(path)} & banned
-    for node in ast.walk(tree(path)):
-        if not isinstance(node, ast.Call):
-            continue
-        options = {word.arg: word.value for word in node.keywords}
-        if ast.unparse(node.func) == "torch.load":
-            only = options.get("weights_only")
-            assert isinstance(only, ast.Constant) and only.value is True, f"{path.name}:{node.lineno}"
-        allow = options.get("allow_pickle", ast.Constant(False))
-        assert isinstance(allow, ast.Constant) and not allow.value, f"{path.name}:{node.lineno}"
+    def safe_call(node):
+        given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        weights_only = ast.unparse(node.func) != "torch.load" or given.get("weights_only") == "True"
+        return weights_only and given.get("allow_pickle", "False") == "False"
+
+    def safe(path):
+        banned = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
+        return not packages(path) & banned and all(safe_call(node) for node in ast.walk(tree(path))
+                                                   if isinstance(node, ast.Call))
+
+    assert wrong(safe, PRODUCT + TESTS) == []
 
 
-@each_file
-def test_no_function_is_longer_than_60_lines(path):
+def test_no_function_is_longer_than_60_lines_and_no_line_of_the_top_level_wider_than_120():
     """What is longer has two jobs."""
-    lengths = [(f.name, f.end_lineno - f.lineno + 1) for f in functions(path)]
-    assert [(name, length) for name, length in lengths if length > 60] == []
-
-
-@pytest.mark.parametrize("path", TOP, ids=name_of)
-def test_no_line_of_the_top_level_is_wider_than_120(path):
-    """To be read beside the paper."""
-    wide = [i for i, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 120]
-    assert not wide, f"{path.name}: lines {wide}"
-
-
-@pytest.mark.parametrize("name", ["config.py", "lpt.py"])
-def test_config_and_lpt_import_no_torch_and_nothing_of_ours(name):
-    """The lowest layer; the flags of --help cost no import of torch."""
-    assert {module.split(".")[0] for module in imports(ROOT / name)} <= set(sys.stdlib_module_names)
-
-
-@each_file
-def test_every_module_says_what_it_is_for(path):
-    """Comments and docstrings; a module begins with a sentence."""
-    first = (ast.get_docstring(tree(path)) or "").split("\n")[0]
-    assert len(first.split()) >= 3
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    assert [(name_of(path), node.name) for path in PRODUCT for node in ast.walk(tree(path))
+            if isinstance(node, kinds) and node.end_lineno - node.lineno >= 60] == []
+    assert wrong(lambda path: max(map(len, path.read_text().splitlines())) <= 120, TOP) == []
