@@ -7,13 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from support.pictures import BLUE, HAIR, INK, MARGIN, MUTED, OVERSAMPLE, PAPER, font_of, saved
-from support.plots import polyline
+from support.pictures import BLUE, INK, MARGIN, MUTED, OVERSAMPLE, PAPER, font_of, saved
+from support.plots import Point, axes, polyline, scaled
 
 PALE, ORANGE = (176, 208, 228), (213, 94, 0)   # single steps, what is held out
 WIDE, HIGH, LOW = 760, 210, 90                 # width of a panel, height of a loss and of the learning rate
-
-Point = tuple[float, float]
 
 
 def curves(rows: Sequence[dict], path: str | Path | None = None) -> Image.Image:
@@ -93,23 +91,19 @@ def _share(value: float, axis: tuple) -> float:
 
 def _panel(draw: ImageDraw.ImageDraw, corner: Point, height: int, own: np.ndarray, held_out: np.ndarray, axis: tuple,
            last: int) -> None:
-    """Grid lines and curves of one panel, on the oversampled canvas."""
+    """Axes and curves of one panel, on the oversampled canvas."""
     x, y = corner
 
-    def at(step, value):
-        return (x + WIDE * step / last) * OVERSAMPLE, (y + height * (1 - _share(value, axis))) * OVERSAMPLE
-    for value, _ in axis[2]:
-        draw.line((at(0, value), at(last, value)), HAIR, OVERSAMPLE)
-    draw.line([(x * OVERSAMPLE, y * OVERSAMPLE), (x * OVERSAMPLE, (y + height) * OVERSAMPLE),
-               ((x + WIDE) * OVERSAMPLE, (y + height) * OVERSAMPLE)], (170, 170, 170), OVERSAMPLE)
-    if axis[-1] is float:   # a learning rate has no noise
-        polyline(draw, [at(*row) for row in _thinned(own)], BLUE, False)
-    else:
-        polyline(draw, [at(*row) for row in _thinned(own)], PALE, False)
-        polyline(draw, [at(*row) for row in _thinned(_smooth(own))], BLUE, False)
-    points = [at(*row) for row in held_out]
+    def placed(rows):
+        return scaled([(x + WIDE * step / last, y + height * (1 - _share(value, axis))) for step, value in rows])
+    axes(draw, corner, (WIDE, height), [y + height * (1 - _share(value, axis)) for value, _ in axis[2]])
+    noisy = axis[-1] is not float   # a learning rate is not
+    polyline(draw, placed(_thinned(own)), PALE if noisy else BLUE)
+    if noisy:
+        polyline(draw, placed(_thinned(_smooth(own))), BLUE)
+    points = placed(held_out)
     if len(points) > 1:
-        polyline(draw, points, ORANGE, False)
+        polyline(draw, points, ORANGE)
     for point in points if len(points) <= 60 else points[-1:]:
         draw.circle(point, 4 * OVERSAMPLE, ORANGE, PAPER, OVERSAMPLE)
 

@@ -16,8 +16,7 @@ import torch
 from safetensors import safe_open
 
 from support import checkpoint
-from support.checkpoint import CheckpointError
-from support.durable import try_lock
+from support.checkpoint import CheckpointError, try_lock
 from support.training.checkpointer import truncate_log
 
 ALL_FILES = (*checkpoint.FILES, checkpoint.MANIFEST)
@@ -140,9 +139,6 @@ def test_damaged_newest_is_named_and_the_previous_used(tmp_path, capsys):
 def test_saving_a_step_again_replaces_it(tmp_path):
     save(tmp_path, 10)
     path = save(tmp_path, 20)
-    born = path.stat().st_ino
-    save(tmp_path, 20)
-    assert path.stat().st_ino == born         # identical and good: left in place
     (path / checkpoint.STATE).write_bytes(b"{}")
     save(tmp_path, 20)
     checkpoint.verify(path)
@@ -167,8 +163,8 @@ def test_find_newest_run_goes_by_time(tmp_path, capsys):
     with pytest.raises(CheckpointError, match="train.py"):
         checkpoint.find_newest_run(tmp_path / "runs")
     first, second = save(tmp_path / "runs/a", 10), save(tmp_path / "runs/b", 5)
-    os.utime(first / checkpoint.STATE, (100, 100))
-    os.utime(second / checkpoint.STATE, (200, 200))
+    os.utime(first, (100, 100))
+    os.utime(second, (200, 200))
     (tmp_path / "runs/note.txt").write_text("")
     assert checkpoint.find_newest_run(tmp_path / "runs") == second
     (second / checkpoint.MODEL).write_bytes(b"")
@@ -211,18 +207,10 @@ def test_too_little_space_is_refused_before_writing(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
-def test_bad_arguments_are_refused(tmp_path):
-    for tensors, state in (({"z": torch.zeros(2, dtype=torch.complex64)}, {}), ({}, {"loss": float("nan")}),
-                           ({}, {"lr": torch.zeros(1)}), ({"m": torch.zeros(2, device="meta")}, {})):
-        with pytest.raises(CheckpointError, match="was not saved"):
-            checkpoint.save(tmp_path, 1, tensors, {}, state)
-    for step, keep in ((-1, 2), (1, 0)):
-        with pytest.raises(CheckpointError, match="keep"):
-            checkpoint.save(tmp_path, step, {}, {}, {}, keep=keep)
+def test_a_run_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="File exists"):
+    with pytest.raises(CheckpointError, match="was not saved in .*file: File exists"):
         checkpoint.save(tmp_path / "file", 1, {}, {}, {})
-    assert names(tmp_path) == ["file"]
 
 
 def test_temporaries_are_ignored_and_those_of_dead_writers_removed(tmp_path):
