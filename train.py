@@ -9,8 +9,8 @@
     python train.py --stage posttrain --from RUN --data DIR    its weights; optimizer, schedule and statistics afresh
     torchrun --nproc_per_node 2 -- train.py ...                several cards: DDP, with --shard FSDP2
 
-A run is a folder, runs/<config> or --out DIR. Data order and noise are pure functions of (seed, rank, sample): nothing of
-them is saved. SIGTERM and SIGINT save and end the run within a step, with exit code 143 and 130.
+A run is a folder, runs/<config> or --out DIR. Data order and noise are pure functions of (seed, rank, sample), so
+nothing of them is saved. SIGTERM and SIGINT save and end the run within a step, with exit code 143 and 130.
 """
 
 import math

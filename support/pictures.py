@@ -5,7 +5,6 @@ factor, so a figure can be read back and compared. Colours are those of Okabe an
 tell apart. Given a path, a figure is written there too; directories are made. Lines are in support/plots.py.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,12 @@ GUTTER = 8                          # between the pictures of a grid
 CELL = 192                          # small pictures are enlarged to about this many pixels
 OVERSAMPLE = 3                      # lines are drawn this much larger, then averaged down
 
-Row = tuple[str, Sequence[tuple[str, np.ndarray | None]]]   # label, (caption, picture) of each cell
 
-
-def font_of(size: int) -> ImageFont.FreeTypeFont:
+def font_of(size):
     return ImageFont.load_default(size)
 
 
-def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def fitted(text, font, width):
     """`text`, cut with dots if it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
@@ -34,19 +31,19 @@ def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return text.rstrip() + "..."
 
 
-def saved(image: Image.Image, path: str | Path | None) -> Image.Image:
+def saved(image, path):
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
     return image
 
 
-def foresight(rows: Sequence[Row], path: str | Path | None = None, scale: int | None = None) -> Image.Image:
+def foresight(rows, path=None, scale=None):
     """The paper's picture: a labelled grid, one row per view, under the captions of the first row -> RGB image.
 
-    A picture of None is drawn as a hatched "no picture". A caption that begins with "imagined" sets its column off in
-    blue. scale: whole enlargement of the largest picture; by default to about 192 pixels. Smaller ones are enlarged as
-    far as they fit.
+    rows: [(label, [(caption, picture), ...]), ...]. A picture of None is drawn as a hatched "no picture". A caption that
+    begins with "imagined" sets its column off in blue. scale: whole enlargement of the largest picture; by default to
+    about 192 pixels. Smaller ones are enlarged as far as they fit.
     """
     captions = [caption for caption, _ in rows[0][1]]
     shapes = [cell.shape[:2] for _, cells in rows for _, cell in cells if cell is not None]
@@ -72,7 +69,7 @@ def foresight(rows: Sequence[Row], path: str | Path | None = None, scale: int | 
     return saved(image, path)
 
 
-def _cell(image: Image.Image, box: tuple[int, int, int, int], cell: np.ndarray | None, imagined: bool) -> None:
+def _cell(image, box, cell, imagined):
     """Draw one picture centred in `box` (x, y, width, height), or the hatching of a missing one."""
     x, y, width, height = box
     if cell is None:
@@ -89,7 +86,7 @@ def _cell(image: Image.Image, box: tuple[int, int, int, int], cell: np.ndarray |
     ImageDraw.Draw(image).rectangle(corners, outline=colour, width=edge)
 
 
-def _hatching(width: int, height: int) -> Image.Image:
+def _hatching(width, height):
     tile = Image.new("RGB", (width * OVERSAMPLE, height * OVERSAMPLE), (247, 247, 247))
     draw = ImageDraw.Draw(tile)
     for x in range(-tile.height, tile.width, 12 * OVERSAMPLE):
@@ -101,11 +98,9 @@ def _hatching(width: int, height: int) -> Image.Image:
     return tile
 
 
-def gif(images: Sequence[Image.Image], path: str | Path, fps: float) -> None:
-    """Write RGB images of one size as a GIF that loops for ever, at up to 50 frames a second.
-
-    All share one palette, so still parts do not flicker.
-    """
+def gif(images, path, fps):
+    """Write RGB images of one size as a GIF that loops for ever, at up to 50 frames a second. All share one palette, so
+    still parts do not flicker."""
     # All frames, stacked, or a sample of 16 million pixels. Maximum coverage, because a median
     # cut would spend the palette on the background and lose the colour of a small object.
     sample = images[::-(-len(images) * images[0].width * images[0].height // 16_000_000)]

@@ -4,11 +4,8 @@ Lines are anti-aliased, by drawing them three times too large; text goes on afte
 font's own smoothing is sharper.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from support.pictures import BLUE, HAIR, INK, MARGIN, MUTED, OVERSAMPLE, PAPER, fitted, font_of, saved
 
@@ -16,18 +13,11 @@ GREY = (140, 140, 140)                                  # what really happened
 BASELINE_COLOURS = ((230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233))
 PANEL_WIDTH, PANEL_HEIGHT = 230, 104
 
-Point = tuple[float, float]
-Colour = tuple[int, int, int]
-Series = list[tuple[str, np.ndarray, Colour, bool]]     # name, (k, d) values, colour, dashed
 
-
-def action_plot(predicted: np.ndarray, names: Sequence[str], true: np.ndarray | None = None,
-                baselines: Mapping[str, np.ndarray] | None = None, fps: float | None = None,
-                path: str | Path | None = None, marks: Sequence[int] = (),
-                spans: Sequence[float] | None = None) -> Image.Image:
+def action_plot(predicted, names, true=None, baselines=None, fps=None, path=None, marks=(), spans=None):
     """An action chunk as small multiples: one panel per dimension, each with its own vertical scale -> RGB image.
 
-    predicted, true and at most five baselines: (k, d), k steps of d dimensions in the robot's own units; names: d
+    predicted, true and at most five baselines {name: values}: (k, d), k steps of d dimensions in the robot's own units; names: d
     titles. The ticks are the smallest and largest value shown. spans: for each dimension the least range of its axis,
     such as one standard deviation of the training data, so that a joint that does not move looks like one; the ticks of
     such a panel are the ends of that range. Time runs in frames, and in seconds too if fps is given. `marks`: steps
@@ -74,9 +64,9 @@ def action_plot(predicted: np.ndarray, names: Sequence[str], true: np.ndarray | 
     return saved(image, path)
 
 
-def _series(predicted: np.ndarray, names: Sequence[str], true: np.ndarray | None,
-            baselines: Mapping[str, np.ndarray]) -> Series:
-    """What to draw, in drawing order: baselines (dashed) below, then the truth, the prediction on top."""
+def _series(predicted, names, true, baselines):
+    """What to draw, in drawing order: baselines (dashed) below, then the truth, the prediction on top -> list of (name,
+    (k, d) values, colour, dashed)."""
     series = [(name, values, colour, True) for (name, values), colour in zip(baselines.items(), BASELINE_COLOURS)]
     if true is not None:
         series.append(("true", true, GREY, False))
@@ -88,7 +78,7 @@ def _series(predicted: np.ndarray, names: Sequence[str], true: np.ndarray | None
     return series
 
 
-def _limits(curves: list[np.ndarray], span: float = 0.0) -> tuple[float, float, list[tuple[float, str]]]:
+def _limits(curves, span=0.0):
     """Bottom and top of a panel and its ticks (value, text): minimum and maximum, or one for a constant.
 
     What covers less than `span` lies in the middle of an axis of that length, and the ticks are its ends.
@@ -105,18 +95,18 @@ def _limits(curves: list[np.ndarray], span: float = 0.0) -> tuple[float, float, 
     return low - pad, high + pad, [(low, f"{low:.{digits}g}"), (high, f"{high:.{digits}g}")]
 
 
-def _height(value: float, limits: tuple[float, float, list]) -> float:
+def _height(value, limits):
     """Pixels from the top of a panel down to `value`."""
     bottom, top, _ = limits
     return PANEL_HEIGHT * (top - value) / (top - bottom)
 
 
-def scaled(points: Sequence[Point]) -> list[Point]:
-    """Points of a figure on the oversampled canvas."""
+def scaled(points):
+    """Points (x, y) of a figure on the oversampled canvas."""
     return [(x * OVERSAMPLE, y * OVERSAMPLE) for x, y in points]
 
 
-def axes(draw: ImageDraw.ImageDraw, corner: Point, size: Point, levels: Sequence[float]) -> None:
+def axes(draw, corner, size, levels):
     """The two axes of a panel and a thin line across it at each of `levels`."""
     (x, y), (width, height) = corner, size
     for level in levels:
@@ -124,7 +114,7 @@ def axes(draw: ImageDraw.ImageDraw, corner: Point, size: Point, levels: Sequence
     draw.line(scaled([(x, y), (x, y + height), (x + width, y + height)]), (170, 170, 170), OVERSAMPLE)
 
 
-def polyline(draw: ImageDraw.ImageDraw, points: list[Point], colour: Colour, dashed: bool = False) -> None:
+def polyline(draw, points, colour, dashed=False):
     """A line of round joints through oversampled points, or a dashed one; a single point is a dot."""
     width = OVERSAMPLE * 2
     if len(points) == 1:
@@ -144,8 +134,7 @@ def polyline(draw: ImageDraw.ImageDraw, points: list[Point], colour: Colour, das
             draw.line([tuple(point) for point in dash.tolist()], colour, width, joint="curve")
 
 
-def _time_axis(draw: ImageDraw.ImageDraw, corner: Point, steps: int, fps: float | None,
-               font: ImageFont.FreeTypeFont) -> None:
+def _time_axis(draw, corner, steps, fps, font):
     """First and last frame under a panel, and the same in seconds below if fps is given."""
     lines = [("frame", [f"{i}" for i in (0, steps - 1)])]
     if fps:

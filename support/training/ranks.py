@@ -77,6 +77,7 @@ class Ranks:
 
     def wrap(self, model, shard):
         """The module whose forward pass synchronises gradients, as sums."""
+        self.replicated = []
         if not dist.is_initialized():
             return model
         if shard:

@@ -130,9 +130,9 @@ def held_out_losses(checkpointer, corpus, sharded, watched=None):
     model = checkpointer.average.module if checkpointer.average else checkpointer.model
 
     def losses():
-        batches = held_out_batches(config, stats, corpus.held_out, corpus.held_out_windows,
-                                   config.train.eval_windows) if ranks.first else iter(())
-        if sharded:
-            batches = iter(lambda: ranks.agree(next(batches, None)), None)
-        return validate(model, config, batches, watched) if sharded or ranks.first else ({}, None)
+        if not (ranks.first or sharded):
+            return {}, None
+        own = held_out_batches(config, stats, corpus.held_out, corpus.held_out_windows,
+                               config.train.eval_windows) if ranks.first else iter(())
+        return validate(model, config, iter(lambda: ranks.agree(next(own, None)), None) if sharded else own, watched)
     return losses

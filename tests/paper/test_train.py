@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,7 +178,6 @@ def test_two_episodes_are_overfitted_and_the_images_decide():
 @pytest.mark.parametrize("preset, release", [("a1_2b", 1836.00), ("a1_3b", 3222.76)])
 def test_train_with_an_a1_preset_alone_prints_its_tables_and_names_what_is_missing(preset, release, tmp_path):
     """Parameter and memory tables, then one line with what is missing; exit code 2; Table 1."""
-    began = time.time()
     argv = [sys.executable, str(ROOT / "train.py"), "--config", preset]
     done = subprocess.run(argv, cwd=tmp_path, text=True, capture_output=True, timeout=120)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
@@ -189,4 +187,4 @@ def test_train_with_an_a1_preset_alone_prints_its_tables_and_names_what_is_missi
     assert rows["total"] == pytest.approx(parts, abs=0.03)
     assert rows["total"] + rows["not built"] == pytest.approx(release, abs=0.02)
     assert re.search(r"weights, gradients and states take [\d.]+ GiB", done.stdout)
-    assert not os.listdir(tmp_path) and time.time() - began < 60
+    assert not os.listdir(tmp_path)

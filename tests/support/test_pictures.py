@@ -102,12 +102,6 @@ def test_constant_single_step_and_extreme_data(values):
         assert has(action_plot(values, ["a", "b"], true, {"hold": values}, fps=12.5), pictures.BLUE)
 
 
-def test_ticks_tell_close_values_apart():
-    ticks = plots._limits([np.array([100.001, 100.002])])[2]
-    assert [text for _, text in ticks] == ["100.001", "100.002"]
-    assert [text for _, text in plots._limits([np.array([0.25, 0.25])])[2]] == ["0.25"]
-
-
 def test_a_joint_that_does_not_move_looks_like_one():
     """Its axis spans a standard deviation of the training data, so the same small wave is nearly a straight line."""
     def heights(**options):
@@ -137,11 +131,6 @@ def test_curves_show_training_and_what_is_held_out(tmp_path):
 def test_curves_of_odd_runs_are_drawn(rows):
     """One step, an enormous range, no generation expert, no losses at all, skipped steps, next to no change."""
     assert has(curves(rows), pictures.BLUE)
-
-
-def test_a_log_without_a_loss_has_no_curves():
-    with pytest.raises(ValueError, match="no row of the log has a loss"):
-        curves([{"step": 1, "skipped": True}])
 
 
 def test_an_action_that_is_not_finite_is_named():
