@@ -1,8 +1,8 @@
 """Grids and films of camera pictures, drawn with Pillow: what was seen, what was imagined, how the world moved.
 
-Pictures are uint8 arrays of shape (H, W, 3). Their pixels are never smoothed or recoloured: they are enlarged by a whole
-factor, so a figure can be read back and compared. Colours are those of Okabe and Ito, which colour-blind readers can
-tell apart. Given a path, a figure is written there too; directories are made. Lines are in support/plots.py.
+Pictures are uint8 arrays of shape (H, W, 3). Their pixels are never smoothed or recoloured: they are enlarged by a
+whole factor, so a figure can be read back and compared. Colours are those of Okabe and Ito, which colour-blind readers
+can tell apart. Given a path, a figure is written there too; directories are made. Lines are in support/plots.py.
 """
 
 from pathlib import Path
@@ -41,8 +41,7 @@ def saved(image, path):
 def foresight(rows, path=None, scale=None):
     """The paper's picture: a labelled grid, one row per view, under the captions of the first row -> RGB image.
 
-    rows: [(label, [(caption, picture), ...]), ...]. A picture of None is drawn as a hatched "no picture". A caption that
-    begins with "imagined" sets its column off in blue. scale: whole enlargement of the largest picture; by default to
+    rows: [(label, [(caption, picture), ...]), ...]. None is drawn as a hatched "no picture". A caption that begins with "imagined" sets its column off in blue. scale: whole enlargement of the largest picture; by default to
     about 192 pixels. Smaller ones are enlarged as far as they fit.
     """
     captions = [caption for caption, _ in rows[0][1]]

@@ -37,8 +37,8 @@ def finite(x):
 class Log:
     """One JSON object a line. What a full disk refuses is kept and written with the next line.
 
-    path None: nothing is written (ranks other than the first). length: the bytes of it that stand; what was logged after
-    a checkpoint is cut off, so that a resumed run continues it. CheckpointError: the file is not that log.
+    path None: nothing is written (ranks other than the first). length: the bytes of it that stand; what was logged
+    after a checkpoint is cut off, so that a resumed run continues it. CheckpointError: the file is not that log.
     """
 
     def __init__(self, path, length=0):
@@ -54,8 +54,8 @@ class Log:
         with open(self.path, "r+b") as file:
             file.seek(max(self.length - 1, 0))
             if self.length and file.read(1) != b"\n":
-                raise CheckpointError(f"{self.path} has no line that ends at byte {self.length}, where the checkpoint was "
-                                      "saved: put the run's own log back, or start a new run directory")
+                raise CheckpointError(f"{self.path} has no line that ends at byte {self.length}, where the checkpoint "
+                                      "was saved: put the run's own log back, or start a new run directory")
             file.truncate(self.length)
             os.fsync(file.fileno())
 
@@ -100,8 +100,9 @@ class Checkpointer:
 
     def versions(self):
         """What an exact resume depends on."""
-        return {"torch": torch.__version__, "numpy": np.__version__, "threads": torch.get_num_threads(),
-                "ranks": self.ranks.world, "device": self.ranks.device.type} | ({"sharded": True} if self.sharded else {})
+        found = {"torch": torch.__version__, "numpy": np.__version__, "threads": torch.get_num_threads(),
+                 "ranks": self.ranks.world, "device": self.ranks.device.type}
+        return found | {"sharded": True} if self.sharded else found
 
     def tensors(self):
         """(model, optimizer) as dicts of full tensors. With --ema the model is the average, which is what inference
@@ -184,8 +185,8 @@ class Checkpointer:
         """ValueError: it is another run's."""
         tensors, state = checkpoint.load(path)
         stored, own = to_dict(from_dict(state["config"])), to_dict(self.config)
-        changes = {key: (was, own[part][key]) for part in ("model", "data", "train") for key, was in stored[part].items()
-                   if was != own[part][key]}
+        changes = {key: (was, own[part][key]) for part in ("model", "data", "train")
+                   for key, was in stored[part].items() if was != own[part][key]}
         refused = [key for key in changes if key not in FREE]
         if refused:
             raise ValueError(f"{path} was trained with another config (--{', --'.join(refused)}): give the same flags")

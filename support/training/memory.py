@@ -112,9 +112,9 @@ def table(config, memory_gb):
         lines.append(f"  {name:<22}{value / gib:>8.2f}{note}")
     lines.append(f"  {'activations by micro-batch':<28}" + "".join(f"{B:>8}" for B in MICRO))
     for recompute in (False, True):
-        needs = [predict(replace(config, train=replace(train, checkpoint_layers=recompute, batch_size=B))) for B in MICRO]
+        trains = [replace(train, checkpoint_layers=recompute, batch_size=B) for B in MICRO]
         lines.append(f"  {'  --checkpoint_layers ' + str(recompute).lower():<28}"
-                     + "".join(f"{need.activations / gib:>8.2f}" for need in needs))
+                     + "".join(f"{predict(replace(config, train=x)).activations / gib:>8.2f}" for x in trains))
     try:
         lines.append(f"for {memory_gb:.0f} GiB, as --fit would choose: {describe(fit(config, memory_gb).train)}")
     except ValueError as error:
