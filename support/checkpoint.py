@@ -1,8 +1,8 @@
 """Checkpoints that survive a kill, a full disk and a flipped bit.
 
 A checkpoint is one directory, `<run>/step_00001500/`, with exactly four files; `manifest.json` gives size and SHA-256
-of the others. It is written under a temporary name beside its final one, flushed to the disk file by file, then renamed.
-A rename is atomic, so a directory called `step_*` is always whole, whenever the process or the machine dies.
+of the others. It is written under a temporary name beside its final one, flushed to the disk file by file, then
+renamed. A rename is atomic, so a directory called `step_*` is always whole, whenever the process or the machine dies.
 
 Reading trusts nothing. Every file is hashed before it is used, the manifest must be byte for byte what this module
 would write, and a missing, damaged or unlisted file is an error that names it. Tensors are stored as safetensors only:

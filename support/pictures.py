@@ -41,8 +41,9 @@ def saved(image, path):
 def foresight(rows, path=None, scale=None):
     """The paper's picture: a labelled grid, one row per view, under the captions of the first row -> RGB image.
 
-    rows: [(label, [(caption, picture), ...]), ...]. None is drawn as a hatched "no picture". A caption that begins with "imagined" sets its column off in blue. scale: whole enlargement of the largest picture; by default to
-    about 192 pixels. Smaller ones are enlarged as far as they fit.
+    rows: [(label, [(caption, picture), ...]), ...]. None is drawn as a hatched "no picture". A caption that begins with
+    "imagined" sets its column off in blue. scale: whole enlargement of the largest picture; by default to about 192
+    pixels. Smaller ones are enlarged as far as they fit.
     """
     captions = [caption for caption, _ in rows[0][1]]
     shapes = [cell.shape[:2] for _, cells in rows for _, cell in cells if cell is not None]

@@ -18,10 +18,10 @@ def action_plot(predicted, names, true=None, baselines=None, fps=None, path=None
     """An action chunk as small multiples: one panel per dimension, each with its own vertical scale -> RGB image.
 
     predicted, true and at most five baselines {name: values}: (k, d), k steps of d dimensions in the robot's own units;
-    names: d titles. The ticks are the smallest and largest value shown. spans: for each dimension the least range of its axis,
-    such as one standard deviation of the training data, so that a joint that does not move looks like one; the ticks of
-    such a panel are the ends of that range. Time runs in frames, and in seconds too if fps is given. `marks`: steps
-    that get a thin vertical line, such as the starts of chunks. ValueError: a value is not finite.
+    names: d titles. The ticks are the smallest and largest value shown. spans: for each dimension the least range of
+    its axis, such as one standard deviation of the training data, so that a joint that does not move looks like one;
+    the ticks of such a panel are the ends of that range. Time runs in frames, and in seconds too if fps is given.
+    `marks`: steps that get a thin vertical line, such as the starts of chunks. ValueError: a value is not finite.
     """
     series = _series(predicted, names, true, baselines or {})
     steps, count = predicted.shape

@@ -171,8 +171,9 @@ class Offload(Fp32):
     """Masters and moments in host memory, torch's fused CPU AdamW; the device holds bf16 weights and gradients.
 
     The gradient of the next tensor travels to the host while this one is updated, and the new weight travels back
-    behind it, through two pinned buffers each way. With `overlap` (default: on a GPU) all that happens on a thread beside the
-    next forward pass, in which each layer waits for its own weights (`hold_back`): nothing is computed with an old one.
+    behind it, through two pinned buffers each way. With `overlap` (default: on a GPU) all that happens on a thread
+    beside the next forward pass, in which each layer waits for its own weights (`hold_back`): nothing is computed with
+    an old one.
     """
 
     def __init__(self, parameters, masters, settings, overlap=None):
