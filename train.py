@@ -9,10 +9,8 @@
     python train.py --stage posttrain --from RUN --data DIR    its weights; optimizer, schedule and statistics afresh
     torchrun --nproc_per_node 2 -- train.py ...                several cards: DDP, with --shard FSDP2
 
-A run is a folder, runs/<config> or --out DIR: log.jsonl (pure functions of the run), timing.jsonl, curves.png,
-foresight_*.png, checkpoints step_*/, report.json. Data order and noise are pure functions of (seed, rank, sample):
-nothing of them is saved.
-SIGTERM and SIGINT save and end the run within a step, with exit code 143 and 130.
+A run is a folder, runs/<config> or --out DIR. Data order and noise are pure functions of (seed, rank, sample), so
+nothing of them is saved. SIGTERM and SIGINT save and end the run within a step, with exit code 143 and 130.
 """
 
 import math
@@ -83,14 +81,8 @@ def gradients(model, micro, config, ranks, counts):
 
 
 def read_data(args, config, ranks, newest):
-    """Everything to learn from -> (data.Corpus, Statistics by robot, that of the held-out episodes first, data.Mixture,
-    its iterator of micro-batches)."""
+    """Everything to learn from -> (Corpus, Statistics by robot, the held-out one first, Mixture, its micro-batches)."""
     embedded = args.data == "conveyor" or (args.data is None and config.name == "conveyor")
-    train = config.train
-    if train.threads:
-        torch.set_num_threads(train.threads)
-
-    # ---- data -----------------------------------------------------------------------------------------------
     if embedded and ranks.first:
         world.dataset(Path("data/conveyor"))
     ranks.agree(None)   # the others wait for it
@@ -111,9 +103,9 @@ def read_data(args, config, ranks, newest):
     stats = by_robot[corpus.held_out_robot]
     if ranks.first:
         stats.check_inputs(corpus.held_out)
-    mixture = Mixture(config, by_robot, corpus.sources, corpus.weights, corpus.windows, train.seed, ranks.rank,
+    mixture = Mixture(config, by_robot, corpus.sources, corpus.weights, corpus.windows, config.train.seed, ranks.rank,
                       ranks.world, corpus.frames)
-    batches = mixture.loader(checkpoint.step_of(newest) if newest else 0, train.steps, ignore_signals)
+    batches = mixture.loader(checkpoint.step_of(newest) if newest else 0, config.train.steps, ignore_signals)
     names = [f"{row.name} ({row.kind})" for row in corpus.listed]
     print("\n".join(table(names, mixture.frames, mixture.weights, mixture.ranks)))
     for of, line in zip(by_robot.values(), kept):
@@ -153,6 +145,8 @@ def run(argv):
     out, train = Path(args.out or f"runs/{config.name}"), config.train
     config, start = starting_weights(args, config, out)
     newest = checkpoint_to_resume(args.resume, out, ranks, start["origin"])
+    if train.threads:
+        torch.set_num_threads(train.threads)
     corpus, by_robot, mixture, batches = read_data(args, config, ranks, newest)
     drawn = [[row.name, weight, row.frames] for row, weight in zip(corpus.listed, mixture.weights)]
     with memory.explained(train, ranks.device):
@@ -160,7 +154,7 @@ def run(argv):
         checkpointer = Checkpointer(out, ranks, config, by_robot, model, optimizer, average, drawn)
         print(effective_batch(train, ranks.world), disk_need(config, out), sep="\n")
         first, progress = checkpointer.begin(newest)
-    mixture.bad_samples = bad_samples_of_rank(progress.get("bad_samples", 0), ranks)
+    mixture.bad_samples = bad_samples_of_rank(progress.get("bad_samples", []), ranks)
     validate = held_out_losses(checkpointer, corpus, args.shard, world.watched(corpus.held_out))
     journal = Journal(checkpointer, first, progress.get("skipped", 0), validate)
 

@@ -1,15 +1,10 @@
 """Grids and films of camera pictures, drawn with Pillow: what was seen, what was imagined, how the world moved.
 
-`foresight` is the paper's picture: one row per camera, with the frames the model saw, the one it imagined
-and the one that came; `gif` writes a loop. Given a path, a figure is written there too, as the kind its ending
-names; directories are made. Lines are in support/plots.py.
-
-Pictures are uint8 arrays of shape (H, W, 3). Their pixels are never smoothed or recoloured: they are enlarged
-by a whole factor, so a figure can be read back and compared. Colours are those of Okabe and Ito, which colour-blind
-readers can tell apart. Bad input is a one-line ValueError that says which picture.
+Pictures are uint8 arrays of shape (H, W, 3). Their pixels are never smoothed or recoloured: they are enlarged by a
+whole factor, so a figure can be read back and compared. Colours are those of Okabe and Ito, which colour-blind readers
+can tell apart. Given a path, a figure is written there too; directories are made. Lines are in support/plots.py.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +18,11 @@ CELL = 192                          # small pictures are enlarged to about this 
 OVERSAMPLE = 3                      # lines are drawn this much larger, then averaged down
 
 
-# ---------------------------------------------------------------------------------------------- shared
-
-def font_of(size: int) -> ImageFont.FreeTypeFont:
+def font_of(size):
     return ImageFont.load_default(size)
 
 
-def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def fitted(text, font, width):
     """`text`, cut with dots if it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
@@ -38,73 +31,47 @@ def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return text.rstrip() + "..."
 
 
-def _picture(value: np.ndarray, where: str) -> np.ndarray:
-    value = np.asarray(value)
-    if value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3 or 0 in value.shape:
-        raise ValueError(f"{where}: a picture must be uint8 (H, W, 3), not {value.dtype} {value.shape}")
-    return value
-
-
-def saved(image: Image.Image, path: str | Path | None) -> Image.Image:
+def saved(image, path):
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
     return image
 
 
-# ----------------------------------------------------------------------------------- grids of pictures
+def foresight(rows, path=None, scale=None):
+    """The paper's picture: a labelled grid, one row per view, under the captions of the first row -> RGB image.
 
-def foresight(rows: Sequence[tuple[str, Sequence[tuple[str, np.ndarray | None]]]],
-              path: str | Path | None = None, scale: int | None = None) -> Image.Image:
-    """A labelled grid of pictures, one row per view.
-
-    rows: [(label, [(caption, picture or None), ...]), ...]; pictures are uint8 (H, W, 3), None is drawn as
-    a hatched "no picture". A caption that begins with "imagined" sets its picture off in blue. Captions that
-    are the same in every row are written once, on top. scale: whole enlargement of the largest picture; by
-    default small pictures are brought to about 192 pixels. Smaller ones are enlarged as far as they fit.
-    Returns an RGB image. Raises ValueError for an empty grid or a malformed picture.
+    rows: [(label, [(caption, picture), ...]), ...]. None is drawn as a hatched "no picture". A caption that begins with
+    "imagined" sets its column off in blue. scale: whole enlargement of the largest picture; by default to about 192
+    pixels. Smaller ones are enlarged as far as they fit.
     """
-    rows = [(label, [(caption, None if cell is None else _picture(cell, f"{label} {caption}".strip()))
-                     for caption, cell in cells]) for label, cells in rows]
+    captions = [caption for caption, _ in rows[0][1]]
     shapes = [cell.shape[:2] for _, cells in rows for _, cell in cells if cell is not None]
-    columns = max((len(cells) for _, cells in rows), default=0)
-    if columns == 0:
-        raise ValueError("foresight: no pictures to draw")
     height, width = np.max(shapes or [(CELL, CELL)], axis=0).tolist()
-    if scale is None:
-        scale = max(1, round(CELL / max(height, width)))
-    if scale != int(scale) or scale < 1:
-        raise ValueError(f"foresight: scale must be a whole number from 1, not {scale}")
+    scale = scale or max(1, round(CELL / max(height, width)))
     height, width = height * scale, width * scale
-
     font = font_of(min(18, max(12, width // 12)))
-    line = font.size + 9
-    captions = [[caption for caption, _ in cells] for _, cells in rows]
-    once = all(row == captions[0] for row in captions)
-    written = line if any(any(row) for row in captions) else 0
+    top = MARGIN + (font.size + 9 if any(captions) else 0)
     left = MARGIN + max(int(font.getlength(label)) + 18 if label else 0 for label, _ in rows)
-    pitch = height + GUTTER + (0 if once else written)
-    image = Image.new("RGB", (left + columns * (width + GUTTER) - GUTTER + MARGIN,
-                              2 * MARGIN + len(rows) * pitch - GUTTER + (written if once else 0)), PAPER)
+    size = (left + len(captions) * (width + GUTTER) - GUTTER + MARGIN,
+            top + len(rows) * (height + GUTTER) - GUTTER + MARGIN)
+    image = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(image)
+    for c, caption in enumerate(captions):
+        colour = BLUE if caption.startswith("imagined") else INK
+        draw.text((left + c * (width + GUTTER) + width / 2, top - 9), fitted(caption, font, width), colour, font,
+                  anchor="ms")
     for r, (label, cells) in enumerate(rows):
-        top = MARGIN + written + r * pitch
-        draw.text((left - 18, top + height / 2), label, INK, font, anchor="rm")
+        y = top + r * (height + GUTTER)
+        draw.text((left - 18, y + height / 2), label, INK, font, anchor="rm")
         for c, (caption, cell) in enumerate(cells):
-            x = left + c * (width + GUTTER)
-            imagined = caption.startswith("imagined")
-            if r == 0 or not once:
-                text, colour = fitted(caption, font, width), BLUE if imagined else INK
-                draw.text((x + width / 2, top - 9), text, colour, font, anchor="ms")
-            _cell(image, (x, top, width, height), cell, imagined)
+            _cell(image, (left + c * (width + GUTTER), y, width, height), cell, caption.startswith("imagined"))
     return saved(image, path)
 
 
-def _cell(image: Image.Image, box: tuple[int, int, int, int], cell: np.ndarray | None,
-          imagined: bool) -> None:
+def _cell(image, box, cell, imagined):
     """Draw one picture centred in `box` (x, y, width, height), or the hatching of a missing one."""
     x, y, width, height = box
-    draw = ImageDraw.Draw(image)
     if cell is None:
         image.paste(_hatching(width, height), (x, y))
     else:
@@ -116,39 +83,24 @@ def _cell(image: Image.Image, box: tuple[int, int, int, int], cell: np.ndarray |
     # The frame lies in the gutter, so that it hides no pixel of the picture.
     edge, colour = (2, BLUE) if imagined and cell is not None else (1, HAIR)
     corners = (x - edge, y - edge, x + width + edge - 1, y + height + edge - 1)
-    draw.rectangle(corners, outline=colour, width=edge)
+    ImageDraw.Draw(image).rectangle(corners, outline=colour, width=edge)
 
 
-def _hatching(width: int, height: int) -> Image.Image:
+def _hatching(width, height):
     tile = Image.new("RGB", (width * OVERSAMPLE, height * OVERSAMPLE), (247, 247, 247))
     draw = ImageDraw.Draw(tile)
     for x in range(-tile.height, tile.width, 12 * OVERSAMPLE):
         draw.line((x, tile.height, x + tile.height, 0), (226, 226, 226), OVERSAMPLE)
     tile = tile.reduce(OVERSAMPLE)
     font = font_of(min(15, max(8, width // 9)))
-    half = font.getlength("no picture") / 2 + 6
-    draw = ImageDraw.Draw(tile)
-    draw.rectangle((width / 2 - half, height / 2 - font.size, width / 2 + half, height / 2 + font.size),
-                   (247, 247, 247))
-    draw.text((width / 2, height / 2), "no picture", MUTED, font, anchor="mm")
+    ImageDraw.Draw(tile).text((width / 2, height / 2), "no picture", MUTED, font, anchor="mm", stroke_width=2,
+                              stroke_fill=(247, 247, 247))
     return tile
 
 
-# ------------------------------------------------------------------------------------------- animation
-
-def gif(frames: Sequence[np.ndarray | Image.Image], path: str | Path, fps: float) -> None:
-    """Write frames (uint8 (H, W, 3) arrays or PIL images of one size) as a GIF that loops for ever.
-
-    All frames share one palette, so still parts do not flicker. Raises ValueError for no frames, unequal
-    sizes or fps outside 0 < fps <= 50 (GIF times are whole hundredths of a second, and viewers want two).
-    """
-    images = [frame.convert("RGB") if isinstance(frame, Image.Image)
-              else Image.fromarray(_picture(frame, f"gif frame {i}")) for i, frame in enumerate(frames)]
-    if not images or not 0 < fps <= 50:
-        raise ValueError(f"gif: needs at least one frame and 0 < fps <= 50, got {len(images)} and {fps}")
-    for i, image in enumerate(images):
-        if image.size != images[0].size:
-            raise ValueError(f"gif: frame {i} is {image.size}, frame 0 is {images[0].size}; use one size")
+def gif(images, path, fps):
+    """Write RGB images of one size as a GIF that loops for ever, at up to 50 frames a second. All share one palette, so
+    still parts do not flicker."""
     # All frames, stacked, or a sample of 16 million pixels. Maximum coverage, because a median
     # cut would spend the palette on the background and lose the colour of a small object.
     sample = images[::-(-len(images) * images[0].width * images[0].height // 16_000_000)]

@@ -1,14 +1,11 @@
 """Lines drawn with Pillow: an action chunk as small multiples, beside the truth and its rivals.
 
-Given a path, a figure is written there too, as the kind its ending names; directories are made. Lines are anti-aliased,
-by drawing them three times too large. Bad input is a one-line ValueError that says which value.
+Lines are anti-aliased, by drawing them three times too large; text goes on after they are averaged down, where the
+font's own smoothing is sharper.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from support.pictures import BLUE, HAIR, INK, MARGIN, MUTED, OVERSAMPLE, PAPER, fitted, font_of, saved
 
@@ -16,50 +13,48 @@ GREY = (140, 140, 140)                                  # what really happened
 BASELINE_COLOURS = ((230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233))
 PANEL_WIDTH, PANEL_HEIGHT = 230, 104
 
-Point = tuple[float, float]
-Series = list[tuple[str, np.ndarray, tuple[int, int, int], bool]]        # name, (k, d) values, colour, dashed
 
-def action_plot(predicted: np.ndarray, names: Sequence[str], true: np.ndarray | None = None,
-                baselines: Mapping[str, np.ndarray] | None = None, fps: float | None = None,
-                path: str | Path | None = None, marks: Sequence[int] = (),
-                spans: Sequence[float] | None = None) -> Image.Image:
-    """An action chunk as small multiples: one panel per dimension, each with its own vertical scale.
+def action_plot(predicted, names, true=None, baselines=None, fps=None, path=None, marks=(), spans=None):
+    """An action chunk as small multiples: one panel per dimension, each with its own vertical scale -> RGB image.
 
-    predicted, true and every baseline: (k, d), k steps of d dimensions in the robot's own units; names: d
-    titles. The ticks are the smallest and largest value shown. spans: for each dimension the least range of its axis,
-    such as one standard deviation of the training data, so that a joint that does not move looks like one; the ticks of
-    such a panel are the ends of that range. Time runs in frames, and in seconds too if fps is given. `marks`: steps
-    that get a thin vertical line, such as the starts of chunks. Returns an RGB image. Raises ValueError for wrong
-    shapes and for values that are not finite.
+    predicted, true and at most five baselines {name: values}: (k, d), k steps of d dimensions in the robot's own units;
+    names: d titles. The ticks are the smallest and largest value shown. spans: for each dimension the least range of
+    its axis, such as one standard deviation of the training data, so that a joint that does not move looks like one;
+    the ticks of such a panel are the ends of that range. Time runs in frames, and in seconds too if fps is given.
+    `marks`: steps that get a thin vertical line, such as the starts of chunks. ValueError: a value is not finite.
     """
-    series = _series(predicted, names, true, baselines)
-    if fps is not None and not fps > 0:
-        raise ValueError(f"action_plot: fps must be positive, not {fps}")
-    steps, count = series[-1][1].shape
+    series = _series(predicted, names, true, baselines or {})
+    steps, count = predicted.shape
     columns = min(count, 3 if count in (5, 6, 9) else 4)
     font, small = font_of(14), font_of(12)
-    spans = [0.0] * count if spans is None else spans
-    if len(spans) != count:
-        raise ValueError(f"action_plot: {len(spans)} spans for {count} dimensions; they must agree")
-    limits = [_limits([values[:, i] for _, values, _, _ in series], spans[i]) for i in range(count)]
+    limits = [_limits([values[:, i] for _, values, _, _ in series], spans[i] if spans is not None else 0.0)
+              for i in range(count)]
     left = int(max(small.getlength(text) for limit in limits for _, text in limit[2])) + 10
     pitch_x, pitch_y = left + PANEL_WIDTH + 22, PANEL_HEIGHT + 46
-    corners = [(MARGIN + left + i % columns * pitch_x, MARGIN + 54 + i // columns * pitch_y)
-               for i in range(count)]
-    legend = left + sum(int(font.getlength(name)) + 62 for name, *_ in series) - 28
-    size = (2 * MARGIN + max(columns * pitch_x - 22, legend),
+    corners = [(MARGIN + left + i % columns * pitch_x, MARGIN + 54 + i // columns * pitch_y) for i in range(count)]
+    legend, x = [], MARGIN + left
+    for name, _, colour, dashed in reversed(series):
+        legend.append((x, name, colour, dashed))
+        x += int(font.getlength(name)) + 62
+    size = (MARGIN + max(MARGIN + columns * pitch_x - 22, x - 28),
             corners[-1][1] + PANEL_HEIGHT + (36 if fps else 21) + MARGIN)
     large = Image.new("RGB", (size[0] * OVERSAMPLE, size[1] * OVERSAMPLE), PAPER)
-    for i, corner in enumerate(corners):
-        curves = [(values[:, i], colour, dashed) for _, values, colour, dashed in series]
-        _marks(ImageDraw.Draw(large), corner, marks, steps)
-        _curves(ImageDraw.Draw(large), corner, limits[i], curves)
-    _legend_lines(ImageDraw.Draw(large), series, MARGIN + left, font)
+    lines = ImageDraw.Draw(large)
+    for i, (x, y) in enumerate(corners):
+        across = x + np.linspace(0, PANEL_WIDTH, steps) if steps > 1 else np.array([x + PANEL_WIDTH / 2])
+        for step in marks:
+            lines.line(scaled([(across[step], y), (across[step], y + PANEL_HEIGHT)]), HAIR, OVERSAMPLE)
+        axes(lines, (x, y), (PANEL_WIDTH, PANEL_HEIGHT), [y + _height(value, limits[i]) for value, _ in limits[i][2]])
+        for _, values, colour, dashed in series:
+            polyline(lines, scaled(zip(across, [y + _height(value, limits[i]) for value in values[:, i]])), colour,
+                     dashed)
+    for x, _, colour, dashed in legend:
+        polyline(lines, scaled([(x, MARGIN + 8), (x + 26, MARGIN + 8)]), colour, dashed)
 
-    # Text goes on after the lines are averaged down, where the font's own smoothing is sharper.
     image = large.reduce(OVERSAMPLE)
     draw = ImageDraw.Draw(image)
-    _legend_text(draw, series, MARGIN + left, font)
+    for x, name, *_ in legend:
+        draw.text((x + 34, MARGIN + 8), name, INK, font, anchor="lm")
     for i, (x, y) in enumerate(corners):
         draw.text((x, y - 8), fitted(names[i], font, PANEL_WIDTH), INK, font, anchor="ls")
         for value, text in limits[i][2]:
@@ -69,32 +64,21 @@ def action_plot(predicted: np.ndarray, names: Sequence[str], true: np.ndarray | 
     return saved(image, path)
 
 
-def _series(predicted: np.ndarray, names: Sequence[str], true: np.ndarray | None,
-            baselines: Mapping[str, np.ndarray] | None) -> Series:
-    """What to draw, in drawing order: baselines (dashed) below, then the truth, the prediction on top."""
-    baselines = baselines or {}
-    if len(baselines) > len(BASELINE_COLOURS):
-        raise ValueError(f"action_plot: at most {len(BASELINE_COLOURS)} baselines, not {len(baselines)}")
-    found = [(name, values, colour, True)
-             for (name, values), colour in zip(baselines.items(), BASELINE_COLOURS)]
+def _series(predicted, names, true, baselines):
+    """What to draw, in drawing order: baselines (dashed) below, then the truth, the prediction on top -> list of (name,
+    (k, d) values, colour, dashed)."""
+    series = [(name, values, colour, True) for (name, values), colour in zip(baselines.items(), BASELINE_COLOURS)]
     if true is not None:
-        found.append(("true", true, GREY, False))
-    found.append(("predicted", predicted, BLUE, False))
-    series = [(name, np.asarray(values, np.float64), *look) for name, values, *look in found]
-    shape = series[-1][1].shape
-    if len(shape) != 2 or 0 in shape or shape[1] != len(names):
-        raise ValueError(f"action_plot: predicted must be (k, {len(names)}), one column a name, not {shape}")
+        series.append(("true", true, GREY, False))
+    series.append(("predicted", predicted, BLUE, False))
     for name, values, _, _ in series:
-        if values.shape != shape:
-            raise ValueError(f"action_plot: {name} is {values.shape}, predicted is {shape}; they must agree")
-        if not np.isfinite(values).all():
-            step, i = np.argwhere(~np.isfinite(values))[0].tolist()
-            raise ValueError(f"action_plot: {name} is {values[step, i]} at step {step} of {names[i]} "
-                             f"(dimension {i}); only finite values can be drawn")
+        for step, i in np.argwhere(~np.isfinite(values)).tolist():
+            raise ValueError(f"action_plot: {name} is {values[step, i]} at step {step} of {names[i]} (dimension {i}); "
+                             "only finite values can be drawn")
     return series
 
 
-def _limits(curves: list[np.ndarray], span: float = 0.0) -> tuple[float, float, list[tuple[float, str]]]:
+def _limits(curves, span=0.0):
     """Bottom and top of a panel and its ticks (value, text): minimum and maximum, or one for a constant.
 
     What covers less than `span` lies in the middle of an axis of that length, and the ticks are its ends.
@@ -111,38 +95,26 @@ def _limits(curves: list[np.ndarray], span: float = 0.0) -> tuple[float, float, 
     return low - pad, high + pad, [(low, f"{low:.{digits}g}"), (high, f"{high:.{digits}g}")]
 
 
-def _height(value: float, limits: tuple[float, float, list]) -> float:
+def _height(value, limits):
     """Pixels from the top of a panel down to `value`."""
     bottom, top, _ = limits
     return PANEL_HEIGHT * (top - value) / (top - bottom)
 
 
-def _marks(draw: ImageDraw.ImageDraw, corner: Point, marks: Sequence[int], steps: int) -> None:
-    """Thin vertical lines at some steps of a panel."""
-    x, y = corner
-    for step in marks:
-        across = (x + PANEL_WIDTH * step / max(steps - 1, 1)) * OVERSAMPLE
-        draw.line((across, y * OVERSAMPLE, across, (y + PANEL_HEIGHT) * OVERSAMPLE), HAIR, OVERSAMPLE)
+def scaled(points):
+    """Points (x, y) of a figure on the oversampled canvas."""
+    return [(x * OVERSAMPLE, y * OVERSAMPLE) for x, y in points]
 
 
-def _curves(draw: ImageDraw.ImageDraw, corner: Point, limits: tuple[float, float, list],
-            curves: list[tuple[np.ndarray, tuple[int, int, int], bool]]) -> None:
-    """One panel's grid lines and curves, on the oversampled canvas."""
-    x, y = corner
-    for value, _ in limits[2]:
-        level = (y + _height(value, limits)) * OVERSAMPLE
-        draw.line((x * OVERSAMPLE, level, (x + PANEL_WIDTH) * OVERSAMPLE, level), HAIR, OVERSAMPLE)
-    axes = ((x, y), (x, y + PANEL_HEIGHT), (x + PANEL_WIDTH, y + PANEL_HEIGHT))
-    draw.line([(a * OVERSAMPLE, b * OVERSAMPLE) for a, b in axes], (170, 170, 170), OVERSAMPLE)
-    for values, colour, dashed in curves:
-        across = np.linspace(0, PANEL_WIDTH, len(values)) if len(values) > 1 else [PANEL_WIDTH / 2]
-        points = [((x + dx) * OVERSAMPLE, (y + _height(value, limits)) * OVERSAMPLE)
-                  for dx, value in zip(across, values)]
-        polyline(draw, points, colour, dashed)
+def axes(draw, corner, size, levels):
+    """The two axes of a panel and a thin line across it at each of `levels`."""
+    (x, y), (width, height) = corner, size
+    for level in levels:
+        draw.line(scaled([(x, level), (x + width, level)]), HAIR, OVERSAMPLE)
+    draw.line(scaled([(x, y), (x, y + height), (x + width, y + height)]), (170, 170, 170), OVERSAMPLE)
 
 
-def polyline(draw: ImageDraw.ImageDraw, points: list[Point], colour: tuple[int, int, int],
-              dashed: bool) -> None:
+def polyline(draw, points, colour, dashed=False):
     """A line of round joints through oversampled points, or a dashed one; a single point is a dot."""
     width = OVERSAMPLE * 2
     if len(points) == 1:
@@ -162,29 +134,7 @@ def polyline(draw: ImageDraw.ImageDraw, points: list[Point], colour: tuple[int, 
             draw.line([tuple(point) for point in dash.tolist()], colour, width, joint="curve")
 
 
-def _legend_slots(series: Series, x: float, font: ImageFont.FreeTypeFont) -> list[tuple[float, str]]:
-    """Left end and name of each legend entry, the prediction first."""
-    slots = []
-    for name, *_ in reversed(series):
-        slots.append((x, name))
-        x += int(font.getlength(name)) + 62
-    return slots
-
-
-def _legend_lines(draw: ImageDraw.ImageDraw, series: Series, x: float,
-                  font: ImageFont.FreeTypeFont) -> None:
-    y = (MARGIN + 8) * OVERSAMPLE
-    for (left, _), (_, _, colour, dashed) in zip(_legend_slots(series, x, font), reversed(series)):
-        polyline(draw, [(left * OVERSAMPLE, y), ((left + 26) * OVERSAMPLE, y)], colour, dashed)
-
-
-def _legend_text(draw: ImageDraw.ImageDraw, series: Series, x: float, font: ImageFont.FreeTypeFont) -> None:
-    for left, name in _legend_slots(series, x, font):
-        draw.text((left + 34, MARGIN + 8), name, INK, font, anchor="lm")
-
-
-def _time_axis(draw: ImageDraw.ImageDraw, corner: Point, steps: int, fps: float | None,
-               font: ImageFont.FreeTypeFont) -> None:
+def _time_axis(draw, corner, steps, fps, font):
     """First and last frame under a panel, and the same in seconds below if fps is given."""
     lines = [("frame", [f"{i}" for i in (0, steps - 1)])]
     if fps:

@@ -153,9 +153,9 @@ class Place:
         self.reference, self.printed = root / "reference", self.own / "printed"
 
 
-def interrupt(n, place, chance, number, part):
-    """The common shape of kills and terms: interrupt a run again and again until it is through, then the next one."""
-    tally, saved, out = Counter(), 0, place.own / part
+def interrupt(number, n, place, chance):
+    """Interrupt a run by a signal again and again until it is through, then the next one."""
+    tally, saved, out, part = Counter(), 0, place.own / "run", signal.Signals(number).name
     while True:
         pid = start(again(place.argv, out), place.printed)
         moment, in_save = chance.uniform(0, 1.5), chance.random() < 0.5 or not tally["tried"]
@@ -201,14 +201,6 @@ def verdict(out, code, number, before, after, said):
         if length != known:
             return f"it ended with {code}, the log has {length} bytes, the checkpoint knows of {known}"
     return ""
-
-
-def kills(n, place, chance):
-    return interrupt(n, place, chance, signal.SIGKILL, "kills")
-
-
-def terms(n, place, chance):
-    return interrupt(n, place, chance, signal.SIGTERM, "terms")
 
 
 def flip(raw, chance):
@@ -360,7 +352,8 @@ def ranks(n, place, chance):
 
 # ---- all of it --------------------------------------------------------------------------------------------------
 
-PARTS = {"kills": kills, "terms": terms, "damage": damage, "disk": disk, "ranks": ranks}
+PARTS = {"kills": partial(interrupt, signal.SIGKILL), "terms": partial(interrupt, signal.SIGTERM), "damage": damage,
+         "disk": disk, "ranks": ranks}
 
 
 def job(part, n, root, seed):

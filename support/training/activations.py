@@ -1,7 +1,4 @@
-"""How much memory does one forward and backward pass take? Counted on fake tensors, which have shapes and no memory.
-
-That follows the code as it is; tests/support/test_memory.py compares it with real tensors and with whole steps.
-"""
+"""How much memory does one forward and backward pass take? Counted on fake tensors, which have shapes and no memory."""
 
 import contextlib
 import functools

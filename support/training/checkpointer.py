@@ -1,9 +1,5 @@
 """What a run consists of, saved and found again: checkpoints, and a log that survives a full disk.
 
-    Log                     log.jsonl, cut back to the checkpoint's length on resume
-    Checkpointer            saves and restores a whole run, whatever the optimizer and the number of ranks
-    checkpoint_to_resume    where a run goes on, or why it may not
-
 A full disk or an unwritable directory is a message, not an end: training goes on, the older checkpoint stands and
 the next save tries again.
 """
@@ -41,18 +37,27 @@ def finite(x):
 class Log:
     """One JSON object a line. What a full disk refuses is kept and written with the next line.
 
-    path None: nothing is written (ranks other than the first). length: the bytes of it that stand.
+    path None: nothing is written (ranks other than the first). length: the bytes of it that stand; what was logged
+    after a checkpoint is cut off, so that a resumed run continues it. CheckpointError: the file is not that log.
     """
 
     def __init__(self, path, length=0):
         self.path, self.length, self.waiting = path, length, b""
-        if path is not None:
-            truncate_log(path, length)
+        try:
+            if path is not None and (length or path.exists()):
+                self._cut()
+        except OSError as error:
+            raise CheckpointError(f"cannot cut {path} back to {length} bytes: {error.strerror or error}; put the run's "
+                                  "own log back, check its permissions, or start a new run directory") from error
 
-    @classmethod
-    def longer(cls, path):
-        """A log that goes on where the file ends."""
-        return cls(path, path.stat().st_size if path is not None and path.exists() else 0)
+    def _cut(self):
+        with open(self.path, "r+b") as file:
+            file.seek(max(self.length - 1, 0))
+            if self.length and file.read(1) != b"\n":
+                raise CheckpointError(f"{self.path} has no line that ends at byte {self.length}, where the checkpoint "
+                                      "was saved: put the run's own log back, or start a new run directory")
+            file.truncate(self.length)
+            os.fsync(file.fileno())
 
     def append(self, row):
         self.waiting += (json.dumps(finite(row), allow_nan=False) + "\n").encode()
@@ -76,31 +81,6 @@ class Log:
         return True
 
 
-def truncate_log(path, length):
-    """Cut a jsonl log back to the `length` bytes it had at a checkpoint, so that a resumed run continues it.
-
-    A missing log counts as empty. Raises CheckpointError if the log is shorter, or is cut in mid-line.
-    """
-    advice = "put the run's own log back, or start a new run directory"
-    try:
-        size = path.stat().st_size if path.exists() else 0
-        if size < length:
-            raise CheckpointError(f"{path} has {size} bytes, the checkpoint was saved at {length}: {advice}")
-        if size == 0:
-            return
-        with open(path, "r+b") as file:
-            if length > 0:
-                file.seek(length - 1)
-                if file.read(1) != b"\n":
-                    raise CheckpointError(f"{path} has no line end at byte {length}, where the checkpoint was saved: "
-                                          f"{advice}")
-            file.truncate(length)
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise CheckpointError(f"cannot cut {path} back to {length} bytes: {error.strerror or error}; check its "
-                              "permissions") from error
-
-
 class Checkpointer:
     """Saves and restores a run. by_robot: {robot: Statistics}, the robot of the held-out episode first; average: the
     AveragedModel of --ema or None; drawn: [name, weight, frames] of every dataset. log, timing: its two files."""
@@ -114,13 +94,15 @@ class Checkpointer:
             raise ValueError(f"--out {out} cannot be made: {error.strerror}; "
                              "give a folder that can be written") from error
         self.log_path, timing = (self.out / name if ranks.first else None for name in ("log.jsonl", "timing.jsonl"))
-        self.log, self.timing, self.first, self.problem = None, Log.longer(timing), 0, ""
+        self.timing = Log(timing, timing.stat().st_size if timing and timing.exists() else 0)
+        self.sharded = any(isinstance(p, DTensor) for p in model.parameters())
+        self.log, self.first, self.problem = None, 0, ""
 
     def versions(self):
         """What an exact resume depends on."""
-        return {"torch": torch.__version__, "numpy": np.__version__, "threads": torch.get_num_threads(),
-                "ranks": self.ranks.world, "device": self.ranks.device.type} | \
-            ({"sharded": True} if any(isinstance(p, DTensor) for p in self.model.parameters()) else {})
+        found = {"torch": torch.__version__, "numpy": np.__version__, "threads": torch.get_num_threads(),
+                 "ranks": self.ranks.world, "device": self.ranks.device.type}
+        return found | {"sharded": True} if self.sharded else found
 
     def tensors(self):
         """(model, optimizer) as dicts of full tensors. With --ema the model is the average, which is what inference
@@ -177,7 +159,7 @@ class Checkpointer:
         self.optimizer.finish()
         if self.average is not None:
             return self.average.module
-        if not any(isinstance(p, DTensor) for p in self.model.parameters()):
+        if not self.sharded:
             return self.model
         tensors = self.ranks.state_dict(self.model)
         if not self.ranks.first:
@@ -202,18 +184,18 @@ class Checkpointer:
     def _resume(self, path):
         """ValueError: it is another run's."""
         tensors, state = checkpoint.load(path)
-        stored, lines = to_dict(from_dict(state["config"])), []
-        changed = [key for title in ("model", "data", "train") for key, value in stored[title].items()
-                   if value != to_dict(self.config)[title][key] and key not in FREE]
-        if changed:
-            raise ValueError(f"{path} was trained with another config (--{', --'.join(changed)}): give the same flags")
-        if state.get("drawn", self.drawn) != self.drawn:
+        stored, own = to_dict(from_dict(state["config"])), to_dict(self.config)
+        changes = {key: (was, own[part][key]) for part in ("model", "data", "train")
+                   for key, was in stored[part].items() if was != own[part][key]}
+        refused = [key for key in changes if key not in FREE]
+        if refused:
+            raise ValueError(f"{path} was trained with another config (--{', --'.join(refused)}): give the same flags")
+        if state["drawn"] != self.drawn:
             raise ValueError(f"{path} was trained on other datasets or weights (name, weight, frames: "
                              f"{state['drawn']}, now {self.drawn}): give the same --data")
-        lines += [f"--{key} is {new}, it was {stored[title][key]}" for title in ("data", "train")
-                  for key, new in to_dict(self.config)[title].items() if key in FREE and new != stored[title][key]]
         if of_checkpoint(state) != self.by_robot:
             raise ValueError(f"{path} was trained with other statistics: the data have changed; give the same --data")
+        lines = [f"--{key} is {now}, it was {was}" for key, (was, now) in changes.items()]
         if state["versions"] != self.versions():
             lines.append(f"resume is not exact because the checkpoint was made under {state['versions']}, "
                          f"this is {self.versions()}")
@@ -226,16 +208,7 @@ class Checkpointer:
         self.optimizer.load(kept)
         self.log, self.first = Log(self.log_path, state["log_length"]), state["step"]
         print(*lines, f"resuming {path} at step {state['step']}", sep="\n")
-        return state["step"], state.get("progress", {})
-
-
-def same_agent(out, ranks):
-    """Whether the run in `out` was begun by the agent that has restarted these ranks. Without torchrun never.
-
-    An agent restarts a group that refused, too: to overwrite a run that was there before, or to go on over NaN.
-    """
-    mark = out / AGENT
-    return ranks.agree(ranks.restarted and mark.exists() and mark.read_text() == ranks.agent)
+        return state["step"], state["progress"]
 
 
 def checkpoint_to_resume(asked, out, ranks, verified=None):
@@ -245,9 +218,12 @@ def checkpoint_to_resume(asked, out, ranks, verified=None):
     stopped before its first checkpoint starts anew, and says so. ValueError: it is not there, or not asked for;
     CheckpointError: none is good.
     """
-    asked_or_restarted = asked or same_agent(out, ranks)
+    # An agent restarts a group that refused, too: to overwrite a run that was there before, or to go on over NaN. So it
+    # goes on with what it began itself alone.
+    mark = out / AGENT
+    same_agent = ranks.agree(ranks.restarted and mark.exists() and mark.read_text() == ranks.agent)
     if any(out.glob("step_*")):
-        if not asked_or_restarted:
+        if not (asked or same_agent):
             raise ValueError(f"{out} holds checkpoints already: --resume continues that run, --out DIR starts another")
         known = verified if verified and verified.parent == out else None
         return Path(ranks.agree(str(known or checkpoint.newest(out)) if ranks.first else None))
@@ -259,6 +235,5 @@ def checkpoint_to_resume(asked, out, ranks, verified=None):
 
 
 def bad_samples_of_rank(counts, ranks):
-    """What this rank had counted. counts: by rank, or a number; of a run of other ranks the first takes all."""
-    counts = counts if isinstance(counts, list) else [counts]
+    """What this rank had counted. counts: by rank; of a run of other ranks the first takes all."""
     return counts[ranks.rank] if len(counts) == ranks.world else sum(counts) * ranks.first

@@ -1,22 +1,18 @@
 """How a run goes, in one figure: L_act, L_gen and the learning rate over steps, drawn from the lines of log.jsonl."""
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from support.pictures import BLUE, HAIR, INK, MARGIN, MUTED, OVERSAMPLE, PAPER, font_of, saved
-from support.plots import polyline
+from support.pictures import BLUE, INK, MARGIN, MUTED, OVERSAMPLE, PAPER, font_of, saved
+from support.plots import axes, polyline, scaled
 
 PALE, ORANGE = (176, 208, 228), (213, 94, 0)   # single steps, what is held out
 WIDE, HIGH, LOW = 760, 210, 90                 # width of a panel, height of a loss and of the learning rate
 
-Point = tuple[float, float]
 
-
-def curves(rows: Sequence[dict], path: str | Path | None = None) -> Image.Image:
+def curves(rows, path=None):
     """How a run goes: L_act, L_gen (logarithmic) and the learning rate over steps. rows: the lines of log.jsonl.
 
     Single steps are pale, their running mean is blue, held-out losses are orange; a loss that is zero throughout has no
@@ -54,25 +50,25 @@ def curves(rows: Sequence[dict], path: str | Path | None = None) -> Image.Image:
     return saved(image, path)
 
 
-def _positive(steps: Sequence[int], values: Sequence[float | None]) -> np.ndarray:
+def _positive(steps, values):
     """(n, 2) steps and values, without those that a logarithm does not take."""
     kept = [(step, value) for step, value in zip(steps, values) if value is not None and value > 0]
     return np.array(kept, float).reshape(-1, 2)
 
 
-def _nice(top: float, most: int) -> list[float]:
+def _nice(top, most):
     """Multiples of 1, 2 or 5 times a power of ten from 0 up to `top`, at most `most` of them beside 0."""
     unit = 10.0 ** math.floor(math.log10(top / most))
     unit *= next(n for n in (1, 2, 5, 10) if top / (unit * n) <= most)
     return [n * unit for n in range(int(top / unit + 1e-9) + 1)]
 
 
-def _linear_axis(top: float) -> tuple:
+def _linear_axis(top):
     """(bottom, top, ticks, how a value is placed) of an axis from 0."""
     return 0.0, 1.08 * top, [(value, f"{value:.3g}") for value in _nice(top, 4)], float
 
 
-def _log_axis(values: np.ndarray) -> tuple:
+def _log_axis(values):
     """The same for a logarithmic one: ticks at 1, 2 and 5 times powers of ten, or at both ends of a narrow range."""
     bottom, top = math.log10(values.min()), math.log10(values.max())
     pad = max(0.05 * (top - bottom), 0.01)
@@ -85,36 +81,31 @@ def _log_axis(values: np.ndarray) -> tuple:
     return bottom - pad, top + pad, ticks, math.log10
 
 
-def _share(value: float, axis: tuple) -> float:
+def _share(value, axis):
     """How far up an axis a value lies, 0 to 1."""
     bottom, top, _, place = axis
     return (place(value) - bottom) / (top - bottom)
 
 
-def _panel(draw: ImageDraw.ImageDraw, corner: Point, height: int, own: np.ndarray, held_out: np.ndarray, axis: tuple,
-           last: int) -> None:
-    """Grid lines and curves of one panel, on the oversampled canvas."""
+def _panel(draw, corner, height, own, held_out, axis, last):
+    """Axes and curves of one panel, on the oversampled canvas."""
     x, y = corner
 
-    def at(step, value):
-        return (x + WIDE * step / last) * OVERSAMPLE, (y + height * (1 - _share(value, axis))) * OVERSAMPLE
-    for value, _ in axis[2]:
-        draw.line((at(0, value), at(last, value)), HAIR, OVERSAMPLE)
-    draw.line([(x * OVERSAMPLE, y * OVERSAMPLE), (x * OVERSAMPLE, (y + height) * OVERSAMPLE),
-               ((x + WIDE) * OVERSAMPLE, (y + height) * OVERSAMPLE)], (170, 170, 170), OVERSAMPLE)
-    if axis[-1] is float:   # a learning rate has no noise
-        polyline(draw, [at(*row) for row in _thinned(own)], BLUE, False)
-    else:
-        polyline(draw, [at(*row) for row in _thinned(own)], PALE, False)
-        polyline(draw, [at(*row) for row in _thinned(_smooth(own))], BLUE, False)
-    points = [at(*row) for row in held_out]
+    def placed(rows):
+        return scaled([(x + WIDE * step / last, y + height * (1 - _share(value, axis))) for step, value in rows])
+    axes(draw, corner, (WIDE, height), [y + height * (1 - _share(value, axis)) for value, _ in axis[2]])
+    noisy = axis[-1] is not float   # a learning rate is not
+    polyline(draw, placed(_thinned(own)), PALE if noisy else BLUE)
+    if noisy:
+        polyline(draw, placed(_thinned(_smooth(own))), BLUE)
+    points = placed(held_out)
     if len(points) > 1:
-        polyline(draw, points, ORANGE, False)
+        polyline(draw, points, ORANGE)
     for point in points if len(points) <= 60 else points[-1:]:
         draw.circle(point, 4 * OVERSAMPLE, ORANGE, PAPER, OVERSAMPLE)
 
 
-def _smooth(rows: np.ndarray) -> np.ndarray:
+def _smooth(rows):
     """The running mean over the last fortieth of what is there, at each step over as much as came before it."""
     width = max(1, len(rows) // 40)
     total = np.concatenate([[0.0], np.cumsum(rows[:, 1])])
@@ -123,14 +114,13 @@ def _smooth(rows: np.ndarray) -> np.ndarray:
     return np.stack([rows[:, 0], (total[n] - total[first]) / (n - first)], 1)
 
 
-def _thinned(rows: np.ndarray) -> np.ndarray:
+def _thinned(rows):
     """At most about as many rows as the panel has pixels; the last one is kept."""
     every = -(-len(rows) // WIDE)
     return rows[::-1][::every][::-1]
 
 
-def _title(draw: ImageDraw.ImageDraw, where: Point, title: tuple[str, str, str], own: np.ndarray,
-           held_out: np.ndarray) -> None:
+def _title(draw, where, title, own, held_out):
     """Name and source of a panel on the left, what its colours mean and their latest values on the right."""
     (x, y), (name, index, source), font, small = where, title, font_of(15), font_of(12)
     draw.text((x, y), name, INK, font, anchor="ls")

@@ -1,7 +1,6 @@
 """What a run writes and shows while it trains: log.jsonl, timing.jsonl, the bar, curves.png, foresight_<step>.png.
 
-log.jsonl holds only pure functions of the run, so that a resumed run's is the same byte for byte. The curves are drawn
-from it, so they show the whole run whenever it was resumed. A picture that cannot be written is one message.
+log.jsonl holds only pure functions of the run, so that a resumed run's is the same byte for byte.
 """
 
 import json
@@ -48,7 +47,7 @@ class Journal:
                    "n_act": counts[0], "n_gen": counts[1]}
             self.log.append(row | ({"bad_samples": int(bad_samples)} if bad_samples else {}))
             seconds = (time.time() - self.clock) / (done - self.since)
-            self.timing.append({"step": done, "seconds": seconds} | memory.now(self.ranks.device))
+            self.timing.append({"step": done, "seconds": seconds, "peak_gb": round(memory.peak(self.ranks.device), 3)})
             self.clock, self.since = time.time(), done
             line = f"loss {loss:.4f} = act {act:.4f} + {lambda_gen} gen {gen:.4f}"
             self.bar.set_description_str(line)

@@ -1,9 +1,7 @@
-"""Will it fit? Memory of training, predicted before anything is allocated.
+"""Will it fit? The memory that tensors of a training take, predicted before anything is allocated.
 
-Weights, gradients and optimizer states are arithmetic. Activations are counted exactly, on fake tensors, at each
-micro-batch that is asked for (support/training/activations.py).
-
-The prediction is of the memory that tensors take. A CUDA context and fragmentation come on top: MARGIN.
+Weights, gradients and optimizer states are arithmetic. Activations are counted on fake tensors
+(support/training/activations.py).
 """
 
 import contextlib
@@ -21,8 +19,9 @@ from support.training.activations import Peak, card_attention, fake_step, skelet
 from support.training.prepare import prepare
 from support.training.ranks import Ranks
 
-MARGIN = 1.0                          # GiB of a card that are left alone: CUDA's own memory and fragmentation
-MICRO = (16, 8, 4, 2, 1)              # micro-batches that the table shows
+MARGIN = 1.0                     # GiB of a card that are left alone: CUDA's own memory and fragmentation
+MICRO = (1, 2, 4, 8, 16)         # micro-batches that the table shows
+CHOICES = ((False, 8), (False, 4), (True, 16), (True, 8), (True, 4), (False, 2), (True, 2), (True, 1))
 STATE = {"fp32": 8, "split": 6, "offload": 12}   # bytes of optimizer state a parameter, wherever it lies
 
 
@@ -73,16 +72,15 @@ def settings(config):
     """What --fit may choose from, best first: faster optimizers before leaner ones (float32 where the config has it
     alone), and with each the largest micro-batch without recomputation from 4 on, then with it. The effective batch
     stays, and so does --freeze."""
-    total = config.train.batch_size * config.train.accumulate
-    kinds = ["fp32"] * (config.train.optimizer == "fp32") + ["split", "offload"]
-    order = [(False, config.train.batch_size), (False, 8), (False, 4), (True, 16), (True, 8), (True, 4), (False, 2),
-             (True, 2), (True, 1)]
-    for kind in kinds:
-        for recompute, B in order:
-            if total % B == 0 and not (kind != "fp32" and config.train.ema):
-                train = replace(config.train, optimizer=kind, checkpoint_layers=recompute, batch_size=B,
-                                accumulate=total // B)
-                yield replace(config, train=train)
+    train = config.train
+    total = train.batch_size * train.accumulate
+    for kind in ("fp32", "split", "offload"):
+        if kind == "fp32" and train.optimizer != "fp32" or kind != "fp32" and train.ema:
+            continue
+        for recompute, B in ((False, train.batch_size), *CHOICES):
+            if total % B == 0:
+                yield replace(config, train=replace(train, optimizer=kind, checkpoint_layers=recompute, batch_size=B,
+                                                    accumulate=total // B))
 
 
 def fit(config, memory_gb):
@@ -102,23 +100,23 @@ def describe(train):
 
 def table(config, memory_gb):
     """The memory table of a config and what to choose, as printable lines."""
-    need, gib = predict(config), 2 ** 30
-    lines = [f"memory of training {config.name}, predicted, in GiB: {describe(config.train)}"
-             + (f" --freeze {config.train.freeze}" if config.train.freeze else "")]
-    lines += [f"  {name:<22}{getattr(need, name) / gib:>8.2f}" for name in ("weights", "gradients", "states",
-                                                                           "activations")]
+    need, gib, train = predict(config), 2 ** 30, config.train
     verdict = "fits" if need.device <= (memory_gb - MARGIN) * gib else "does not fit"
-    lines += [f"  {'on the device':<22}{need.device / gib:>8.2f}   {verdict} {memory_gb:.0f} GiB, {MARGIN} left alone",
-              f"  {'host, masters, moments':<22}{need.host / gib:>8.2f}",
-              f"  {'disk, one checkpoint':<22}{need.disk / gib:>8.2f}   three at the peak"]
-    lines.append(f"  {'activations by micro-batch':<28}" + "".join(f"{B:>8}" for B in reversed(MICRO)))
+    lines = [f"memory of training {config.name}, predicted, in GiB: {describe(train)}"
+             + (f" --freeze {train.freeze}" if train.freeze else "")]
+    for name, value, note in (
+            ("weights", need.weights, ""), ("gradients", need.gradients, ""), ("states", need.states, ""),
+            ("activations", need.activations, ""),
+            ("on the device", need.device, f"   {verdict} {memory_gb:.0f} GiB, {MARGIN} left alone"),
+            ("host, masters, moments", need.host, ""), ("disk, one checkpoint", need.disk, "   three at the peak")):
+        lines.append(f"  {name:<22}{value / gib:>8.2f}{note}")
+    lines.append(f"  {'activations by micro-batch':<28}" + "".join(f"{B:>8}" for B in MICRO))
     for recompute in (False, True):
-        trains = [replace(config.train, checkpoint_layers=recompute, batch_size=B) for B in reversed(MICRO)]
+        trains = [replace(train, checkpoint_layers=recompute, batch_size=B) for B in MICRO]
         lines.append(f"  {'  --checkpoint_layers ' + str(recompute).lower():<28}"
                      + "".join(f"{predict(replace(config, train=x)).activations / gib:>8.2f}" for x in trains))
     try:
-        lines.append(f"for {memory_gb:.0f} GiB, as --fit would choose: "
-                     f"{describe(fit(config, memory_gb).train)}")
+        lines.append(f"for {memory_gb:.0f} GiB, as --fit would choose: {describe(fit(config, memory_gb).train)}")
     except ValueError as error:
         lines.append(str(error))
     return lines
@@ -126,27 +124,26 @@ def table(config, memory_gb):
 
 def parameter_table(config):
     """Table 1 for this preset, and the memory that training all parameters needs, as printable lines."""
-    lines = table1.table(config)
-    need, fp32 = predict(config, activations=0), config.train.optimizer == "fp32"
-    trained = sizes(config.model, fp32, frozenset(config.train.frozen))[3]
-    lines.append(f"  {'trained':<52}{trained / 1e6:>8.2f}   --optimizer {config.train.optimizer}: weights, gradients "
-                 f"and states take {need.device / 2 ** 30:.1f} GiB; --dry-run counts activations too")
-    return lines
+    need, train = predict(config, activations=0), config.train
+    trained = sizes(config.model, train.optimizer == "fp32", frozenset(train.frozen))[3]
+    return [*table1.table(config),
+            f"  {'trained':<52}{trained / 1e6:>8.2f}   --optimizer {train.optimizer}: weights, gradients "
+            f"and states take {need.device / 2 ** 30:.1f} GiB; --dry-run counts activations too"]
 
 
 def dry_run(config, device, memory_gb):
-    """Print the table; then, where there is room for it, one real step on a synthetic batch, measured."""
+    """Print the table; then, where there is room for it, real steps on a synthetic batch, measured."""
     print("counting memory on fake tensors: a few seconds for each micro-batch of a large model", flush=True)
     print("\n".join(table(config, memory_gb)), flush=True)
-    need = predict(config)
-    here = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else \
+    need, cuda = predict(config), device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if cuda else \
         os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    wanted = need.device + (0 if device.type == "cuda" else need.host)
-    if wanted > 0.9 * here:
-        print(f"no real step: it needs {wanted / 2 ** 30:.1f} GiB, free are {here / 2 ** 30:.1f} "
-              f"({'on this card' if device.type == 'cuda' else 'in this machine; no CUDA device here'})")
+    wanted = need.device + (0 if cuda else need.host)
+    if wanted > 0.9 * free:
+        print(f"no real step: it needs {wanted / 2 ** 30:.1f} GiB, free are {free / 2 ** 30:.1f} "
+              f"({'on this card' if cuda else 'in this machine; no CUDA device here'})")
         return
-    if device.type == "cuda":   # a larger card plays one of memory_gb
+    if cuda:   # a larger card plays one of memory_gb
         torch.cuda.set_per_process_memory_fraction(min(1.0, memory_gb / card(device)), device)
     with explained(config.train, device):
         measured = real_step(config)
@@ -157,26 +154,28 @@ def dry_run(config, device, memory_gb):
 def real_step(config):
     """Two optimizer steps on noise, the second of two micro-batches -> bytes on the device at the peak: by then the
     optimizer's states exist, and gradients while activations are made."""
-    ranks = Ranks()
-    peak = Peak() if ranks.device.type == "cpu" else contextlib.nullcontext()
-    with peak, card_attention() if ranks.device.type == "cpu" else contextlib.nullcontext():
+    ranks, train = Ranks(), config.train
+    counted = Peak() if ranks.device.type == "cpu" else None
+    with contextlib.ExitStack() as stack:
+        if counted:
+            stack.enter_context(counted)
+            stack.enter_context(card_attention())
         model = InternVLA_A1(config.model)
-        _, masters, _ = prepare(model, config.train, ranks, False)
-        optimizer = optimizers.adamw(config.train.optimizer, model, masters)
-        if ranks.device.type == "cpu":
-            peak.peak = peak.now
+        _, masters, _ = prepare(model, train, ranks, False)
+        optimizer = optimizers.adamw(train.optimizer, model, masters)
+        if counted:
+            counted.peak = counted.now
         for micro_batches in (1, 2):
             for _ in range(micro_batches):
-                tensors = (x.to(ranks.device) for x in synthetic(config.model, config.train.batch_size))
+                tensors = (x.to(ranks.device) for x in synthetic(config.model, train.batch_size))
                 model(*tensors).total(1.0, 1, 1).backward()
                 del tensors
             norm = optimizers.global_norm(optimizer.parameters.values())
-            optimizer.step(config.train.lr, optimizers.clip_scale(norm, config.train.clip))
+            optimizer.step(train.lr, optimizers.clip_scale(norm, train.clip))
             optimizer.zero_grad()
     optimizer.finish()
-    if ranks.device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return peak.peak - (optimizer.host_bytes() if isinstance(optimizer, optimizers.Offload) else 0)
+    # On the CPU what is kept on the host lies beside what would lie on the device.
+    return counted.peak - predict(config, activations=0).host if counted else torch.cuda.max_memory_allocated()
 
 
 # ---- while it runs ----------------------------------------------------------------------------------------------
@@ -193,35 +192,21 @@ def peak(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def now(device):
-    """What timing.jsonl says of memory."""
-    return {"peak_gb": round(peak(device), 3)}
-
-
 @contextlib.contextmanager
 def explained(train, device):
-    """Out of memory becomes one line: the peak, the batch and the flags that help."""
+    """Out of memory becomes one line: the peak, the batch and the flags that help, those that are not set."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
         if not full:
             raise
+        leaner = {"a smaller --batch_size and a larger --accumulate": train.batch_size > 1,
+                  "--checkpoint_layers true": not train.checkpoint_layers,
+                  "--optimizer split": train.optimizer == "fp32" and not train.ema,
+                  "--optimizer offload": train.optimizer != "offload" and not train.ema,
+                  "--freeze und": "und" not in train.frozen, "several cards with --shard": True}
         raise ValueError(
             f"out of memory at a peak of {peak(device):.1f} GB with --batch_size {train.batch_size}, --optimizer "
             f"{train.optimizer}, --checkpoint_layers {str(train.checkpoint_layers).lower()}. What helps: "
-            f"{', '.join(leaner(train))}; --dry-run prints what fits") from error
-
-
-def leaner(train):
-    """Flags that need less memory than a TrainConfig has, the cheapest first."""
-    B = next((B for B in range(train.batch_size // 2, 0, -1) if train.batch_size % B == 0), None)
-    if B:
-        yield f"--batch_size {B} --accumulate {train.accumulate * train.batch_size // B} (the same batch)"
-    if not train.checkpoint_layers:
-        yield "--checkpoint_layers true"
-    if train.optimizer != "offload" and not train.ema:
-        yield "--optimizer offload" if train.optimizer == "split" else "--optimizer split or offload"
-    if "und" not in train.frozen:
-        yield "--freeze und"
-    yield "several cards with --shard"
+            f"{', '.join(flag for flag, helps in leaner.items() if helps)}; --dry-run prints what fits") from error

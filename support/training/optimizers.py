@@ -5,9 +5,8 @@
     offload   bf16 weights and gradients on the device; fp32 masters and moments in host memory     4 (and 12 of host)
 
 Weights always have an exact fp32 master: at these learning rates a bf16 weight that is rounded to nearest after each
-step mostly does not move (tests/support/test_optimizers.py). In `split` the bf16 weight is the master rounded to
-nearest and `low` the difference of their bit patterns, so the two together are the master to the bit. Moments in bf16
-cost nothing at beta2 = 0.95: the smallest relative change, 0.05, is far above bf16's resolution.
+step mostly does not move. Moments in bf16 cost nothing at beta2 = 0.95: the smallest relative change, 0.05, is far
+above bf16's resolution.
 
 Norms and action projections compute in fp32 and keep fp32 weights in every mode. Each rank updates its own shards.
 """
@@ -171,10 +170,10 @@ def update(weight, g, m, v, step, lr, betas, eps, weight_decay):
 class Offload(Fp32):
     """Masters and moments in host memory, torch's fused CPU AdamW; the device holds bf16 weights and gradients.
 
-    Tensor by tensor: the gradient of the next one travels to the host while this one is updated, and the new weight
-    travels back behind it, through two pinned buffers each way. With `overlap` (default: on a GPU) all that happens on
-    a thread beside the next forward pass, in which each layer waits for its own weights (`hold_back`): nothing is
-    computed with an old one. On the CPU the same code runs without pinning and streams.
+    The gradient of the next tensor travels to the host while this one is updated, and the new weight travels back
+    behind it, through two pinned buffers each way. With `overlap` (default: on a GPU) all that happens on a thread
+    beside the next forward pass, in which each layer waits for its own weights (`hold_back`): nothing is computed with
+    an old one.
     """
 
     def __init__(self, parameters, masters, settings, overlap=None):
@@ -214,12 +213,6 @@ class Offload(Fp32):
 
     def state(self, name):
         return self.adamw[name].state[self.masters[name]] | {"master": self.masters[name]}
-
-    def host_bytes(self):
-        """What is held in host memory: masters, moments and the four buffers."""
-        held = [x for name in self.parameters for x in self.state(name).values()]
-        held += [x for slot in self.slots for x in (slot.incoming, slot.outgoing)]
-        return sum(x.numel() * x.element_size() for x in held)
 
     def load(self, tensors):
         for name, p in self.parameters.items():

@@ -36,9 +36,7 @@ def check_flags(args, config):
 
 def starting_weights(args, config, out):
     """Where the weights come from -> (config with their tokenizer, arguments of support.weights.start.start).
-
-    Without data or weights the program ends here: the parameter table, then one line that names what is missing.
-    """
+    Without data or weights the program ends here: the parameter table, then one line that names what is missing."""
     start = weights.chosen(args, out)
     vae = start["vae"] or config.model.vae != "cosmos" or not config.model.gen_expert
     published = "release" in start or start["und"] and vae
@@ -63,10 +61,8 @@ def verify(folders):
 
 
 def check_settings(config, corpus, least_chunk=0, ranks=Alone()):
-    """ValueError, one line, for settings that cannot work with these data. All ranks call it.
-
-    least_chunk: what their world asks for.
-    """
+    """ValueError, one line, for settings that cannot work with these data. All ranks call it. least_chunk: what their
+    world asks for."""
     windows, lengths = zip(*corpus.extent(ranks))
     longest = max(lengths)
     for source in (*corpus.sources.values(), corpus.held_out):
@@ -85,16 +81,15 @@ def check_settings(config, corpus, least_chunk=0, ranks=Alone()):
 
 def effective_batch(train, world):
     """One line: micro-batch x accumulation x ranks, beside the paper's (Table 2)."""
-    batch = train.batch_size * train.accumulate * world
+    micro, paper = train.batch_size * world, PAPER_BATCH.get(train.stage)
+    batch = micro * train.accumulate
     line = f"batch: {train.batch_size} x {train.accumulate} accumulated x {world} ranks = {batch}"
-    paper = PAPER_BATCH.get(train.stage)
     if paper is None:
         return line
     if batch == paper:
         return f"{line}, the paper's ({train.stage}, Table 2)"
-    wanted = paper / (train.batch_size * world)
-    hint = f": --accumulate {wanted:.0f} gives it" if wanted >= 1 and wanted == int(wanted) else ""
-    return f"{line}; the paper's is {paper} ({train.stage}, Table 2){hint}"
+    return f"{line}; the paper's is {paper} ({train.stage}, Table 2)" + (
+        f": --accumulate {paper // micro} gives it" if paper % micro == 0 else "")
 
 
 def disk_need(config, out):

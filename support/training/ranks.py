@@ -4,9 +4,8 @@
     torchrun --nproc_per_node 2 -- train.py ... --shard   FSDP2: weights, gradients and states are cut per joint layer
 
 Gradients are sums over ranks, never means: train.py divides by the counts of the whole step, so ranks with unequal
-numbers of valid elements add up exactly. A parameter, or a tensor cut like one, goes through `local`, `whole` and
-`share`; for a parameter that is not sharded all three hand back what they are given. Without torchrun no process
-group exists and every method is the identity.
+numbers of valid elements add up exactly. For a parameter that is not sharded `local`, `whole` and `share` hand back
+what they are given. Without torchrun no process group exists and every method is the identity.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -40,9 +39,14 @@ def whole(part, like):
 
 def share(x, like):
     """The opposite of `whole`: a full tensor, the same on every rank -> this rank's part."""
+    return local(cut_like(x, like))
+
+
+def cut_like(x, like):
+    """A full tensor, the same on every rank -> it, sharded as the parameter `like` is."""
     if not isinstance(like, DTensor):
         return x
-    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None).to_local()
+    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
 
 
 class Ranks:
@@ -53,7 +57,7 @@ class Ranks:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         self.agent = str(os.getppid()) if "TORCHELASTIC_RESTART_COUNT" in os.environ else ""
-        self.device, self.wrapped, self.replicated = torch.device("cpu"), None, []
+        self.device, self.replicated = torch.device("cpu"), []
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(self.device)
@@ -88,19 +92,18 @@ class Ranks:
             for module in (model, *model.layers):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)   # gloo has no scaled sums
-            self.wrapped = model
-        else:
-            self.wrapped = DistributedDataParallel(model)
-            self.wrapped.register_comm_hook(None, _summed)
-        return self.wrapped
+            return model
+        wrapped = DistributedDataParallel(model)
+        wrapped.register_comm_hook(None, _summed)
+        return wrapped
 
-    def synchronised(self, model, last):
+    @staticmethod
+    def synchronised(model, last):
         """Context of one micro-batch's backward pass: gradients travel with the last one of a step alone."""
-        if isinstance(model, DistributedDataParallel) and not last:
-            return model.no_sync()
-        if self.wrapped is not None and not isinstance(model, DistributedDataParallel):
+        if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(last)
-        return contextlib.nullcontext()
+        replicated = isinstance(model, DistributedDataParallel)
+        return model.no_sync() if replicated and not last else contextlib.nullcontext()
 
     def complete(self):
         """After the last micro-batch of a step: add up the gradients that sharding left to each rank."""
@@ -150,8 +153,7 @@ class Ranks:
 def load_state(model, tensors):
     """Full tensors into a model, sharded or not. torch's own errors for names and shapes."""
     own = model.state_dict()
-    model.load_state_dict({name: distribute_tensor(x, own[name].device_mesh, own[name].placements, src_data_rank=None)
-                           if isinstance(own.get(name), DTensor) else x for name, x in tensors.items()})
+    model.load_state_dict({name: cut_like(x, own.get(name)) for name, x in tensors.items()})
 
 
 def _summed(_, bucket):

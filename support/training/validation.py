@@ -48,12 +48,6 @@ def held_out_batches(config, stats, source, rows, limit):
         yield batch, torch.from_numpy(eps), torch.from_numpy(tau), part
 
 
-def shared(batches, ranks):
-    """What the first rank reads, on every rank: of held-out data it alone has opened something. All ranks call it."""
-    while (item := ranks.agree(next(batches, None) if ranks.first else None)) is not None:
-        yield item
-
-
 @torch.no_grad()
 def validate(model, config, batches, watched=None):
     """Held-out losses and foresight -> (dict of floats, Foresight or None).
@@ -129,15 +123,16 @@ def _foresight(model, losses, batch):
 def held_out_losses(checkpointer, corpus, sharded, watched=None):
     """A function without arguments, called on every rank: what the run has learned so far, as `validate` gives it.
 
-    The first rank reads. sharded: the others take part in its forward passes; else they get ({}, None).
+    The first rank alone has opened what is held out. sharded: the others take part in its forward passes, on what it
+    sends them; else they get ({}, None).
     """
     config, ranks, stats = checkpointer.config, checkpointer.ranks, checkpointer.by_robot[corpus.held_out_robot]
     model = checkpointer.average.module if checkpointer.average else checkpointer.model
 
     def losses():
-        batches = held_out_batches(config, stats, corpus.held_out, corpus.held_out_windows,
-                                   config.train.eval_windows) if ranks.first else None
-        if sharded:
-            batches = shared(batches, ranks)
-        return ({}, None) if batches is None else validate(model, config, batches, watched)
+        if not (ranks.first or sharded):
+            return {}, None
+        own = held_out_batches(config, stats, corpus.held_out, corpus.held_out_windows,
+                               config.train.eval_windows) if ranks.first else iter(())
+        return validate(model, config, iter(lambda: ranks.agree(next(own, None)), None) if sharded else own, watched)
     return losses

@@ -13,12 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from support import checkpoint
-from support.checkpoint import CheckpointError
-from support.durable import try_lock
-from support.training.checkpointer import truncate_log
+from support.checkpoint import CheckpointError, try_lock
+from support.training.checkpointer import Log
 
 ALL_FILES = (*checkpoint.FILES, checkpoint.MANIFEST)
 
@@ -57,8 +55,6 @@ def test_round_trip_is_bit_exact(tmp_path):
     assert_same(model, model_of(1500))
     assert state == {"step": 1500, "lr": 1e-4 / 3, "config": {"name": "conveyor", "robots": ["a", "b"]}}
     assert_same(checkpoint.load_optimizer(path), {"exp_avg.layer.weight": torch.full((6, 8), 1500.0)})
-    with safe_open(path / checkpoint.MODEL, "pt") as file:
-        assert torch.equal(file.get_tensor("transposed"), model_of(1500)["transposed"])
 
 
 def test_the_same_state_gives_the_same_bytes(tmp_path):
@@ -69,13 +65,14 @@ def test_the_same_state_gives_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("name", ALL_FILES)
-def test_truncated_grown_missing_and_unlisted_files_are_named(tmp_path, name):
+def test_truncated_grown_changed_missing_and_unlisted_files_are_named_before_they_are_read(tmp_path, name):
     path = save(tmp_path, 3)
     good = (path / name).read_bytes()
-    for bad in (good[:-1], good[:len(good) // 2], b"", good + b"\n"):
+    for bad in (good[:-1], b"", good + b"\n", good[:-1] + bytes([good[-1] ^ 1])):
         (path / name).write_bytes(bad)
-        with pytest.raises(CheckpointError, match=name):
-            checkpoint.verify(path)
+        for read in (checkpoint.verify, checkpoint.load_optimizer if name == checkpoint.OPTIMIZER else checkpoint.load):
+            with pytest.raises(CheckpointError, match=name):
+                read(path)
     (path / name).rename(path / "extra.bin")
     with pytest.raises(CheckpointError, match=f"{name} is missing"):
         checkpoint.verify(path)
@@ -84,24 +81,10 @@ def test_truncated_grown_missing_and_unlisted_files_are_named(tmp_path, name):
         checkpoint.verify(path)
 
 
-def test_loading_verifies_what_it_reads(tmp_path):
-    path = save(tmp_path, 3)
-    for name, read in ((checkpoint.MODEL, checkpoint.load), (checkpoint.STATE, checkpoint.load),
-                       (checkpoint.OPTIMIZER, checkpoint.load_optimizer)):
-        good = (path / name).read_bytes()
-        (path / name).write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-        with pytest.raises(CheckpointError, match=name):
-            read(path)
-        (path / name).write_bytes(good)
-
-
 @pytest.mark.parametrize("edit", [
-    lambda text: text.replace('\n "', '\n  "', 1),
-    lambda text: text + " ",
     lambda text: json.dumps(json.loads(text)),
     lambda text: "[]",
     lambda text: "[" * 100_000,
-    lambda text: json.dumps({"files": {}, "sha256": ""}, indent=1),
     lambda text: text.replace('"state.json"', '"../../x"'),
 ])
 def test_manifest_must_be_canonical(tmp_path, edit: Callable[[str], str]):
@@ -140,9 +123,6 @@ def test_damaged_newest_is_named_and_the_previous_used(tmp_path, capsys):
 def test_saving_a_step_again_replaces_it(tmp_path):
     save(tmp_path, 10)
     path = save(tmp_path, 20)
-    born = path.stat().st_ino
-    save(tmp_path, 20)
-    assert path.stat().st_ino == born         # identical and good: left in place
     (path / checkpoint.STATE).write_bytes(b"{}")
     save(tmp_path, 20)
     checkpoint.verify(path)
@@ -167,8 +147,8 @@ def test_find_newest_run_goes_by_time(tmp_path, capsys):
     with pytest.raises(CheckpointError, match="train.py"):
         checkpoint.find_newest_run(tmp_path / "runs")
     first, second = save(tmp_path / "runs/a", 10), save(tmp_path / "runs/b", 5)
-    os.utime(first / checkpoint.STATE, (100, 100))
-    os.utime(second / checkpoint.STATE, (200, 200))
+    os.utime(first, (100, 100))
+    os.utime(second, (200, 200))
     (tmp_path / "runs/note.txt").write_text("")
     assert checkpoint.find_newest_run(tmp_path / "runs") == second
     (second / checkpoint.MODEL).write_bytes(b"")
@@ -203,26 +183,16 @@ def test_full_disk_leaves_older_checkpoints(tmp_path, monkeypatch, failing):
     assert failures > 0
 
 
-def test_too_little_space_is_refused_before_writing(tmp_path, monkeypatch):
+def test_too_little_space_and_a_run_that_is_a_file_are_refused_before_writing(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(CheckpointError, match="no space, needs .* GB"):
         save(tmp_path, 20)
     assert names(tmp_path) == []
-
-
-def test_bad_arguments_are_refused(tmp_path):
-    for tensors, state in (({"z": torch.zeros(2, dtype=torch.complex64)}, {}), ({}, {"loss": float("nan")}),
-                           ({}, {"lr": torch.zeros(1)}), ({"m": torch.zeros(2, device="meta")}, {})):
-        with pytest.raises(CheckpointError, match="was not saved"):
-            checkpoint.save(tmp_path, 1, tensors, {}, state)
-    for step, keep in ((-1, 2), (1, 0)):
-        with pytest.raises(CheckpointError, match="keep"):
-            checkpoint.save(tmp_path, step, {}, {}, {}, keep=keep)
+    monkeypatch.undo()
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="File exists"):
-        checkpoint.save(tmp_path / "file", 1, {}, {}, {})
-    assert names(tmp_path) == ["file"]
+    with pytest.raises(CheckpointError, match="was not saved in .*file: File exists"):
+        save(tmp_path / "file", 1)
 
 
 def test_temporaries_are_ignored_and_those_of_dead_writers_removed(tmp_path):
@@ -240,15 +210,15 @@ def test_temporaries_are_ignored_and_those_of_dead_writers_removed(tmp_path):
     assert names(tmp_path) == ["step_00000040", "step_00000050"]
 
 
-def test_truncate_log(tmp_path):
-    log = tmp_path / "log.jsonl"
-    truncate_log(log, 0)
-    log.write_bytes(b'{"step": 1}\n{"step": 2}\n{"st')
-    with pytest.raises(CheckpointError, match="has 28 bytes, the checkpoint was saved at 40"):
-        truncate_log(log, 40)
-    with pytest.raises(CheckpointError, match="no line end at byte 13"):
-        truncate_log(log, 13)
-    truncate_log(log, 24)
-    assert log.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
-    truncate_log(log, 0)
-    assert log.read_bytes() == b""
+def test_a_log_is_cut_back_to_its_checkpoint_and_refused_if_it_is_not_that_log(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for content, length in ((None, 12), (b"", 12), (b'{"step": 1}\n{"step": 2}\n{"st', 40), (b'{"step": 1}\n{"st', 13)):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"{path} .* {length}.*put the run's own log back"):
+            Log(path, length)
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"st')
+    Log(path, 24)
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+    Log(path, 0)
+    assert path.read_bytes() == b""

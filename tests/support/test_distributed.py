@@ -1,4 +1,4 @@
-"""Several ranks train as one (support/training/ranks.py, train.gradients): the same gradients, losses and checkpoints."""
+"""Several ranks train as one: the same gradients, losses and checkpoints."""
 
 import os
 import socket
@@ -69,12 +69,10 @@ def train_on(ranks, config, fixed, micros, shard=False, out=None, kind="fp32"):
 STATS = Statistics(
     robot="arm", action_mode="absolute", fps=30.0, state_mean=(0.0,), state_std=(1.0,), action_mean=(0.0,),
     action_std=(1.0,), windows=8)
-ARMS = {"ddp": ([range(4)], [range(4, 8)], False),
+WAYS = {"ddp": ([range(4)], [range(4, 8)], False),
         "ddp, accumulated": ([range(2), range(2, 4)], [range(4, 6), range(6, 8)], False),
         "fsdp": ([range(4)], [range(4, 8)], True),
         "fsdp, accumulated": ([range(2), range(2, 4)], [range(4, 6), range(6, 8)], True)}
-
-
 LEAN = ("split", "offload")
 
 
@@ -83,11 +81,11 @@ def child(rank, port, config, fixed, folder):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = Ranks()
     found = {name: train_on(ranks, config, fixed, (mine, other)[rank], shard, folder / name)
-             for name, (mine, other, shard) in ARMS.items()}
+             for name, (mine, other, shard) in WAYS.items()}
     for kind in LEAN:
         for shard in (False, True):
-            found[f"{kind} {shard}"] = train_on(ranks, config, fixed, ARMS["ddp"][rank], shard, folder / f"{kind} {shard}",
-                                                kind)
+            name = f"{kind} {shard}"
+            found[name] = train_on(ranks, config, fixed, WAYS["ddp"][rank], shard, folder / name, kind)
     if ranks.first:
         torch.save(found, folder / "found.pt")
     ranks.close()
@@ -95,7 +93,7 @@ def child(rank, port, config, fixed, folder):
 
 @pytest.fixture(scope="module")
 def two_ranks(config, fixed, tmp_path_factory):
-    """What two processes computed, every arm of ARMS, and the folder with their checkpoints."""
+    """What two processes computed, every one of WAYS, and the folder with their checkpoints."""
     folder = tmp_path_factory.mktemp("ranks")
     with closing(socket.socket()) as s:
         s.bind(("127.0.0.1", 0))
@@ -123,11 +121,11 @@ def test_a_step_accumulated_from_unequal_micro_batches_is_the_step_of_the_whole_
     compare(alone, train_on(Ranks(), config, fixed, [range(3), range(3, 4), range(4, 8)]))
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_two_ranks_train_as_one(alone, two_ranks, arm):
+@pytest.mark.parametrize("way", WAYS)
+def test_two_ranks_train_as_one(alone, two_ranks, way):
     """2 x 4 against 1 x 8, gloo; rank 1 has human video alone. Unequal valid counts are exact, DDP and FSDP2."""
     assert alone[1][0][0] > 0 and alone[1][-1][0] < alone[1][0][0]
-    compare(alone, two_ranks[0][arm])
+    compare(alone, two_ranks[0][way])
 
 
 @pytest.mark.parametrize("kind", LEAN)
@@ -144,7 +142,7 @@ def test_lean_optimizers_train_sharded_as_they_do_whole(alone, two_ranks, kind):
 
 def test_a_sharded_run_saves_the_checkpoint_of_an_unsharded_one(two_ranks):
     """Names, shapes and dtypes are equal; values as close as ten steps leave them."""
-    one, other = (two_ranks[1] / arm / f"step_{STEPS:08d}" for arm in ("ddp", "fsdp"))
+    one, other = (two_ranks[1] / way / f"step_{STEPS:08d}" for way in ("ddp", "fsdp"))
     for load in (lambda path: checkpoint.load(path)[0], checkpoint.load_optimizer):
         a, b = load(one), load(other)
         assert a.keys() == b.keys()

@@ -173,10 +173,10 @@ def test_a_damaged_or_foreign_cache_is_refused_in_one_line(tmp_path, damage):
 
 
 def test_a_size_that_the_cache_does_not_hold_is_refused_before_training(pair):
-    _, cached = pair
+    plain, cached = pair   # what is held out counts too
     config = get_config("conveyor", {"image_size": 64, "vae_size": 32, "chunk": 4})
     rows = windows(cached, 3)
-    corpus = Corpus([], sources={0: cached}, windows={0: rows}, counted=[0], held_out=cached, held_out_windows=rows)
+    corpus = Corpus([], sources={0: plain}, windows={0: rows}, counted=[0], held_out=cached, held_out_windows=rows)
     with pytest.raises(ValueError, match="holds pictures of 32 and 48 pixels, 64 are asked for; .* --sizes 32,64$"):
         check_settings(config, corpus)
 
