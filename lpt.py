@@ -105,4 +105,4 @@ def subset(ranks, rank):
 if __name__ == "__main__":
     from data import windows
     from support.data import lpt_cost
-    sys.exit(lpt_cost.run(sys.argv[1:], windows))
+    lpt_cost.main(sys.argv[1:], windows)

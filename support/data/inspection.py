@@ -7,6 +7,7 @@ import numpy as np
 
 from config import VIEWS
 from support.data.moments import Moments, moments_of
+from support.progress import each
 
 SHOWN = 20   # faults of one kind of file are alike
 
@@ -34,19 +35,17 @@ def tried(lines, read, *where):
         return False
 
 
-def faults(source, progress=lambda done, total: None):
+def faults(source):
     """Every file, every row and the last picture of every video: what is wrong, one line each, and readable episodes.
 
     -> (list of lines, list of episode positions whose numbers can be read)
     """
-    missing = {path: index for index, path in source.missing_files()}
+    missing = source.missing_files()
     lines = [f"{source.where}, episode {index}: {path} is missing" for path, index in missing.items()]
     readable, looked_at = [], set()
-    for e in reversed(range(len(source.lengths))):         # the last episode of a file is where it is torn
-        progress(len(source.lengths) - e, len(source.lengths))
-        if source.files[e] in missing:
-            continue
-        if not tried(lines, source.numbers, e):
+    backwards = range(len(source.lengths) - 1, -1, -1)     # the last episode of a file is where it is torn
+    for e in each(backwards, "episode"):
+        if source.files[e] in missing or not tried(lines, source.numbers, e):
             continue                                       # its pictures may lie in the same file
         readable.append(e)
         tried(lines, source.task, e, source.lengths[e] - 1)
@@ -82,7 +81,7 @@ def inspect(source, m=15, k=50, episodes=None):
     for e in range(len(source.lengths)) if episodes is None else episodes:
         for sums, values in zip((state, action), source.numbers(e)):
             if values is not None:
-                sums.add(*moments_of(values.astype(np.float64)))
+                sums.merge(moments_of(values.astype(np.float64)))
     for kind, names, sums in (("state", source.state_names, state), ("action", source.action_names, action)):
         for d, name in enumerate(names if sums.n else ()):
             known = len(source.relative) == len(names)

@@ -1,18 +1,15 @@
-"""LeRobot v2.1 and v3.0 datasets, read directly from disk: the robot-data counterpart of FolderSource.
+"""LeRobot v2.1 and v3.0 datasets, read directly from disk, without the lerobot package.
 
-Sec. 4 Data Corpus names no file format; much robot data is published in this one. Numbers are in parquet
-(pyarrow), pictures in mp4 (PyAV) or as PNG inside parquet; both packages are imported on first use, so that all
-else runs without. Building a source reads metadata and checks that the files exist; the rest is read when asked for.
+Numbers are in parquet (pyarrow), pictures in mp4 (PyAV) or as PNG inside parquet; both packages are imported on first
+use, so that all else runs without. Building a source reads metadata (support/data/lerobot_metadata.py) and checks that
+the files exist; the rest is read when asked for.
 
-What meta/ says of it is in support/data/lerobot_metadata.py. Frame t of an episode is shown t / fps seconds after the
-episode begins in its video file. The decoded frame nearest to that time must lie within half a frame of it.
-
-The lerobot package is not needed. Not thread-safe: parallel reading is done by processes.
+Frame t of an episode is shown t / fps seconds after the episode begins in its video file. The decoded frame nearest to
+that time must lie within half a frame of it. Not thread-safe: parallel reading is done by processes.
 """
 
 import io
 import json
-import shutil
 from bisect import bisect_left, bisect_right
 from functools import cached_property
 
@@ -22,7 +19,7 @@ from PIL import Image
 from support.data import frame_cache
 from support.data.file_hashes import files_digest
 from support.data.lerobot_metadata import LeRobotMetadata, picture_shape
-from support.data.parquet import arrow, damage, read_columns, read_table, row_groups
+from support.data.parquet import damage, read_columns, read_table, row_groups
 from support.data.video import LRU, read_frames
 
 # What is held of all datasets of this process, in bytes, however many a mixture has.
@@ -32,58 +29,43 @@ _ROW_GROUPS = LRU(1024)
 
 
 class LeRobotSource(LeRobotMetadata):
-    """One LeRobot dataset folder, v2.1 or v3.0: a support.data.source.Source.
+    """One LeRobot dataset folder, as support.data.source.Source says.
 
-    Beside the metadata's attributes, per episode: indices, lengths (frames) and tasks (the first task's text, or "").
-    cache: where the folder was made by --cache, the letterboxed pictures that it holds instead of video. check_files:
-    refuse a dataset of which a file is missing. ImportError, one line, where a package is missing.
+    check_files: refuse a dataset of which a file is missing. ImportError, one line, where a package is missing.
     """
 
     def __init__(self, root, robot=None, check_files=True):
         super().__init__(root, robot)
         self.read_episodes()
         self.cache = frame_cache.FrameCache.open(self.root, self.views.values(), self.lengths)
-        if check_files:
-            self._check_files()
         self._checked = set()   # episodes whose rows have passed
-
-    def _check_files(self):
-        missing = list(self.missing_files())
-        if missing:
+        missing = self.missing_files() if check_files else {}
+        for path, index in missing.items():
             more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
-            raise ValueError(f"{self.where}, episode {missing[0][0]}: {missing[0][1]} is missing{more}; "
-                             f"download the dataset again")
+            raise ValueError(f"{self.where}, episode {index}: {path} is missing{more}; download the dataset again")
 
     def missing_files(self):
-        """Yield (first episode that needs it, path) of every data or video file that is not there."""
-        checked = set()
-        for e, index in enumerate(self.indices):
-            for path in [self.files[e]] + [files[e] for files, _ in self.videos.values() if not self.cache]:
-                if path not in checked and not path.exists():
-                    yield index, path
-                checked.add(path)
-
-    # ---- what is asked for ----
+        """{path: first episode that needs it} of every data or video file that is not there."""
+        needed = {}
+        for files in (self.files, *(files for files, _ in self.videos.values() if not self.cache)):
+            for path, index in zip(files, self.indices):
+                needed.setdefault(path, index)
+        return {path: index for path, index in needed.items() if not path.exists()}
 
     def identity(self):
-        """JSON-able: what numbers() depends on. Changed files change it."""
         meta = [path for path in (self.root / "meta").rglob("*") if path.is_file() and "stats" not in path.name]
         return {"state": list(self.state_keys), "action": list(self.action_keys),
                 "files": files_digest([*self.files, *meta])}
 
     def numbers(self, e):
-        """Episode e -> state (L, d_q), action (L, d_a) or None; float32, the dataset's units."""
         keys = self.state_keys + self.action_keys + self.row_keys
         sizes = {key: int(np.prod(self.info["features"][key]["shape"])) for key in keys}
         where = f"{self.where}, episode {self.indices[e]}"
-        path, L = self.files[e], self.lengths[e]
-        if not keys:
-            return np.zeros((L, 0), np.float32), None
-        arrays = self._rows(e, sizes, where)
+        arrays = self._rows(e, sizes, where) if keys else {}
         if e not in self._checked:
-            self._check_rows(e, arrays, path, where)
+            self._check_rows(e, arrays, self.files[e], where)
             self._checked.add(e)
-        none = np.zeros((L, 0), np.float32)
+        none = np.zeros((self.lengths[e], 0), np.float32)
         state, action = (np.concatenate([none, *(arrays[key] for key in mine)], 1)
                          for mine in (self.state_keys, self.action_keys))
         return state, action if self.has_action else None
@@ -126,7 +108,7 @@ class LeRobotSource(LeRobotMetadata):
                                  f"cut off, or fps in meta/info.json is wrong")
 
     def _right_size(self, picture, key, where):
-        """The decoded picture (H, W, 3), if it is as large as meta/info.json says."""
+        """The decoded picture (H, W, 3). ValueError: it is not as large as meta/info.json says."""
         expected = picture_shape(self.info["features"][key])
         if picture.shape != expected:
             raise ValueError(f"{where}: the picture is {' x '.join(map(str, picture.shape))} (height, width, channels),"
@@ -146,15 +128,13 @@ class LeRobotSource(LeRobotMetadata):
             return {int(row["task_index"]): str(row[text]) for row in rows}
 
     def has_pictures(self, e, t):
-        """Every frame has its pictures: (n,) bool for frames t (n,)."""
         return np.ones(len(t), bool)
 
     def labels(self, e):
-        """What a simulator would know: nothing."""
         return {}
 
     def task(self, e, t):
-        """The instruction at frame t of episode e: that of its row where the dataset has several."""
+        """That of its row where the dataset has several, else the episode's."""
         if "task_index" not in self.info["features"] or self.info.get("total_tasks") == 1:
             return self.tasks[e]
         where = f"{self.where}, episode {self.indices[e]}, frame {t}"
@@ -164,14 +144,10 @@ class LeRobotSource(LeRobotMetadata):
         return self._task_texts[index]
 
     def frame(self, view, e, t):
-        """Picture of `view` (a slot) at frame t of episode e, (H, W, 3) uint8 RGB, as large as recorded."""
         return self.frames(view, e, [t])[0]
 
     def frames(self, view, e, times):
-        """Pictures as `frame` gives them, at all of `times` (list[int], in any order): what they share is decoded once.
-
-        From a frame cache they are of support.data.frame_cache.CachedPicture.
-        """
+        """From a frame cache they are of support.data.frame_cache.CachedPicture."""
         def where(i):
             return f"{self.where}, episode {self.indices[e]}, frame {times[i]}, '{self.views[view]}'"
         for i, t in enumerate(times):
@@ -198,20 +174,3 @@ class LeRobotSource(LeRobotMetadata):
             data = stored.get("bytes") or (self.root / stored["path"]).read_bytes()
             picture = np.array(Image.open(io.BytesIO(data)))
         return self._right_size(picture if picture.ndim == 3 else picture[..., None], key, where)
-
-
-def copy_numbers(source, out):
-    """All of a dataset but its pictures: meta/, the data files, and what lies beside them (its licence)."""
-    shutil.copytree(source.root / "meta", out / "meta", dirs_exist_ok=True)
-    pictures = {key for key, feature in source.info["features"].items() if feature["dtype"] == "image"}
-    for path in dict.fromkeys(source.files):
-        to = out / path.relative_to(source.root)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        if pictures:
-            kept = [key for key in arrow().parquet.read_schema(path).names if key not in pictures]
-            arrow().parquet.write_table(read_table(path, kept, source.where), to)
-        else:
-            shutil.copy2(path, to)
-    for path in source.root.iterdir():
-        if path.is_file():
-            shutil.copy2(path, out)

@@ -17,7 +17,10 @@ from support.data.parquet import damage, read_table
 from support.data.robots import ROBOTS, Robot, guess_cameras
 
 
-# ---- what meta/info.json says of a feature ---------------------------------------------------------
+# Columns that say which frame a row is, where the dataset has them: wrong or repeated rows are seen by them.
+ROW_KEYS = ("episode_index", "frame_index", "timestamp")
+DAMAGED = "meta/ is damaged or not of this format"
+
 
 def dimension_names(key, feature):
     """Names of a vector feature's dimensions, list[str]; key_0, key_1, ... where info.json has none."""
@@ -42,27 +45,19 @@ def picture_shape(feature):
     return height, width, shape[channels]
 
 
-# ---- the dataset ---------------------------------------------------------------------------------
-
-# Columns that say which frame a row is, where the dataset has them: wrong or repeated rows are seen by them.
-ROW_KEYS = ("episode_index", "frame_index", "timestamp")
-
-
 class LeRobotMetadata:
     """meta/info.json of one dataset folder, and with `read_episodes` the rest of meta/.
 
-    Attributes: name (the folder's), version, robot (info.json's robot_type, or name), fps, relative; views {slot:
-    feature key}, missing ones absent; state_keys, action_keys (features); state_names, action_names (dimensions);
-    has_action.
-    robot: a Robot whose features and cameras are taken; None: that of the dataset's robot_type where the table knows it
-    and its features are there, else LeRobot's usual names and guess_cameras. A dataset without any action feature is
-    human video (has_action False). Faults are ValueError, one line that says what, where and what to do.
+    Attributes: those of support.data.source.Source, and info, version, state_names. robot: a Robot whose features and
+    cameras are taken; None: that of the dataset's robot_type where the table knows it and its features are there, else
+    LeRobot's usual names and guess_cameras. A dataset without any action feature is human video. Faults are ValueError,
+    one line that says what, where and what to do.
     """
 
     def __init__(self, root, robot=None):
         self.root, self.name = Path(root), dataset_name(Path(root))
         self.where = f"dataset {self.root}"
-        with self._readable():
+        with damage(self.where, DAMAGED):
             self.info = self._read_info()
             self.version = self.info["codebase_version"]
             robot = robot or self._known_robot()
@@ -70,9 +65,6 @@ class LeRobotMetadata:
             self._choose_features(robot)
             self.views = self._choose_cameras(robot.cameras)
             self.row_keys = tuple(key for key in ROW_KEYS if key in self.info["features"])
-
-    def _readable(self):
-        return damage(self.where, "meta/ is damaged or not of this format")
 
     def frames_in_all(self):
         """Frames of all episodes: what info.json says, else their sum."""
@@ -84,15 +76,14 @@ class LeRobotMetadata:
 
     def read_episodes(self):
         """Fill indices, lengths, tasks, files, first_rows, and videos: slot -> (files, seconds), all by episode."""
-        with self._readable():
+        with damage(self.where, DAMAGED):
             (self._read_v21 if self.version == "v2.1" else self._read_v30)()
             self._check_episodes()
 
     def _read_info(self):
         path = self.root / "meta" / "info.json"
         if not path.exists():
-            raise ValueError(f"{self.where}: {path} is missing; "
-                             f"give the folder that holds meta/, data/ and videos/")
+            raise ValueError(f"{self.where}: {path} is missing; give the folder that holds meta/, data/ and videos/")
         try:
             info = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
@@ -106,8 +97,7 @@ class LeRobotMetadata:
         if absent:
             raise ValueError(f"{self.where}: {path} has no '{min(absent)}'; download it again")
         if not isinstance(info["fps"], (int, float)) or not 0 < info["fps"] < math.inf:
-            raise ValueError(f"{self.where}: fps is {info['fps']} in {path}; "
-                             f"set the recording's frame rate there")
+            raise ValueError(f"{self.where}: fps is {info['fps']} in {path}; set the recording's frame rate there")
         return info
 
     def _known_robot(self):
@@ -125,15 +115,14 @@ class LeRobotMetadata:
             raise ValueError(f"{self.where}: it is empty, meta/ lists no episode; record or download one")
         for index, length, task in zip(self.indices, self.lengths, self.tasks):
             if length < 1:
-                raise ValueError(f"{self.where}, episode {index}: it has no frames, meta/ says {length}; "
-                                 f"drop the episode")
+                raise ValueError(f"{self.where}, episode {index}: it has no frames, meta/ says {length}; drop the episode")
             if not task.isascii() and any("\ud800" <= letter <= "\udfff" for letter in task):
                 raise ValueError(f"{self.where}, episode {index}: its task is not UTF-8: {task!a}; write it again")
         different, rows = len(set(self.indices)), len(self.indices)
         total = self.info.get("total_episodes", rows)
         if not different == rows == total:
-            raise ValueError(f"{self.where}: meta/ lists {different} different episodes in {rows} "
-                             f"lines, meta/info.json says {total}; download the dataset again")
+            raise ValueError(f"{self.where}: meta/ lists {different} different episodes in {rows} lines, meta/info.json "
+                             f"says {total}; download the dataset again")
         frames = self.info.get("total_frames", sum(self.lengths))
         if frames != sum(self.lengths):
             raise ValueError(f"{self.where}: the episodes of meta/ have {sum(self.lengths)} frames, meta/info.json "
@@ -162,8 +151,7 @@ class LeRobotMetadata:
     def _read_v30(self):
         paths = sorted((self.root / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
         if not paths:
-            raise ValueError(f"{self.where}: {self.root / 'meta' / 'episodes'} holds no parquet file; "
-                             f"download the dataset again")
+            raise ValueError(f"{self.root / 'meta' / 'episodes'} holds no parquet file; download the dataset again")
         # Only these columns: per-episode statistics are most of the file.
         columns = ["episode_index", "tasks", "length", "data/chunk_index", "data/file_index", "dataset_from_index",
                    "dataset_to_index"]
@@ -193,7 +181,7 @@ class LeRobotMetadata:
                     made[pair] = self.root / self.info[template].format(chunk_index=pair[0], file_index=pair[1], **key)
             return [made[pair] for pair in zip(chunks, numbers)]
         self.files = files("data_path", rows["data/chunk_index"], rows["data/file_index"])
-        self.first_rows, starts = [], {}
+        starts = {}
         for file, row in zip(self.files, rows["dataset_from_index"]):   # rows are global; a file begins at its lowest
             starts[file] = min(row, starts.get(file, row))
         self.first_rows = [row - starts[file] for file, row in zip(self.files, rows["dataset_from_index"])]
@@ -237,8 +225,7 @@ class LeRobotMetadata:
         keys = [key for key, feature in self.info["features"].items() if feature["dtype"] in ("video", "image")
                 and not (feature.get("info") or {}).get("video.is_depth_map")]
         if not keys:
-            raise ValueError(f"{self.where}: no feature of dtype video or image; without pictures there is nothing "
-                             f"to see")
+            raise ValueError(f"{self.where}: no feature of dtype video or image: it has no pictures")
         if not cameras:
             try:
                 cameras = guess_cameras(keys)

@@ -86,7 +86,7 @@ def release_settings(directory, config, robot, action_mode, fps=30.0, tokenizer=
         raise ValueError("--robot NAME and --action_mode absolute|delta are needed: the release's files do not say "
                          "which of their statistics to use")
     directory = find(directory, RELEASE_FILES)
-    moments = release_statistics(directory / "stats.json", robot, action_mode)
+    moments = release_statistics(directory / "stats.json", robot)
     preset = get_config(config)
     tokenizer = tokenizer or release_tokenizer(directory, preset.model.backbone)
     names = tuple(f"{feature}[{i}]" if width > 1 else feature

@@ -139,7 +139,7 @@ def test_lerobot_video_of_people_trains_l_gen_alone_in_the_same_batches(people, 
     robot = write_folder(tmp_path / "arm")
     (tmp_path / "mixture.json").write_text(json.dumps({"datasets": [{"path": "arm"}, {"path": "people", "weight": 2}]}))
     corpus = open_corpus(tmp_path / "mixture.json", 3)
-    assert corpus.kinds == ["robot", "human"] and corpus.sources[1].views == {"head": HEAD} and robot.exists()
+    assert [row.kind for row in corpus.listed] == ["robot", "human"] and corpus.sources[1].views == {"head": HEAD} and robot.exists()
     config = get_config("conveyor", SMALL | {"m": 3, "full_windows": False, "batch_size": 6})
     stats = statistics(corpus.sources, corpus.windows, config.model.chunk, "absolute", 1e-3)
     mixture = Mixture(config, stats, corpus.sources, corpus.weights, corpus.windows, 0)

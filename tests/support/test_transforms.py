@@ -58,7 +58,7 @@ def test_states_and_actions_are_normalised_as_in_the_release(robot, mode, tmp_pa
     (tmp_path / "stats.json").write_text(json.dumps({robot: moments}))
     action_mode = {"delta": "delta", "abs": "absolute"}[mode]
     stats = Statistics(robot, action_mode, 30.0, windows=0, relative=row.relative,
-                       **release_statistics(tmp_path / "stats.json", robot, action_mode))
+                       **release_statistics(tmp_path / "stats.json", robot))
 
     def raw(kind):
         return np.concatenate([STORED[f"in.{robot}.raw.{feature}"].numpy().reshape(-1, width).astype(np.float32)
