@@ -40,7 +40,7 @@ def main(argv):
         if not (Path(args.inspect) / "episode.npz").exists():   # in a plain folder nothing is matched
             source = LeRobotSource(args.inspect, robot, check_files=False)
             wrong, readable = inspection.faults(source)
-            print("\n".join(inspection.inspect(source, episodes=readable)))
+            print("\n".join(inspection.inspect(source, readable)))
             inspection.refuse(wrong, f"{args.inspect}: repair this before training on it; its files are not recorded")
         print(file_hashes.record(args.inspect))
 

@@ -3,12 +3,11 @@
     python -m support.data --cache DIR OUT --config a1_2b      (or --sizes 448,256)
 
 OUT is a dataset folder like DIR: meta/ and the numbers are copied, frame_cache/ takes the place of the videos. It holds
-for each camera and picture size one file of uint8 pictures, (frames, 3, h, w), without the black bars, and is valid for
-those sizes only. What it gives equals the letterboxed picture of the plain reader bit for bit, because both are made by
-the same two functions.
+for each camera and picture size one file of uint8 pictures, (frames, 3, h, w), without the black bars. What it gives
+equals the letterboxed picture of the plain reader bit for bit, because both are made by the same two functions.
 
-Episodes are written in any order and noted in done.jsonl, with their checksums, once they are on disk: an interrupted
-run goes on with the others. cache.json says what the files are; it is written first and never changed.
+cache.json says what the files are; it is written first and never changed. An episode is noted in done.jsonl, with its
+checksums, once it is on disk: an interrupted run goes on with the others.
 """
 
 import hashlib
@@ -113,14 +112,16 @@ class FrameCache:
                 return f"is damaged, {file} has {found} bytes of {expected}"
         return None
 
+    def text(self):
+        """What cache.json holds."""
+        return json.dumps(self.stored, indent=1) + "\n"
+
     def require(self, sizes):
         """ValueError where a size is not held."""
-        absent = sorted(set(sizes) - set(self.sizes))
-        if absent:
-            held = " and ".join(map(str, self.sizes))
-            wanted = ",".join(map(str, sorted(set(sizes))))
-            raise ValueError(f"dataset {self.root}: its frame cache holds pictures of {held} pixels, {absent[0]} are "
-                             f"asked for; use the original dataset, or cache it with --sizes {wanted}")
+        for absent in sorted(set(sizes) - set(self.sizes)):
+            raise ValueError(f"dataset {self.root}: its frame cache holds pictures of {' and '.join(map(str, self.sizes))} "
+                             f"pixels, {absent} are asked for; use the original dataset, or cache it with "
+                             f"--sizes {','.join(map(str, sorted(set(sizes))))}")
 
     def picture(self, key, e, t):
         """Frame t of episode e of a camera."""
@@ -195,18 +196,14 @@ def plan(source, out, sizes):
               "cameras": {key: list(source.frame(view, 0, 0).shape[:2]) for view, key in source.views.items()},
               "dataset": fingerprint(source.root, source.lengths),
               "files": digest(sorted((str(path.relative_to(source.root)), path.stat().st_size) for path in paths))}
-    path = out / "frame_cache" / "cache.json"
-    if path.exists():
-        try:
-            found = json.loads(path.read_text())
-        except ValueError:
-            found = None
-        if found != stored:
-            raise ValueError(f"{out} holds a frame cache of another dataset, of other sizes or damaged; remove it, or "
-                             f"give another folder")
-    elif out.exists() and any(out.iterdir()) and not path.parent.is_dir():
+    cache = FrameCache(out, stored, source.lengths)
+    path = cache.folder / "cache.json"
+    if path.exists() and path.read_text() != cache.text():
+        raise ValueError(f"{out} holds a frame cache of another dataset, of other sizes or damaged; remove it, or "
+                         f"give another folder")
+    if not cache.folder.is_dir() and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no frame cache; give another folder")
-    return FrameCache(out, stored, source.lengths)
+    return cache
 
 
 def begin(source, cache):
@@ -216,7 +213,7 @@ def begin(source, cache):
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "wb") as empty:
             empty.truncate(cache.starts[-1] * frame_bytes)
-    (cache.folder / "cache.tmp").write_text(json.dumps(cache.stored, indent=1) + "\n")
+    (cache.folder / "cache.tmp").write_text(cache.text())
     os.replace(cache.folder / "cache.tmp", cache.folder / "cache.json")
 
 

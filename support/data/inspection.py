@@ -1,7 +1,4 @@
-"""What is in a LeRobot dataset, what the reader makes of it, and all that is wrong with it: `--inspect`.
-
-Faults are collected, not raised: a broken download is repaired in one go.
-"""
+"""What is in a LeRobot dataset, and all that is wrong with it at once, so that it is repaired in one go: `--inspect`."""
 
 import numpy as np
 
@@ -57,20 +54,17 @@ def faults(source):
     return lines, readable[::-1]
 
 
-def inspect(source, m=15, k=50, episodes=None):
-    """Lines that say what the reader makes of a dataset: version, cameras, dimensions and their ranges, lengths.
-
-    episodes: positions of those to read; None: all.
-    """
+def inspect(source, episodes, m=15, k=50):
+    """Lines that say what the reader makes of a dataset: version, cameras, dimensions and their ranges over `episodes`
+    (positions), lengths."""
     tasks = source.info.get("total_tasks") or len(set(source.tasks))
     yield (f"{source.root}: LeRobot {source.version}, robot '{source.robot}', {source.fps:g} frames/s, "
            f"{len(source.lengths)} episodes of {min(source.lengths)} to {max(source.lengths)} frames, "
            f"{sum(source.lengths):,} in all, {tasks} different tasks")
     yield f"m = {m} frames = {m / source.fps:.2f} s, a chunk of {k} = {k / source.fps:.2f} s"
     for slot in VIEWS:
-        key = source.views.get(slot)
-        height, width = source.size(slot) if key else (0, 0)
-        yield f"{slot:<12} {f'{key} ({width} x {height})' if key else 'missing: masked'}"
+        height, width = source.size(slot) if slot in source.views else (0, 0)
+        yield f"{slot:<12} " + (f"{source.views[slot]} ({width} x {height})" if width else "missing: masked")
     others = [key for key, feature in source.info["features"].items()
               if feature["dtype"] in ("video", "image") and key not in source.views.values()]
     if others:
@@ -78,7 +72,7 @@ def inspect(source, m=15, k=50, episodes=None):
     if not source.has_action:
         yield "no actions: human video, trains L_gen alone"
     state, action = Moments(), Moments()   # episode by episode: a dataset may be larger than memory
-    for e in range(len(source.lengths)) if episodes is None else episodes:
+    for e in episodes:
         for sums, values in zip((state, action), source.numbers(e)):
             if values is not None:
                 sums.merge(moments_of(values.astype(np.float64)))
