@@ -102,7 +102,7 @@ def measure(source, cache, m, size, tuples):
     else:
         found = {OURS: Timed(read_window, source, m, size),
                  f"stretches of {STRETCH}": Timed(read_stretch, source, m, size, STRETCH, 2)}
-        if getattr(source, "videos", None):
+        if source.videos:
             found = {"naive": Timed(read_naive, source, m, size), **found}
     if cache:
         found["frame cache"] = Timed(read_window, cache, m, size, share=20)

@@ -69,7 +69,7 @@ class FolderSource:
     masked. robot: a Robot, for its name and its delta mask; None: what the file says.
     """
 
-    cache, state_keys, action_keys = None, (), ()   # pictures as recorded; arrays, not features with names
+    cache, videos, state_keys, action_keys = None, {}, (), ()   # pictures as recorded; arrays, not features with names
 
     def __init__(self, root, robot=None):
         self.root, self.name = Path(root), Path(root).name

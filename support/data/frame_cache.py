@@ -119,9 +119,9 @@ class FrameCache:
     def require(self, sizes):
         """ValueError where a size is not held."""
         for absent in sorted(set(sizes) - set(self.sizes)):
-            raise ValueError(f"dataset {self.root}: its frame cache holds pictures of {' and '.join(map(str, self.sizes))} "
-                             f"pixels, {absent} are asked for; use the original dataset, or cache it with "
-                             f"--sizes {','.join(map(str, sorted(set(sizes))))}")
+            held, wanted = " and ".join(map(str, self.sizes)), ",".join(map(str, sorted(set(sizes))))
+            raise ValueError(f"dataset {self.root}: its frame cache holds pictures of {held} pixels, {absent} are "
+                             f"asked for; use the original dataset, or cache it with --sizes {wanted}")
 
     def picture(self, key, e, t):
         """Frame t of episode e of a camera."""

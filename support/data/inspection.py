@@ -1,4 +1,4 @@
-"""What is in a LeRobot dataset, and all that is wrong with it at once, so that it is repaired in one go: `--inspect`."""
+"""What is in a LeRobot dataset, and all that is wrong with it, so that it is repaired in one go: `--inspect`."""
 
 import numpy as np
 

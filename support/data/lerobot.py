@@ -18,7 +18,7 @@ from PIL import Image
 
 from support.data import frame_cache
 from support.data.file_hashes import files_digest
-from support.data.lerobot_metadata import LeRobotMetadata, picture_shape
+from support.data.lerobot_metadata import AGAIN, LeRobotMetadata, picture_shape
 from support.data.parquet import damage, read_columns, read_table, row_groups
 from support.data.video import LRU, read_frames
 
@@ -42,7 +42,7 @@ class LeRobotSource(LeRobotMetadata):
         missing = self.missing_files() if check_files else {}
         for path, index in missing.items():
             more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
-            raise ValueError(f"{self.where}, episode {index}: {path} is missing{more}; download the dataset again")
+            raise self.fault(f"{path} is missing{more}; {AGAIN}", index)
 
     def missing_files(self):
         """{path: first episode that needs it} of every data or video file that is not there."""
@@ -63,7 +63,7 @@ class LeRobotSource(LeRobotMetadata):
         where = f"{self.where}, episode {self.indices[e]}"
         arrays = self._rows(e, sizes, where) if keys else {}
         if e not in self._checked:
-            self._check_rows(e, arrays, self.files[e], where)
+            self._check_rows(e, arrays)
             self._checked.add(e)
         none = np.zeros((self.lengths[e], 0), np.float32)
         state, action = (np.concatenate([none, *(arrays[key] for key in mine)], 1)
@@ -75,44 +75,38 @@ class LeRobotSource(LeRobotMetadata):
         path, first, L = self.files[e], self.first_rows[e], self.lengths[e]
         starts = _ROW_GROUPS.get(path, lambda: row_groups(path, where))
         if starts[-1] < first + L or (self.version == "v2.1" and starts[-1] != L):
-            raise ValueError(f"{where}: {path} has {starts[-1]} rows, meta/ says {first + L}; download the dataset again")
+            raise ValueError(f"{where}: {path} has {starts[-1]} rows, meta/ says {first + L}; {AGAIN}")
         groups = range(bisect_right(starts, first) - 1, bisect_left(starts, first + L))
         parts = {group: _NUMBERS.get((path, group, *sizes), lambda: read_columns(path, sizes, where, group))
                  for group in groups}
         return {key: np.concatenate([part[key][max(first - starts[group], 0):first + L - starts[group]]
                                      for group, part in parts.items()]) for key in sizes}
 
-    def _check_rows(self, e, rows, path, where):
+    def _check_rows(self, e, rows):
         """Numbers must be finite; rows the episode's own, in order, one a frame, at the times of its pictures."""
-        order, fps = np.arange(self.lengths[e]), self.fps
+        path, index, order, fps = self.files[e], self.indices[e], np.arange(self.lengths[e]), self.fps
         for key, values in rows.items():
-            bad = np.argwhere(~np.isfinite(values))
-            if len(bad):
-                raise ValueError(f"{where}, frame {bad[0, 0]}: '{key}' is not finite in dimension {bad[0, 1]}; "
-                                 f"repair or drop the episode")
-        for key, expected in (("episode_index", np.full(len(order), self.indices[e])), ("frame_index", order)):
-            wrong = np.flatnonzero(rows[key][:, 0] != expected) if key in rows else ()
-            if len(wrong):
-                raise ValueError(f"{where}, frame {wrong[0]}: {path}: '{key}' is {rows[key][wrong[0], 0]:g}, expected "
-                                 f"{expected[wrong[0]]}; download the dataset again")
-        if "timestamp" in rows:
-            times = rows["timestamp"][:, 0].astype(np.float64)
-            late = np.flatnonzero(np.diff(times) <= 0) + 1
-            if len(late):
-                raise ValueError(f"{where}, frame {late[0]}: {path}: 'timestamp' {times[late[0]]:g} s is not after the "
-                                 f"frame before it ({times[late[0] - 1]:g} s); repair or drop the episode")
-            far = np.flatnonzero(np.abs(times - order / fps) > 0.5 / fps)   # its pictures are taken from order / fps
-            if len(far):
-                raise ValueError(f"{where}, frame {far[0]}: {path}: 'timestamp' is {times[far[0]]:g} s, at {fps:g} "
-                                 f"frames/s it should be {far[0] / fps:g}; the recording lost frames, its start was "
-                                 f"cut off, or fps in meta/info.json is wrong")
+            for t, d in np.argwhere(~np.isfinite(values)):
+                raise self.fault(f"'{key}' is not finite in dimension {d}; repair or drop the episode", index, t)
+        for key, expected in (("episode_index", np.full(len(order), index)), ("frame_index", order)):
+            found = rows[key][:, 0] if key in rows else expected
+            for t in np.flatnonzero(found != expected):
+                raise self.fault(f"{path}: '{key}' is {found[t]:g}, expected {expected[t]}; {AGAIN}", index, t)
+        times = rows["timestamp"][:, 0].astype(np.float64) if "timestamp" in rows else order / fps
+        for t in np.flatnonzero(np.diff(times) <= 0) + 1:
+            raise self.fault(f"{path}: 'timestamp' {times[t]:g} s is not after the frame before it "
+                             f"({times[t - 1]:g} s); repair or drop the episode", index, t)
+        for t in np.flatnonzero(np.abs(times - order / fps) > 0.5 / fps):   # its pictures are taken from order / fps
+            raise self.fault(f"{path}: 'timestamp' is {times[t]:g} s, at {fps:g} frames/s it should be {t / fps:g}; "
+                             f"frames were lost, its start was cut off, or fps in meta/info.json is wrong", index, t)
 
     def _right_size(self, picture, key, where):
         """The decoded picture (H, W, 3). ValueError: it is not as large as meta/info.json says."""
         expected = picture_shape(self.info["features"][key])
         if picture.shape != expected:
-            raise ValueError(f"{where}: the picture is {' x '.join(map(str, picture.shape))} (height, width, channels),"
-                             f" meta/info.json says {' x '.join(map(str, expected))}; download the dataset again")
+            found, said = (" x ".join(map(str, shape)) for shape in (picture.shape, expected))
+            raise ValueError(f"{where}: the picture is {found} (height, width, channels), meta/info.json says {said}; "
+                             f"{AGAIN}")
         return picture
 
     @cached_property
@@ -140,7 +134,7 @@ class LeRobotSource(LeRobotMetadata):
         where = f"{self.where}, episode {self.indices[e]}, frame {t}"
         index = float(self._rows(e, {"task_index": 1}, where)["task_index"][t, 0])   # as stored: a null is not a number
         if index not in self._task_texts:
-            raise ValueError(f"{where}: its task_index {index:g} is not listed in meta/tasks; download the dataset again")
+            raise ValueError(f"{where}: its task_index {index:g} is not listed in meta/tasks; {AGAIN}")
         return self._task_texts[index]
 
     def frame(self, view, e, t):
@@ -166,7 +160,7 @@ class LeRobotSource(LeRobotMetadata):
         path, row = self.files[e], self.first_rows[e] + t
         starts = _ROW_GROUPS.get(path, lambda: row_groups(path, where))
         if row >= starts[-1]:
-            raise ValueError(f"{where}: {path} has {starts[-1]} rows; download the dataset again")
+            raise ValueError(f"{where}: {path} has {starts[-1]} rows; {AGAIN}")
         group = bisect_right(starts, row) - 1
         column = _PICTURES.get((path, key, group), lambda: read_table(path, [key], where, group)[key])
         with damage(where, f"the picture in {path} cannot be decoded"):

@@ -66,9 +66,10 @@ class LeRobotMetadata:
             self.views = self._choose_cameras(robot.cameras)
             self.row_keys = tuple(key for key in ROW_KEYS if key in self.info["features"])
 
-    def fault(self, what, episode=None):
+    def fault(self, what, episode=None, frame=None):
         """The ValueError to raise. episode: the number that the dataset itself gives it."""
-        return ValueError(f"{self.where}{'' if episode is None else f', episode {episode}'}: {what}")
+        at = "".join(f", {name} {n}" for name, n in (("episode", episode), ("frame", frame)) if n is not None)
+        return ValueError(f"{self.where}{at}: {what}")
 
     def frames_in_all(self):
         """Frames of all episodes: what info.json says, else their sum."""
@@ -100,8 +101,8 @@ class LeRobotMetadata:
             raise self.fault(f"{path} is not JSON ({error}); download it again") from error
         version = info.get("codebase_version")
         if version not in ("v2.1", "v3.0"):
-            raise self.fault(f"LeRobot format {version} is not supported, this reader takes v2.1 and v3.0; lerobot's own "
-                             f"converters lead there")
+            raise self.fault(f"LeRobot format {version} is not supported, this reader takes v2.1 and v3.0; lerobot's "
+                             f"own converters lead there")
         absent = {"fps", "features", "data_path", "video_path"} - info.keys()
         absent |= {"chunks_size"} - info.keys() if version == "v2.1" else set()
         if absent:
@@ -140,8 +141,8 @@ class LeRobotMetadata:
             [name for key in keys for name in dimension_names(key, features[key])] for keys in (state, action))
         self.relative = robot.relative
         if self.relative and self.has_action and len(self.relative) != len(self.action_names):
-            raise self.fault(f"robot '{self.robot}' has a delta mask of {len(self.relative)} dimensions, the actions have "
-                             f"{len(self.action_names)}; give a --robot file with the right one")
+            raise self.fault(f"robot '{self.robot}' has a delta mask of {len(self.relative)} dimensions, the actions "
+                             f"have {len(self.action_names)}; give a --robot file with the right one")
 
     def _choose_cameras(self, cameras):
         """{slot: feature}: `cameras`, or as the words in their names say."""
@@ -162,8 +163,8 @@ class LeRobotMetadata:
                                  f"{', '.join(keys)}")
             channels = picture_shape(self.info["features"][key])[2]
             if channels != 3:
-                raise self.fault(f"camera '{key}' has {channels} channels in meta/info.json, a picture has 3 (red, green, "
-                                 f"blue); name another camera in a --robot file")
+                raise self.fault(f"camera '{key}' has {channels} channels in meta/info.json, a picture has 3 (red, "
+                                 f"green, blue); name another camera in a --robot file")
         return dict(cameras)
 
     # ---- the episodes ----
@@ -179,11 +180,12 @@ class LeRobotMetadata:
         different, rows = len(set(self.indices)), len(self.indices)
         total = self.info.get("total_episodes", rows)
         if not different == rows == total:
-            raise self.fault(f"meta/ lists {different} different episodes in {rows} lines, meta/info.json says {total}; "
-                             f"{AGAIN}")
+            raise self.fault(f"meta/ lists {different} different episodes in {rows} lines, meta/info.json says "
+                             f"{total}; {AGAIN}")
         frames = self.info.get("total_frames", sum(self.lengths))
         if frames != sum(self.lengths):
-            raise self.fault(f"the episodes of meta/ have {sum(self.lengths)} frames, meta/info.json says {frames}; {AGAIN}")
+            raise self.fault(f"the episodes of meta/ have {sum(self.lengths)} frames, meta/info.json says {frames}; "
+                             f"{AGAIN}")
 
     def _films(self):
         """{slot: camera} of those whose pictures are mp4, not PNG inside the data files."""

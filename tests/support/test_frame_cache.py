@@ -16,13 +16,11 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install -r 
 
 from test_lerobot import edit_info, write_dataset, write_v30
 
-from config import get_config
-from data import Mixture, letterbox, windows
+from data import letterbox
 from support.data.source import open_source
 from support.data import frame_cache
 from support.data.__main__ import main
 from support.data.lerobot import LeRobotSource
-from support.data.statistics import statistics
 
 SIZES = (32, 48)
 
@@ -75,20 +73,6 @@ def test_letterboxed_pictures_that_are_not_square_keep_no_black_bars_on_disk(tmp
     cached = make(plain, tmp_path / "cached", (16,))
     assert equal(plain, cached, (16,)) and frame_cache.box(24, 40, 16) == (3, 0, 10, 16)
     assert cached.cache.file(plain.views["head"], 16).stat().st_size == sum(plain.lengths) * 3 * 10 * 16
-
-
-@pytest.mark.parametrize("stretch, loaders", [(1, 0), (3, 2)])
-def test_training_from_a_cache_is_training_from_the_videos(pair, stretch, loaders):
-    """Sample by sample, also in loader processes and with windows of a stretch decoded together."""
-    config = get_config("conveyor", {"image_size": 48, "vae_size": 32, "batch_size": 4, "loaders": loaders, "m": 3,
-                                     "stretch": stretch})
-
-    def batches(source):
-        rows = [windows(source, config.data.m)]
-        stats = statistics([source], rows, config.model.chunk, "absolute", 1e-3)
-        return [batch for batch, _, _ in Mixture(config, stats, [source], [1.0], rows, 0).loader(0, 6)]
-    for a, b in zip(batches(pair[0]), batches(pair[1]), strict=True):
-        assert torch.equal(a.image, b.image) and torch.equal(a.frames, b.frames) and torch.equal(a.action, b.action)
 
 
 # ---- interrupted ----
