@@ -201,7 +201,7 @@ def of_codecs(m, size, tuples):
             root, out = Path(folder) / name, Path(folder) / f"{name} cache"
             write_dataset(root, codec, gop)
             source = open_source(root)
-            frame_cache.fill(source, frame_cache.plan(source, out, [size]), 2)
+            frame_cache.fill(source, frame_cache.cache_for(source, out, [size]), 2)
             measured[name] = measure(source, open_source(out), m, size, tuples)
     yield f"3 views of {WIDTH} x {HEIGHT}, datasets of {EPISODES} x {LENGTH} frames written for this"
     yield from table(measured, size, tuples)

@@ -49,7 +49,7 @@ def cache_pictures(source, out, sizes, loaders):
     """--cache: decode and resize a dataset's pictures once, or check a cache that is complete. ValueError: one line."""
     if not all(size.isdecimal() and int(size) for size in sizes.split(",")):
         raise ValueError(f"--sizes {sizes}: expected pixels, as 448,256")
-    cache = frame_cache.plan(source, out, map(int, sizes.split(",")))
+    cache = frame_cache.cache_for(source, out, map(int, sizes.split(",")))
     pixels, total = " and ".join(map(str, cache.sizes)), cache.starts[-1] * sum(cache.files().values())
     print(f"{source.root}: {len(source.lengths)} episodes, {sum(source.lengths):,} frames of {len(cache.cameras)} "
           f"cameras, at {pixels} pixels: {total / 1e9:.2f} GB", flush=True)

@@ -187,7 +187,7 @@ class _Transcode(torch.utils.data.Dataset):
         return e, L, checksums
 
 
-def plan(source, out, sizes):
+def cache_for(source, out, sizes):
     """The cache to be filled at `out`, begun or not. ValueError: `out` holds something else."""
     if source.cache:
         raise ValueError(f"dataset {source.root} is a frame cache already; cache the original")
@@ -235,7 +235,7 @@ def copy_numbers(source, out):
 
 
 def fill(source, cache, loaders):
-    """Write what a planned cache lacks. ValueError: one line; what was written stays, and the same call goes on."""
+    """Write what a cache lacks. ValueError: one line; what was written stays, and the same call goes on."""
     lengths = [int(n) for n in source.lengths]
     todo = [e for e in range(len(lengths)) if e not in cache.checksums]
     frames = sum(lengths[e] for e in todo)

@@ -66,7 +66,7 @@ class _Video:
         self.decoder.thread_count = 1
         self.reformatter = pyav().video.reformatter.VideoReformatter()   # keeps its tables from frame to frame
 
-    def run(self, start, wanted, tolerance):
+    def one_pass(self, start, wanted, tolerance):
         """One pass from the key frame before `start` over wanted[0] and what shares its group of pictures.
 
         wanted: seconds, ascending. Returns {second: (H, W, 3) uint8 RGB}, each the frame nearest to that second, and
@@ -127,7 +127,7 @@ def read_frames(path, seconds, tolerance, where):
             video = _OPEN.get(key, lambda: _Video(path))
             # Where B-frames shift a key frame, a seek may land after the target: start 1 s earlier, then at 0.
             for start in (left[0], max(left[0] - 1, 0), 0):
-                found, nearest = video.run(start, left, tolerance)
+                found, nearest = video.one_pass(start, left, tolerance)
                 if left[0] in found:
                     break
             else:

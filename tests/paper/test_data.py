@@ -96,7 +96,7 @@ def table_3():
     (0, (0, 0, 15), True), (14, (0, 14, 29), True), (15, (0, 15, 30), True), (24, (9, 24, 39), True),
     (25, (10, 25, 39), False), (39, (24, 39, 39), False)])
 def test_a_tuple_holds_frames_t_minus_15_t_t_plus_15_clamped_and_masked_at_both_ends(t, times, future):
-    """Sec. 3.3 (m = 15); design: outside the episode frames are clamped and masked."""
+    """Sec. 3.3 (m = 15); outside the episode frames are clamped and masked."""
     source, config = Fake(lengths=(40, 40)), tiny()
     x = example(config.model, 15, stats_of([source]), source, 1, t)
     for v in range(3):

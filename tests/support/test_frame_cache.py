@@ -26,7 +26,7 @@ SIZES = (32, 48)
 
 
 def make(source, out, sizes=SIZES, loaders=0):
-    frame_cache.fill(source, frame_cache.plan(source, out, sizes), loaders)
+    frame_cache.fill(source, frame_cache.cache_for(source, out, sizes), loaders)
     return open_source(out)
 
 
@@ -166,15 +166,15 @@ def test_another_folder_or_another_dataset_is_not_written_over(tmp_path):
     plain = open_source(root)
     cached = make(plain, out)
     with pytest.raises(ValueError, match="holds a frame cache of another dataset, of other sizes or damaged"):
-        frame_cache.plan(plain, out, (32,))
+        frame_cache.cache_for(plain, out, (32,))
     with pytest.raises(ValueError, match="is a frame cache already; cache the original"):
-        frame_cache.plan(cached, tmp_path / "again", (32,))
+        frame_cache.cache_for(cached, tmp_path / "again", (32,))
     with pytest.raises(ValueError, match="toy is not empty and holds no frame cache"):
-        frame_cache.plan(plain, root, (32,))
+        frame_cache.cache_for(plain, root, (32,))
     for argv, words in ((["--sizes", "x"], "--sizes x: expected pixels"), (["--config", "a1_2"], "unknown config 'a1_2'")):
         with pytest.raises(ValueError, match=words):
             main(["--cache", str(root), str(tmp_path / "new"), *argv])
     video = next((root / "videos").rglob("*.mp4"))
     video.write_bytes(video.read_bytes() + b"\0")                      # re-encoded since
     with pytest.raises(ValueError, match="holds a frame cache of another dataset"):
-        frame_cache.plan(plain, out, SIZES)
+        frame_cache.cache_for(plain, out, SIZES)

@@ -8,7 +8,6 @@ import os
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
@@ -17,7 +16,7 @@ import av
 from test_lerobot import decoded, write_video
 
 from support.data import video
-from support.data.video import LRU, read_frames
+from support.data.video import read_frames
 
 FPS, N = 30, 64
 KINDS = [("libx264", 2, 0), ("libx264", 30, 0), ("libx264", 30, 2), ("libsvtav1", 2, 0), ("libsvtav1", 30, 0),
