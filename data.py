@@ -172,7 +172,8 @@ class Mixture(torch.utils.data.Dataset):
                 raise ValueError(f"dataset {source.name} has no window: every episode is shorter than m needs")
         self.by_robot = stats if isinstance(stats, dict) else {stats.robot: stats}
         for of in self.by_robot.values():
-            of.check_width(config.model.state_dim, config.model.action_dim)
+            pad(np.array(of.state_mean), config.model.state_dim, f"the state of robot '{of.robot}'")
+            pad(np.array(of.action_mean), config.model.action_dim, f"the action of robot '{of.robot}'")
         self.bad_samples = 0   # replaced so far
         self.config, self.seed, self.rank = config, seed, rank
         self.sources, self.window_lists = sources, window_lists

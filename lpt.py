@@ -18,8 +18,6 @@ error in the mixture. `exact` removes it by McNaughton's wrap-around rule: at mo
     python lpt.py --measure      peak memory of real processes on 2.1 M frames in 200 datasets, at 1 and 4 ranks
 """
 
-import sys
-
 # Table 3: name, frames in millions, sampling weight.
 TABLE_3 = (("InternData-A1", 396, 0.64), ("RoboTwin", 17, 0.08), ("AgiBot-World (Beta)", 206, 0.18),
            ("RoboMind", 5, 0.02), ("EgoDex", 68, 0.08))
@@ -103,6 +101,8 @@ def subset(ranks, rank):
 
 
 if __name__ == "__main__":
+    import sys
+
     from data import windows
     from support.data import lpt_cost
-    sys.exit(lpt_cost.run(sys.argv[1:], windows))
+    lpt_cost.main(sys.argv[1:], windows)

@@ -20,7 +20,6 @@ from PIL import Image
 from config import DataConfig
 from data import letterbox, times, windows
 from support.data import frame_cache
-from support.data.lerobot import copy_numbers
 from support.data.parquet import arrow
 from support.data.source import open_source
 from support.data.robots import find_robot
@@ -85,7 +84,7 @@ def measure(source, m, size, tuples, cache=None):
         raise ValueError(f"{source.root}: no episode is longer than {2 * m} frames")
     strategies = {"window by window": (read_window, source, 1, tuples),
                   f"stretches of {STRETCH}": (read_stretch, source, STRETCH, 2 * tuples)}
-    if getattr(source, "videos", None) and not source.cache:   # a cache's videos are listed, but not there
+    if source.videos and not source.cache:   # a cache's videos are listed, but not there
         strategies = {"naive": (read_naive, source, 1, tuples)} | strategies
     if cache:
         strategies["frame cache"] = (read_window, cache, 1, 20 * tuples)
@@ -168,7 +167,7 @@ def of_codecs(m, size, tuples):
             root, out = Path(folder) / name, Path(folder) / f"{name} cache"
             write_dataset(root, codec, gop)
             source = open_source(root)
-            frame_cache.fill(source, frame_cache.plan(source, out, [size]), 2, copy_numbers)
+            frame_cache.fill(source, frame_cache.cache_for(source, out, [size]), 2)
             measured[name] = measure(source, m, size, tuples, open_source(out))
     return measured
 

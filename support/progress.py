@@ -5,13 +5,18 @@ import sys
 from tqdm import tqdm
 
 
-def bar(total, initial=0, unit="", what="", silent=False):
-    """A tqdm over `total` (None: not known yet) of `unit`, from `initial` on. Silent where stderr is no terminal.
-
-    silent: in any case, as on a rank other than the first.
-    """
-    return tqdm(total=total, initial=initial, unit=unit or "it", desc=what or None, dynamic_ncols=True,
+def bar(total, initial=0, unit="it", what=None, silent=False):
+    """A tqdm over `total` (None: not known yet) of `unit`, from `initial` on. silent: in any case."""
+    return tqdm(total=total, initial=initial, unit=unit, desc=what, dynamic_ncols=True,
                 disable=silent or not sys.stderr.isatty())
+
+
+def each(items, unit):
+    """The items of a sequence, and a bar that counts them."""
+    with bar(len(items), unit=unit) as shown:
+        for item in items:
+            yield item
+            shown.update()
 
 
 def drawn(what):

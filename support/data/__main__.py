@@ -7,18 +7,15 @@ import os
 import sys
 from pathlib import Path
 
-from config import get_config
+from config import CONFIGS, get_config
 from support.data import file_hashes, frame_cache, inspection
-from support.data.lerobot import LeRobotSource, copy_numbers
+from support.data.lerobot import LeRobotSource
 from support.data.robots import find_robot
 from support.flags import Parser
-from support.progress import drawn
 
 
 def main(argv):
-    parser = Parser(prog="python -m support.data",
-                    description="Look at a LeRobot dataset, record or verify its files, or decode and resize its "
-                    "pictures once.")
+    parser = Parser(prog="python -m support.data", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--inspect", metavar="DIR", help="print what is matched and what is wrong in a LeRobot dataset, "
                       "and record the SHA-256 of its files; of a plain folder of episodes, the latter alone")
@@ -32,32 +29,39 @@ def main(argv):
     args = parser.parse_args(argv)
     robot = find_robot(args.robot) if args.robot else None
     if args.verify:
-        changed = file_hashes.verify(args.verify, drawn("files"))
+        changed = file_hashes.verify(args.verify)
         inspection.refuse(changed, f"{args.verify} is not as it was recorded", shown=len(changed))
         print(f"{args.verify}: every file is as it was recorded")
-    elif args.inspect and (Path(args.inspect) / "episode.npz").exists():   # a plain folder: nothing is matched there
-        print(file_hashes.record(args.inspect, drawn("files")))
-    elif args.inspect:
-        source = LeRobotSource(args.inspect, robot, check_files=False)
-        wrong, readable = inspection.faults(source, drawn("episodes"))
-        print("\n".join(inspection.inspect(source, episodes=readable)))
-        inspection.refuse(wrong, f"{args.inspect}: repair this before training on it; its files are not recorded")
-        print(file_hashes.record(args.inspect, drawn("files")))
+    elif args.cache:
+        model = get_config(args.config).model
+        cache_pictures(LeRobotSource(args.cache[0], robot), args.cache[1],
+                       args.sizes or f"{model.view_size},{model.frame_size}", args.loaders)
     else:
-        cache_pictures(args, robot)
+        if not (Path(args.inspect) / "episode.npz").exists():   # in a plain folder nothing is matched
+            source = LeRobotSource(args.inspect, robot, check_files=False)
+            wrong, readable = inspection.faults(source)
+            print("\n".join(inspection.inspect(source, readable)))
+            inspection.refuse(wrong, f"{args.inspect}: repair this before training on it; its files are not recorded")
+        print(file_hashes.record(args.inspect))
 
 
-def cache_pictures(args, robot):
-    """--cache."""
-    model = get_config(args.config).model
-    try:
-        sizes = [int(size) for size in args.sizes.split(",")] if args.sizes else [model.view_size, model.frame_size]
-        if min(sizes) < 1:
-            raise ValueError
-    except ValueError:
-        raise ValueError(f"--sizes {args.sizes}: expected pixels, as 448,256") from None
-    for line in frame_cache.make(LeRobotSource(args.cache[0], robot), args.cache[1], sizes, args.loaders, copy_numbers):
-        print(line, flush=True)
+def cache_pictures(source, out, sizes, loaders):
+    """--cache: decode and resize a dataset's pictures once, or check a cache that is complete. ValueError: one line."""
+    if not all(size.isdecimal() and int(size) for size in sizes.split(",")):
+        raise ValueError(f"--sizes {sizes}: expected pixels, as 448,256")
+    cache = frame_cache.cache_for(source, out, map(int, sizes.split(",")))
+    pixels, total = " and ".join(map(str, cache.sizes)), cache.starts[-1] * sum(cache.files().values())
+    print(f"{source.root}: {len(source.lengths)} episodes, {sum(source.lengths):,} frames of {len(cache.cameras)} "
+          f"cameras, at {pixels} pixels: {total / 1e9:.2f} GB", flush=True)
+    if len(cache.checksums) == len(source.lengths):
+        cache.verify()
+        print(f"{out} is complete, every episode as it was written")
+    else:
+        frame_cache.fill(source, cache, loaders)
+        print(f"wrote {out}; train with --data {out}")
+    fits = [name for name, preset in CONFIGS.items()
+            if {preset.model.view_size, preset.model.frame_size} <= set(cache.sizes)]
+    print(f"it is valid for pictures of {pixels} pixels: {', '.join(fits) or 'no preset'}")
 
 
 if __name__ == "__main__":

@@ -18,16 +18,15 @@ from support.data.statistics import Alone, gathered
 
 @dataclass(frozen=True)
 class Listed:
-    """One dataset as --data names it, not opened. given: the Robot that --data or --robot gives it, or None; robot: the
-    name under which its statistics are taken; frames: of all its episodes, from metadata alone."""
+    """One dataset as --data names it, not opened."""
 
     path: Path
-    name: str
-    weight: float
-    kind: str
-    given: object
-    robot: str
-    frames: int
+    name: str           # for messages
+    weight: float       # as it is given
+    kind: str           # robot, sim, real or human
+    given: object       # the Robot that --data or --robot gives it, or None
+    robot: str          # the name under which its statistics are taken
+    frames: int         # of all its episodes, from metadata alone
     has_action: bool
 
     @classmethod
@@ -79,24 +78,14 @@ class Corpus:
                    validation and Listed.of(listing.parent, validation), hold_out)
 
     @property
-    def names(self):
-        """Of all datasets."""
-        return [row.name for row in self.listed]
-
-    @property
     def frames(self):
         """Of all datasets: what LPT balances."""
         return [row.frames for row in self.listed]
 
     @property
     def weights(self):
-        """Of all datasets, as they are given."""
+        """Of all datasets."""
         return [row.weight for row in self.listed]
-
-    @property
-    def kinds(self):
-        """Of all datasets: robot, sim, real or human."""
-        return [row.kind for row in self.listed]
 
     @property
     def robots(self):
@@ -134,7 +123,7 @@ class Corpus:
         episodes = len(source.lengths)
         if episodes == 1:
             raise ValueError(f"--data {self.root}: one episode cannot be both trained on and held out; "
-                             f"record a second one")
+                             "record a second one")
         if not -episodes <= self.hold_out < episodes:
             raise ValueError(f"--hold_out {self.hold_out}: dataset {source.name} has episodes 0 to {episodes - 1}")
         out = self.hold_out % episodes

@@ -9,6 +9,8 @@ import json
 import os
 from pathlib import Path
 
+from support.progress import each
+
 FOLDER, RECORD = "statistics", "files.json"   # of a dataset; what else lies in FOLDER is no part of the record
 
 
@@ -45,51 +47,42 @@ def read_json(path):
     return body
 
 
-def hidden(path):
-    """Whether a path relative to its dataset belongs to others: a clone's .git, a hub's .cache, .DS_Store."""
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _hashes(root, progress):
-    """Relative path -> [size, SHA-256] of every file under `root` outside FOLDER that is not hidden. OSError as it comes."""
-    paths = sorted(path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] != FOLDER
-                   and not hidden(path.relative_to(root)))
-    found, total, done = {}, sum(path.stat().st_size for path in paths), 0
-    for path in paths:
-        with open(path, "rb") as file:
-            hashed = hashlib.file_digest(file, "sha256").hexdigest()
-        found[path.relative_to(root).as_posix()] = [path.stat().st_size, hashed]
-        done += path.stat().st_size
-        progress(done, total)
+def _hashes(root):
+    """Relative path -> [size, SHA-256] of every file under `root`, but for FOLDER and what is hidden: a clone's .git, a
+    hub's .cache. OSError as it comes."""
+    paths = [path.relative_to(root) for path in sorted(root.rglob("*")) if path.is_file()]
+    paths = [path for path in paths if path.parts[0] != FOLDER and not any(part.startswith(".") for part in path.parts)]
+    found = {}
+    for path in each(paths, "file"):
+        with open(root / path, "rb") as file:
+            found[path.as_posix()] = [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()]
     return found
 
 
-def record(root, progress=lambda done, total: None):
+def record(root):
     """Record the files of a dataset, unless that was done before -> a line that says where, or why not."""
     path = Path(root) / FOLDER / RECORD
     if path.exists():
         return (f"SHA-256 of {len(read_json(path)['files'])} files recorded before in {path}: --verify compares, "
                 f"delete it to record anew")
     try:
-        files = _hashes(Path(root), progress)
+        files = _hashes(Path(root))
         write_json(path, {"files": files})
     except OSError as error:
         return f"SHA-256 of the files not recorded: {error.filename or path} ({error.strerror})"
     return f"SHA-256 of {len(files)} files recorded in {path}"
 
 
-def verify(root, progress=lambda done, total: None):
+def verify(root):
     """What is no longer as it was recorded -> lines, none if all is. ValueError: no record, or a damaged one."""
     path = Path(root) / FOLDER / RECORD
     if not path.exists():
         raise ValueError(f"dataset {root}: no record of its files in {path}; make one of data that you trust: "
                          f"python -m support.data --inspect {root}")
     try:
-        then, now = read_json(path)["files"], _hashes(Path(root), progress)
-        then = {name: of for name, of in then.items() if not hidden(Path(name))}
+        then, now = read_json(path)["files"], _hashes(Path(root))
     except OSError as error:
         raise ValueError(f"dataset {root}: {error.filename} cannot be read ({error.strerror})") from error
     lines = [f"{Path(root) / name} is missing" for name in sorted(then.keys() - now)]
     lines += [f"{Path(root) / name} is new" for name in sorted(now.keys() - then)]
-    lines += [f"{Path(root) / name} has changed" for name in sorted(then.keys() & now) if then[name] != now[name]]
-    return lines
+    return lines + [f"{Path(root) / name} has changed" for name in sorted(then.keys() & now) if then[name] != now[name]]

@@ -1,7 +1,4 @@
-"""Episodes in a plain folder, and picture files: a support.data.source.Source of numpy arrays.
-
-What is wrong with a folder is said in one line, by name.
-"""
+"""Episodes in a plain folder, and picture files. What is wrong with a folder is said in one line, by name."""
 
 import zipfile
 from contextlib import contextmanager
@@ -49,28 +46,21 @@ def _named(root, npz):
     return str(npz["robot"]) if "robot" in npz.files else Path(root).name
 
 
-def _frames(npz):
-    """Rows of `state`, from the header of that array alone."""
-    with npz.zip.open("state.npy") as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return (*read(file)[0], 0)[0]
-
-
 def glance(root, robot=None):
     """What a mixture needs to know of a folder before it is opened -> (name, robot's name, frames, has_action).
 
-    Headers alone are read. ValueError: as FolderSource, as far as they show it.
+    ValueError: as FolderSource, as far as it shows.
     """
     with _arrays(root) as npz:
-        found = Path(root).name, robot.name if robot else _named(root, npz), _frames(npz), "action" in npz.files
-    if not found[2]:
+        frames = int(npz["ends"].max(initial=0)) if "ends" in npz.files else len(npz["state"])
+        found = Path(root).name, robot.name if robot else _named(root, npz), frames, "action" in npz.files
+    if frames < 1:
         FolderSource(root, robot)   # says what is wrong
     return found
 
 
 class FolderSource:
-    """One or several episodes in a plain folder: a support.data.source.Source.
+    """One or several episodes in a plain folder, as support.data.source.Source says.
 
     `episode.npz`, F frames in all: state (F, d_q), action (F, d_a) or absent (human video), task (E,) strings, fps;
     optional ends (E,) cumulative frame counts when it holds several episodes, stored (P,) the rows whose pictures exist
@@ -79,7 +69,7 @@ class FolderSource:
     masked. robot: a Robot, for its name and its delta mask; None: what the file says.
     """
 
-    cache, state_keys, action_keys = None, (), ()   # pictures as recorded; arrays, not features with names
+    cache, videos, state_keys, action_keys = None, {}, (), ()   # pictures as recorded; arrays, not features with names
 
     def __init__(self, root, robot=None):
         self.root, self.name = Path(root), Path(root).name
@@ -97,11 +87,9 @@ class FolderSource:
         self.indices, self.action_names = range(len(self.ends)), arrays.get("action_names", np.array([], str)).tolist()
         self._labels = {key: arrays[key] for key in ("suite", "target", "distractor") if key in arrays}
         self._check()
-        self.stored = arrays.get("stored")
-        self.slot = np.arange(len(self.state))
-        if self.stored is not None:
-            self.slot = np.full(len(self.state), -1)
-            self.slot[self.stored] = np.arange(len(self.stored))
+        stored = arrays.get("stored", np.arange(len(self.state)))
+        self.slot = np.full(len(self.state), -1)   # of each frame, the number of its picture
+        self.slot[stored] = np.arange(len(stored))
         self.views = {view: view for view in VIEWS
                       if (self.root / f"{view}.npy").exists() or (self.root / view).is_dir()}
         if not self.views:
@@ -111,19 +99,17 @@ class FolderSource:
         where = f"dataset {self.root}"
         if len(self.state) == 0 or len(self.ends) == 0 or self.lengths.min() < 1:
             raise ValueError(f"{where}: it is empty or holds an empty episode")
-        for key, rows in (("state", self.state), ("action", self.action)):
-            if rows is not None and rows.ndim != 2:
-                raise ValueError(f"{where}: {key} has shape {rows.shape}, expected (frames, dimensions)")
         if self.ends[-1] != len(self.state) or len(self.tasks) != len(self.ends):
             raise ValueError(f"{where}: ends, task and state disagree about the number of frames or episodes")
         if self.has_action and len(self.action) != len(self.state):
             raise ValueError(f"{where}: {len(self.action)} actions for {len(self.state)} states")
-        for key, rows in (("state", self.state), ("action", self.action)):
-            if rows is not None and not np.isfinite(rows).all():
-                row = int(np.argwhere(~np.isfinite(rows))[0, 0])
-                episode = int(np.searchsorted(self.ends, row, side="right"))
-                raise ValueError(f"{where}, episode {episode}, frame {row - self.starts[episode]}: "
-                                 f"{key} is not finite; repair or drop the episode")
+        for key, rows in (("state", self.state), ("action", self.action))[:1 + self.has_action]:
+            if rows.ndim != 2:
+                raise ValueError(f"{where}: {key} has shape {rows.shape}, expected (frames, dimensions)")
+            for row in np.flatnonzero(~np.isfinite(rows).all(1)):
+                e = int(np.searchsorted(self.ends, row, side="right"))
+                raise ValueError(f"{where}, episode {e}, frame {row - self.starts[e]}: {key} is not finite; "
+                                 f"repair or drop the episode")
 
     @cached_property
     def pictures(self):
@@ -138,7 +124,7 @@ class FolderSource:
             if path.exists() and (found[view].dtype != np.uint8 or found[view].shape[3:] != (3,)):
                 raise ValueError(f"{path} holds {found[view].dtype} of shape {found[view].shape}, expected uint8 "
                                  f"(frames, height, width, 3): write it again")
-            expected = len(self.slot) if self.stored is None else len(self.stored)
+            expected = self.slot.max() + 1
             if len(found[view]) != expected:
                 raise ValueError(f"dataset {self.root}: view {view} has {len(found[view])} pictures, not {expected}")
         return found
@@ -147,16 +133,13 @@ class FolderSource:
         return {key: value for key, value in self.__dict__.items() if key != "pictures"}
 
     def identity(self):
-        """JSON-able: what numbers() depends on. Changed files change it."""
         return {"files": files_digest([self.root / "episode.npz"])}
 
     def numbers(self, e):
-        """Episode e -> state (L, d_q), action (L, d_a) float32 or None."""
         rows = slice(self.starts[e], self.ends[e])
         return self.state[rows], self.action[rows] if self.has_action else None
 
     def frame(self, view, e, t):
-        """Picture of a view at frame t of episode e, (H, W, 3) uint8."""
         slot = self.slot[self.starts[e] + t]
         if slot < 0:
             raise ValueError(f"dataset {self.root}, episode {e}, frame {t}: its picture is not stored")
@@ -164,19 +147,14 @@ class FolderSource:
         return read_picture(item) if isinstance(item, Path) else item
 
     def frames(self, view, e, times):
-        """Pictures as `frame` gives them, at all of `times`."""
         return [self.frame(view, e, t) for t in times]
 
     def task(self, e, t):
-        """The instruction at frame t of episode e."""
         return str(self.tasks[e])
 
     def labels(self, e):
-        """What the embedded world knows of episode e: suite (text), target and distractor (L, 2) in world units. Absent
-        elsewhere."""
         rows = slice(self.starts[e], self.ends[e])
         return {key: str(x[e]) if key == "suite" else x[rows] for key, x in self._labels.items()}
 
     def has_pictures(self, e, t):
-        """Whether the frames t (n,) of episode e have stored pictures, (n,) bool."""
         return self.slot[self.starts[e] + t] >= 0

@@ -3,27 +3,27 @@
     python -m support.data --cache DIR OUT --config a1_2b      (or --sizes 448,256)
 
 OUT is a dataset folder like DIR: meta/ and the numbers are copied, frame_cache/ takes the place of the videos. It holds
-for each camera and picture size one file of uint8 pictures, (frames, 3, h, w), without the black bars, and is valid for
-those sizes only. What it gives equals the letterboxed picture of the plain reader bit for bit, because both are made by
-the same two functions.
+for each camera and picture size one file of uint8 pictures, (frames, 3, h, w), without the black bars. What it gives
+equals the letterboxed picture of the plain reader bit for bit, because both are made by the same two functions.
 
-Episodes are written in any order and noted in done.jsonl, with their checksums, once they are on disk: an interrupted
-run goes on with the others. cache.json says what the files are; it is written first and never changed.
+cache.json says what the files are; it is written first and never changed. An episode is noted in done.jsonl, with its
+checksums, once it is on disk: an interrupted run goes on with the others.
 """
 
 import hashlib
 import json
 import os
 import shutil
-import time
 import zlib
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from config import CONFIGS
-from support.data.letterbox import box, letterbox
+from support.data.file_hashes import digest
+from support.data.letterbox import Letterboxed, box, letterbox
+from support.data.parquet import arrow, read_table
 from support.progress import bar
 
 FORMAT, BLOCK = 1, 64   # BLOCK: frames decoded in one go
@@ -43,31 +43,19 @@ def fingerprint(root, lengths):
     return hashlib.sha256(text + json.dumps([int(n) for n in lengths]).encode()).hexdigest()
 
 
-def _files_fingerprint(source):
-    """SHA-256 of name and size of every file that pictures come from."""
-    paths = {*source.files, *(path for files, _ in source.videos.values() for path in files)}
-    rows = sorted((str(path.relative_to(source.root)), path.stat().st_size) for path in paths)
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-class CachedPicture:
-    """One frame in the sizes that a cache holds: data.py's letterbox takes the right one as it is."""
+class CachedPicture(Letterboxed):
+    """One frame in the sizes that a cache holds."""
 
     def __init__(self, cache, key, row):
         self.cache, self.key, self.row = cache, key, row
 
     def letterboxed(self, size):
-        """(3, size, size) uint8 tensor. ValueError: the cache has no such size."""
+        """(3, size, size) uint8. ValueError: the cache has no such size."""
         self.cache.require([size])
         top, left, h, w = box(*self.cache.cameras[self.key], size)
         square = np.zeros((3, size, size), np.uint8)
         square[:, top:top + h, left:left + w] = self.cache.rows(self.key, size)[self.row]
         return torch.from_numpy(square)
-
-    @property
-    def shape(self):
-        size = max(self.cache.sizes)
-        return size, size, 3
 
     def __array__(self, dtype=None, copy=None):
         """The largest size, (S, S, 3) uint8, for who only looks at it."""
@@ -80,10 +68,10 @@ class FrameCache:
     """
 
     def __init__(self, root, stored, lengths):
-        self.root, self.stored, self.maps = Path(root), stored, {}
+        self.root, self.folder, self.stored, self.maps = Path(root), Path(root) / "frame_cache", stored, {}
         self.sizes, self.cameras = stored["sizes"], {key: tuple(size) for key, size in stored["cameras"].items()}
-        self.starts = np.concatenate([[0], np.cumsum(lengths)])
-        done = self.root / "frame_cache" / "done.jsonl"
+        self.starts = np.concatenate([[0], np.cumsum(lengths)]).tolist()
+        done = self.folder / "done.jsonl"
         text = done.read_bytes() if done.exists() else b""
         self.noted = text[:text.rfind(b"\n") + 1]   # a run that was killed may have torn the last line
         try:
@@ -102,59 +90,72 @@ class FrameCache:
             if stored["format"] != FORMAT:
                 raise ValueError(f"format {stored['format']}")
             cache = cls(root, stored, lengths)
-            foreign = stored["dataset"] != fingerprint(cache.root, lengths)
+            fault = cache._fault(set(keys), lengths)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"dataset {root}: {path.parent} is no readable frame cache ({error!r}); make it again"
-                             ) from error
-        again = f"make it again: python -m support.data --cache DIR {root}"
-        if foreign:
-            raise ValueError(f"dataset {root}: its frame cache was made for other episodes or another meta/info.json; "
-                             f"{again}")
-        absent = set(keys) - set(cache.cameras)
-        if absent:
-            raise ValueError(f"dataset {root}: its frame cache has no pictures of {min(absent)}; {again}")
-        if len(cache.checksums) < len(lengths):
-            raise ValueError(f"dataset {root}: its frame cache holds {len(cache.checksums)} of {len(lengths)} "
-                             f"episodes; finish it: python -m support.data --cache DIR {root}")
-        for key in cache.cameras:
-            for size in cache.sizes:
-                file, expected = cache.file(key, size), int(cache.starts[-1]) * cache.frame_bytes(key, size)
-                found = file.stat().st_size if file.exists() else 0
-                if found != expected:
-                    raise ValueError(f"dataset {root}: {file} has {found} bytes, it was written with {expected}; "
-                                     f"{again}")
+            fault = f"cannot be read ({error!r})"
+        if fault:
+            raise ValueError(f"dataset {root}: its frame cache {fault}: python -m support.data --cache DIR {root} "
+                             "finishes one that was begun, any other is to be removed and made again")
         return cache
+
+    def _fault(self, keys, lengths):
+        """What is wrong with it, or None."""
+        if self.stored["dataset"] != fingerprint(self.root, lengths):
+            return "was made for other episodes or another meta/info.json"
+        if keys - self.cameras.keys():
+            return f"has no pictures of {min(keys - self.cameras.keys())}"
+        if len(self.checksums) < len(lengths):
+            return f"holds {len(self.checksums)} of {len(lengths)} episodes"
+        for file, frame_bytes in self.files().items():
+            found, expected = file.stat().st_size if file.exists() else 0, self.starts[-1] * frame_bytes
+            if found != expected:
+                return f"is damaged, {file} has {found} bytes of {expected}"
+        return None
+
+    def text(self):
+        """What cache.json holds."""
+        return json.dumps(self.stored, indent=1) + "\n"
 
     def require(self, sizes):
         """ValueError where a size is not held."""
-        absent = sorted(set(sizes) - set(self.sizes))
-        if absent:
-            held = " and ".join(map(str, self.sizes))
-            wanted = ",".join(map(str, sorted(set(sizes))))
-            raise ValueError(f"dataset {self.root}: its frame cache holds pictures of {held} pixels, {absent[0]} are "
+        for absent in sorted(set(sizes) - set(self.sizes)):
+            held, wanted = " and ".join(map(str, self.sizes)), ",".join(map(str, sorted(set(sizes))))
+            raise ValueError(f"dataset {self.root}: its frame cache holds pictures of {held} pixels, {absent} are "
                              f"asked for; use the original dataset, or cache it with --sizes {wanted}")
 
     def picture(self, key, e, t):
         """Frame t of episode e of a camera."""
         return CachedPicture(self, key, self.starts[e] + t)
 
-    def file(self, key, size):
-        return self.root / "frame_cache" / key / f"{size}.u8"
+    def shape(self, key, size):
+        """(3, h, w) of a camera's pictures on disk."""
+        return 3, *box(*self.cameras[key], size)[2:]
 
-    def frame_bytes(self, key, size):
-        _, _, h, w = box(*self.cameras[key], size)
-        return 3 * h * w
+    def file(self, key, size):
+        return self.folder / key / f"{size}.u8"
+
+    def files(self):
+        """{file: bytes of one of its pictures}."""
+        return {self.file(key, size): int(np.prod(self.shape(key, size)))
+                for key, size in product(self.cameras, self.sizes)}
 
     def rows(self, key, size):
         """All pictures of a camera in one size, (frames, 3, h, w) uint8, mapped into memory on first use."""
         if (key, size) not in self.maps:
-            _, _, h, w = box(*self.cameras[key], size)
-            shape = (int(self.starts[-1]), 3, h, w)
+            shape = self.starts[-1], *self.shape(key, size)
             self.maps[key, size] = np.asarray(np.memmap(self.file(key, size), np.uint8, "r", shape=shape))
         return self.maps[key, size]
 
     def __getstate__(self):
         return {**self.__dict__, "maps": {}}   # maps do not travel to workers: they would be copied
+
+    def verify(self):
+        """ValueError, one line, where a picture is not as it was written."""
+        for (key, size), e in product(product(self.cameras, self.sizes), range(len(self.starts) - 1)):
+            rows = self.rows(key, size)[self.starts[e]:self.starts[e + 1]]
+            if zlib.crc32(rows) != self.checksums[e][f"{key}/{size}"]:
+                raise ValueError(f"{self.file(key, size)} is not as it was written in episode {e}; remove {self.root} "
+                                 f"and make it again")
 
 
 # ---- making one ----------------------------------------------------------------------------------
@@ -170,131 +171,86 @@ class _Transcode(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         e, cache, checksums = self.todo[i], self.cache, {}
-        for view, key in self.source.views.items():
-            files = {size: open(cache.file(key, size), "r+b") for size in cache.sizes}
-            boxes = {size: box(*cache.cameras[key], size) for size in cache.sizes}
-            for size, file in files.items():
-                file.seek(int(cache.starts[e]) * cache.frame_bytes(key, size))
-            for first in range(0, self.source.lengths[e], BLOCK):
-                times = list(range(first, min(first + BLOCK, self.source.lengths[e])))
-                for t, picture in zip(times, self.source.frames(view, e, times)):
-                    if picture.shape[:2] != cache.cameras[key]:
-                        raise ValueError(f"dataset {self.source.root}, episode {e}, frame {t}, '{key}': the picture is "
-                                         f"{picture.shape[1]} x {picture.shape[0]}, the first one of this camera is "
-                                         f"{cache.cameras[key][1]} x {cache.cameras[key][0]}; cache them apart")
-                    for size, file in files.items():
-                        top, left, h, w = boxes[size]
-                        data = letterbox(picture, size)[:, top:top + h, left:left + w].contiguous().numpy()
-                        name = f"{key}/{size}"
-                        checksums[name] = zlib.crc32(data, checksums.get(name, 0))
-                        file.write(data)
-            for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
-                file.close()
-        return e, int(self.source.lengths[e]), checksums
+        L = int(self.source.lengths[e])
+        for (view, key), first in product(self.source.views.items(), range(0, L, BLOCK)):
+            pictures = self.source.frames(view, e, list(range(first, min(first + BLOCK, L))))
+            for size in cache.sizes:
+                top, left, h, w = box(*cache.cameras[key], size)
+                squares = torch.stack([letterbox(picture, size) for picture in pictures])
+                data = squares[..., top:top + h, left:left + w].contiguous().numpy()
+                checksums[f"{key}/{size}"] = zlib.crc32(data, checksums.get(f"{key}/{size}", 0))
+                with open(cache.file(key, size), "r+b") as file:
+                    file.seek((cache.starts[e] + first) * data[0].nbytes)
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+        return e, L, checksums
 
 
-def plan(source, out, sizes):
+def cache_for(source, out, sizes):
     """The cache to be filled at `out`, begun or not. ValueError: `out` holds something else."""
     if source.cache:
         raise ValueError(f"dataset {source.root} is a frame cache already; cache the original")
-    cameras = {key: list(source.frame(view, 0, 0).shape[:2]) for view, key in source.views.items()}
-    stored = {"format": FORMAT, "name": source.name, "sizes": sorted(set(sizes)), "cameras": cameras,
-              "dataset": fingerprint(source.root, source.lengths), "files": _files_fingerprint(source)}
-    path = out / "frame_cache" / "cache.json"
-    if path.exists():
-        try:
-            found = json.loads(path.read_text())
-        except ValueError:
-            found = None
-        if found != stored:
-            raise ValueError(f"{out} holds a frame cache of another dataset, of other sizes or damaged; remove it, or "
-                             f"give another folder")
-    elif out.exists() and any(out.iterdir()) and not path.parent.is_dir():
+    paths = {*source.files, *(path for files, _ in source.videos.values() for path in files)}
+    stored = {"format": FORMAT, "name": source.name, "sizes": sorted(set(sizes)),
+              "cameras": {key: list(source.frame(view, 0, 0).shape[:2]) for view, key in source.views.items()},
+              "dataset": fingerprint(source.root, source.lengths),
+              "files": digest(sorted((str(path.relative_to(source.root)), path.stat().st_size) for path in paths))}
+    cache = FrameCache(out, stored, source.lengths)
+    path = cache.folder / "cache.json"
+    if path.exists() and path.read_text() != cache.text():
+        raise ValueError(f"{out} holds a frame cache of another dataset, of other sizes or damaged; remove it, or "
+                         f"give another folder")
+    if not cache.folder.is_dir() and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no frame cache; give another folder")
-    return FrameCache(out, stored, source.lengths)
+    return cache
 
 
-def estimate(cache):
-    """Bytes of all pictures of a cache."""
-    frame = sum(cache.frame_bytes(key, size) for key in cache.cameras for size in cache.sizes)
-    return int(cache.starts[-1]) * frame
+def begin(source, cache):
+    """Copy all but the pictures, and make their files: sparse until they are filled."""
+    copy_numbers(source, cache.root)
+    for file, frame_bytes in cache.files().items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "wb") as empty:
+            empty.truncate(cache.starts[-1] * frame_bytes)
+    (cache.folder / "cache.tmp").write_text(cache.text())
+    os.replace(cache.folder / "cache.tmp", cache.folder / "cache.json")
 
 
-def fill(source, cache, loaders, copy_numbers):
-    """Write what a planned cache lacks. copy_numbers(source, out) copies all but the pictures.
+def copy_numbers(source, out):
+    """All of a dataset but its pictures: meta/, the data files, and what lies beside them (its licence)."""
+    shutil.copytree(source.root / "meta", out / "meta", dirs_exist_ok=True)
+    pictures = {key for key, feature in source.info["features"].items() if feature["dtype"] == "image"}
+    for path in dict.fromkeys(source.files):
+        to = out / path.relative_to(source.root)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if pictures:
+            kept = [key for key in arrow().parquet.read_schema(path).names if key not in pictures]
+            arrow().parquet.write_table(read_table(path, kept, source.where), to)
+        else:
+            shutil.copy2(path, to)
+    for path in source.root.iterdir():
+        if path.is_file():
+            shutil.copy2(path, out)
 
-    ValueError: one line; what was written stays, and the same call goes on from there.
-    """
-    folder, frame = cache.root / "frame_cache", estimate(cache) // int(cache.starts[-1])
+
+def fill(source, cache, loaders):
+    """Write what a cache lacks. ValueError: one line; what was written stays, and the same call goes on."""
     lengths = [int(n) for n in source.lengths]
     todo = [e for e in range(len(lengths)) if e not in cache.checksums]
-    needed, free = sum(lengths[e] for e in todo) * frame, _free(cache.root)
-    # Files are sparse until they are filled, so what is missing is exactly what the open episodes take.
-    if needed > 0.98 * free:
+    frames = sum(lengths[e] for e in todo)
+    cache.folder.mkdir(parents=True, exist_ok=True)
+    needed, free = frames * sum(cache.files().values()), shutil.disk_usage(cache.folder).free
+    if needed > free:
         raise ValueError(f"{cache.root}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free there; "
                          f"choose another disk or fewer --sizes")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "cache.json").exists():
-        copy_numbers(source, cache.root)
-        for key in cache.cameras:
-            for size in cache.sizes:
-                cache.file(key, size).parent.mkdir(parents=True, exist_ok=True)
-                with open(cache.file(key, size), "wb") as file:
-                    file.truncate(int(cache.starts[-1]) * cache.frame_bytes(key, size))
-        (folder / "cache.tmp").write_text(json.dumps(cache.stored, indent=1) + "\n")
-        os.replace(folder / "cache.tmp", folder / "cache.json")
-    (folder / "done.jsonl").write_bytes(cache.noted)
+    if not (cache.folder / "cache.json").exists():
+        begin(source, cache)
+    (cache.folder / "done.jsonl").write_bytes(cache.noted)
     workers = torch.utils.data.DataLoader(_Transcode(source, cache, todo), batch_size=None, num_workers=loaders)
-    shown = bar(sum(lengths), sum(lengths) - sum(lengths[e] for e in todo), "frame")
-    said = time.monotonic()
-    with open(folder / "done.jsonl", "a") as done, shown:
-        for n, (e, frames, checksums) in enumerate(workers, len(lengths) - len(todo) + 1):
+    with open(cache.folder / "done.jsonl", "a") as done, bar(sum(lengths), sum(lengths) - frames, "frame") as shown:
+        for e, frames, checksums in workers:
             done.write(json.dumps({"episode": e, "crc32": checksums}) + "\n")
             done.flush()
             os.fsync(done.fileno())
             shown.update(frames)
-            if shown.disable and time.monotonic() - said > 30:
-                said = time.monotonic()
-                print(f"episode {n} of {len(lengths)}", flush=True)
-
-
-def verify(cache):
-    """Yield (episode, file) of everything that is not as it was written."""
-    for e in range(len(cache.starts) - 1):
-        for key in cache.cameras:
-            for size in cache.sizes:
-                rows = cache.rows(key, size)[cache.starts[e]:cache.starts[e + 1]]
-                if zlib.crc32(rows) != cache.checksums[e][f"{key}/{size}"]:
-                    yield e, cache.file(key, size)
-
-
-def make(source, out, sizes, loaders, copy_numbers):
-    """Decode and resize a dataset's pictures once, into a dataset of its own; check it where it is complete.
-
-    Yields printable lines. copy_numbers(source, out) copies all but the pictures.
-    """
-    cache = plan(source, out, sizes)
-    total = estimate(cache)
-    pixels = " and ".join(map(str, cache.sizes))
-    yield (f"{source.root}: {len(source.lengths)} episodes, {sum(source.lengths):,} frames of {len(cache.cameras)} "
-           f"cameras, at {pixels} pixels: {total / 1e9:.2f} GB")
-    if len(cache.checksums) == len(source.lengths):
-        damaged = next(verify(cache), None)
-        if damaged:
-            raise ValueError(f"{damaged[1]} is not as it was written in episode {source.indices[damaged[0]]}; remove "
-                             f"{out} and make it again")
-        yield f"{out} is complete, every episode as it was written"
-    else:
-        fill(source, cache, loaders, copy_numbers)
-        yield f"wrote {out}; train with --data {out}"
-    fits = [name for name, preset in CONFIGS.items()
-            if {preset.model.view_size, preset.model.frame_size} <= set(cache.sizes)]
-    yield f"it is valid for pictures of {pixels} pixels: {', '.join(fits) or 'no preset'}"
-
-
-def _free(path):
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

@@ -1,12 +1,10 @@
-"""What is in a LeRobot dataset, what the reader makes of it, and all that is wrong with it: `--inspect`.
-
-Faults are collected, not raised: a broken download is repaired in one go.
-"""
+"""What is in a LeRobot dataset, and all that is wrong with it, so that it is repaired in one go: `--inspect`."""
 
 import numpy as np
 
 from config import VIEWS
 from support.data.moments import Moments, moments_of
+from support.progress import each
 
 SHOWN = 20   # faults of one kind of file are alike
 
@@ -34,19 +32,17 @@ def tried(lines, read, *where):
         return False
 
 
-def faults(source, progress=lambda done, total: None):
+def faults(source):
     """Every file, every row and the last picture of every video: what is wrong, one line each, and readable episodes.
 
     -> (list of lines, list of episode positions whose numbers can be read)
     """
-    missing = {path: index for index, path in source.missing_files()}
+    missing = source.missing_files()
     lines = [f"{source.where}, episode {index}: {path} is missing" for path, index in missing.items()]
     readable, looked_at = [], set()
-    for e in reversed(range(len(source.lengths))):         # the last episode of a file is where it is torn
-        progress(len(source.lengths) - e, len(source.lengths))
-        if source.files[e] in missing:
-            continue
-        if not tried(lines, source.numbers, e):
+    backwards = range(len(source.lengths) - 1, -1, -1)     # the last episode of a file is where it is torn
+    for e in each(backwards, "episode"):
+        if source.files[e] in missing or not tried(lines, source.numbers, e):
             continue                                       # its pictures may lie in the same file
         readable.append(e)
         tried(lines, source.task, e, source.lengths[e] - 1)
@@ -58,20 +54,17 @@ def faults(source, progress=lambda done, total: None):
     return lines, readable[::-1]
 
 
-def inspect(source, m=15, k=50, episodes=None):
-    """Lines that say what the reader makes of a dataset: version, cameras, dimensions and their ranges, lengths.
-
-    episodes: positions of those to read; None: all.
-    """
+def inspect(source, episodes, m=15, k=50):
+    """Lines that say what the reader makes of a dataset: version, cameras, dimensions and their ranges over `episodes`
+    (positions), lengths."""
     tasks = source.info.get("total_tasks") or len(set(source.tasks))
     yield (f"{source.root}: LeRobot {source.version}, robot '{source.robot}', {source.fps:g} frames/s, "
            f"{len(source.lengths)} episodes of {min(source.lengths)} to {max(source.lengths)} frames, "
            f"{sum(source.lengths):,} in all, {tasks} different tasks")
     yield f"m = {m} frames = {m / source.fps:.2f} s, a chunk of {k} = {k / source.fps:.2f} s"
     for slot in VIEWS:
-        key = source.views.get(slot)
-        height, width = source.size(slot) if key else (0, 0)
-        yield f"{slot:<12} {f'{key} ({width} x {height})' if key else 'missing: masked'}"
+        height, width = source.size(slot) if slot in source.views else (0, 0)
+        yield f"{slot:<12} " + (f"{source.views[slot]} ({width} x {height})" if width else "missing: masked")
     others = [key for key, feature in source.info["features"].items()
               if feature["dtype"] in ("video", "image") and key not in source.views.values()]
     if others:
@@ -79,10 +72,10 @@ def inspect(source, m=15, k=50, episodes=None):
     if not source.has_action:
         yield "no actions: human video, trains L_gen alone"
     state, action = Moments(), Moments()   # episode by episode: a dataset may be larger than memory
-    for e in range(len(source.lengths)) if episodes is None else episodes:
+    for e in episodes:
         for sums, values in zip((state, action), source.numbers(e)):
             if values is not None:
-                sums.add(*moments_of(values.astype(np.float64)))
+                sums.merge(moments_of(values.astype(np.float64)))
     for kind, names, sums in (("state", source.state_names, state), ("action", source.action_names, action)):
         for d, name in enumerate(names if sums.n else ()):
             known = len(source.relative) == len(names)

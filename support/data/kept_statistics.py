@@ -15,7 +15,7 @@ FORMAT = 2   # of what is kept and how it is computed: raise it when either chan
 def statistics_by_robot(corpus, *settings, ranks=Alone()):
     """kept_statistics of each robot that has actions -> {robot: Statistics}, lines that say where they are kept.
 
-    corpus: a support.data.corpus.Corpus, opened. settings: m, k, action_mode, std_floor, bad.
+    corpus: opened. settings: m, k, action_mode, std_floor, bad.
     """
     found, lines = {}, []
     for robot in corpus.robots:
@@ -34,14 +34,16 @@ def kept_statistics(folder, sources, window_lists, m, k, action_mode, std_floor,
     and passed over. ValueError, also: a kept file is damaged or was edited.
     """
     began, problems = time.perf_counter(), []
-    identities = gathered(ranks, {i: _identity(source, window_lists[i])
-                                  for i, source in sources.items() if source.has_action})
+    identities = gathered(ranks, {i: source.identity() | {
+        "robot": source.robot, "relative": list(source.relative), "inputs": inputs_of(source),
+        "windows": hashlib.sha256(np.ascontiguousarray(window_lists[i]).tobytes()).hexdigest()}
+        for i, source in sources.items() if source.has_action})
     depends = {"format": FORMAT, "m": m, "k": k, "action_mode": action_mode, "std_floor": std_floor,
                "sample": [statistics.SAMPLE, statistics.SAMPLE_SEED], "sources": list(identities.values())}
     path = folder / file_hashes.FOLDER / f"{action_mode}_{file_hashes.digest(depends)[:16]}.json"
-    stored = ranks.agree(_stored(path, depends) if ranks.first else None)
+    stored = ranks.agree(file_hashes.read_json(path)["statistics"] if ranks.first and path.exists() else None)
     if stored:
-        return Statistics.from_dict(stored).check(action_mode), f"statistics: {path}"
+        return Statistics.from_dict(stored), f"statistics: {path}"
 
     def count(error):
         problems.append(error)
@@ -56,20 +58,3 @@ def kept_statistics(folder, sources, window_lists, m, k, action_mode, std_floor,
     except OSError as error:
         return stats, f"{line}, not kept: {path.parent} cannot be written ({error.strerror})"
     return stats, f"{line}, kept in {path}"
-
-
-def _identity(source, rows):
-    """JSON-able: what a dataset's part of the statistics depends on."""
-    return source.identity() | {"robot": source.robot, "relative": list(source.relative),
-                                "inputs": list(inputs_of([source])),
-                                "windows": hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()}
-
-
-def _stored(path, depends):
-    """Statistics that were kept, as from_dict takes them, or None."""
-    if not path.exists():
-        return None
-    stored = file_hashes.read_json(path)
-    if stored.get("depends_on") != depends:
-        raise ValueError(f"{path} holds statistics of something else: delete it to have it made again")
-    return stored["statistics"]

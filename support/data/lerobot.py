@@ -1,18 +1,15 @@
-"""LeRobot v2.1 and v3.0 datasets, read directly from disk: the robot-data counterpart of FolderSource.
+"""LeRobot v2.1 and v3.0 datasets, read directly from disk, without the lerobot package.
 
-Sec. 4 Data Corpus names no file format; much robot data is published in this one. Numbers are in parquet
-(pyarrow), pictures in mp4 (PyAV) or as PNG inside parquet; both packages are imported on first use, so that all
-else runs without. Building a source reads metadata and checks that the files exist; the rest is read when asked for.
+Numbers are in parquet (pyarrow), pictures in mp4 (PyAV) or as PNG inside parquet; both packages are imported on first
+use, so that all else runs without. Building a source reads metadata (support/data/lerobot_metadata.py) and checks that
+the files exist; the rest is read when asked for.
 
-What meta/ says of it is in support/data/lerobot_metadata.py. Frame t of an episode is shown t / fps seconds after the
-episode begins in its video file. The decoded frame nearest to that time must lie within half a frame of it.
-
-The lerobot package is not needed. Not thread-safe: parallel reading is done by processes.
+Frame t of an episode is shown t / fps seconds after the episode begins in its video file. The decoded frame nearest to
+that time must lie within half a frame of it. Not thread-safe: parallel reading is done by processes.
 """
 
 import io
 import json
-import shutil
 from bisect import bisect_left, bisect_right
 from functools import cached_property
 
@@ -21,8 +18,8 @@ from PIL import Image
 
 from support.data import frame_cache
 from support.data.file_hashes import files_digest
-from support.data.lerobot_metadata import LeRobotMetadata, picture_shape
-from support.data.parquet import arrow, damage, read_columns, read_table, row_groups
+from support.data.lerobot_metadata import AGAIN, LeRobotMetadata, picture_shape
+from support.data.parquet import damage, read_columns, read_table, row_groups
 from support.data.video import LRU, read_frames
 
 # What is held of all datasets of this process, in bytes, however many a mixture has.
@@ -32,58 +29,43 @@ _ROW_GROUPS = LRU(1024)
 
 
 class LeRobotSource(LeRobotMetadata):
-    """One LeRobot dataset folder, v2.1 or v3.0: a support.data.source.Source.
+    """One LeRobot dataset folder, as support.data.source.Source says.
 
-    Beside the metadata's attributes, per episode: indices, lengths (frames) and tasks (the first task's text, or "").
-    cache: where the folder was made by --cache, the letterboxed pictures that it holds instead of video. check_files:
-    refuse a dataset of which a file is missing. ImportError, one line, where a package is missing.
+    check_files: refuse a dataset of which a file is missing. ImportError, one line, where a package is missing.
     """
 
     def __init__(self, root, robot=None, check_files=True):
         super().__init__(root, robot)
         self.read_episodes()
         self.cache = frame_cache.FrameCache.open(self.root, self.views.values(), self.lengths)
-        if check_files:
-            self._check_files()
         self._checked = set()   # episodes whose rows have passed
-
-    def _check_files(self):
-        missing = list(self.missing_files())
-        if missing:
+        missing = self.missing_files() if check_files else {}
+        for path, index in missing.items():
             more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
-            raise ValueError(f"{self.where}, episode {missing[0][0]}: {missing[0][1]} is missing{more}; "
-                             f"download the dataset again")
+            raise self.fault(f"{path} is missing{more}; {AGAIN}", index)
 
     def missing_files(self):
-        """Yield (first episode that needs it, path) of every data or video file that is not there."""
-        checked = set()
-        for e, index in enumerate(self.indices):
-            for path in [self.files[e]] + [files[e] for files, _ in self.videos.values() if not self.cache]:
-                if path not in checked and not path.exists():
-                    yield index, path
-                checked.add(path)
-
-    # ---- what is asked for ----
+        """{path: first episode that needs it} of every data or video file that is not there."""
+        needed = {}
+        for files in (self.files, *(files for files, _ in self.videos.values() if not self.cache)):
+            for path, index in zip(files, self.indices):
+                needed.setdefault(path, index)
+        return {path: index for path, index in needed.items() if not path.exists()}
 
     def identity(self):
-        """JSON-able: what numbers() depends on. Changed files change it."""
         meta = [path for path in (self.root / "meta").rglob("*") if path.is_file() and "stats" not in path.name]
         return {"state": list(self.state_keys), "action": list(self.action_keys),
                 "files": files_digest([*self.files, *meta])}
 
     def numbers(self, e):
-        """Episode e -> state (L, d_q), action (L, d_a) or None; float32, the dataset's units."""
         keys = self.state_keys + self.action_keys + self.row_keys
         sizes = {key: int(np.prod(self.info["features"][key]["shape"])) for key in keys}
         where = f"{self.where}, episode {self.indices[e]}"
-        path, L = self.files[e], self.lengths[e]
-        if not keys:
-            return np.zeros((L, 0), np.float32), None
-        arrays = self._rows(e, sizes, where)
+        arrays = self._rows(e, sizes, where) if keys else {}
         if e not in self._checked:
-            self._check_rows(e, arrays, path, where)
+            self._check_rows(e, arrays)
             self._checked.add(e)
-        none = np.zeros((L, 0), np.float32)
+        none = np.zeros((self.lengths[e], 0), np.float32)
         state, action = (np.concatenate([none, *(arrays[key] for key in mine)], 1)
                          for mine in (self.state_keys, self.action_keys))
         return state, action if self.has_action else None
@@ -93,44 +75,38 @@ class LeRobotSource(LeRobotMetadata):
         path, first, L = self.files[e], self.first_rows[e], self.lengths[e]
         starts = _ROW_GROUPS.get(path, lambda: row_groups(path, where))
         if starts[-1] < first + L or (self.version == "v2.1" and starts[-1] != L):
-            raise ValueError(f"{where}: {path} has {starts[-1]} rows, meta/ says {first + L}; download the dataset again")
+            raise ValueError(f"{where}: {path} has {starts[-1]} rows, meta/ says {first + L}; {AGAIN}")
         groups = range(bisect_right(starts, first) - 1, bisect_left(starts, first + L))
         parts = {group: _NUMBERS.get((path, group, *sizes), lambda: read_columns(path, sizes, where, group))
                  for group in groups}
         return {key: np.concatenate([part[key][max(first - starts[group], 0):first + L - starts[group]]
                                      for group, part in parts.items()]) for key in sizes}
 
-    def _check_rows(self, e, rows, path, where):
+    def _check_rows(self, e, rows):
         """Numbers must be finite; rows the episode's own, in order, one a frame, at the times of its pictures."""
-        order, fps = np.arange(self.lengths[e]), self.fps
+        path, index, order, fps = self.files[e], self.indices[e], np.arange(self.lengths[e]), self.fps
         for key, values in rows.items():
-            bad = np.argwhere(~np.isfinite(values))
-            if len(bad):
-                raise ValueError(f"{where}, frame {bad[0, 0]}: '{key}' is not finite in dimension {bad[0, 1]}; "
-                                 f"repair or drop the episode")
-        for key, expected in (("episode_index", np.full(len(order), self.indices[e])), ("frame_index", order)):
-            wrong = np.flatnonzero(rows[key][:, 0] != expected) if key in rows else ()
-            if len(wrong):
-                raise ValueError(f"{where}, frame {wrong[0]}: {path}: '{key}' is {rows[key][wrong[0], 0]:g}, expected "
-                                 f"{expected[wrong[0]]}; download the dataset again")
-        if "timestamp" in rows:
-            times = rows["timestamp"][:, 0].astype(np.float64)
-            late = np.flatnonzero(np.diff(times) <= 0) + 1
-            if len(late):
-                raise ValueError(f"{where}, frame {late[0]}: {path}: 'timestamp' {times[late[0]]:g} s is not after the "
-                                 f"frame before it ({times[late[0] - 1]:g} s); repair or drop the episode")
-            far = np.flatnonzero(np.abs(times - order / fps) > 0.5 / fps)   # its pictures are taken from order / fps
-            if len(far):
-                raise ValueError(f"{where}, frame {far[0]}: {path}: 'timestamp' is {times[far[0]]:g} s, at {fps:g} "
-                                 f"frames/s it should be {far[0] / fps:g}; the recording lost frames, its start was "
-                                 f"cut off, or fps in meta/info.json is wrong")
+            for t, d in np.argwhere(~np.isfinite(values)):
+                raise self.fault(f"'{key}' is not finite in dimension {d}; repair or drop the episode", index, t)
+        for key, expected in (("episode_index", np.full(len(order), index)), ("frame_index", order)):
+            found = rows[key][:, 0] if key in rows else expected
+            for t in np.flatnonzero(found != expected):
+                raise self.fault(f"{path}: '{key}' is {found[t]:g}, expected {expected[t]}; {AGAIN}", index, t)
+        times = rows["timestamp"][:, 0].astype(np.float64) if "timestamp" in rows else order / fps
+        for t in np.flatnonzero(np.diff(times) <= 0) + 1:
+            raise self.fault(f"{path}: 'timestamp' {times[t]:g} s is not after the frame before it "
+                             f"({times[t - 1]:g} s); repair or drop the episode", index, t)
+        for t in np.flatnonzero(np.abs(times - order / fps) > 0.5 / fps):   # its pictures are taken from order / fps
+            raise self.fault(f"{path}: 'timestamp' is {times[t]:g} s, at {fps:g} frames/s it should be {t / fps:g}; "
+                             f"frames were lost, its start was cut off, or fps in meta/info.json is wrong", index, t)
 
     def _right_size(self, picture, key, where):
-        """The decoded picture (H, W, 3), if it is as large as meta/info.json says."""
+        """The decoded picture (H, W, 3). ValueError: it is not as large as meta/info.json says."""
         expected = picture_shape(self.info["features"][key])
         if picture.shape != expected:
-            raise ValueError(f"{where}: the picture is {' x '.join(map(str, picture.shape))} (height, width, channels),"
-                             f" meta/info.json says {' x '.join(map(str, expected))}; download the dataset again")
+            found, said = (" x ".join(map(str, shape)) for shape in (picture.shape, expected))
+            raise ValueError(f"{where}: the picture is {found} (height, width, channels), meta/info.json says {said}; "
+                             f"{AGAIN}")
         return picture
 
     @cached_property
@@ -146,32 +122,26 @@ class LeRobotSource(LeRobotMetadata):
             return {int(row["task_index"]): str(row[text]) for row in rows}
 
     def has_pictures(self, e, t):
-        """Every frame has its pictures: (n,) bool for frames t (n,)."""
         return np.ones(len(t), bool)
 
     def labels(self, e):
-        """What a simulator would know: nothing."""
         return {}
 
     def task(self, e, t):
-        """The instruction at frame t of episode e: that of its row where the dataset has several."""
+        """That of its row where the dataset has several, else the episode's."""
         if "task_index" not in self.info["features"] or self.info.get("total_tasks") == 1:
             return self.tasks[e]
         where = f"{self.where}, episode {self.indices[e]}, frame {t}"
         index = float(self._rows(e, {"task_index": 1}, where)["task_index"][t, 0])   # as stored: a null is not a number
         if index not in self._task_texts:
-            raise ValueError(f"{where}: its task_index {index:g} is not listed in meta/tasks; download the dataset again")
+            raise ValueError(f"{where}: its task_index {index:g} is not listed in meta/tasks; {AGAIN}")
         return self._task_texts[index]
 
     def frame(self, view, e, t):
-        """Picture of `view` (a slot) at frame t of episode e, (H, W, 3) uint8 RGB, as large as recorded."""
         return self.frames(view, e, [t])[0]
 
     def frames(self, view, e, times):
-        """Pictures as `frame` gives them, at all of `times` (list[int], in any order): what they share is decoded once.
-
-        From a frame cache they are of support.data.frame_cache.CachedPicture.
-        """
+        """From a frame cache they are of support.data.frame_cache.CachedPicture."""
         def where(i):
             return f"{self.where}, episode {self.indices[e]}, frame {times[i]}, '{self.views[view]}'"
         for i, t in enumerate(times):
@@ -190,7 +160,7 @@ class LeRobotSource(LeRobotMetadata):
         path, row = self.files[e], self.first_rows[e] + t
         starts = _ROW_GROUPS.get(path, lambda: row_groups(path, where))
         if row >= starts[-1]:
-            raise ValueError(f"{where}: {path} has {starts[-1]} rows; download the dataset again")
+            raise ValueError(f"{where}: {path} has {starts[-1]} rows; {AGAIN}")
         group = bisect_right(starts, row) - 1
         column = _PICTURES.get((path, key, group), lambda: read_table(path, [key], where, group)[key])
         with damage(where, f"the picture in {path} cannot be decoded"):
@@ -198,20 +168,3 @@ class LeRobotSource(LeRobotMetadata):
             data = stored.get("bytes") or (self.root / stored["path"]).read_bytes()
             picture = np.array(Image.open(io.BytesIO(data)))
         return self._right_size(picture if picture.ndim == 3 else picture[..., None], key, where)
-
-
-def copy_numbers(source, out):
-    """All of a dataset but its pictures: meta/, the data files, and what lies beside them (its licence)."""
-    shutil.copytree(source.root / "meta", out / "meta", dirs_exist_ok=True)
-    pictures = {key for key, feature in source.info["features"].items() if feature["dtype"] == "image"}
-    for path in dict.fromkeys(source.files):
-        to = out / path.relative_to(source.root)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        if pictures:
-            kept = [key for key in arrow().parquet.read_schema(path).names if key not in pictures]
-            arrow().parquet.write_table(read_table(path, kept, source.where), to)
-        else:
-            shutil.copy2(path, to)
-    for path in source.root.iterdir():
-        if path.is_file():
-            shutil.copy2(path, out)

@@ -16,8 +16,11 @@ from support.data.frame_cache import dataset_name
 from support.data.parquet import damage, read_table
 from support.data.robots import ROBOTS, Robot, guess_cameras
 
+# Columns that say which frame a row is, where the dataset has them: wrong or repeated rows are seen by them.
+ROW_KEYS = ("episode_index", "frame_index", "timestamp")
+DAMAGED = "meta/ is damaged or not of this format"
+AGAIN = "download the dataset again"
 
-# ---- what meta/info.json says of a feature ---------------------------------------------------------
 
 def dimension_names(key, feature):
     """Names of a vector feature's dimensions, list[str]; key_0, key_1, ... where info.json has none."""
@@ -42,27 +45,19 @@ def picture_shape(feature):
     return height, width, shape[channels]
 
 
-# ---- the dataset ---------------------------------------------------------------------------------
-
-# Columns that say which frame a row is, where the dataset has them: wrong or repeated rows are seen by them.
-ROW_KEYS = ("episode_index", "frame_index", "timestamp")
-
-
 class LeRobotMetadata:
     """meta/info.json of one dataset folder, and with `read_episodes` the rest of meta/.
 
-    Attributes: name (the folder's), version, robot (info.json's robot_type, or name), fps, relative; views {slot:
-    feature key}, missing ones absent; state_keys, action_keys (features); state_names, action_names (dimensions);
-    has_action.
-    robot: a Robot whose features and cameras are taken; None: that of the dataset's robot_type where the table knows it
-    and its features are there, else LeRobot's usual names and guess_cameras. A dataset without any action feature is
-    human video (has_action False). Faults are ValueError, one line that says what, where and what to do.
+    Attributes: those of support.data.source.Source, and info, version, state_names. robot: a Robot whose features and
+    cameras are taken; None: that of the dataset's robot_type where the table knows it and its features are there, else
+    LeRobot's usual names and guess_cameras. A dataset without any action feature is human video. Faults are ValueError,
+    one line that says what, where and what to do.
     """
 
     def __init__(self, root, robot=None):
         self.root, self.name = Path(root), dataset_name(Path(root))
         self.where = f"dataset {self.root}"
-        with self._readable():
+        with damage(self.where, DAMAGED):
             self.info = self._read_info()
             self.version = self.info["codebase_version"]
             robot = robot or self._known_robot()
@@ -71,8 +66,10 @@ class LeRobotMetadata:
             self.views = self._choose_cameras(robot.cameras)
             self.row_keys = tuple(key for key in ROW_KEYS if key in self.info["features"])
 
-    def _readable(self):
-        return damage(self.where, "meta/ is damaged or not of this format")
+    def fault(self, what, episode=None, frame=None):
+        """The ValueError to raise. episode: the number that the dataset itself gives it."""
+        at = "".join(f", {name} {n}" for name, n in (("episode", episode), ("frame", frame)) if n is not None)
+        return ValueError(f"{self.where}{at}: {what}")
 
     def frames_in_all(self):
         """Frames of all episodes: what info.json says, else their sum."""
@@ -84,30 +81,34 @@ class LeRobotMetadata:
 
     def read_episodes(self):
         """Fill indices, lengths, tasks, files, first_rows, and videos: slot -> (files, seconds), all by episode."""
-        with self._readable():
+        with damage(self.where, DAMAGED):
             (self._read_v21 if self.version == "v2.1" else self._read_v30)()
             self._check_episodes()
 
+    def size(self, view):
+        """(height, width) of a view's pictures."""
+        return picture_shape(self.info["features"][self.views[view]])[:2]
+
+    # ---- meta/info.json ----
+
     def _read_info(self):
         path = self.root / "meta" / "info.json"
-        if not path.exists():
-            raise ValueError(f"{self.where}: {path} is missing; "
-                             f"give the folder that holds meta/, data/ and videos/")
         try:
             info = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise self.fault(f"{path} is missing; give the folder that holds meta/, data/ and videos/") from None
         except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"{self.where}: {path} is not JSON ({error}); download it again") from error
+            raise self.fault(f"{path} is not JSON ({error}); download it again") from error
         version = info.get("codebase_version")
         if version not in ("v2.1", "v3.0"):
-            raise ValueError(f"{self.where}: LeRobot format {version} is not supported, this reader takes v2.1 and "
-                             f"v3.0; lerobot's own converters lead there")
+            raise self.fault(f"LeRobot format {version} is not supported, this reader takes v2.1 and v3.0; lerobot's "
+                             f"own converters lead there")
         absent = {"fps", "features", "data_path", "video_path"} - info.keys()
         absent |= {"chunks_size"} - info.keys() if version == "v2.1" else set()
         if absent:
-            raise ValueError(f"{self.where}: {path} has no '{min(absent)}'; download it again")
+            raise self.fault(f"{path} has no '{min(absent)}'; download it again")
         if not isinstance(info["fps"], (int, float)) or not 0 < info["fps"] < math.inf:
-            raise ValueError(f"{self.where}: fps is {info['fps']} in {path}; "
-                             f"set the recording's frame rate there")
+            raise self.fault(f"fps is {info['fps']} in {path}; set the recording's frame rate there")
         return info
 
     def _known_robot(self):
@@ -120,24 +121,75 @@ class LeRobotMetadata:
         cameras = cameras if "head" in cameras else {}   # else the words in the names decide about all of them
         return Robot(name, row.relative, row.state, row.action, cameras=cameras) if here else Robot(name)
 
+    def _choose_features(self, robot):
+        """State and action features: the robot's, or LeRobot's usual names."""
+        features = self.info["features"]
+        vectors = [key for key in features if features[key]["dtype"] not in ("video", "image")]
+        state, action = robot.state or ("observation.state",), robot.action or ("action",)
+        # Only a dataset without any action is human video: a key that is spelt otherwise must not become one.
+        named = robot.action if ROBOTS.get(robot.name) != robot else ()
+        self.has_action = bool(named) or any("action" in key.lower() for key in vectors)
+        if not self.has_action:   # nobody measured the person's joints
+            state, action = tuple(key for key in state if key in vectors), ()
+        for kind, keys in (("state", state), ("action", action)):
+            absent = [key for key in keys if key not in vectors]
+            if absent:
+                raise self.fault(f"no feature '{absent[0]}'; name the {kind} features in a --robot file, of "
+                                 f"{', '.join(vectors)}")
+        self.state_keys, self.action_keys = state, action
+        self.state_names, self.action_names = (
+            [name for key in keys for name in dimension_names(key, features[key])] for keys in (state, action))
+        self.relative = robot.relative
+        if self.relative and self.has_action and len(self.relative) != len(self.action_names):
+            raise self.fault(f"robot '{self.robot}' has a delta mask of {len(self.relative)} dimensions, the actions "
+                             f"have {len(self.action_names)}; give a --robot file with the right one")
+
+    def _choose_cameras(self, cameras):
+        """{slot: feature}: `cameras`, or as the words in their names say."""
+        keys = [key for key, feature in self.info["features"].items() if feature["dtype"] in ("video", "image")
+                and not (feature.get("info") or {}).get("video.is_depth_map")]
+        if not keys:
+            raise self.fault("no feature of dtype video or image: it has no pictures")
+        if not cameras:
+            try:
+                cameras = guess_cameras(keys)
+            except ValueError as error:
+                raise self.fault(error) from None
+        if len(set(cameras.values())) < len(cameras):
+            raise self.fault(f"one camera in two slots: {cameras}; name each once in a --robot file")
+        for slot, key in cameras.items():
+            if slot not in VIEWS or key not in keys:
+                raise self.fault(f"camera {slot}={key}: slots are {', '.join(VIEWS)}, the dataset's cameras are "
+                                 f"{', '.join(keys)}")
+            channels = picture_shape(self.info["features"][key])[2]
+            if channels != 3:
+                raise self.fault(f"camera '{key}' has {channels} channels in meta/info.json, a picture has 3 (red, "
+                                 f"green, blue); name another camera in a --robot file")
+        return dict(cameras)
+
+    # ---- the episodes ----
+
     def _check_episodes(self):
         if not self.lengths:
-            raise ValueError(f"{self.where}: it is empty, meta/ lists no episode; record or download one")
+            raise self.fault("it is empty, meta/ lists no episode; record or download one")
         for index, length, task in zip(self.indices, self.lengths, self.tasks):
             if length < 1:
-                raise ValueError(f"{self.where}, episode {index}: it has no frames, meta/ says {length}; "
-                                 f"drop the episode")
+                raise self.fault(f"it has no frames, meta/ says {length}; drop the episode", index)
             if not task.isascii() and any("\ud800" <= letter <= "\udfff" for letter in task):
-                raise ValueError(f"{self.where}, episode {index}: its task is not UTF-8: {task!a}; write it again")
+                raise self.fault(f"its task is not UTF-8: {task!a}; write it again", index)
         different, rows = len(set(self.indices)), len(self.indices)
         total = self.info.get("total_episodes", rows)
         if not different == rows == total:
-            raise ValueError(f"{self.where}: meta/ lists {different} different episodes in {rows} "
-                             f"lines, meta/info.json says {total}; download the dataset again")
+            raise self.fault(f"meta/ lists {different} different episodes in {rows} lines, meta/info.json says "
+                             f"{total}; {AGAIN}")
         frames = self.info.get("total_frames", sum(self.lengths))
         if frames != sum(self.lengths):
-            raise ValueError(f"{self.where}: the episodes of meta/ have {sum(self.lengths)} frames, meta/info.json "
-                             f"says {frames}; download the dataset again")
+            raise self.fault(f"the episodes of meta/ have {sum(self.lengths)} frames, meta/info.json says {frames}; "
+                             f"{AGAIN}")
+
+    def _films(self):
+        """{slot: camera} of those whose pictures are mp4, not PNG inside the data files."""
+        return {slot: key for slot, key in self.views.items() if self.info["features"][key]["dtype"] == "video"}
 
     def _read_v21(self):
         path, rows = self.root / "meta" / "episodes.jsonl", []
@@ -149,7 +201,7 @@ class LeRobotMetadata:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             what = "is not UTF-8" if isinstance(error, UnicodeError) else "cannot be read"
             at = f", line {number}" if not isinstance(error, OSError) else ""
-            raise ValueError(f"{self.where}: {path}{at} {what} ({error}); download it again") from error
+            raise self.fault(f"{path}{at} {what} ({error}); download it again") from error
         self.indices, self.lengths, self.tasks = map(list, zip(*rows)) if rows else ([], [], [])
 
         def files(template, **key):   # the templates speak of the episode's own index
@@ -157,101 +209,39 @@ class LeRobotMetadata:
                                                            episode_index=index, **key) for index in self.indices]
         self.files, self.first_rows = files("data_path"), [0] * len(rows)
         self.videos = {slot: (files("video_path", video_key=key), [0.0] * len(rows))
-                       for slot, key in self.views.items() if not self.in_parquet(key)}
+                       for slot, key in self._films().items()}
 
     def _read_v30(self):
         paths = sorted((self.root / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
         if not paths:
-            raise ValueError(f"{self.where}: {self.root / 'meta' / 'episodes'} holds no parquet file; "
-                             f"download the dataset again")
+            raise self.fault(f"{self.root / 'meta' / 'episodes'} holds no parquet file; {AGAIN}")
         # Only these columns: per-episode statistics are most of the file.
-        columns = ["episode_index", "tasks", "length", "data/chunk_index", "data/file_index", "dataset_from_index",
+        columns = ["episode_index", "length", "data/chunk_index", "data/file_index", "dataset_from_index",
                    "dataset_to_index"]
-        films = {slot: f"videos/{key}" for slot, key in self.views.items() if not self.in_parquet(key)}
-        columns += [f"{film}/{what}" for film in films.values()
+        columns += [f"videos/{key}/{what}" for key in self._films().values()
                     for what in ("chunk_index", "file_index", "from_timestamp")]
-        tables = [read_table(path, columns, self.where) for path in paths]
-        rows = {name: [value for table in tables for value in table[name].to_pylist()]
-                for name in columns if name != "tasks"}
+        tables = [read_table(path, [*columns, "tasks"], self.where) for path in paths]
+        rows = {name: [value for table in tables for value in table[name].to_pylist()] for name in columns}
         self.indices, self.lengths, self.tasks = rows["episode_index"], rows["length"], []
-        for index, length, low, high in zip(self.indices, self.lengths, rows["dataset_from_index"],
-                                            rows["dataset_to_index"]):
+        begins = rows["dataset_from_index"]
+        for index, length, low, high in zip(self.indices, self.lengths, begins, rows["dataset_to_index"]):
             if length != high - low:
-                raise ValueError(f"{self.where}, episode {index}: meta/episodes gives it {length} frames and the rows "
-                                 f"{low} to {high}; download the dataset again")
+                raise self.fault(f"meta/episodes gives it {length} frames and the rows {low} to {high}; {AGAIN}", index)
         for tasks in (row for table in tables for row in table["tasks"]):
             try:
                 self.tasks.append(str((tasks.as_py() or [""])[0]))
             except UnicodeDecodeError as error:
-                raise ValueError(f"{self.where}, episode {self.indices[len(self.tasks)]}: its task is not UTF-8 "
-                                 f"({error.reason}); write it again") from error
+                raise self.fault(f"its task is not UTF-8 ({error.reason}); write it again",
+                                 self.indices[len(self.tasks)]) from error
 
-        def files(template, chunks, numbers, **key):
-            made = {}   # few files, many episodes
-            for pair in zip(chunks, numbers):
-                if pair not in made:
-                    made[pair] = self.root / self.info[template].format(chunk_index=pair[0], file_index=pair[1], **key)
-            return [made[pair] for pair in zip(chunks, numbers)]
-        self.files = files("data_path", rows["data/chunk_index"], rows["data/file_index"])
-        self.first_rows, starts = [], {}
-        for file, row in zip(self.files, rows["dataset_from_index"]):   # rows are global; a file begins at its lowest
+        def files(template, column, **key):
+            pairs = list(zip(rows[f"{column}/chunk_index"], rows[f"{column}/file_index"]))
+            made = {pair: self.root / self.info[template].format(chunk_index=pair[0], file_index=pair[1], **key)
+                    for pair in set(pairs)}   # few files, many episodes
+            return [made[pair] for pair in pairs]
+        self.files, starts = files("data_path", "data"), {}
+        for file, row in zip(self.files, begins):   # rows are global; a file begins at its lowest
             starts[file] = min(row, starts.get(file, row))
-        self.first_rows = [row - starts[file] for file, row in zip(self.files, rows["dataset_from_index"])]
-        self.videos = {slot: (files("video_path", rows[f"{film}/chunk_index"], rows[f"{film}/file_index"],
-                                    video_key=self.views[slot]), rows[f"{film}/from_timestamp"])
-                       for slot, film in films.items()}
-
-    def size(self, view):
-        """(height, width) of a view's pictures."""
-        return picture_shape(self.info["features"][self.views[view]])[:2]
-
-    def in_parquet(self, key):
-        """Whether a camera's pictures are PNG inside the data files, not mp4."""
-        return self.info["features"][key]["dtype"] == "image"
-
-    def _choose_features(self, robot):
-        """State and action features: the robot's, or LeRobot's usual names."""
-        features = self.info["features"]
-        vectors = [key for key in features if features[key]["dtype"] not in ("video", "image")]
-        state, action = robot.state or ("observation.state",), robot.action or ("action",)
-        # Only a dataset without any action is human video: a key that is spelt otherwise must not become one.
-        named = robot.action if ROBOTS.get(robot.name) != robot else ()
-        self.has_action = bool(named) or any("action" in key.lower() for key in vectors)
-        if not self.has_action:
-            state = tuple(key for key in state if key in vectors)   # nobody measured the person's joints
-        for kind, keys in (("state", state), ("action", action if self.has_action else ())):
-            absent = [key for key in keys if key not in vectors]
-            if absent:
-                raise ValueError(f"{self.where}: no feature '{absent[0]}'; name the {kind} features in a --robot file, "
-                                 f"of {', '.join(vectors)}")
-        self.state_keys, self.action_keys = state, action if self.has_action else ()
-        self.state_names, self.action_names = (
-            [name for key in keys for name in dimension_names(key, features[key])]
-            for keys in (self.state_keys, self.action_keys))
-        self.relative = robot.relative
-        if self.relative and self.has_action and len(self.relative) != len(self.action_names):
-            raise ValueError(f"{self.where}: robot '{self.robot}' has a delta mask of {len(self.relative)} dimensions, "
-                             f"the actions have {len(self.action_names)}; give a --robot file with the right one")
-
-    def _choose_cameras(self, cameras):
-        keys = [key for key, feature in self.info["features"].items() if feature["dtype"] in ("video", "image")
-                and not (feature.get("info") or {}).get("video.is_depth_map")]
-        if not keys:
-            raise ValueError(f"{self.where}: no feature of dtype video or image; without pictures there is nothing "
-                             f"to see")
-        if not cameras:
-            try:
-                cameras = guess_cameras(keys)
-            except ValueError as error:
-                raise ValueError(f"{self.where}: {error}") from None
-        if len(set(cameras.values())) < len(cameras):
-            raise ValueError(f"{self.where}: one camera in two slots: {cameras}; name each once in a --robot file")
-        for slot, key in cameras.items():
-            if slot not in VIEWS or key not in keys:
-                raise ValueError(f"{self.where}: camera {slot}={key}: slots are {', '.join(VIEWS)}, "
-                                 f"the dataset's cameras are {', '.join(keys)}")
-            channels = picture_shape(self.info["features"][key])[2]
-            if channels != 3:
-                raise ValueError(f"{self.where}: camera '{key}' has {channels} channels in meta/info.json, a picture "
-                                 f"has 3 (red, green, blue); name another camera in a --robot file")
-        return dict(cameras)
+        self.first_rows = [row - starts[file] for file, row in zip(self.files, begins)]
+        self.videos = {slot: (files("video_path", f"videos/{key}", video_key=key), rows[f"videos/{key}/from_timestamp"])
+                       for slot, key in self._films().items()}

@@ -27,12 +27,13 @@ def fit(x, size, dtype=torch.float32):
     return square
 
 
-def letterbox(picture, size):
-    """(H, W, 3) uint8 -> (3, size, size) uint8: `fit`, in whole grey levels [ours].
+class Letterboxed:
+    """A picture that holds the result ready: letterboxed(size) -> (3, size, size) uint8."""
 
-    A picture of a frame cache holds the result ready (support/data/frame_cache.py).
-    """
-    if hasattr(picture, "letterboxed"):
+
+def letterbox(picture, size):
+    """(H, W, 3) uint8, or Letterboxed -> (3, size, size) uint8: `fit`, in whole grey levels [ours]."""
+    if isinstance(picture, Letterboxed):
         return picture.letterboxed(size)
     x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     return x if x.shape[1] == x.shape[2] == size else fit(x[None].float(), size, torch.uint8)[0]

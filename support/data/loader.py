@@ -13,12 +13,11 @@ def micro_batches(mixture, collate, first_step, last_step, worker_init_fn=None):
     collate: a list of the mixture's items -> (Batch, eps, tau, what was wrong with replaced samples). Replaced ones are
     named and counted in mixture.bad_samples; ValueError when they are too many.
     """
-    train = mixture.config.train
-    size = train.batch_size
-    count = range(first_step * train.accumulate, last_step * train.accumulate)
+    size, accumulate = mixture.config.train.batch_size, mixture.config.train.accumulate
 
     def numbers():   # one by one: pre-training has 45 million micro-batches
-        return (range(micro * size, (micro + 1) * size) for micro in count)
+        micros = range(first_step * accumulate, last_step * accumulate)
+        return (range(micro * size, (micro + 1) * size) for micro in micros)
     batches = torch.utils.data.DataLoader(mixture, batch_sampler=numbers(), collate_fn=collate,
                                           num_workers=mixture.config.data.loaders, worker_init_fn=worker_init_fn)
     return _counted(mixture, numbers(), iter(batches))   # the processes start here, not with the first batch

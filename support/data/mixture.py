@@ -3,9 +3,9 @@
     {"datasets": [{"path", "weight", "kind", "robot", "name"}, ...], "robot", "validation"}
 
 Paths are relative to the file; all but the path may be absent. weight: 1. kind: robot, sim, real, or human, which is
-without actions, whatever the files hold. robot: a name of support/data/robots.py or a file beside the mixture, of one dataset
-or of all. name: for messages, else the folder's, or the path where folders are called alike. validation: a dataset, all
-of it held out: its path, or {"path", "robot"}.
+without actions, whatever the files hold. robot: a name of support/data/robots.py or a file beside the mixture, of one
+dataset or of all. name: for messages, else the folder's, or the path where folders are called alike. validation: a
+dataset, all of it held out: its path, or {"path", "robot"}.
 """
 
 import json
@@ -30,9 +30,9 @@ def read_mixture(listing, robot=None):
         unknown |= ({} if validation is None else validation).keys() - {"path", "robot"}
         if unknown:
             raise KeyError(*sorted(unknown))
-        texts = [row.get(key) or "" for row in [*rows, stored, validation or {}] for key in ("path", "kind", "robot", "name")]
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("path, kind, robot and name are text")
+        for key in ("path", "kind", "robot", "name"):
+            if not all(isinstance(row.get(key) or "", str) for row in [*rows, stored, validation or {}]):
+                raise TypeError("path, kind, robot and name are text")
         trained = {(listing.parent / row["path"]).resolve() for row in rows}
         twice = validation and (listing.parent / validation["path"]).resolve() in trained
         positive = rows and all(0 < float(row.get("weight", 1)) < float("inf") for row in rows)
@@ -45,8 +45,8 @@ def read_mixture(listing, robot=None):
     if strange:
         raise ValueError(f"{listing}: kind {', '.join(sorted(strange))}: choose from {', '.join(KINDS)}")
     if twice:
-        raise ValueError(f"{listing}: {validation['path']} is trained on and held out: without validation the last episode "
-                         "of the first dataset is held out")
+        raise ValueError(f"{listing}: {validation['path']} is trained on and held out: without validation the last "
+                         "episode of the first dataset is held out")
     folders = [Path(row["path"]).name for row in rows]
 
     def told_apart(row, folder):   # RoboTwin's folders are called alike

@@ -8,42 +8,44 @@ at t that lie inside the episode, the sums over all windows and steps of x = a_j
     sum x^2 = sum_j c_j a_j^2 - 2 sum_t r s_t (a_t + ... + a_{t+n_t-1}) + sum_t n_t (r s_t)^2
 
 where c and the sums over a chunk are differences of cumulative sums. Per episode they are taken in float64 about the
-episode's own mean. Episodes, and ranks,
-are merged by mean and squared deviation, so no digits cancel.
+episode's own mean. Episodes, and ranks, are merged by mean and squared deviation, so no digits cancel.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
+
+@dataclass
 class Moments:
-    """Count, mean, sum of squared deviations, lowest and highest value per dimension of what was added so far."""
+    """Count, mean, sum of squared deviations, lowest and highest value, each per dimension; of nothing at first."""
 
-    def __init__(self):
-        self.n, self.mean, self.squares, self.low, self.high = 0, 0.0, 0.0, np.inf, -np.inf
-
-    def add(self, n, mean, squares, low, high):
-        """Merge n more values of that mean and sum of squared deviations."""
-        total, shift = self.n + n, mean - self.mean
-        self.squares = self.squares + squares + shift ** 2 * (self.n * n / total)
-        self.mean = self.mean + shift * (n / total)
-        self.n, self.low, self.high = total, np.minimum(self.low, low), np.maximum(self.high, high)
+    n: float = 0
+    mean: np.ndarray = 0.0
+    squares: np.ndarray = 0.0
+    low: np.ndarray = np.inf
+    high: np.ndarray = -np.inf
 
     def merge(self, other):
-        """Add what another rank's Moments hold."""
+        """Add what other Moments hold."""
         if other.n:
-            self.add(other.n, other.mean, other.squares, other.low, other.high)
+            total, shift = self.n + other.n, other.mean - self.mean
+            self.squares = self.squares + other.squares + shift ** 2 * (self.n * other.n / total)
+            self.mean = self.mean + shift * (other.n / total)
+            self.n, self.low, self.high = total, np.minimum(self.low, other.low), np.maximum(self.high, other.high)
 
     def std(self):
         return np.sqrt(self.squares / self.n)
 
 
 def moments_of(x):
-    """x (n, d) float64 -> n, mean, squared deviations, lowest, highest."""
+    """Values x (n, d) float64 -> Moments."""
     mean = x.mean(0)
-    return len(x), mean, ((x - mean) ** 2).sum(0), x.min(0), x.max(0)
+    return Moments(len(x), mean, ((x - mean) ** 2).sum(0), x.min(0), x.max(0))
 
 
 def action_moments(action, moved, ts, k):
-    """The same of a_j - moved_t over the windows at ts (n, sorted) and their steps inside the episode.
+    """Moments of a_j - moved_t over the windows at ts (n, sorted) and their steps inside the episode.
 
     action (L, d), moved (L, d or 1) float64. Lowest and highest are of a_j: they are used for absolute dimensions only.
     """
@@ -61,4 +63,4 @@ def action_moments(action, moved, ts, k):
     mean = (c @ a - (steps * s).sum(0)) / n
     squares = c @ a ** 2 - 2 * (s * inside).sum(0) + (steps * s ** 2).sum(0) - n * mean ** 2
     used = action[c > 0]
-    return n, mean + shift - base, np.maximum(squares, 0), used.min(0), used.max(0)
+    return Moments(n, mean + shift - base, np.maximum(squares, 0), used.min(0), used.max(0))

@@ -34,10 +34,7 @@ def damage(where, what):
 
 
 def read_table(path, columns, where, group=None):
-    """Columns (None: all) of a parquet file, or of one row group of it, as a pyarrow table.
-
-    ValueError, one line that begins with `where`: unreadable file, missing column.
-    """
+    """Columns (None: all) of a parquet file, or of one row group of it, as a pyarrow table."""
     with damage(where, f"{path} cannot be read"), arrow().parquet.ParquetFile(path) as file:
         absent = [key for key in columns or () if key not in file.schema_arrow.names]
         if absent:
@@ -60,14 +57,13 @@ def read_columns(path, sizes, where, group=None):
     """Vector features of a data file, or of one row group: {key: dimension} -> {key: (rows, dimension) float32},
     read-only.
 
-    Columns are lists of any kind, nested or not, or, for dimension 1, plain numbers. ValueError, one line that begins
-    with `where`: unreadable file, missing column, other number of dimensions.
+    Columns are lists of any kind, nested or not, or, for dimension 1, plain numbers.
     """
     table, arrays = read_table(path, sizes, where, group), {}
     for key, size in sizes.items():
         with damage(where, f"{path}, '{key}' holds no numbers"):
             flat = table[key].combine_chunks()
-            while hasattr(flat, "flatten"):
+            while arrow().types.is_nested(flat.type):
                 flat = flat.flatten()
             values = np.array(flat.to_numpy(zero_copy_only=False), dtype=np.float32)
         if values.size != table.num_rows * size:

@@ -1,9 +1,7 @@
 """Instructions to token ids.
 
-The instruction is given to the tokenizer raw: no chat template, no begin-of-sequence, no newline [release]. What
-surrounds a view (<img> and </img>, or vision_start and vision_end) is in config.view_tokens, and its image tokens are
-the vision tower's output, so nothing but the instruction is text. Without a tokenizer, a token is a byte: what the
-embedded world and `--init scratch` use, since bytes need no vocabulary file.
+The instruction is given to the tokenizer raw: no chat template, no begin-of-sequence, no newline [release]. Nothing
+else is text: what surrounds a view is in config.view_tokens. Without a tokenizer, a token is a byte.
 """
 
 import warnings

@@ -106,16 +106,14 @@ def find_robot(name_or_file):
                  cameras=row.get("cameras", {}))
 
 
-def release_statistics(path, robot, action_mode):
-    """Statistics that the release saved beside its weights, stats.json -> dict of four tuples.
+def release_statistics(path, robot):
+    """Statistics that the release saved beside its weights, stats.json -> {"state_mean", "state_std", "action_mean",
+    "action_std": tuple}. The release divides by std + 1e-6, and so do we: it is added here.
 
-    Keys state_mean, state_std, action_mean, action_std. The release divides by std + 1e-6, and so do we: it is added
-    here. ValueError: no such robot, a feature without statistics, or widths that do not fit.
+    ValueError: no such robot, a feature without statistics, or widths that do not fit.
     """
     if robot not in ROBOTS:
         raise ValueError(f"--robot {robot}: unknown; known are {', '.join(ROBOTS)}")
-    if action_mode not in ("absolute", "delta"):
-        raise ValueError(f"--action_mode {action_mode}: choose absolute or delta, as the checkpoint was trained")
     try:
         stored = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:

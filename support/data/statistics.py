@@ -5,6 +5,7 @@ names, counts of windows, moments.
 """
 
 from dataclasses import asdict, dataclass
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -19,9 +20,9 @@ SAMPLE, SAMPLE_SEED = 2_000_000, 0   # above so many windows, so many of them, c
 class Statistics:
     """Mean and standard deviation per dimension, over the training windows, after the delta transform.
 
-    A dimension whose deviation is below the floor is shifted but not scaled. The embedded world's grippers
-    hold the middle and the width of their range instead [ours], because standardising a rarely used switch lets a
-    timing error of one frame outweigh every error of position. JSON-able; stored in every checkpoint.
+    A dimension whose deviation is below the floor is shifted but not scaled. The embedded world's grippers hold the
+    middle and the width of their range instead [ours], because standardising a rarely used switch lets a timing error
+    of one frame outweigh every error of position. JSON-able; stored in every checkpoint.
     """
 
     robot: str
@@ -51,33 +52,25 @@ class Statistics:
         """ValueError unless these are statistics of actions of that mode."""
         if self.action_mode != action_mode:
             raise ValueError(f"the statistics of robot '{self.robot}' are of {self.action_mode} actions, the model "
-                             f"acts in {action_mode} ones: actions would be scaled wrongly; take the checkpoint "
-                             f"as it was written, or train again")
+                             f"acts in {action_mode} ones; take the checkpoint as it was written, or train again")
         return self
 
     def check_inputs(self, source):
         """ValueError unless a source's cameras and features are those that were trained on; fewer cameras may be."""
-        strange = [item for item in inputs_of([source]) if item not in self.inputs] if self.inputs else ()
+        strange = [item for item in inputs_of(source) if item not in self.inputs] if self.inputs else ()
         if strange:
-            raise ValueError(f"dataset {source.name} gives {', '.join(strange)}; trained was on {', '.join(self.inputs)}: "
-                             "give the same --robot as in training")
+            raise ValueError(f"dataset {source.name} gives {', '.join(strange)}; trained was on "
+                             f"{', '.join(self.inputs)}: give the same --robot as in training")
 
     def cameras(self):
         """Slots that trained pictures filled, such as ("head", "left_wrist"); () where that is not known."""
         return tuple(view for view in VIEWS if any(item.startswith(f"{view} = ") for item in self.inputs))
 
-    def check_width(self, state_dim, action_dim):
-        """ValueError if the model, which takes so many dimensions, is too narrow."""
-        for kind, width, mean in (("state", state_dim, self.state_mean), ("action", action_dim, self.action_mean)):
-            if len(mean) > width:
-                raise ValueError(f"the {kind} of robot '{self.robot}' has {len(mean)} dimensions, the model takes at "
-                                 f"most {width}; name fewer features in a --robot file")
-
     def describe(self, m, k):
         """Lines for the start of a run: dimensions, windows, what m and k last, what is not scaled."""
         yield (f"robot {self.robot}: {len(self.state_mean)} state and {len(self.action_mean)} action dimensions, "
-               f"{self.windows:,} windows, m = {m} frames = {m / self.fps:.2f} s, chunk = {k} frames = "
-               f"{k / self.fps:.2f} s")
+               f"{self.windows:,} windows, m = {m} frames = {m / self.fps:.2f} s, "
+               f"chunk = {k} frames = {k / self.fps:.2f} s")
         yield f"it reads {', '.join(self.inputs)}"
         if self.sample:
             yield f"statistics over a seeded sample of {self.sample:,} of these windows"
@@ -118,14 +111,11 @@ def of_checkpoint(state):
                                    for name, row in state.get("statistics_by_robot", {}).items()}
 
 
-def inputs_of(sources):
-    """Which feature fills which slot, in any of the sources: tuple of text such as "head = observation.images.top"."""
-    found = []
-    for source in sources:
-        found += [f"{slot} = {key}" for slot, key in source.views.items()]
-        found += [f"{kind} = {' + '.join(keys)}" for kind, keys in (("state", source.state_keys),
-                                                                    ("action", source.action_keys)) if keys]
-    return tuple(dict.fromkeys(found))
+def inputs_of(source):
+    """Which feature fills which slot: list of text such as "head = observation.images.top"."""
+    features = {"state": source.state_keys, "action": source.action_keys}
+    return [f"{slot} = {key}" for slot, key in source.views.items()] + \
+        [f"{kind} = {' + '.join(keys)}" for kind, keys in features.items() if keys]
 
 
 def reference(relative, action_mode, state):
@@ -141,7 +131,8 @@ def reference(relative, action_mode, state):
 def pad(x, width, what):
     """(..., d) -> (..., width) float32 with zeros; ValueError when d is larger."""
     if x.shape[-1] > width:
-        raise ValueError(f"{what} has {x.shape[-1]} dimensions, the model takes at most {width}")
+        raise ValueError(f"{what} has {x.shape[-1]} dimensions, the model takes at most {width}; name fewer features "
+                         "in a --robot file")
     out = np.zeros(x.shape[:-1] + (width,), np.float32)
     out[..., :x.shape[-1]] = x
     return out
@@ -155,11 +146,9 @@ class Alone:
     first = True
 
     def gather(self, value):
-        """The values of all ranks, by rank."""
         return [value]
 
     def agree(self, value):
-        """Rank 0's value."""
         return value
 
 
@@ -169,88 +158,59 @@ def gathered(ranks, of_own):
     return dict(sorted(everywhere.items()))
 
 
-def sampled(counts, size=None):
-    """{dataset: windows} -> {dataset: which of its windows, sorted}, `size` in all, by SAMPLE_SEED. None: all of them.
-
-    It takes the memory of at most 20 times `size` numbers, whatever the counts: numpy draws a smaller share of them
-    without listing all.
-    """
-    total, size = sum(counts.values()), size or SAMPLE
-    if total <= size:
+def sampled(counts):
+    """{dataset: windows} -> {dataset: which of its windows, sorted}, SAMPLE in all. None: all of them."""
+    total = sum(counts.values())
+    if total <= SAMPLE:
         return None
-    chosen = np.random.default_rng(SAMPLE_SEED).choice(total, size, replace=False, shuffle=False)
-    chosen.sort()
+    chosen = np.sort(np.random.default_rng(SAMPLE_SEED).choice(total, SAMPLE, replace=False, shuffle=False))
     first = np.cumsum([0, *counts.values()])
     cuts = np.searchsorted(chosen, first)
     return {i: chosen[low:high] - begin for i, low, high, begin in zip(counts, cuts, cuts[1:], first)}
 
 
-class Alike:
-    """Refuses datasets of one robot that differ in what must be the same in all of them."""
-
-    def __init__(self, robot):
-        self.robot, self.shared = robot, {}   # what -> (name, value) of the first dataset
-
-    def check(self, what, name, value):
-        first, expected = self.shared.setdefault(what, (name, value))
+def alike(robot, what, values):
+    """Refuse datasets of one robot that differ in what must be the same in all of them. values: [(name, value), ...]"""
+    first, expected = values[0]
+    for name, value in values:
         if value != expected:
-            raise ValueError(f"robot '{self.robot}' has {what} {expected} in dataset {first} and {value} in {name}: "
+            raise ValueError(f"robot '{robot}' has {what} {expected} in dataset {first} and {value} in {name}: "
                              "they are not one robot; name them apart with a robot file for each")
 
 
-@dataclass(frozen=True)
-class _About:
-    """What every rank learns of a dataset that it may not have opened."""
-
-    name: str
-    robot: str
-    fps: float
-    relative: tuple
-    action_names: tuple
-    inputs: tuple
-    windows: int
-
-
-def _about(source, rows):
-    return _About(source.name, source.robot, source.fps, tuple(source.relative), tuple(source.action_names),
-                  inputs_of([source]), len(rows))
-
-
 def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks=Alone()):
-    """Statistics over all windows of all sources with actions (one robot), or over SAMPLE of them if there are more.
+    """Statistics over all windows of one robot's sources with actions, or over SAMPLE of them if there are more.
 
     sources, window_lists: lists, or {dataset: ...} of those that this rank counts; one rank counts a dataset.
     bad: called with the error of an episode that cannot be read, which then does not count; None: the error is raised.
-    ValueError: no source with actions, several robots, or one robot with unequal widths, delta masks or rates.
+    ValueError: unequal widths, delta masks or rates.
     """
     if not isinstance(sources, dict):
         sources, window_lists = dict(enumerate(sources)), dict(enumerate(window_lists))
     sources = {i: source for i, source in sources.items() if source.has_action}
-    about = gathered(ranks, {i: _about(source, window_lists[i]) for i, source in sources.items()})
-    if not about:
-        raise ValueError("no dataset of the mixture has actions: nothing to standardise, nothing to act on")
-    robots = {of.robot for of in about.values()}
-    if len(robots) > 1:
-        raise ValueError(f"statistics are of one robot, these datasets are of {sorted(robots)}")
-    alike, wide = Alike(*robots), Alike(*robots)
-    for of in about.values():
-        alike.check("frames/s", of.name, of.fps)
-        alike.check("a delta mask of", of.name, tuple(map(int, of.relative)))
+    about = gathered(ranks, {i: SimpleNamespace(
+        name=source.name, robot=source.robot, fps=source.fps, relative=tuple(source.relative),
+        action_names=tuple(source.action_names), inputs=inputs_of(source), windows=len(window_lists[i]))
+        for i, source in sources.items()})
+    rows = list(about.values())
+    robot = rows[0].robot
+    alike(robot, "frames/s", [(of.name, of.fps) for of in rows])
+    alike(robot, "a delta mask of", [(of.name, of.relative) for of in rows])
     chosen = ranks.agree(sampled({i: of.windows for i, of in about.items()}) if ranks.first else None)
-    moments, widths = _sums(sources, {i: window_lists[i] if chosen is None else window_lists[i][chosen[i]]
-                                      for i in sources}, k, action_mode, alike, bad)
-    for i, width in gathered(ranks, widths).items():
-        wide.check("state and action dimensions", about[i].name, width)
-    merged = {kind: Moments() for kind in moments}   # of one rank these are its own, to the bit
+    own = {i: window_lists[i] if chosen is None else window_lists[i][chosen[i]] for i in sources}
+    moments, widths = _sums(sources, own, k, action_mode, bad)
+    widths = gathered(ranks, widths)
+    alike(robot, "state and action dimensions", [(about[i].name, width) for i, width in widths.items()])
+    merged = Moments(), Moments()   # of one rank these are its own, to the bit
     for part in ranks.gather(moments):
-        for kind, sums in merged.items():
-            sums.merge(part[kind])
-    return _finished(merged, list(about.values()), action_mode, std_floor)
+        for sums, more in zip(merged, part):
+            sums.merge(more)
+    return _finished(dict(zip(("state", "action"), merged)), rows, action_mode, std_floor)
 
 
-def _sums(sources, window_lists, k, action_mode, alike, bad):
-    """This rank's part of `statistics` -> {"state", "action": Moments}, {dataset: dimensions}."""
-    moments, widths = {"state": Moments(), "action": Moments()}, {}
+def _sums(sources, window_lists, k, action_mode, bad):
+    """This rank's part of `statistics` -> Moments of the state, of the action, and {dataset: their dimensions}."""
+    states, actions, widths = Moments(), Moments(), {}
     for i, source in sources.items():
         rows = window_lists[i]
         cuts = np.flatnonzero(np.diff(rows[:, 0], prepend=-1))                     # rows are sorted by episode
@@ -263,18 +223,19 @@ def _sums(sources, window_lists, k, action_mode, alike, bad):
                 bad(error)
                 continue
             widths[i] = state.shape[1], action.shape[1]
-            alike.check("state and action dimensions", source.name, widths[i])
+            if widths[i] != next(iter(widths.values())):   # all ranks refuse it, when they have met
+                break
             ts = rows[first:last, 1]
-            moments["state"].add(*moments_of(state[ts]))
+            states.merge(moments_of(state[ts]))
             moved = reference(source.relative, action_mode, state)
-            moments["action"].add(*action_moments(action, np.broadcast_to(moved, (len(moved), moved.shape[1])), ts, k))
-    return moments, widths
+            actions.merge(action_moments(action, np.broadcast_to(moved, (len(moved), moved.shape[1])), ts, k))
+    return (states, actions), widths
 
 
 def _finished(moments, about, action_mode, std_floor):
     """Moments -> Statistics, with the floor and the embedded world's grippers."""
-    found, unscaled, one = {}, [], about[0]
-    robot, total = one.robot, sum(of.windows for of in about)
+    found, unscaled, one, total = {}, [], about[0], sum(of.windows for of in about)
+    robot = one.robot
     for kind, sums in moments.items():
         if not sums.n:
             raise ValueError(f"robot '{robot}': no episode of its training windows could be read")

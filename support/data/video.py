@@ -1,16 +1,14 @@
 """Frames of mp4 files, exactly: the pictures shown at given seconds, for as little decoding as the file allows.
 
-What makes it fast, by what it is worth (README, reading speed):
+What makes it exact: a frame is taken by the time it carries, never by counting. What makes it fast, by what it is worth
+(docs/your_robot.md, reading speed):
 
-    an opened file stays open          opening costs as much as decoding a frame; 32 files a process, used last
-    one pass a group of pictures       frames asked for together are decoded in order, each from its key frame once
-    the decoder is drained             H.264 holds frames back to reorder them: they are fetched, not pushed out by
-                                       decoding on
-    frames that no other needs         are skipped on the way to the one that is wanted (H.264, HEVC, MPEG-4)
-    only wanted frames become RGB
+    an opened file stays open       opening costs as much as decoding a frame; 32 files a process, used last
+    one pass a group of pictures    frames asked for together are decoded in order, each from its key frame once
+    the decoder is drained          frames that H.264 holds back to reorder them are not pushed out by decoding on
+    frames that no other needs      are skipped on the way to the one that is wanted (H.264, HEVC, MPEG-4)
 
-What makes it exact: a frame is taken by the time it carries, never by counting. Nothing here starts a thread: parallel
-reading is done by processes, and a forked one must be able to close what it inherits. It opens its own files, because
+Nothing here starts a thread: a forked process must be able to close what it inherits. It opens its own files, because
 it would share offsets with its parent.
 """
 
@@ -32,10 +30,7 @@ def pyav():
 
 
 class LRU:
-    """The values used last, of a total size of at most `limit`, but always the newest.
-
-    size: value -> number; close: called with each value that goes.
-    """
+    """The values used last, of a total size of at most `limit`, but always the newest. close: called with what goes."""
 
     def __init__(self, limit, size=lambda value: 1, close=lambda value: None):
         self.limit, self.size, self.close, self.items, self.total = limit, size, close, OrderedDict(), 0
@@ -71,7 +66,7 @@ class _Video:
         self.decoder.thread_count = 1
         self.reformatter = pyav().video.reformatter.VideoReformatter()   # keeps its tables from frame to frame
 
-    def run(self, start, wanted, tolerance):
+    def one_pass(self, start, wanted, tolerance):
         """One pass from the key frame before `start` over wanted[0] and what shares its group of pictures.
 
         wanted: seconds, ascending. Returns {second: (H, W, 3) uint8 RGB}, each the frame nearest to that second, and
@@ -132,7 +127,7 @@ def read_frames(path, seconds, tolerance, where):
             video = _OPEN.get(key, lambda: _Video(path))
             # Where B-frames shift a key frame, a seek may land after the target: start 1 s earlier, then at 0.
             for start in (left[0], max(left[0] - 1, 0), 0):
-                found, nearest = video.run(start, left, tolerance)
+                found, nearest = video.one_pass(start, left, tolerance)
                 if left[0] in found:
                     break
             else:
@@ -144,9 +139,9 @@ def read_frames(path, seconds, tolerance, where):
     except ImportError:
         raise
     except Exception as error:   # FFmpeg's own, and whatever its bindings make of damaged bytes
-        if str(error).startswith(where(seconds.index(left[0]))):
+        at = where(seconds.index(left[0]))
+        if str(error).startswith(at):
             raise
         _OPEN.drop(key)
-        raise ValueError(f"{where(seconds.index(left[0]))}: {path} cannot be decoded ({error}); download the file again"
-                         ) from error
+        raise ValueError(f"{at}: {path} cannot be decoded ({error}); download the file again") from error
     return [pictures[second] for second in seconds]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from data import VIEWS
-from support.data.letterbox import letterbox
+from support.data.letterbox import Letterboxed, letterbox
 
 
 def places_of(cameras, caller):
@@ -24,7 +24,7 @@ def places_of(cameras, caller):
     return tuple(v for v, view in enumerate(VIEWS) if view in cameras)
 
 
-class Picture:
+class Picture(Letterboxed):
     """A camera's picture (H, W, 3) uint8, letterboxed at most once per size.
 
     Copied, because a camera driver may reuse its buffer and a background plan reads it later.
@@ -34,7 +34,7 @@ class Picture:
         self.picture, self.squares = np.array(picture), {}
 
     def letterboxed(self, size):
-        """(3, size, size) uint8; support/data/letterbox.py asks for it."""
+        """(3, size, size) uint8."""
         if size not in self.squares:
             self.squares[size] = letterbox(self.picture, size)
         return self.squares[size]

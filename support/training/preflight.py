@@ -7,7 +7,6 @@ from dataclasses import replace
 from config import PAPER_BATCH
 from support.data import file_hashes
 from support.data.statistics import Alone
-from support.progress import drawn
 from support.training import memory
 from support.training.checkpointer import KEEP
 from support.weights import start as weights
@@ -55,7 +54,7 @@ def starting_weights(args, config, out):
 def verify(folders):
     """--verify: end the program if a file of these datasets is not what its record says."""
     for root in dict.fromkeys(folders):
-        changed = file_hashes.verify(root, drawn(f"verifying {root}"))
+        changed = file_hashes.verify(root)
         if changed:
             refuse(f"{changed[0]}" + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
 

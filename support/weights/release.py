@@ -76,7 +76,7 @@ def release_settings(directory, config, robot, action_mode, fps=30.0, tokenizer=
         raise ValueError("--robot NAME and --action_mode absolute|delta are needed: the release's files do not say "
                          "which of their statistics to use")
     directory = find(directory, RELEASE_FILES)
-    moments, row = release_statistics(directory / "stats.json", robot, action_mode), ROBOTS[robot]
+    moments, row = release_statistics(directory / "stats.json", robot), ROBOTS[robot]
     tokenizer = tokenizer or release_tokenizer(directory, get_config(config).model.backbone)
     names = tuple(f"{feature}[{i}]" if width > 1 else feature
                   for feature, width in zip(row.action, row.widths) for i in range(width))

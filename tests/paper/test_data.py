@@ -1,6 +1,5 @@
 """Training tuples, their statistics and the mixture they are drawn from (Sec. 3.3, 3.4, Table 3)."""
 
-import itertools
 import json
 import time
 import tracemalloc
@@ -15,7 +14,7 @@ import data
 import lpt
 import support.data.statistics
 from config import get_config
-from data import Mixture, example, letterbox, open_corpus, windows
+from data import Mixture, example, open_corpus, windows
 from support.data.folder import FolderSource
 from support.data.kept_statistics import kept_statistics
 from support.data.statistics import Statistics, sampled, statistics
@@ -97,13 +96,14 @@ def table_3():
     (0, (0, 0, 15), True), (14, (0, 14, 29), True), (15, (0, 15, 30), True), (24, (9, 24, 39), True),
     (25, (10, 25, 39), False), (39, (24, 39, 39), False)])
 def test_a_tuple_holds_frames_t_minus_15_t_t_plus_15_clamped_and_masked_at_both_ends(t, times, future):
-    """Sec. 3.3 (m = 15); design: outside the episode frames are clamped and masked."""
+    """Sec. 3.3 (m = 15); outside the episode frames are clamped and masked."""
     source, config = Fake(lengths=(40, 40)), tiny()
     x = example(config.model, 15, stats_of([source]), source, 1, t)
     for v in range(3):
         assert x["frames"][v, :, 0, 16, 16].tolist() == [64 * v + 8 + time for time in times]
         assert x["image"][v, 0, 16, 16] == 64 * v + 8 + t
     assert bool(x["future_mask"]) == future
+    assert bytes(x["text_ids"][x["text_mask"]].tolist()).decode() == "pick 1"   # l belongs to the trajectory
 
 
 @pytest.mark.parametrize("t", [0, 7, 24, 25, 30, 39])
@@ -119,31 +119,13 @@ def test_actions_a_t_to_t_plus_k_beyond_the_episode_are_masked(t):
     assert all((mask[:, d].numpy() == inside).all() for d in range(6))
 
 
-def test_every_frame_of_every_episode_is_a_window():
-    """Sec. 3.3, without --full_windows: nothing of the data is thrown away."""
-    rows = windows(Fake(lengths=(3, 40, 1)), 15)
-    assert rows.tolist() == [[e, t] for e, T in enumerate((3, 40, 1)) for t in range(T)]
-
-
-def test_full_windows_have_t_minus_m_and_t_plus_m_inside_the_episode():
-    """--full_windows."""
-    assert windows(Fake(lengths=(3, 30, 31, 40)), 15, full=True).tolist() == [
-        [2, 15], *([3, t] for t in range(15, 25))]
-
-
-def test_a_dataset_with_key_frames_only_yields_the_windows_whose_three_pictures_exist():
-    """FolderSource's `stored`: windows without pictures are no windows."""
+def test_windows_are_all_frames_whose_three_pictures_exist_or_with_full_windows_lie_inside_the_episode():
+    """Sec. 3.3: nothing of the data is thrown away; FolderSource's `stored`: windows without pictures are no windows."""
+    assert windows(Fake(lengths=(3, 40, 1)), 15).tolist() == [[e, t] for e, T in enumerate((3, 40, 1)) for t in range(T)]
+    assert windows(Fake(lengths=(3, 30, 31, 40)), 15, full=True).tolist() == [[2, 15], *([3, t] for t in range(15, 25))]
     assert windows(KeyFramesOnly(lengths=(31, 31)), 15).tolist() == [
         [e, t] for e in (0, 1) for t in (0, 15, 30)]               # 0 and 30 by clamping
     assert windows(KeyFramesOnly(lengths=(31, 31)), 15, full=True).tolist() == [[0, 15], [1, 15]]
-
-
-def test_a_missing_view_is_masked_and_black():
-    """Batch: view_mask says which cameras exist."""
-    source, config = Fake(views=("head", "right_wrist")), tiny()
-    x = example(config.model, 15, stats_of([source]), source, 0, 20)
-    assert x["view_mask"].tolist() == [True, False, True]
-    assert not x["image"][1].any() and not x["frames"][1].any() and x["image"][2].any()
 
 
 def test_human_video_has_no_actions_and_masked_wrists():
@@ -154,15 +136,8 @@ def test_human_video_has_no_actions_and_masked_wrists():
         x = example(model, 15, stats, human, 0, 20)
         assert not x["action_mask"].any() and not x["dim_mask"].any() and not x["state"].any()
         assert x["view_mask"].tolist() == [True, False, False] and bool(x["future_mask"])
+        assert not x["image"][1].any() and not x["frames"][1].any() and x["image"][0].any()
         assert example(model, 15, stats, robot, 0, 20)["action_mask"].any()
-
-
-def test_the_instruction_comes_with_its_own_episode():
-    """Sec. 3.3: l belongs to the trajectory."""
-    source, config = Fake(lengths=(40, 40)), tiny()
-    for e in (0, 1):
-        x = example(config.model, 15, stats_of([source]), source, e, 3)
-        assert bytes(x["text_ids"][x["text_mask"]].tolist()).decode() == f"pick {e}"
 
 
 # ---- action modes and statistics ---------------------------------------------------------------------------
@@ -178,18 +153,6 @@ def test_delta_actions_are_relative_to_the_state_at_t_and_grippers_stay_absolute
     for i in range(16):
         expected = action[min(t + i, 39)] - np.where([1, 1, 0, 1, 1, 0], state[t], 0)
         assert raw[i] == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize("mode", ["absolute", "delta"])
-def test_action_to_normalised_to_action_is_the_identity_to_1e_6(mode):
-    """What Policy returns in raw units is what was recorded."""
-    source, config = Fake(), tiny(action_mode=mode)
-    stats = stats_of([source], config=config)
-    for t in (0, 11, 24):
-        x = example(config.model, 15, stats, source, 0, t)
-        state, action = source.rows[0]
-        back = stats.actions(x["action"].numpy()[None], state[None, t])
-        assert back.shape == (1, 16, 6) and np.abs(back[0] - action[t:t + 16]).max() <= 1e-6
 
 
 def test_delta_mode_refuses_a_robot_whose_relative_dimensions_are_unknown():
@@ -249,39 +212,7 @@ def test_a_near_constant_dimension_is_shifted_but_not_scaled():
     assert np.abs(normal[:, 1]).max() < 1e-4 and normal[:, 0].std() == pytest.approx(1, abs=1e-5)
 
 
-def test_statistics_survive_json_and_a_mixture_names_one_robot_with_actions():
-    """Statistics are stored in every checkpoint; a mixture of two robots, or of none, is refused."""
-    stats = stats_of([Fake()])
-    assert Statistics.from_dict(json.loads(json.dumps(vars(stats)))) == stats
-    with pytest.raises(ValueError, match="statistics are of one robot"):
-        mixture_of([Fake(), Fake(robot="g1")])
-    with pytest.raises(ValueError, match="no dataset of the mixture has actions"):
-        mixture_of([Fake(has_action=False)])
-
-
 # ---- pictures and folders ----------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("H, W, size, box", [
-    (48, 64, 64, (8, 56, 0, 64)), (64, 48, 64, (0, 64, 8, 56)), (100, 200, 64, (16, 48, 0, 64)),
-    (480, 640, 224, (28, 196, 0, 224)), (10, 10, 64, (0, 64, 0, 64)), (30, 20, 64, (0, 64, 10, 53))])
-def test_letterbox_keeps_the_aspect_ratio_and_centres_on_black(H, W, size, box):
-    """letterbox: scaled to fit, centred on black."""
-    picture = letterbox(np.full((H, W, 3), 255, np.uint8), size)
-    top, bottom, left, right = box
-    expected = torch.zeros(3, size, size, dtype=torch.uint8)
-    expected[:, top:bottom, left:right] = 255
-    assert torch.equal(picture, expected)
-
-
-def test_letterbox_does_not_touch_a_picture_of_the_right_size_nor_mirror_one():
-    """letterbox: rows stay rows, columns stay columns, channels stay channels."""
-    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert (letterbox(picture, 64).numpy() == picture.transpose(2, 0, 1)).all()
-    marked = np.zeros((32, 64, 3), np.uint8)
-    marked[:16, :32, 1] = 200
-    where = letterbox(marked, 64)[1] > 100
-    assert where[16:32, :32].all() and where.sum() == 16 * 32
-
 
 def write_folder(root, T=20, views=("head",), suffix=".png", **arrays):
     """An episode folder with one picture file per frame, filled with 10 v + t."""
@@ -303,15 +234,6 @@ def test_an_episode_folder_of_picture_files_is_read_frame_by_frame(tmp_path, suf
     assert tuple(source.views) == ("head", "right_wrist") and source.has_action and source.lengths.tolist() == [20]
     for t in (0, 7, 19):
         assert (source.frame("head", 0, t) == t).all() and (source.frame("right_wrist", 0, t) == 10 + t).all()
-
-
-def test_a_memory_map_holds_the_same_pictures_as_files(tmp_path):
-    """Or as one <view>.npy."""
-    files = FolderSource(write_folder(tmp_path / "files"))
-    root = write_folder(tmp_path / "map", views=())
-    np.save(root / "head.npy", np.stack([files.frame("head", 0, t) for t in range(20)]))
-    mapped = FolderSource(root)
-    assert all((mapped.frame("head", 0, t) == files.frame("head", 0, t)).all() for t in range(20))
 
 
 def test_the_last_episode_of_one_dataset_is_held_out_and_never_trained_on(tmp_path):
@@ -361,25 +283,6 @@ def test_the_realised_mixture_is_table_3s_whatever_the_number_of_workers(workers
     assert ((seen - wanted) ** 2 / wanted).sum() < 28.47
 
 
-def test_a_worker_draws_its_own_datasets_only():
-    """Sec. 3.4 (i): each worker materializes only a subset of datasets."""
-    mixture = mixture_of(table_3(), WEIGHTS, tiny(lpt_workers=3))
-    assert mixture.worker_datasets == lpt.assign(SIZES, 3)
-    for worker, held in enumerate(mixture.worker_datasets):
-        assert {mixture.draw_from(worker, n)[0] for n in range(300)} == set(held)
-
-
-def test_every_window_of_a_dataset_is_drawn_equally_often():
-    """Sec. 3.4: uniform effective sampling within a dataset; 4.5 standard deviations."""
-    mixture = mixture_of([Fake(lengths=(15, 10))], config=tiny(lpt_workers=2))
-    seen = np.zeros((2, 15))
-    for n in range(5000):
-        seen[mixture.draw(n)[1:]] += 1
-    assert (seen[1, 10:] == 0).all()
-    rows = np.concatenate([seen[0], seen[1, :10]])
-    assert abs(rows - 200).max() < 4.5 * np.sqrt(5000 * 0.04 * 0.96)
-
-
 def test_replicated_datasets_are_read_with_independent_random_seeds():
     """Sec. 3.4: two replicas agree position by position no more often than chance, in 10,000 draws."""
     mixture = mixture_of([Fake(lengths=(200, 120, 80))], config=tiny(lpt_workers=2))
@@ -416,21 +319,6 @@ def test_across_ranks_exact_balance_realises_table_3_and_greedy_does_not(balance
     assert (((seen - wanted) ** 2 / wanted).sum() < 28.47) == (balance == "exact")
 
 
-def test_tau_and_eps_differ_for_every_pair_of_samples():
-    """Eq. (2): fresh noise for every sample, rank, seed and draw that shares a prefix."""
-    seen = []
-    for seed, rank in ((0, 0), (0, 1), (1, 0)):
-        mixture = mixture_of([Fake()], seed=seed, rank=rank, world=2)
-        for n in range(12):
-            eps, tau = mixture.noise(n)
-            assert eps.shape == (2, 16, 32) and tau.shape == (2,) and eps.dtype == tau.dtype == torch.float32
-            seen += list(zip(eps, tau.tolist()))
-    for (eps, tau), (other, another) in itertools.combinations(seen, 2):
-        assert tau != another and (eps == other).float().mean() < 0.01
-    every = torch.stack([eps for eps, _ in seen])
-    assert abs(every.mean()) < 0.02 and abs(every.std() - 1) < 0.02
-
-
 def same(a, b):
     """Bit for bit the same nested arrays."""
     if isinstance(a, dict):
@@ -452,13 +340,6 @@ def test_a_sample_is_a_pure_function_of_seed_rank_and_number():
     for other in (mixture_of(sources, seed=1), mixture_of(sources, rank=1, world=2)):
         assert not any(same(other[n][1:], forwards[n][1:]) for n in range(8))
         assert [other.draw(n) for n in range(50)] != [mixture.draw(n) for n in range(50)]
-
-
-def test_the_number_of_loader_processes_changes_nothing():
-    """--loaders: 0 and 2 processes deliver the same batches, bit for bit."""
-    sources = [Fake(lengths=(40, 40)), Fake("egodex", has_action=False, views=("head",))]
-    alone, shared = (list(mixture_of(sources, config=tiny(loaders=n)).loader(0, 5)) for n in (0, 2))
-    assert len(alone) == len(shared) == 5 and same(alone, shared)
 
 
 def test_the_batches_of_a_step_do_not_depend_on_where_the_run_began():
@@ -616,11 +497,6 @@ def test_windows_of_a_stretch_are_neighbours_in_a_random_order_and_128_samples_a
         assert len(set(numbers[batch * 128:(batch + 1) * 128])) == 128
     ends = [n % 128 for n in range(128, 256) if numbers[n] != numbers[n - 128]]
     assert len(ends) == len(range(g - 1, 128, g))                     # not all at once: every visit renews a share of them
-
-
-def test_without_a_stretch_a_sample_is_its_own_draw():
-    """--stretch 1: the order of runs that were begun before there were stretches."""
-    assert [mixture_of([Fake()]).stretch_of(n) for n in (0, 1, 127, 128, 1000)] == [(n, 0) for n in (0, 1, 127, 128, 1000)]
 
 
 def test_every_window_is_drawn_equally_often_in_stretches_too():

@@ -24,8 +24,8 @@ from support.data.statistics import statistics
 
 from test_bad_input import RUN, SMALL, save_checkpoint, write_folder
 from test_data import Fake, same, tiny
-from test_lerobot import (FPS, HEAD, LENGTHS, WRIST, av, coded, edit_info, numbers_of, pa, parquet, pq,
-                                 truncate, video, write_dataset, write_v30)
+from test_lerobot import (FPS, HEAD, LENGTHS, WRIST, edit_info, numbers_of, pa, parquet, pq, truncate, video,
+                          write_dataset, write_table, write_v30, write_video)
 
 
 def write_rows(root, e, **columns):
@@ -75,16 +75,6 @@ def edit_episode(root, old, new):
     path.write_bytes(path.read_bytes().replace(old, new))
 
 
-def small_video(root):
-    with av.open(str(video(root, 1)), "w") as container:
-        stream = container.add_stream("mpeg4", rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-        for t in range(LENGTHS[1]):
-            picture = np.ascontiguousarray(coded(t, False)[:32, :48])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-
-
 def empty(root):
     (root / "meta/episodes.jsonl").write_text("")
     edit_info(root, total_episodes=0, total_frames=0)
@@ -92,7 +82,13 @@ def empty(root):
 
 state, action = numbers_of(1)
 FAULTS = {
-    "truncated mp4": (lambda root: truncate(video(root, 1)), [f"episode 1, frame 22, '{HEAD}'", "cannot be decoded"]),
+    "no info": (lambda root: (root / "meta/info.json").unlink(), ["holds no dataset: expected mixture.json, meta/info.json"]),
+    "no parquet": (lambda root: parquet(root, 1).unlink(), ["episode 1", "parquet is missing"]),
+    "no column": (lambda root: write_table(parquet(root, 1), numbers_of(1)[0], None), ["episode 1", "no column 'action'"]),
+    "narrow action": (lambda root: write_rows(root, 1, action=numbers_of(1)[1][:, :1]),
+                      ["'action' has 23 values in 23 rows, meta/info.json says 2 each"]),
+    "short mp4": (lambda root: write_video(video(root, 1), 15, False, "mpeg4", 2, 0),
+                  [f"episode 1, frame 22, '{HEAD}'", "no frame at 0.733 s (nearest: one at 0.467 s)"]),
     "torn mp4": (lambda root: truncate(video(root, 1, WRIST), 97), [f"episode 1, frame 22, '{WRIST}'"]),
     "fewer rows": (lambda root: write_rows(root, 1, timestamp=np.arange(20) / FPS),
                    ["episode 1", "has 20 rows, meta/ says 23"]),
@@ -101,17 +97,13 @@ FAULTS = {
     "NaN state": (lambda root: write_rows(root, 0, **{"observation.state": with_value(numbers_of(0)[0], (4, 1),
                                                                                        np.nan)}),
                   ["episode 0, frame 4", "'observation.state' is not finite in dimension 1"]),
-    "infinite action": (lambda root: write_rows(root, 0, action=with_value(numbers_of(0)[1], (39, 0), -np.inf)),
-                        ["episode 0, frame 39", "'action' is not finite in dimension 0"]),
     "wide action": (widen, ["the action of robot 'toy_arm' has 33 dimensions", "at most 32"]),
     "zero-length episode": (lambda root: edit_episode(root, b'"length": 23', b'"length": 0'),
                             ["episode 1: it has no frames", "drop the episode"]),
     "empty dataset": (empty, ["it is empty"]),
     "wrong codebase_version": (lambda root: edit_info(root, codebase_version="v1.6"),
                                ["LeRobot format v1.6 is not supported", "v2.1 and v3.0"]),
-    "wrong size": (small_video, [f"episode 1, frame 22, '{HEAD}'", "32 x 48 x 3", "says 64 x 64 x 3"]),
     "wrong channel count": (lambda root: edit_feature(root, HEAD, shape=[64, 64, 1]), [f"'{HEAD}' has 1 channels"]),
-    "fps 0": (lambda root: edit_info(root, fps=0), ["fps is 0", "info.json"]),
     "fps NaN": (lambda root: edit_info(root, fps=float("nan")), ["fps is nan", "info.json"]),
     "non-UTF-8 task": (lambda root: edit_episode(root, b"task 1", b"t\xe9che 1"),
                        ["episodes.jsonl, line 2 is not UTF-8"]),
@@ -123,8 +115,6 @@ FAULTS = {
                     ["episode 1, frame 10", "'timestamp' is 0.366667 s", "it should be 0.333333"]),
     "a start cut off": (lambda root: write_rows(root, 1, timestamp=np.arange(5, 28) / FPS),
                         ["episode 1, frame 0", "'timestamp' is 0.166667 s", "its start was cut off"]),
-    "rows of another episode": (lambda root: write_rows(root, 1, episode_index=np.zeros(23)),
-                                ["episode 1, frame 0", "'episode_index' is 0, expected 1"]),
     "rows out of order": (lambda root: write_rows(root, 1, frame_index=np.arange(23)[::-1]),
                           ["episode 1, frame 0", "'frame_index' is 22, expected 0"]),
     "frames lost in meta": (lambda root: edit_info(root, total_frames=64), ["have 63 frames", "says 64"]),
@@ -162,7 +152,7 @@ def test_statistics_of_another_action_mode_are_refused(tmp_path):
 
 
 def test_faults_of_v30_name_episode_frame_and_key(tmp_path):
-    """Pictures inside parquet of another size or of one channel, and a task that is no text."""
+    """Pictures inside parquet of another size or of one channel."""
     for shape, size in (((32, 64, 3), "32 x 64 x 3"), ((64, 64), "64 x 64 x 1")):
         root, stream = write_v30(tmp_path / f"toy {size}", kind="image"), BytesIO()
         Image.fromarray(np.zeros(shape, np.uint8)).save(stream, "PNG")
@@ -172,13 +162,6 @@ def test_faults_of_v30_name_episode_frame_and_key(tmp_path):
         pq.write_table(table.set_column(table.column_names.index(HEAD), HEAD, pictures), path)
         with pytest.raises(ValueError, match=f"episode 3, frame 2, '{HEAD}': the picture is {size}"):
             LeRobotSource(root).frame("head", 3, 2)
-    meta = root / "meta/episodes/chunk-000/file-000.parquet"
-    table = pq.read_table(meta)
-    raw = pa.array([[b"fine"], [b"fine"], [b"t\xe9che"], [b"fine"]], pa.list_(pa.binary()))
-    words = pa.ListArray.from_arrays(raw.offsets, raw.values.view(pa.string()))
-    pq.write_table(table.set_column(table.column_names.index("tasks"), "tasks", words), meta)
-    with pytest.raises(ValueError, match="episode 2: its task is not UTF-8"):
-        LeRobotSource(root)
 
 
 @pytest.mark.parametrize("shape, names, expected", [
@@ -215,12 +198,6 @@ def mixture_of(source, **flags):
 
 
 MANY = (40,) * 100
-
-
-def test_by_default_a_bad_sample_stops_the_run_and_is_named():
-    mixture = mixture_of(Torn(lengths=(10,) * 4))
-    with pytest.raises(ValueError, match="episode 3, frame 7, 'cam'"):
-        [mixture[n] for n in range(60)]
 
 
 def test_a_skipped_sample_is_replaced_by_a_pure_function_of_its_number(capfd):

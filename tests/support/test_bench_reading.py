@@ -13,7 +13,6 @@ import av
 import bench.__main__ as bench
 from bench import reading
 from support.data import frame_cache
-from support.data.lerobot import copy_numbers
 from support.data.source import open_source
 
 
@@ -56,7 +55,7 @@ def test_the_bench_prints_a_row_a_strategy_with_its_ratio_to_the_naive_reader(so
 
 
 def test_a_frame_cache_is_measured_as_it_is_without_the_videos_that_it_replaces(source, tmp_path, capsys):
-    frame_cache.fill(source, frame_cache.plan(source, tmp_path / "cached", [32]), 0, copy_numbers)
+    frame_cache.fill(source, frame_cache.cache_for(source, tmp_path / "cached", [32]), 0)
     bench.run(["reading", str(tmp_path / "cached"), "--size", "32", "--tuples", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert "3 views" in lines[0] and lines[3].split() == "window by window stretches of 8".split()

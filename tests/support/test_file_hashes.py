@@ -1,11 +1,9 @@
 """SHA-256 of a dataset's files: what changed is named; without it, damage is one line or goes unseen, never worse."""
 
 import faulthandler
-import json
 import random
 import signal
 
-import numpy as np
 import pytest
 
 import train
@@ -15,11 +13,10 @@ from support.data import file_hashes
 from support.data import lerobot
 from support.data import video as video_files
 from support.data.__main__ import main
-from support.data.lerobot import LeRobotSource
 
 from test_bad_data import dataset    # noqa: F401, a fixture
 from test_bad_input import RUN, write_folder
-from test_lerobot import HEAD, WRIST, edit_info, give_tasks, parquet, truncate, video, write_v30
+from test_lerobot import HEAD, WRIST, give_tasks, parquet, truncate, video, write_v30
 
 SECONDS = 20   # for one damaged dataset: a hang
 
@@ -97,21 +94,14 @@ def test_missing_and_new_files_are_named_too(dataset):    # noqa: F811
     assert "recorded before" in file_hashes.record(dataset)      # damage is never recorded over what was good
 
 
-def test_what_is_hidden_is_no_part_of_a_dataset_and_all_that_changed_is_named(dataset, capsys):    # noqa: F811
-    """A clone's .git and a hub's .cache change by themselves; a list that ends in "and more" names nothing."""
-    for n in range(30):
-        (dataset / f"note_{n}.txt").write_text("as recorded")
+def test_what_is_hidden_is_no_part_of_a_dataset(dataset):    # noqa: F811
+    """A clone's .git and a hub's .cache change by themselves."""
     (dataset / ".git").mkdir()
     (dataset / ".git" / "index").write_text("then")
     file_hashes.record(dataset)
     (dataset / ".git" / "index").write_text("now")
     (dataset / "data" / ".DS_Store").write_text("new")
     assert file_hashes.verify(dataset) == []
-    for n in range(30):
-        (dataset / f"note_{n}.txt").write_text("changed")
-    with pytest.raises(ValueError, match=r"\(30 faults\)"):
-        main(["--verify", str(dataset)])
-    assert capsys.readouterr().out.count("has changed") == 30
 
 
 def test_no_record_or_a_damaged_one_is_refused(dataset):    # noqa: F811
@@ -129,11 +119,13 @@ def test_a_dataset_that_cannot_be_written_to_says_so(dataset):    # noqa: F811
     assert "not recorded" in file_hashes.record(dataset) and str(dataset / "statistics") in file_hashes.record(dataset)
 
 
-def test_training_with_verify_names_what_changed(refuses, tmp_path):    # noqa: F811
+def test_training_with_verify_names_what_changed(refuses, tmp_path, capfd):
     """train.py --verify: before any work; a record is made by python -m support.data --inspect."""
     root = write_folder(tmp_path / "arm")
     assert "no record of its files" in refuses("train.py", "--data", root, "--verify", *RUN)
-    file_hashes.record(root)
+    main(["--inspect", str(root)])
+    assert "SHA-256 of 13 files recorded in" in capfd.readouterr().out
+    train.run(["--data", str(root), "--verify", "--out", str(tmp_path / "run"), *RUN])
     path = root / "head" / "000003.png"
     path.write_bytes(path.read_bytes() + b"x")
     assert f"{path} has changed" in refuses("train.py", "--data", root, "--verify", *RUN)
@@ -169,36 +161,9 @@ def test_inspect_of_a_broken_dataset_prints_every_fault_and_records_nothing(data
     assert not (dataset / "statistics").exists()
 
 
-def test_inspect_names_every_torn_video_of_an_episode(dataset, capsys):    # noqa: F811
-    for key in (HEAD, WRIST):
-        truncate(video(dataset, 0, key))
-    with pytest.raises(ValueError, match=r"\(2 faults\)"):
-        main(["--inspect", str(dataset)])
-    out = capsys.readouterr().out
-    assert f"episode 0, frame 39, '{HEAD}'" in out and f"episode 0, frame 39, '{WRIST}'" in out
-
-
-def test_a_plain_folder_is_recorded_and_then_verified_by_training(tmp_path, capsys):
-    root = write_folder(tmp_path / "arm")
-    main(["--inspect", str(root)])
-    assert "SHA-256 of 13 files recorded in" in capsys.readouterr().out
-    main(["--verify", str(root)])
-    train.run(["--data", str(root), "--verify", "--out", str(tmp_path / "run"), *RUN])
-
-
 @pytest.mark.parametrize("text, line", [
     ("two\nlines", "two\nlines"), ("one", "one"),
     ("Caught ValueError in DataLoader worker process 0.\nTraceback\n  frames\nValueError: torn", "torn")])
 def test_what_a_loader_process_says_is_one_line_and_a_list_stays_whole(text, line):
     """A strict load's refusal names each key on a line of its own."""
     assert inspection.said(ValueError(text)) == line
-
-
-def test_inspect_shows_the_first_faults_of_many(tmp_path, capsys):
-    root = write_v30(tmp_path / "toy")
-    features = json.loads((root / "meta/info.json").read_text())["features"]
-    edit_info(root, features=features | {"observation.state": {"dtype": "float32", "shape": [4], "names": None}})
-    with pytest.raises(ValueError, match=r"\(4 faults\)"):
-        main(["--inspect", str(root)])
-    assert capsys.readouterr().out.count("meta/info.json says 4 each") == 4
-    assert np.isfinite(LeRobotSource(tmp_path / "toy").fps)

@@ -14,9 +14,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from data import open_corpus
 from support.data import lerobot
-from support.data.__main__ import main
 from support.data.lerobot import LeRobotSource
 from support.data.robots import guess_cameras
 from support.data.robots import ROBOTS, Robot, find_robot
@@ -145,20 +143,6 @@ def test_metadata_and_numbers(dataset):
     assert turned.views == {"right_wrist": WRIST} and turned.robot == "mine"
 
 
-def test_human_video_has_no_action(tmp_path):
-    source = LeRobotSource(write_dataset(tmp_path / "human", has_action=False))
-    assert not source.has_action and source.action_names == [] and source.numbers(0)[1] is None
-
-
-def test_an_action_under_another_name_is_not_human_video(dataset):
-    features = json.loads((dataset / "meta" / "info.json").read_text())["features"]
-    features["action.joints"] = features.pop("action")
-    edit_info(dataset, features=features)
-    with pytest.raises(ValueError, match="no feature 'action'; name the action features in a --robot .*action.joints"):
-        LeRobotSource(dataset)
-    assert LeRobotSource(dataset, Robot("mine", action=("action.joints",))).has_action
-
-
 def test_a_robot_file_may_call_its_actions_anything(dataset):
     """Only a dataset without a feature of that name is human video."""
     features = json.loads((dataset / "meta/info.json").read_text())["features"]
@@ -173,6 +157,10 @@ def test_a_robot_file_may_call_its_actions_anything(dataset):
     assert not LeRobotSource(dataset).has_action
     with pytest.raises(ValueError, match="no feature 'contrl'; name the action features in a --robot file"):
         LeRobotSource(dataset, Robot("mine", action=("contrl",)))
+    features["action.joints"] = features.pop("control")
+    edit_info(dataset, features=features)
+    with pytest.raises(ValueError, match="no feature 'action'; name the action features in a --robot .*action.joints"):
+        LeRobotSource(dataset)
 
 
 def test_a_known_robot_without_its_head_camera_has_its_cameras_guessed(dataset):
@@ -236,46 +224,6 @@ def test_ambiguous_cameras_are_listed(keys):
 
 def truncate(path, percent=50):
     path.write_bytes(path.read_bytes()[:path.stat().st_size * percent // 100])
-
-
-FAULTS_AT_ONCE = {
-    "no info": (lambda root: (root / "meta/info.json").unlink(), "info.json is missing"),
-    "no version": (lambda root: edit_info(root, codebase_version=None), "LeRobot format None is not"),
-    "no parquet": (lambda root: parquet(root, 1).unlink(), "episode 1: .*parquet is missing"),
-    "episodes cut": (lambda root: truncate(root / "meta/episodes.jsonl", 90), "jsonl, line 2 cannot be read"),
-    "episode lost": (lambda root: edit_info(root, total_episodes=3), "2 different episodes .* says 3"),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS_AT_ONCE)
-def test_faults_found_when_opening(dataset, fault):
-    damage, message = FAULTS_AT_ONCE[fault]
-    damage(dataset)
-    with pytest.raises(ValueError, match=message) as caught:
-        LeRobotSource(dataset)
-    assert "\n" not in str(caught.value) and str(dataset) in str(caught.value)
-
-
-FAULTS_WHEN_READING = {
-    "parquet cut": (lambda root: truncate(parquet(root, 1)), "episode 1: .*parquet cannot be read"),
-    "dimension": (lambda root: write_table(parquet(root, 1), numbers_of(1)[0], numbers_of(1)[0][:, :1]),
-                  "'action' has 23 values in 23 rows, meta/info.json says 2 each"),
-    "column": (lambda root: write_table(parquet(root, 1), numbers_of(1)[0], None), "no column 'action'"),
-    "mp4 short": (lambda root: write_video(video(root, 1), 15, False, "mpeg4", 2, 0),
-                  r"episode 1, frame 22, '.*cam_high': .* no frame at 0.733 s \(nearest: one at 0.467 s\)"),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS_WHEN_READING)
-def test_faults_found_when_reading(dataset, fault):
-    damage, message = FAULTS_WHEN_READING[fault]
-    damage(dataset)
-    source = LeRobotSource(dataset)
-    with pytest.raises(ValueError, match=message) as caught:
-        source.numbers(1)
-        source.frame("head", 1, 22)
-    assert "\n" not in str(caught.value) and str(dataset) in str(caught.value)
-    assert decoded(source.frame("head", 0, 9)) == (9, False)  # the other episode still reads
 
 
 def test_frames_outside_the_episode_are_refused(dataset):
@@ -416,11 +364,6 @@ def test_every_frame_of_v30_is_exact(tmp_path, codec, gop, fps):
     assert source.version == "v3.0" and source.lengths == list(LENGTHS_30) and all_exact_30(source)
 
 
-def test_pictures_inside_parquet_are_exact(tmp_path):
-    source = LeRobotSource(write_v30(tmp_path / "toy", kind="image"))
-    assert source.views == {"head": HEAD, "left_wrist": WRIST} and all_exact_30(source)
-
-
 def test_of_pictures_inside_parquet_only_the_row_groups_asked_for_are_read(tmp_path, monkeypatch):
     """LeRobot writes one an episode; the whole file may be 100 MB."""
     root, read = write_v30(tmp_path / "toy", kind="image", row_group=5), []
@@ -482,29 +425,6 @@ def test_a_task_that_is_not_listed_is_named_by_its_frame(tmp_path):
     assert source.task(1, 4) == "pick"
     with pytest.raises(ValueError, match="episode 1, frame 5: its task_index 1 is not listed in meta/tasks"):
         source.task(1, 5)
-    path = parquet(root, 0)
-    table = pq.read_table(path).drop_columns("task_index")
-    pq.write_table(table.append_column("task_index", pa.array([None] * len(table), pa.int64())), path)
-    with pytest.raises(ValueError, match="episode 0, frame 4: its task_index nan is not listed"):
-        LeRobotSource(root).task(0, 4)
-
-
-@pytest.mark.parametrize("version, damage", [
-    ("v2.1", lambda path: path.write_bytes(path.read_bytes().replace(b'"task"', b'"tbsk"', 1))),
-    ("v2.1", lambda path: path.write_text("5\n")),
-    ("v2.1", lambda path: path.write_bytes(b'{"task_index": 0, "task": "t\xe9"}')),
-    ("v2.1", lambda path: path.unlink()),
-    ("v3.0", lambda path: pq.write_table(pa.table({"task_index": [0, 1, 2]}), path)),
-    ("v3.0", lambda path: pq.write_table(pa.table({"index": [0], "task": ["x"]}), path)),
-    ("v3.0", lambda path: truncate(path))])
-def test_damaged_lists_of_tasks_are_one_line_when_opening_for_training(tmp_path, version, damage):
-    write = write_dataset if version == "v2.1" else write_v30
-    root = give_tasks(write(tmp_path / "toy"), version, "task")
-    damage(root / "meta" / ("tasks.jsonl" if version == "v2.1" else "tasks.parquet"))
-    found = [line for line, _ in open_corpus(root, 3).preflight(3)]
-    assert found and all(f"dataset {root}" in line and "meta/tasks" in line and "\n" not in line for line in found)
-    with pytest.raises(ValueError, match="repair this before training on it"):
-        main(["--inspect", str(root)])
 
 
 def test_vectors_of_two_axes_are_flattened(dataset):
@@ -529,25 +449,13 @@ def test_numbers_and_tasks_of_v30(tmp_path):
         assert action.shape == (LENGTHS_30[e], 1) and (action[:, 0] == -state[:, 0]).all()
 
 
-V30_FAULTS = {
-    "no episodes": (lambda root: (root / "meta/episodes/chunk-000/file-000.parquet").unlink(), "holds no parquet file"),
-    "no mp4": (lambda root: (root / f"videos/{WRIST}/chunk-000/file-001.mp4").unlink(),
-               "episode 2: .*file-001.mp4 is missing"),
-    "data cut": (lambda root: truncate(root / "data/chunk-000/file-001.parquet"), "episode 3: .* cannot be read"),
-    "mp4 short": (lambda root: write_video(root / f"videos/{HEAD}/chunk-000/file-001.mp4", 10, False, "mpeg4", 2, 0),
-                  "episode 3, frame 2, '.*cam_high': .* has no frame at"),
-}
-
-
-@pytest.mark.parametrize("fault", V30_FAULTS)
-def test_faults_of_v30_are_one_line(tmp_path, fault):
-    damage, message = V30_FAULTS[fault]
-    damage(write_v30(tmp_path / "toy"))
-    with pytest.raises(ValueError, match=message) as caught:
-        source = LeRobotSource(tmp_path / "toy")
-        source.numbers(3)
-        source.frame("head", 3, 2)
-    assert "\n" not in str(caught.value)
+def test_a_v30_dataset_without_a_file_is_refused(tmp_path):
+    root = write_v30(tmp_path / "toy")
+    for path, message in ((f"videos/{WRIST}/chunk-000/file-001.mp4", "episode 2: .*file-001.mp4 is missing"),
+                          ("meta/episodes/chunk-000/file-000.parquet", "holds no parquet file")):
+        (root / path).unlink()
+        with pytest.raises(ValueError, match=message):
+            LeRobotSource(root)
 
 
 def many_episodes_v30(root):
@@ -577,14 +485,14 @@ def many_episodes_v21(root):
 def test_a_million_frames_open_in_two_seconds(tmp_path, write):
     """Only metadata is read, and of that only what is needed."""
     write(tmp_path / "toy")
-    tracemalloc.start()
+    began = time.perf_counter()
+    LeRobotSource(tmp_path / "toy")
+    seconds = time.perf_counter() - began
+    tracemalloc.start()                                                 # Python's table of names has grown by now
     source = LeRobotSource(tmp_path / "toy")
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert sum(source.lengths) == 1_000_000 and held < 8 << 20          # 2 kB an episode, nothing a frame
-    began = time.perf_counter()
-    LeRobotSource(tmp_path / "toy")
-    seconds = time.perf_counter() - began
     print(f"a million frames in 4,000 episodes, {source.version}: opened in {seconds:.2f} s, {held / 1e6:.1f} MB held")
     assert seconds < 2
 

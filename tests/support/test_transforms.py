@@ -1,7 +1,6 @@
 """Pictures, states and actions reach the model as in the release: letterbox, enlargement, delta and normalisation."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from config import CONFIGS, ModelConfig
+from config import ModelConfig
 from support.data.statistics import pad
 from experts import UndExpert
 from support.data import prompts
@@ -58,7 +57,7 @@ def test_states_and_actions_are_normalised_as_in_the_release(robot, mode, tmp_pa
     (tmp_path / "stats.json").write_text(json.dumps({robot: moments}))
     action_mode = {"delta": "delta", "abs": "absolute"}[mode]
     stats = Statistics(robot, action_mode, 30.0, windows=0, relative=row.relative,
-                       **release_statistics(tmp_path / "stats.json", robot, action_mode))
+                       **release_statistics(tmp_path / "stats.json", robot))
 
     def raw(kind):
         return np.concatenate([STORED[f"in.{robot}.raw.{feature}"].numpy().reshape(-1, width).astype(np.float32)
@@ -99,21 +98,3 @@ def test_a_prompt_beyond_the_budget_is_cut_with_one_warning_that_shows_what_is_l
 def test_a_missing_tokenizer_says_what_to_give(tmp_path):
     with pytest.raises(ValueError, match="give --tokenizer a directory with tokenizer.json"):
         prompts.token_ids("pick", 4, str(tmp_path))
-
-
-@pytest.mark.parametrize("name, before, after", [("a1_2b", "<img>", "</img>"),
-                                                 ("a1_3b", "<|vision_start|>", "<|vision_end|>")])
-def test_view_tokens_surround_each_view(name, before, after, monkeypatch):
-    """The prompt is three times [before, image tokens, after], then the words; padding comes last."""
-    config = replace(CONFIGS[name].model, vit_layers=0, vit_width=32, vit_mlp=32, vit_heads=2, und_width=32, vocab=200,
-                     view_tokens=(7, 9), text_tokens=4)
-    und = UndExpert(config)
-    side = config.view_side
-    und.visual.forward = lambda pixels: torch.full((len(pixels), side ** 2, 32), 5.0)
-    image = torch.zeros(1, 3, 3, config.image_size, config.image_size, dtype=torch.uint8)
-    x = und.embed(image, torch.tensor([[1, 2, 3, 0]]))
-    view = torch.cat([und.embed_tokens.weight[7:8], torch.full((side ** 2, 32), 5.0), und.embed_tokens.weight[9:10]])
-    expected = torch.cat([view] * 3 + [und.embed_tokens.weight[[1, 2, 3, 0]]])
-    assert torch.equal(x[0], expected)
-    assert CONFIGS[name].model.view_tokens == {"<img>": (151665, 151666),
-                                               "<|vision_start|>": (151652, 151653)}[before]

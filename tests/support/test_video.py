@@ -8,7 +8,6 @@ import os
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
@@ -17,7 +16,7 @@ import av
 from test_lerobot import decoded, write_video
 
 from support.data import video
-from support.data.video import LRU, read_frames
+from support.data.video import read_frames
 
 FPS, N = 30, 64
 KINDS = [("libx264", 2, 0), ("libx264", 30, 0), ("libx264", 30, 2), ("libsvtav1", 2, 0), ("libsvtav1", 30, 0),
@@ -61,13 +60,6 @@ def test_the_nearest_frame_is_taken_where_times_lie_between_two(film):
     assert [decoded(x)[0] for x in read(path, [0, 7, 16, 31], fps=15)] == [0, 14, 32, 62]
 
 
-def test_a_time_without_a_frame_is_an_error_that_says_what_is_nearest(film):
-    path, _ = film
-    with pytest.raises(ValueError, match=r"^frame 65: .* no frame at 2.167 s \(nearest: one at 2.100 s\)"):
-        read(path, [3, 65])
-    assert decoded(read(path, [5])[0])[0] == 5
-
-
 def test_nothing_is_decoded_that_no_wanted_frame_needs(film, monkeypatch):
     """Three times of a window, 15 apart: at GOP 2 one or two packets each, at GOP 30 none behind the last."""
     path, fed = film[0], []
@@ -92,16 +84,6 @@ def test_at_most_32_files_stay_open(tmp_path):
     links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
              if os.path.exists(f"/proc/self/fd/{fd}")]
     assert len([link for link in links if link.startswith(str(tmp_path))]) == 32
-
-
-def test_what_is_held_is_bounded_by_its_size_and_the_oldest_goes_first():
-    held, made = LRU(100, lambda value: value.nbytes), []
-    for key in (0, 1, 2, 0, 3, 4):
-        held.get(key, lambda: made.append(key) or np.zeros(30, np.uint8))
-    assert made == [0, 1, 2, 3, 4] and list(held.items) == [0, 3, 4] and held.total == 90
-    held.drop(3)
-    assert held.total == 60 and held.get("large", lambda: np.zeros(500, np.uint8)).nbytes == 500
-    assert list(held.items) == ["large"] and held.total == 500                     # never less than what is asked for
 
 
 def test_a_damaged_file_is_named_and_is_opened_anew_when_it_has_been_replaced(tmp_path):
