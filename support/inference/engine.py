@@ -18,12 +18,11 @@ import torch.nn.functional as F
 
 from data import Batch
 from support.inference.buffers import Program, Shape
-from support.inference.fused import (BlockWeights, Vision, block, decode, encode, fold_action_embedding,
+from support.inference.fused import (BlockWeights, Vision, block, compiled, decode, encode, fold_action_embedding,
                                      fold_compression, linear, rms_norm, vit_block)
 
 MODES = ("eager", "compile", "graph")
-SHAPES = 64   # that each compiled function may take, over all layouts; torch's own limit is 8
-PROGRAMS = 8  # kept, those used last: each has buffers, tables and perhaps a graph of its own
+PROGRAMS = 8   # kept, those used last: each has buffers, tables and perhaps a graph of its own
 
 
 def default_mode(device):
@@ -40,8 +39,7 @@ class Chunk(NamedTuple):
 
 
 def cuda_capture(run):
-    """Record run() as one CUDA graph of the current device -> a function that replays it and returns its outputs, the
-    same tensors every time."""
+    """Record run() as one CUDA graph -> a function that replays it and returns its outputs, the same tensors always."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -59,28 +57,9 @@ def cuda_capture(run):
     return replay
 
 
-def compiled(function, **options):
-    """torch.compile for up to SHAPES shapes, beyond which the result raises ValueError, one line.
-
-    torch keeps its own limit per thread, so it is raised where the call is made.
-    """
-    fast = torch.compile(function, fullgraph=True, dynamic=False, **options)
-
-    def call(*args):
-        settings = torch._dynamo.config
-        if settings.recompile_limit < SHAPES:
-            settings.recompile_limit = SHAPES
-        try:
-            return fast(*args)
-        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
-            raise ValueError(f"more than {SHAPES} shapes of '{function.__name__}' to compile (numbers of samples, "
-                             "sets of cameras): keep to fewer, or use --engine eager") from error
-    return call
-
-
 def entry(method):
-    """A way into the engine: for one thread at a time, on the model's device, and never in inference mode, because
-    buffers outlive the call and what is compiled would be compiled again."""
+    """A way into the engine: for one thread at a time, on the model's device, and never in inference mode, in which
+    everything would be compiled again."""
     @wraps(method)
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -95,22 +74,21 @@ class Engine:
 
     mode: "eager"; "compile": the functions of fused.py are compiled; "graph": and every Program is one CUDA graph, made
     by `capture` at its first call. views: which of the three the robot has; what a control loop calls is compiled and
-    recorded for these here, anything else when it is first asked for. Threads may share an engine on one CUDA stream,
-    their default: each waits its turn.
+    recorded for these here, anything else when it is first asked for. Threads on one CUDA stream may share an engine.
     The model keeps working and shares its weights; train it no further, because constants were computed from them.
-    One engine a model, made where it shall run: a second one, or moving the model, gives it weights of its own, so that
-    both copies are held (`eager` makes one that shares). Sets torch.backends.cudnn.benchmark on a GPU.
+    One engine a model, made where it shall run: a second one, or moving the model, holds the weights twice. `eager`
+    makes one that shares. Sets torch.backends.cudnn.benchmark on a GPU.
     """
 
     def __init__(self, model, mode="eager", steps=None, capture=cuda_capture, backend=None, views=(0, 1, 2)):
         if mode not in MODES:
             raise ValueError(f"--engine {mode}: choose from {', '.join(MODES)}")
+        self.model, self.config, self.mode, self.capture = model, model.config, mode, capture
         device, config = model.act.state_proj.weight.device, model.config
         if mode == "graph" and capture is cuda_capture and device.type != "cuda":
             raise ValueError("--engine graph records a CUDA graph, and the model is not on a GPU: use eager or compile")
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True   # the VAE's shapes are few
-        self.model, self.config, self.mode, self.capture = model, config, mode, capture
         self.steps = config.euler_steps if steps is None else steps
         if self.steps < 1:
             raise ValueError(f"--euler_steps must be at least 1, got {self.steps}")
@@ -153,11 +131,8 @@ class Engine:
                        f"actions up to {exact.abs().max().item():.1f}")
 
     def eager(self, steps=None):
-        """A second engine over the same weights, nothing compiled; with another number of Euler steps if given.
-
-        Its buffers are its own. The lock is the same, so that neither computes while the other records.
-        """
-        other = copy.copy(self)
+        """A second engine over the same weights, nothing compiled; with another number of Euler steps if given."""
+        other = copy.copy(self)   # the lock is the same, so that neither computes while the other records
         other.mode, other.programs = "eager", {}
         other.block, other.vit_block, other.encode, other.decode = block, vit_block, encode, decode
         if steps is not None:
@@ -219,8 +194,7 @@ class Engine:
         B, V = image.shape[:2]
         pixels = image.flatten(0, 1).float().div_(255)
         if pixels.shape[-1] != config.image_size:   # [release] bicubic, not clamped
-            size = (config.image_size, config.image_size)
-            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
+            pixels = F.interpolate(pixels, config.image_size, mode="bicubic", antialias=True, align_corners=False)
         x = self.vision(pixels, self.vit_block).unflatten(0, (B, V))
         if config.view_tokens:
             before, after = und.embed_tokens(self.view_tokens).expand(B, V, 2, -1).split(1, 2)
@@ -291,7 +265,7 @@ class Engine:
         return a
 
     def _layers(self, name, program, x, start, pieces=None):
-        """All layers of an expert over rows x, which follow `start` kept ones and see them all unless `pieces` says less."""
+        """All layers of an expert over rows x, which follow `start` others and see all, unless `pieces` says less."""
         end = start + x.shape[1]
         rotary = program.rotary and tuple(table[:, start:end] for table in program.rotary)
         for w, keys, values in zip(self.layers[name], program.keys, program.values):
@@ -305,8 +279,8 @@ class Engine:
         if len(views) == 3:
             return z
         out = z.new_zeros(len(z), 3, *z.shape[2:])
-        for at, v in enumerate(views):
-            out[:, v] = z[:, at]
+        for v, one in zip(views, z.unbind(1)):
+            out[:, v] = one
         return out
 
 

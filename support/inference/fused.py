@@ -107,6 +107,7 @@ def fold_action_embedding(act, steps):
 # ---- the compiled regions ---------------------------------------------------------------------------------------
 
 FEW_ROWS = 128   # of x, below which the weight stands on the left
+SHAPES = 64      # that each compiled function may take, over all layouts; torch's own limit is 8
 
 
 def linear(x, weight, bias=None):
@@ -201,6 +202,25 @@ def encode(vae, pixels):
 def decode(vae, z):
     """latents (n, 16, g, g) in the VAE's dtype -> pixels (n, 3, s, s) in [-1, 1], float32."""
     return vae.decode(z).float()
+
+
+def compiled(function, **options):
+    """torch.compile for up to SHAPES shapes, beyond which the result raises ValueError, one line.
+
+    torch keeps its own limit per thread, so it is raised where the call is made.
+    """
+    fast = torch.compile(function, fullgraph=True, dynamic=False, **options)
+
+    def call(*args):
+        settings = torch._dynamo.config
+        if settings.recompile_limit < SHAPES:
+            settings.recompile_limit = SHAPES
+        try:
+            return fast(*args)
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            raise ValueError(f"more than {SHAPES} shapes of '{function.__name__}' to compile (numbers of samples, "
+                             "sets of cameras): keep to fewer, or use --engine eager") from error
+    return call
 
 
 class Vision:

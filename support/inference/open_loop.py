@@ -1,11 +1,8 @@
 """Open loop: what a policy would have commanded on a recorded episode, beside what was commanded, no robot moving.
 
 At t = 0, k, 2k, ... the policy plans a whole chunk from the recorded pictures and state, and the chunks are laid end to
-end. Three baselines do the same without looking: hold the state, the mean action, and a ridge regression from the state
-to the next k actions. A policy that does not beat them has learned nothing that the state did not tell.
-
-Before it counts, `replay` feeds training tuples through the path that a live robot's observations take: what the model
-reads must be the same bit for bit.
+end. Three baselines do the same without looking. A policy that does not beat them has learned nothing that the state
+did not tell. Before it counts, `replay` compares what training and a live robot give the model.
 """
 
 import json
@@ -23,9 +20,10 @@ RIDGE = 1e-2   # times the number of training frames, on standardised states
 
 
 class Baselines:
-    """hold the state, mean action and ridge regression, fitted on a data.Corpus: its training episodes of stats' robot.
+    """Hold the state, the mean action, and a ridge regression from the state to the next k actions.
 
-    bad: called with the error of an episode that cannot be read, which then does not count; None: the error is raised.
+    Fitted on a data.Corpus: its training episodes of stats' robot. bad: called with the error of an episode that cannot
+    be read, which then does not count; None: the error is raised.
     """
 
     def __init__(self, corpus, stats, k, bad=None):
@@ -106,12 +104,11 @@ def traces(policy, baselines, source, e):
 def errors(found, baselines, names):
     """name -> mse in training standard deviations, and by joint: mse and mae in raw units."""
     report = {}
-    for name, values in found.items():
-        if name != "true":
-            error = values - found["true"]
-            report[name] = {"mse": float(np.mean((error / baselines.unit) ** 2)),
-                            "joints": {joint: {"mse": float(mse), "mae": float(mae)} for joint, mse, mae
-                                       in zip(names, (error ** 2).mean(0), np.abs(error).mean(0))}}
+    for name in (name for name in found if name != "true"):
+        error = found[name] - found["true"]
+        joints = zip(names, (error ** 2).mean(0).tolist(), np.abs(error).mean(0).tolist())
+        report[name] = {"mse": float(np.mean((error / baselines.unit) ** 2)),
+                        "joints": {joint: {"mse": mse, "mae": mae} for joint, mse, mae in joints}}
     return report
 
 
@@ -169,8 +166,7 @@ def draw_episode(policy, source, e, curves, starts, out):
     m, T = policy.config.data.m, len(curves["true"])
     baselines = {name: values for name, values in curves.items() if name not in ("policy", "true")}
     plots.action_plot(curves["policy"], action_names(policy.stats), true=curves["true"], baselines=baselines,
-                         fps=policy.stats.fps, marks=starts, path=out / f"episode_{e}.png",
-                         spans=policy.stats.action_std)
+                      fps=policy.stats.fps, marks=starts, path=out / f"episode_{e}.png", spans=policy.stats.action_std)
     t = min(max(T // 2, m), T - 1 - m)
     if policy.config.model.gen_expert and t >= m:
         seen, state, task = observed(source, e, t, m)

@@ -1,8 +1,7 @@
 """From a checkpoint to actions: what a robot, a simulator or infer.py calls.
 
-Two ways in. `plan` takes raw pictures and states of any number of scenes and returns whole chunks. `reset` and `step`
-drive one robot, frame by frame (support/inference/control.py). Everything a policy needs to know comes from the
-checkpoint: statistics, action mode, camera slots, m, k, the rate.
+`plan` takes raw pictures and states of any number of scenes and returns whole chunks. `reset` and `step` drive one
+robot, frame by frame (support/inference/control.py). All that a policy needs to know comes from the checkpoint.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -38,10 +37,8 @@ class Policy:
     @classmethod
     def load(cls, path, seed=0, tokenizer=None, robot=None, device="cpu", engine=None, **options):
         """path: a run or one checkpoint of it; it computes in bfloat16 if its weights are stored so. tokenizer: where
-        that lies now, if not where the checkpoint says. robot: which, if it was trained on several. engine: the one for
-        this device, unless another is given. options: euler_steps; cameras, those that it was trained with.
-
-        CheckpointError or ValueError: one line.
+        that lies now, if not where the checkpoint says. robot: which, if it was trained on several. options:
+        euler_steps; cameras, those that it was trained with. CheckpointError or ValueError: one line.
         """
         tensors, state = checkpoint.load(checkpoint.resolve(path))
         config = configs.from_dict(state["config"])
@@ -68,16 +65,12 @@ class Policy:
 
     def noise(self, n):
         """eps (n, k, d_a) on the CPU: a pure function of the seed and the number of calls so far."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.calls)
+        generator, model = torch.Generator().manual_seed(self.seed * 1_000_003 + self.calls), self.config.model
         self.calls += 1
-        shape = n, self.config.model.chunk, self.config.model.action_dim
-        return torch.randn(shape, generator=generator)
+        return torch.randn(n, model.chunk, model.action_dim, generator=generator)
 
     def plan(self, pictures, states, tasks, imagine=True):
-        """Observations as in `batch` -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None).
-
-        Also while a plan is under way in the background, for which an engine waits.
-        """
+        """Observations as in `batch` -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None)."""
         imagine = imagine and self.config.model.gen_expert
         batch, eps = self.batch(pictures, states, tasks), self.noise(len(tasks))
         if self.engine is None:
@@ -124,9 +117,8 @@ class Policy:
     def reset(self, task, fps=None, execute_steps=None, background=False):
         """Begin an episode. fps: the rate at which `step` will be called; another than the checkpoint's is refused,
         because m and the chunk count its frames. execute_steps: actions of a chunk before the next is planned (default:
-        all; in the background half). background: plan beside the control loop, except the first chunk, which the first
-        step waits for; call `close` at the end. The episode before is ended; what failed there is raised as by `close`,
-        and then no new one has begun.
+        all; in the background half). background: plan beside the control loop; call `close` at the end. The episode
+        before is ended as by `close`.
         """
         k = self.config.model.chunk
         if fps is not None and fps != self.stats.fps:
