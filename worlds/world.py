@@ -7,8 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 # (past, now, states, instructions) -> actions (N, k, d_a). past, now: (N, V, H, W, 3) uint8, frames t - M and t of the
-# world's VIEWS; states (N, d_q) and actions in the robot's units; instructions: N strings. worlds/actor.py makes one of
-# a Policy. k is at least as long as the world acts before it looks again.
+# world's VIEWS; states (N, d_q) and actions in the robot's units; instructions: N strings. k is at least CHUNK.
 Actor = Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[str]], np.ndarray]
 
 
@@ -38,16 +37,16 @@ class World(Protocol):
     OUTCOMES: Sequence[str]     # the first is success; the others say what went wrong
 
     def settings(self, suite: str, episodes: int | None, seed: int) -> Sequence[Any]:
-        """One setting an episode, a pure function of the arguments, disjoint from the training data's. Only the world
-        reads what is in it: a scene, or a simulator's seed. `episodes` None: the predefined ones, for ever the same."""
+        """One an episode, which only the world reads: a pure function of the arguments, disjoint from the training
+        data's. `episodes` None: the predefined ones, for ever the same."""
 
     def rollout(self, policy: Actor, settings: Sequence[Any], record: int = 0) -> Rollout:
-        """Run a policy in all settings, and film the first `record`. The world decides how often it looks again."""
+        """Run a policy in all settings, and film the first `record`. The world decides how often it looks."""
 
     def controls(self, policy: Actor) -> Mapping[str, Actor]:
         """Rivals by name: the policy told or shown something wrong, and policies that do not look."""
 
-    # What validation may watch on recorded episodes of this world, of a support.data Source.
+    # What validation may watch on recorded episodes of a support.data Source.
 
     def suite(self, source, e: int) -> str:
         """The suite of episode e: foresight is reported for each."""
@@ -58,5 +57,4 @@ class World(Protocol):
     HALF_WINDOW: float          # of the square around a mark, as a fraction of the picture
 
     def prepare(self, root) -> Any:
-        """The training data at `root`, written first if absent. ValueError, one line, if it cannot be or if another
-        version of the world wrote what is there."""
+        """The training data at `root`, written first if absent. ValueError: another version wrote what is there."""

@@ -103,7 +103,9 @@ class Engine:
             *layers, last = self.layers["gen"]
             self.layers["gen_kv"] = [*layers, last.keys_values_alone(config)]   # where nothing is imagined
             self.compress = fold_compression(model.gen)
-            self.vae = model.vae.to(memory_format=torch.channels_last)
+            self.vae = model.vae
+            for kernel in (p for p in model.vae.parameters() if p.ndim == 4):
+                kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
         self.embed_action = fold_action_embedding(model.act, self.steps)
         self.block, self.vit_block, self.encode, self.decode = block, vit_block, encode, decode
         if mode != "eager":

@@ -22,14 +22,14 @@ RIDGE = 1e-2   # times the number of training frames, on standardised states
 class Baselines:
     """Hold the state, the mean action, and a ridge regression from the state to the next k actions.
 
-    Fitted on a data.Corpus: its training episodes of stats' robot. bad: called with the error of an episode that cannot
-    be read, which then does not count; None: the error is raised.
+    Fitted on a data.Corpus: its training episodes of stats' robot. skip: an episode that cannot be read is told and
+    does not count, instead of being an error.
     """
 
-    def __init__(self, corpus, stats, k, bad=None):
+    def __init__(self, corpus, stats, k, skip=False):
         self.stats, self.k = stats, k
         n, XX, XY, first, total, squares = 0, 0, 0, None, 0, 0   # sums over frames: a corpus's chunks fill no memory
-        for state, action in self._episodes(corpus, bad):
+        for state, action in self._episodes(corpus, skip):
             X, Y = self._features(state), np.stack([chunk_at(action, t, k)[0] for t in range(len(action))])
             n, XX, XY = n + len(X), XX + X.T @ X, XY + X.T @ Y.reshape(len(X), -1).astype(np.float64)
             first = action.mean(0, dtype=np.float64) if first is None else first
@@ -41,7 +41,7 @@ class Baselines:
         self.mean, std = first + total / n, np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0))
         self.unit = np.where(std < 1e-3, 1.0, std)   # of the training actions: what errors are measured in
 
-    def _episodes(self, corpus, bad):
+    def _episodes(self, corpus, skip):
         """(state, action) of every training episode of the robot."""
         for i, source in corpus.sources.items():
             fits = source.has_action and source.robot == self.stats.robot
@@ -49,9 +49,9 @@ class Baselines:
                 try:
                     yield source.numbers(int(e))
                 except ValueError as error:
-                    if bad is None:
+                    if not skip:
                         raise
-                    bad(error)
+                    print(f"bad data, left out of the baselines: {error}", file=sys.stderr)
 
     def _features(self, state):
         x = self.stats.normalise("state", state).astype(np.float64)
@@ -114,10 +114,8 @@ def errors(found, baselines, names):
 
 def open_loop(policy, corpus):
     """All held-out episodes of a corpus -> ({episode: errors}, {episode: (traces, starts)})."""
-    def bad(error):
-        print(f"bad data, left out of the baselines: {error}", file=sys.stderr)
-    skips = policy.config.data.on_bad_sample == "skip"
-    baselines = Baselines(corpus, policy.stats, policy.config.model.chunk, bad if skips else None)
+    skip = policy.config.data.on_bad_sample == "skip"
+    baselines = Baselines(corpus, policy.stats, policy.config.model.chunk, skip)
     source, reports, found = corpus.held_out, {}, {}
     for e in np.unique(corpus.held_out_windows[:, 0]).tolist():
         found[e] = traces(policy, baselines, source, e)
@@ -127,8 +125,8 @@ def open_loop(policy, corpus):
 
 def mean_errors(reports):
     """Mean over episodes of each one's mse -> name -> float."""
-    return {name: float(np.mean([report[name]["mse"] for report in reports.values()]))
-            for name in next(iter(reports.values()))}
+    names = next(iter(reports.values()))
+    return {name: float(np.mean([report[name]["mse"] for report in reports.values()])) for name in names}
 
 
 # ---- infer.py --open-loop ---------------------------------------------------------------------------------------

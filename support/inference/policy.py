@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import config as configs
-from data import VIEWS, Batch, collate, observation
+from data import VIEWS, collate, observation
 from support import checkpoint
 from support.data.statistics import of_checkpoint
 from support.inference.control import ControlLoop, places_of
@@ -22,8 +22,8 @@ class Policy:
     """A model with the statistics it was trained with. model: InternVLA_A1; config: Config.
 
     engine: "plain" (the model as it is written), a mode of support/inference/engine.py, or None: the one for this
-    device. An engine takes the model's weights over; a plain policy keeps no latents. cameras: those that `step` will
-    be given; an engine compiles and records for them here, for others in the control loop.
+    device. cameras: those that `step` will be given; an engine compiles and records for them here, for others in the
+    control loop.
     """
 
     def __init__(self, model, config, stats, seed=0, engine="plain", euler_steps=None, cameras=VIEWS):
@@ -70,7 +70,10 @@ class Policy:
         return torch.randn(n, model.chunk, model.action_dim, generator=generator)
 
     def plan(self, pictures, states, tasks, imagine=True):
-        """Observations as in `batch` -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None)."""
+        """Observations as in `batch` -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None).
+
+        ValueError: an engine takes scenes of the same cameras in one call.
+        """
         imagine = imagine and self.config.model.gen_expert
         batch, eps = self.batch(pictures, states, tasks), self.noise(len(tasks))
         if self.engine is None:
@@ -80,23 +83,9 @@ class Policy:
                 a = self.model.sample_actions(batch, eps, self.euler_steps, prefix)
                 z_hat = self.model.imagine(batch, prefix) if imagine else None
         else:
-            a, z_hat = self._by_cameras(batch, eps, imagine)
+            a, _, z_hat = self.engine(batch, eps, imagine=imagine)
         actions = self.stats.actions(a.cpu().numpy(), np.asarray(states, np.float32))
         return actions, None if z_hat is None else z_hat.cpu()
-
-    def _by_cameras(self, batch, eps, imagine):
-        """The engine once per set of cameras -> (a, z_hat or None) of all samples, in their order, on the CPU."""
-        a, z_hat, g = torch.empty_like(eps), None, self.config.model.latent_grid
-        if imagine:
-            z_hat = eps.new_empty(len(eps), len(VIEWS), 16, g, g)
-        for cameras in batch.view_mask.unique(dim=0):
-            rows = (batch.view_mask == cameras).all(1)
-            some = Batch(**{name: x if x is None else x[rows] for name, x in vars(batch).items()})
-            chunk = self.engine(some, eps[rows], imagine=imagine)
-            a[rows] = chunk.actions.cpu()
-            if imagine:
-                z_hat[rows] = chunk.z_hat.cpu()
-        return a, z_hat
 
     def euler_error(self, pictures, states, tasks):
         """What fewer Euler steps change: rms difference from the config's number, same noise, standardised actions."""

@@ -32,7 +32,7 @@ def foresight_picture(policy, seen, future, z_hat, path):
                 if view in future:
                     true = boxed(future[view])
                     z = policy.model.phi_cosmos(true[None, None, None].to(policy.device))
-                    ceiling, true = shown(policy.to_pictures(z[0, 0, 0])), shown(true)
+                    ceiling, true = shown(policy.to_pictures(z[0, 0])[0]), shown(true)
                 cells += [(f"true t + {m}", true), (f"t + {m} through the VAE", ceiling)]
             rows.append((view.replace("_", " "), cells))
     pictures.foresight(rows, path=path)

@@ -95,25 +95,6 @@ def test_late_plans_find_latents_that_were_computed_ahead(make):
     policy.close()
 
 
-def test_all_episodes_plan_in_one_thread(make):
-    """cuDNN tries its algorithms anew in each thread."""
-    policy, threads, (frames, states) = make(chunk=8), [], film(6)
-    for _ in range(3):
-        policy.reset("go", background=True)
-        inner = policy.loop._encode_ahead   # of frame 5, the t-15 of a plan at 20
-        policy.loop._encode_ahead = lambda *args: threads.append(threading.current_thread()) or inner(*args)
-        for images, state in zip(frames, states):
-            policy.step(images, state)
-            if policy.loop.pending:
-                wait_for_plan(policy)
-        policy.loop.ahead[-1].result(timeout=20)
-    policy.close()
-    assert len(threads) >= 3 and len(set(threads)) == 1 and not threads[0].is_alive()
-    policy.reset("go", background=True)   # and begins another one
-    policy.step(frames[0], states[0])
-    policy.close()
-
-
 def test_closing_and_a_new_episode_leave_no_thread(make):
     """Also while a plan is under way; what it found is not used in the next episode."""
     before = set(threading.enumerate())

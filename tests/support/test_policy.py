@@ -101,35 +101,6 @@ def test_a_picture_is_letterboxed_once_and_not_at_all_where_its_latents_are_know
     assert done == {(t, view): 1 for t in (0, 5, 10, 15, 20, 25, 30) for view in frames[t]}
 
 
-def test_scenes_with_different_cameras_are_planned_by_the_engine(make):
-    """Once per set of cameras, and each sample keeps its place, noise and imagined future."""
-    frames, states = film(4)
-    sets = VIEWS, VIEWS[:1], VIEWS, VIEWS[1:]
-    seen = [{view: [images[view]] * 2 for view in views} for images, views in zip(frames, sets)]
-    plain, policy = make(engine="plain"), make()
-    called, inner = [], policy.engine
-    policy.engine = lambda batch, *rest, **more: called.append(len(batch.state)) or inner(batch, *rest, **more)
-    for imagine in (False, True):
-        (a, z), (b, y) = (one.plan(seen, states, ["go", "stop", "go now", "go"], imagine) for one in (policy, plain))
-        np.testing.assert_allclose(a, b, atol=1e-5)
-    there = torch.tensor([[view in views for view in VIEWS] for views in sets])
-    torch.testing.assert_close(z[there], y[there], rtol=0, atol=1e-5)
-    assert sorted(called) == [1, 1, 1, 1, 2, 2]
-
-
-def test_the_engine_reads_masks_on_the_cpu(make):
-    """The batch stays there whatever the policy's device: another one is claimed here, to which it must not go."""
-    frames, states = film(1)
-    policy = make(chunk=8)
-    policy.device, inner, seen = torch.device("meta"), policy.engine.shape, []
-    policy.engine.shape = lambda batch, *rest: seen.extend(x.device for x in vars(batch).values() if x is not None) or \
-        inner(batch, *rest)
-    policy.plan([{"head": [frames[0]["head"]] * 2}], states, ["go"])
-    policy.reset("go")
-    policy.step(frames[0], states[0])
-    assert set(seen) == {torch.device("cpu")}
-
-
 def test_a_camera_that_reuses_its_buffer_does_not_rewrite_history(make):
     frames, states = film(17)
     one, other = make(), make()

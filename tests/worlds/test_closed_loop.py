@@ -25,24 +25,6 @@ def test_a_world_offers_what_the_interface_asks_for(name):
         assert set(asked) <= set(inspect.signature(getattr(world, method)).parameters), method
 
 
-def test_a_checkpoint_of_another_robot_is_refused_with_the_worlds_there_are():
-    with pytest.raises(ValueError, match=r"embedded world \(conveyor\), this one drives 'arm'"):
-        worlds.find("arm")
-
-
-def test_the_policy_looks_once_and_its_whole_chunk_runs_open_loop():
-    """A second look would show how far the target has moved to a policy that sees one frame at a time."""
-    looks = []
-
-    def policy(past, now, states, instructions):
-        looks.append(len(now))
-        return np.repeat(states[:, None], conveyor.CHUNK, 1)
-
-    report, _ = closed_loop.closed_loop(policy, conveyor, 5, seed=1)
-    assert looks == [5, 5]   # once a suite
-    assert all(report[suite]["outcomes"]["never closed"] == 5 for suite in conveyor.SUITES)
-
-
 def test_what_goes_wrong_has_a_name():
     """By policies that do it: reach for the distractor, use the other arm, close beside everything."""
     settings = conveyor.sample_settings("static", 20, seed=3, distractor=1.0)

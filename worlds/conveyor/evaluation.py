@@ -28,53 +28,48 @@ def settings(suite, episodes=None, seed=0):
 
 
 def controls(policy):
-    """The policy with the wrong arm or colour in its instruction, the policy before other pictures, and one that does
-    nothing."""
+    """The policy told another arm or colour, the policy before other pictures, and one that does nothing."""
     return {"wrong arm": wrong_text(policy, WRONG_ARM), "wrong colour": wrong_text(policy, WRONG_COLOUR),
             "shuffled images": shuffled_images(policy), "hold still": hold_action}
 
 
 def outcomes(scenes):
     """How each scene ended, one of OUTCOMES."""
-    wrong_object = scenes.first_closing_distance[:, 1] < TOLERANCE
     kinds = [scenes.first_closing_success, scenes.first_closing_frame < 0, scenes.first_closing_arm != scenes.named,
-             wrong_object]
+             scenes.first_closing_distance[:, 1] < TOLERANCE]
     return np.select(kinds, ["took it", "never closed", "wrong arm", "wrong object"], "near miss").tolist()
 
 
-def rollout(policy, settings, execute=CHUNK, max_steps=CHUNK, size=64, record=0):
-    """Run a policy in all settings at once: observe, act `execute` frames, observe again, `max_steps` frames in all.
+def rollout(policy, settings, record=0):
+    """Run a policy in all settings at once: observe at frame M, act CHUNK frames.
 
-    By default one chunk decides: a second look would show the velocity to a policy that did not foresee it.
+    One chunk decides: a second look would show the velocity to a policy that did not foresee it.
 
-    policy: a world.Actor -> (N, k >= execute, 6). It is first called at frame M, and no more once every scene is
-    decided; a film runs on. `scripted_action` and `hold_action` are also taken: they see the scenes themselves, at
-    every frame.
+    policy: a world.Actor -> (N, k >= CHUNK, 6). `scripted_action` and `hold_action` are also taken: they see the scenes
+    themselves, at every frame. Without a film it ends when every scene is decided.
     """
-    scenes = Scenes(settings, size)
+    scenes, film = Scenes(settings), []
     privileged = policy in (scripted_action, hold_action)
-    asked = range(M, M + max_steps, execute)
-    needed = set(asked) | {t - M for t in asked}
-    pictures, film, chunk, states = {}, [], None, None
-    while True:
-        t = scenes.frame
-        states = scenes.state() if t == M else states
-        if t in needed and not privileged:
-            pictures[t] = scenes.render()
+    for t in range(M + CHUNK + 1):
+        look = scenes.render() if t in (0, M) and not privileged else None
         if record:
-            filmed = range(min(record, len(scenes.settings)))
-            film.append(pictures[t][:record] if t in pictures else scenes.render(filmed))
-        if t == M + max_steps or (not record and (scenes.first_closing_frame >= 0).all()):
-            break
-        if t in asked and not privileged:
-            chunk = np.asarray(policy(pictures.pop(t - M), pictures[t], scenes.state(), scenes.instructions))
-            if chunk[:, :execute].shape != (len(scenes.settings), execute, 6):
-                wanted = f"({len(scenes.settings)}, {execute} or more, 6)"
+            filmed = range(min(record, len(settings)))
+            film.append(scenes.render(filmed) if look is None else look[:record])
+        if t == 0:
+            past = look
+        if t == M:
+            states = scenes.state()
+        if t == M and not privileged:
+            chunk = np.asarray(policy(past, look, states, scenes.instructions))
+            if chunk[:, :CHUNK].shape != (len(settings), CHUNK, 6):
+                wanted = f"({len(settings)}, {CHUNK} or more, 6)"
                 raise ValueError(f"rollout: the policy returned actions of shape {chunk.shape}; return {wanted}")
-        if t < M or privileged:
-            scenes.step(hold_action(scenes) if t < M else policy(scenes))
+        if t == M + CHUNK or (not record and (scenes.first_closing_frame >= 0).all()):
+            break
+        if t < M:
+            scenes.step(hold_action(scenes))
         else:
-            scenes.step(chunk[:, (t - M) % execute])
-    tasks = [s.shape for s in scenes.settings]
+            scenes.step(policy(scenes) if privileged else chunk[:, t - M])
+    tasks = [s.shape for s in settings]
     return Rollout(scenes.first_closing_success, outcomes(scenes), tasks, scenes.instructions, states,
                    np.stack(film, axis=1) if record else None, scenes.first_closing_distance[:, 0])

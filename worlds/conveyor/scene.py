@@ -18,9 +18,9 @@ class Scenes:
     first_closing_success (N,) bool.
     """
 
-    def __init__(self, settings, size=64):
-        """Frame 0 of each Setting; pictures will be `size` x `size` pixels."""
-        self.settings, self.size, self.frame = list(settings), size, 0
+    def __init__(self, settings):
+        """Frame 0 of each Setting."""
+        self.settings, self.frame = list(settings), 0
         n = len(self.settings)
         nothing = (next(iter(COLOURS)), SHAPES[0], np.nan, np.nan)
         other = [s.distractor or nothing for s in self.settings]
@@ -99,7 +99,7 @@ class Scenes:
         self.first_closing_success[rows] = (arm == named) & (distance[rows, arm, 0] < TOLERANCE)
 
     def render(self, scenes=None, views=VIEWS):
-        """Pictures (N, len(views), size, size, 3) uint8 of the present frame, of all scenes or of those indexed."""
+        """Pictures (N, len(views), SIZE, SIZE, 3) uint8 of the present frame, of all scenes or of those indexed."""
         return render(self, np.arange(len(self.settings)) if scenes is None else np.asarray(scenes), views)
 
 
