@@ -1,4 +1,7 @@
-"""What a world must offer: conveyor does, and so does a simulator or an adapter to someone else's evaluation."""
+"""What a world must offer: conveyor does, and so does a simulator or an adapter to someone else's evaluation.
+
+And policies as a world takes them: a Policy, and the same one told or shown something wrong.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +12,7 @@ import numpy as np
 # (past, now, states, instructions) -> actions (N, k, d_a). past, now: (N, V, H, W, 3) uint8, frames t - M and t of the
 # world's VIEWS; states (N, d_q) and actions in the robot's units; instructions: N strings. k is at least CHUNK.
 Actor = Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[str]], np.ndarray]
+AT_ONCE = 50   # scenes in one batch of a Policy
 
 
 @dataclass
@@ -58,3 +62,29 @@ class World(Protocol):
 
     def prepare(self, root) -> Any:
         """The training data at `root`, written first if absent. ValueError: another version wrote what is there."""
+
+
+def actor(policy, views):
+    """A support.inference Policy as an Actor. views: of the world's cameras. What is an Actor already stays."""
+    if callable(policy):
+        return policy
+
+    def act(past, now, states, instructions):
+        actions = []
+        for part in np.array_split(np.arange(len(instructions)), max(1, len(instructions) // AT_ONCE)):
+            pictures = [{view: [past[i, v], now[i, v]] for v, view in enumerate(views)} for i in part]
+            actions.append(policy.plan(pictures, states[part], [instructions[i] for i in part], imagine=False)[0])
+        return np.concatenate(actions)
+    return act
+
+
+def wrong_text(policy, swap):
+    """The policy, told something else. swap: word -> word."""
+    return lambda past, now, states, instructions: policy(
+        past, now, states, [" ".join(swap.get(word, word) for word in text.split()) for text in instructions])
+
+
+def shuffled_images(policy):
+    """The policy, shown another scene's pictures."""
+    return lambda past, now, states, instructions: policy(
+        np.roll(past, 1, 0), np.roll(now, 1, 0), states, instructions)

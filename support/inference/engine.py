@@ -31,7 +31,7 @@ def default_mode(device):
 
 
 class Chunk(NamedTuple):
-    """One call's results. Views that are missing hold zeros; without a generation expert z and z_hat are None."""
+    """One call's results, zeros where a view is missing; without a generation expert z and z_hat are None."""
 
     actions: torch.Tensor       # (B, k, d_a) float32, standardised
     z: torch.Tensor = None      # (B, V, 16, g, g) float32: latents of o_t, the z_past of m frames later
@@ -221,14 +221,12 @@ class Engine:
         x, size = frames.flatten(0, 2).float().div_(127.5).sub_(1), self.config.vae_size
         if x.shape[-1] != size:   # [release]
             x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
-        dtype = next(self.vae.parameters(), x).dtype
-        z = self.encode(self.vae, x.to(dtype).contiguous(memory_format=torch.channels_last))
-        return z.unflatten(0, frames.shape[:3])
+        x = x.to(next(self.vae.parameters(), x).dtype).contiguous(memory_format=torch.channels_last)
+        return self.encode(self.vae, x).unflatten(0, frames.shape[:3])
 
     def generate(self, program, z):
         """z (B, V, 2, 16, g, g) -> the generation expert's output (B, 32 V, D), or None when nothing is imagined."""
-        B, V, T, C, _, _ = z.shape
-        k = self.config.compress_kernel
+        (B, V, T, C, _, _), k = z.shape, self.config.compress_kernel
         patches = z.to(self.compress[0].dtype).view(B, V * T, C, 4, k, 4, k).permute(0, 1, 3, 5, 2, 4, 6)
         x = linear(patches.reshape(B, V * T * 16, -1), *self.compress)
         if self.config.learned_positions:

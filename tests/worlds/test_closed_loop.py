@@ -10,8 +10,7 @@ import pytest
 import worlds
 from config import CONFIGS
 from worlds import closed_loop, conveyor
-from worlds.actor import actor
-from worlds.world import Rollout, World
+from worlds.world import Rollout, World, actor
 
 
 @pytest.mark.parametrize("name", worlds.NAMES)
@@ -37,8 +36,9 @@ def test_what_goes_wrong_has_a_name():
         chunk[np.arange(20), -3:, arm, 2] = 0
         return lambda *_: chunk.reshape(20, 16, 6)
 
-    ended = {"took it": reach(scenes.target, scenes.named), "wrong object": reach(scenes.distractor, scenes.named),
-             "wrong arm": reach(scenes.target, 1 - scenes.named), "near miss": reach(scenes.target + 0.2, scenes.named)}
+    (target, distractor), named = scenes.objects.swapaxes(0, 1), scenes.named
+    ended = {"took it": reach(target, named), "wrong object": reach(distractor, named),
+             "wrong arm": reach(target, 1 - named), "near miss": reach(target + 0.2, named)}
     for outcome, policy in ended.items():
         assert set(conveyor.rollout(policy, settings).outcomes) == {outcome}
 

@@ -36,7 +36,7 @@ def _record_block(stream, first, n, appearance, views):
     scenes, rows, pictures = Scenes(settings), [], []
     for t in range(LENGTH):
         action = np.where((t >= start)[:, None], scripted_action(scenes), hold_action(scenes))
-        rows.append((scenes.state(), action, scenes.target, scenes.distractor))
+        rows.append((scenes.state(), action, *scenes.objects.astype(np.float32).swapaxes(0, 1)))
         if t in STORED:
             pictures.append(scenes.render(views=views))
         scenes.step(action)
@@ -109,8 +109,7 @@ def write_dataset(root, episodes=9000, seed=0, progress=None):
 
 
 def prepare(root):
-    """The dataset at `root`, written first if absent, with a progress bar -> its path. ValueError, one line, if another
-    version of the world wrote it."""
+    """The dataset at `root`, written first if absent -> its path. ValueError: another version of the world wrote it."""
     root, written = Path(root), Path(root) / "world"
     if not (root / "mixture.json").exists():
         print(f"writing the embedded world's five datasets to {root} (about 1 GB)", flush=True)
@@ -126,10 +125,9 @@ def suite(source, e):
 
 
 def marks(source, e, t):
-    """Where the objects of a moving scene are in the head picture of frame t: (name, across, down), as fractions of it.
+    """Where the objects in sight are in the head picture of frame t: (name, across, down), as fractions of it.
 
-    [] in a still scene, where copying the present is perfect, and after the episode's end. An object that is absent or
-    out of sight is left out.
+    [] in a still scene, where copying the present is perfect, and after the episode's end.
     """
     labels = source.labels(e)
     if labels.get("suite") != "dynamic" or t >= len(labels["target"]):
