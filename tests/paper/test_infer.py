@@ -69,7 +69,7 @@ def test_infer_gives_the_same_actions_with_and_without_the_engine(on_pictures, m
 
 
 def test_without_the_engines_files_the_core_tests_and_the_plain_inference_run(run, tmp_path):
-    """From a copy of the tree: no test of tests/paper asks for them when it is collected, and infer.py acts and imagines."""
+    """From a copy of the tree: no test of tests/paper asks for them when collected, and infer.py acts and imagines."""
     tree, without = tmp_path / "tree", shutil.ignore_patterns("__pycache__", *(f"{name}.py" for name in ENGINE))
     for name in ("support", "worlds", "examples", "tests/paper"):
         shutil.copytree(ROOT / name, tree / name, ignore=without)

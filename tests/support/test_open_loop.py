@@ -63,20 +63,6 @@ def test_chunks_are_laid_end_to_end_over_the_whole_episode():
     assert asked[0][2] == "pick 3"
 
 
-def test_ridge_regression_finds_what_the_state_tells():
-    """Next actions that are linear in the state are predicted by it, and by no other baseline."""
-    corpus, stats = corpus_of(lambda state: np.tile(state[:1] * 2 + 1, (len(state), 1)))
-    for source_state, action in corpus.held_out.rows:   # the state stays, so that it tells the whole chunk
-        source_state[:] = source_state[0]
-    baselines = Baselines(corpus, stats, K)
-    state, action = corpus.held_out.numbers(0)
-    chunks = baselines.chunks(state[5])
-    assert {name: chunk.shape for name, chunk in chunks.items()} == dict.fromkeys(
-        ("mean action", "ridge regression", "hold the state"), (K, 6))
-    assert (chunks["hold the state"] == state[5]).all()
-    assert np.abs(chunks["ridge regression"] - action[5]).max() < 0.2 < np.abs(chunks["mean action"] - action[5]).max()
-
-
 def test_baselines_are_what_all_frames_at_once_give_and_a_bad_episode_is_left_out(capsys):
     """Sums episode by episode against the matrices of all frames; --on_bad_sample skip says which episode is bad."""
     corpus, stats = corpus_of(lambda state: 1000 + np.cumsum(state, 0))     # far from zero beside its spread
