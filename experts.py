@@ -168,14 +168,14 @@ class GenExpert(nn.Module):
         """Parallel Decoding. h_gen (B, 96, D), the last block's output -> z_hat (B, V, 16, g, g)."""
         x = self.pool(self.norm(h_gen).to(self.expand.weight.dtype))               # (B, 48, D)
         B, _, D = x.shape
-        x = x.reshape(B * 3, 4, 4, D).permute(0, 3, 1, 2)
+        x = x.reshape(-1, 4, 4, D).permute(0, 3, 1, 2)
         x = self.expand(x).permute(0, 2, 3, 1)                                     # (B V, g, g, D)
-        return self.proj_out(self.norm_out(x)).permute(0, 3, 1, 2).unflatten(0, (B, 3))
+        return self.proj_out(self.norm_out(x)).permute(0, 3, 1, 2).unflatten(0, (B, -1))
 
     @staticmethod
     def pool(x):
         """Temporal average pooling: (B, 96, D) -> (B, 48, D)."""
-        return x.unflatten(1, (3, 2, 16)).mean(2).flatten(1, 2)
+        return x.unflatten(1, (-1, 2, 16)).mean(2).flatten(1, 2)
 
 
 # ---- action: q_t, a_tau, tau -> velocity ------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import numpy as np
 
 from support import pictures
 from support.inference.report import print_euler_error
-from worlds.actor import actor
+from worlds.world import actor
 
 FILMED = 3   # episodes a suite in the GIF
 
@@ -50,8 +50,8 @@ def closed_loop(policy, world, episodes, seed, record=0):
 
 
 def evaluate(policy, world, episodes, seed, controls, path, out):
-    """infer.py --closed-loop: print success by suite, with `controls` that of the rivals too; a film into the folder
-    `out`, and the report as JSON to `path` if that is given."""
+    """infer.py --closed-loop: print success by suite, with `controls` of the rivals too; a film into the folder `out`,
+    the report as JSON to `path` if that is given."""
     report, rollouts = closed_loop(policy, world, episodes, seed, record=min(FILMED, episodes or FILMED))
     print_report("policy", report)
     if controls:

@@ -1,4 +1,7 @@
-"""What a world must offer: conveyor does, and so does a simulator or an adapter to someone else's evaluation."""
+"""What a world must offer: conveyor does, and so does a simulator or an adapter to someone else's evaluation.
+
+And policies as a world takes them: a Policy, and the same one told or shown something wrong.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 
 # (past, now, states, instructions) -> actions (N, k, d_a). past, now: (N, V, H, W, 3) uint8, frames t - M and t of the
-# world's VIEWS; states (N, d_q) and actions in the robot's units; instructions: N strings. worlds/actor.py makes one of
-# a Policy. k is at least as long as the world acts before it looks again.
+# world's VIEWS; states (N, d_q) and actions in the robot's units; instructions: N strings. k is at least CHUNK.
 Actor = Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[str]], np.ndarray]
+AT_ONCE = 50   # scenes in one batch of a Policy
 
 
 @dataclass
@@ -38,16 +41,16 @@ class World(Protocol):
     OUTCOMES: Sequence[str]     # the first is success; the others say what went wrong
 
     def settings(self, suite: str, episodes: int | None, seed: int) -> Sequence[Any]:
-        """One setting an episode, a pure function of the arguments, disjoint from the training data's. Only the world
-        reads what is in it: a scene, or a simulator's seed. `episodes` None: the predefined ones, for ever the same."""
+        """One an episode, which only the world reads: a pure function of the arguments, disjoint from the training
+        data's. `episodes` None: the predefined ones, for ever the same."""
 
     def rollout(self, policy: Actor, settings: Sequence[Any], record: int = 0) -> Rollout:
-        """Run a policy in all settings, and film the first `record`. The world decides how often it looks again."""
+        """Run a policy in all settings, and film the first `record`. The world decides how often it looks."""
 
     def controls(self, policy: Actor) -> Mapping[str, Actor]:
         """Rivals by name: the policy told or shown something wrong, and policies that do not look."""
 
-    # What validation may watch on recorded episodes of this world, of a support.data Source.
+    # What validation may watch on recorded episodes of a support.data Source.
 
     def suite(self, source, e: int) -> str:
         """The suite of episode e: foresight is reported for each."""
@@ -58,5 +61,30 @@ class World(Protocol):
     HALF_WINDOW: float          # of the square around a mark, as a fraction of the picture
 
     def prepare(self, root) -> Any:
-        """The training data at `root`, written first if absent. ValueError, one line, if it cannot be or if another
-        version of the world wrote what is there."""
+        """The training data at `root`, written first if absent. ValueError: another version wrote what is there."""
+
+
+def actor(policy, views):
+    """A support.inference Policy as an Actor. views: of the world's cameras. What is an Actor already stays."""
+    if callable(policy):
+        return policy
+
+    def act(past, now, states, instructions):
+        actions = []
+        for part in np.array_split(np.arange(len(instructions)), max(1, len(instructions) // AT_ONCE)):
+            pictures = [{view: [past[i, v], now[i, v]] for v, view in enumerate(views)} for i in part]
+            actions.append(policy.plan(pictures, states[part], [instructions[i] for i in part], imagine=False)[0])
+        return np.concatenate(actions)
+    return act
+
+
+def wrong_text(policy, swap):
+    """The policy, told something else. swap: word -> word."""
+    return lambda past, now, states, instructions: policy(
+        past, now, states, [" ".join(swap.get(word, word) for word in text.split()) for text in instructions])
+
+
+def shuffled_images(policy):
+    """The policy, shown another scene's pictures."""
+    return lambda past, now, states, instructions: policy(
+        np.roll(past, 1, 0), np.roll(now, 1, 0), states, instructions)

@@ -1,7 +1,6 @@
 """One layout of the engine: all that is fixed for a number of samples, a set of views and a text budget.
 
 A `Program` owns the buffers that a recorded graph reads and writes, and the tables that follow from the masks.
-support/inference/engine.py computes on them.
 """
 
 from dataclasses import dataclass
@@ -15,18 +14,14 @@ from support.rotary import positions, rotary_tables
 
 @dataclass(frozen=True)
 class Shape:
-    """What a Program is built for; another shape is another Program.
-
-    samples B; views: which of the three are computed; text: slots for words; padded: some slots may be empty;
-    cached: latents of t-m are given; imagine: z_hat is wanted.
-    """
+    """What a Program is built for; another shape is another Program."""
 
     samples: int
-    views: tuple
-    text: int
-    padded: bool
-    cached: bool
-    imagine: bool
+    views: tuple    # which of the three are computed
+    text: int       # slots for words
+    padded: bool    # some of them may be empty
+    cached: bool    # latents of t-m are given
+    imagine: bool   # z_hat is wanted
 
 
 class Program:
@@ -38,7 +33,12 @@ class Program:
         self.u = V * layout.per_view + shape.text
         self.g = self.u + V * layout.gen
         self.n = self.g + 1 + config.chunk
-        self.keep = self._kept(layout).to(device)
+        spans = [(v * layout.per_view, layout.per_view) for v in shape.views]
+        spans += [(layout.views * layout.per_view, shape.text)]
+        spans += [(layout.n_und + v * layout.gen, layout.gen) for v in shape.views]
+        spans += [(layout.n_und + layout.n_gen, layout.n_act)]
+        # Places in the joint sequence of the tokens that are computed, in its order.
+        self.keep = torch.cat([torch.arange(start, start + length) for start, length in spans]).to(device)
 
         def buffer(*size, dtype=torch.float32):
             return torch.zeros(size, dtype=dtype, device=device)
@@ -54,45 +54,29 @@ class Program:
         self.bias = buffer(B, 1, 1, self.n, dtype=model.dtype) if shape.padded else None
         self.keys, self.values = ([buffer(B, config.kv_heads, self.n, d, dtype=model.dtype)
                                    for _ in range(config.layers)] for _ in range(2))
-        self.mask = None
-        self.pinned, self.sent = {}, torch.cuda.Event() if device.type == "cuda" else None
-
-    def _kept(self, layout):
-        """Places in the joint sequence of the tokens that are computed, in its order."""
-        views = [torch.arange(layout.per_view) + v * layout.per_view for v in self.shape.views]
-        text = layout.views * layout.per_view + torch.arange(self.shape.text)
-        gen = [torch.arange(layout.gen) + layout.n_und + v * layout.gen for v in self.shape.views]
-        return torch.cat([*views, text, *gen, layout.n_und + layout.n_gen + torch.arange(layout.n_act)])
+        self.mask, self.replay = None, None   # the masks placed last; the graph that was recorded
 
     def load(self, batch, eps, z_past):
         """Copy a batch in. With given latents the frames at t-m are not read."""
-        cached = self.shape.cached
-        inputs = {"image": self._there(batch.image), "frames": self._there(batch.frames[:, :, 1 if cached else 0:2]),
-                  "text_ids": batch.text_ids[:, :self.shape.text], "state": batch.state, "real": batch.dim_mask[:, None],
-                  "eps": eps} | ({"z_past": self._there(z_past)} if cached else {})
-        if self.sent is not None:
-            self.sent.synchronize()   # the last call's copies have left pinned memory
+        def there(x):   # the views computed; a list as an index would be sent to the GPU, and waited for
+            return x if len(self.shape.views) == 3 else torch.stack([x[:, v] for v in self.shape.views], 1)
+
+        inputs = {"image": there(batch.image), "frames": there(batch.frames[:, :, 1 if self.shape.cached else 0:2]),
+                  "text_ids": batch.text_ids[:, :self.shape.text], "state": batch.state,
+                  "real": batch.dim_mask[:, None], "eps": eps}
+        if self.shape.cached:
+            inputs["z_past"] = there(z_past)
         for name, source in inputs.items():
-            self._send(name, source)
-        if self.sent is not None:
-            self.sent.record()
-
-    def _there(self, x):
-        """(B, 3, ...) -> (B, V, ...), the views computed; a list as an index would be sent to the GPU, and waited for."""
-        return x if len(self.shape.views) == 3 else torch.stack([x[:, v] for v in self.shape.views], 1)
-
-    def _send(self, name, source):
-        """Into a buffer. From the CPU to a GPU it goes through pinned memory, so that nobody waits for the copy."""
-        mine = getattr(self, name)
-        if mine.is_cuda and not source.is_cuda:
-            if name not in self.pinned:
-                self.pinned[name] = torch.empty_like(mine, device="cpu", pin_memory=True)
-            source = self.pinned[name].copy_(source)
-        mine.copy_(source, non_blocking=mine.is_cuda)
+            mine = getattr(self, name)
+            if mine.is_cuda and not source.is_cuda:   # nobody waits for the copy; torch keeps its source until then
+                source = source.to(mine.dtype).contiguous().pin_memory()
+            mine.copy_(source, non_blocking=True)
 
     def place(self, model, batch):
-        """Positions and padding of a batch's prompts: the only place where values decide anything, and the only one that
-        waits for a GPU. Nothing is done when the masks are those of the last batch."""
+        """Positions and padding of a batch's prompts, where they are not those of the last batch.
+
+        The only place where values decide anything, and the only one that waits for a GPU.
+        """
         mask = torch.cat([batch.view_mask, batch.text_mask], 1).cpu()
         if self.mask is not None and torch.equal(mask, self.mask):
             return
@@ -107,5 +91,5 @@ class Program:
                 mine.copy_(new)
         if self.bias is not None:
             valid = valid_tokens(model.layout, *masks)[:, self.keep]
-            self.bias.copy_(torch.zeros_like(self.bias).masked_fill_(~valid[:, None, None], MASKED))
+            self.bias.zero_().masked_fill_(~valid[:, None, None], MASKED)
         self.mask = mask

@@ -1,8 +1,6 @@
 """One robot, frame by frame: history, queue of actions, latents kept for coming plans, planning in the background.
 
-A ControlLoop is what `Policy.reset` makes for an episode and `Policy.step` calls. It keeps the last m + 1 frames, and
-the latents of those that a coming plan will look back at. It hands out the planned actions one by one and plans anew
-when `execute_steps` of them are used, at once or in the background. The first step of an episode waits for its plan.
+docs/realtime.md says what a robot's loop may rely on.
 """
 
 import time
@@ -25,13 +23,10 @@ def places_of(cameras, caller):
 
 
 class Picture(Letterboxed):
-    """A camera's picture (H, W, 3) uint8, letterboxed at most once per size.
-
-    Copied, because a camera driver may reuse its buffer and a background plan reads it later.
-    """
+    """A camera's picture (H, W, 3) uint8, letterboxed at most once per size."""
 
     def __init__(self, picture):
-        self.picture, self.squares = np.array(picture), {}
+        self.picture, self.squares = np.array(picture), {}   # a copy: a camera driver may reuse its buffer
 
     def letterboxed(self, size):
         """(3, size, size) uint8."""
@@ -44,10 +39,8 @@ class ControlLoop:
     """One episode of `Policy.step`.
 
     Step t looks at frame t; `queue` is the current chunk and `planned_at` the frame it was planned from, so the action
-    of step t is queue[t - planned_at]. The next chunk is planned from frame `next_plan`, or later if the last one is
-    still under way. In the background it arrives some steps later and is entered at its own place; until then the
-    present one goes on to its end, and then its last action is held. So is the last action of a chunk that arrives when
-    it is over: the newest intention there is.
+    of step t is queue[t - planned_at], or the last one where the chunk is over. The next chunk is planned from frame
+    `next_plan`, or later if the last one is still under way, and entered at its own place when it arrives.
     """
 
     def __init__(self, policy, task, execute_steps, background):
@@ -70,11 +63,10 @@ class ControlLoop:
         if self.t >= self.next_plan and not busy:
             self._launch(state)
         elif self._wants_latents(self.t):
-            job = self._encode_ahead, self.t, images
             if self.pool is None:
-                job[0](*job[1:])
+                self._encode_ahead(self.t, images)
             else:
-                self.ahead.append(self.pool.submit(*job))
+                self.ahead.append(self.pool.submit(self._encode_ahead, self.t, images))
         while self.ahead and self.ahead[0].done():
             self.ahead.pop(0).result()   # which is None, unless it raises
         if self.pending is not None and self.pending[1].done():
@@ -104,12 +96,11 @@ class ControlLoop:
         past, now = self.history[0], self.history[-1]
         seen = {view: [past[view], now[view]] for view in VIEWS if view in past and view in now}
         seen = seen or {view: [now[view]] * 2 for view in VIEWS if view in now}   # all cameras are new, as at the start
-        eps = self.policy.noise(1)
-        job = self._plan, self.t, seen, state, eps
+        given = self.t, seen, state, self.policy.noise(1)
         if self.pool is None or not len(self.queue):
-            self.queue, self.planned_at = job[0](*job[1:]), self.t
+            self.queue, self.planned_at = self._plan(*given), self.t
         else:
-            self.pending = self.t, self.pool.submit(*job)
+            self.pending = self.t, self.pool.submit(self._plan, *given)
         # Only now: a plan that raises here is tried again at the next frame.
         self.next_plan, self.period = self.t + self.execute, max(self.execute, self.t - self.launched)
         self.launched = self.t

@@ -1,23 +1,11 @@
 """Fast inference: the savings that model.py leaves out, as transformations of a built model.
 
-`Engine(model)` gives the same chunks as `model.sample_actions`, from the same weights. What it does differently is
-exact up to rounding, and each item is tested against the plain path:
+`Engine(model)` gives the chunks of `model.sample_actions` from the same weights, exact up to rounding. docs/realtime.md
+lists what it saves, and tests/support/test_engine.py holds each saving equal to the plain path.
 
-    weights      q, k, v and gate, up joined (the model's own become views: nothing is stored twice); the 1x1 and the
-                 8x8 convolution folded into one product, likewise Qwen's two identical still frames, and the first two
-                 maps of the action embedding with tau's part as one constant per Euler step; VAE channels-last
-    tokens       missing views are not computed at all, nor is text padding in mode "eager" (compiled, a prompt always
-                 fills the config's budget, so that every prompt is the same program); the last generation layer gives
-                 keys and values alone when nothing is imagined (the last understanding layer never had more)
-    attention    keys and values are written in place; the heads that share a key are rows of one product, so that
-                 nothing is expanded; no mask, except over the padding of prompts that share a budget: always when
-                 compiled, in mode "eager" where samples differ in length
-    state token  never sees the actions: its keys and values are computed in the first Euler step and kept
-    latents      those of t-m can be given (`z_past`) instead of encoded again; support/inference/policy.py keeps them
-
-One `Program` (support/inference/buffers.py) holds everything that is fixed for a number of samples, a set of views and a text
-budget: spans, tables, caches, inputs. Running it is a fixed list of operations: no value is read back, no shape depends
-on data. So it can be one CUDA graph, with five kinds of function compiled inside it and each compiled once for all layers.
+A `Program` (support/inference/buffers.py) holds everything that is fixed for a number of samples, a set of views and a
+text budget. Running it is a fixed list of operations: no value is read back, no shape depends on data. So it can be one
+CUDA graph, and the four functions of support/inference/fused.py are compiled inside it once for all layers and steps.
 """
 
 import copy
@@ -30,12 +18,11 @@ import torch.nn.functional as F
 
 from data import Batch
 from support.inference.buffers import Program, Shape
-from support.inference.fused import (BlockWeights, Vision, block, channels_last, decode, encode,
-                                     fold_action_embedding, fold_compression, linear, rms_norm, vit_block)
+from support.inference.fused import (BlockWeights, Vision, block, compiled, decode, encode, fold_action_embedding,
+                                     fold_compression, linear, rms_norm, vit_block)
 
 MODES = ("eager", "compile", "graph")
-SHAPES = 64   # that each compiled function may take, over all layouts; torch's own limit is 8
-PROGRAMS = 8  # kept, those used last: each has buffers, tables and perhaps a graph of its own
+PROGRAMS = 8   # kept, those used last: each has buffers, tables and perhaps a graph of its own
 
 
 def default_mode(device):
@@ -44,7 +31,7 @@ def default_mode(device):
 
 
 class Chunk(NamedTuple):
-    """One call's results. Views that are missing hold zeros; without a generation expert z and z_hat are None."""
+    """One call's results, zeros where a view is missing; without a generation expert z and z_hat are None."""
 
     actions: torch.Tensor       # (B, k, d_a) float32, standardised
     z: torch.Tensor = None      # (B, V, 16, g, g) float32: latents of o_t, the z_past of m frames later
@@ -52,8 +39,7 @@ class Chunk(NamedTuple):
 
 
 def cuda_capture(run):
-    """Record run() as one CUDA graph of the current device -> a function that replays it and returns its outputs, the
-    same tensors every time."""
+    """Record run() as one CUDA graph -> a function that replays it and returns its outputs, the same tensors always."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -71,28 +57,9 @@ def cuda_capture(run):
     return replay
 
 
-def compiled(function, **options):
-    """torch.compile for up to SHAPES shapes. torch keeps its limit per thread, so it is raised where the call is made.
-
-    The result raises ValueError, one line, beyond that.
-    """
-    fast = torch.compile(function, fullgraph=True, dynamic=False, **options)
-
-    def call(*args):
-        settings = torch._dynamo.config
-        if settings.recompile_limit < SHAPES:
-            settings.recompile_limit = SHAPES
-        try:
-            return fast(*args)
-        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
-            raise ValueError(f"more than {SHAPES} shapes of '{function.__name__}' to compile (numbers of samples, sets of "
-                             "cameras): keep to fewer, or use --engine eager") from error
-    return call
-
-
 def entry(method):
-    """A way into the engine: for one thread at a time, on the model's device, and never in inference mode, because
-    buffers outlive the call and what is compiled would be compiled again."""
+    """A way into the engine: for one thread at a time, on the model's device, and never in inference mode, in which
+    everything would be compiled again."""
     @wraps(method)
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -105,55 +72,47 @@ def entry(method):
 class Engine:
     """engine(batch, eps) -> Chunk, equal to model.sample_actions(batch, eps).
 
-    mode "eager": as it is. "compile": block, vit_block, encode and decode are compiled, once for all layers.
-    "graph": the same, and every Program is one CUDA graph, recorded at its first call; `capture` makes it.
-    views: which of the three the robot has; what a control loop calls is compiled and recorded for these here. Other views,
-    an imagined future and its pictures are compiled and recorded when they are first asked for.
-    Threads may share an engine, on one CUDA stream, which they do by default: each waits its turn.
+    mode: "eager"; "compile": the functions of fused.py are compiled; "graph": and every Program is one CUDA graph, made
+    by `capture` at its first call. views: which of the three the robot has; what a control loop calls is compiled and
+    recorded for these here, anything else when it is first asked for. Threads on one CUDA stream may share an engine.
     The model keeps working and shares its weights; train it no further, because constants were computed from them.
-    One engine a model, made where it shall run: a second one, or moving the model, gives it weights of its own, so that
-    both copies are held (`eager` makes one that shares). Sets torch.backends.cudnn.benchmark on a GPU.
+    One engine a model, made where it shall run: a second one, or moving the model, holds the weights twice. `eager`
+    makes one that shares. Sets torch.backends.cudnn.benchmark on a GPU.
     """
 
     def __init__(self, model, mode="eager", steps=None, capture=cuda_capture, backend=None, views=(0, 1, 2)):
         if mode not in MODES:
             raise ValueError(f"--engine {mode}: choose from {', '.join(MODES)}")
-        device = model.act.state_proj.weight.device
+        self.model, self.config, self.mode, self.capture = model, model.config, mode, capture
+        device, config = model.act.state_proj.weight.device, model.config
         if mode == "graph" and capture is cuda_capture and device.type != "cuda":
             raise ValueError("--engine graph records a CUDA graph, and the model is not on a GPU: use eager or compile")
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True   # the VAE's shapes are few
-        config = model.config
-        self.model, self.config, self.mode, self.capture = model, config, mode, capture
         self.steps = config.euler_steps if steps is None else steps
         if self.steps < 1:
             raise ValueError(f"--euler_steps must be at least 1, got {self.steps}")
-        self.programs, self.recorded, self.captures, self.lock = {}, {}, 0, threading.RLock()
-        self.vision = Vision(model.und.visual)
-        self.layers = {name: [BlockWeights.of(getattr(layer, name), config.heads, config.kv_heads)
-                              for layer in model.layers]
-                       for name in (("und", "gen", "act") if config.gen_expert else ("und", "act"))}
-        if self.layers["und"][-1].o is not None:   # built for a parity test or a comparison; nothing reads its output
-            self.layers["und"][-1] = self.layers["und"][-1].keys_values_alone(config.heads)
-        if config.gen_expert:
-            self.compress = fold_compression(model.gen)
-            self.last_gen = self.layers["gen"][-1].keys_values_alone(config.heads)
-            self.vae = channels_last(model.vae)
-        self.embed_action = fold_action_embedding(model.act, self.steps)
+        self.programs, self.captures, self.lock, self.report = {}, 0, threading.RLock(), None
         self.view_tokens = torch.tensor(config.view_tokens, device=device)
-        self.block, self.encode, self.decode = block, encode, decode
-        self.report = None
+        self.vision = Vision(model.und.visual, config)
+        self.layers = {name: [BlockWeights.of(getattr(layer, name), config) for layer in model.layers]
+                       for name in (("und", "gen", "act") if config.gen_expert else ("und", "act"))}
+        if config.und_tail:
+            self.layers["und"][-1] = self.layers["und"][-1].keys_values_alone(config)
+        if config.gen_expert:
+            *layers, last = self.layers["gen"]
+            self.layers["gen_kv"] = [*layers, last.keys_values_alone(config)]   # where nothing is imagined
+            self.compress = fold_compression(model.gen)
+            self.vae = model.vae
+            for kernel in (p for p in model.vae.parameters() if p.ndim == 4):
+                kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+        self.embed_action = fold_action_embedding(model.act, self.steps)
+        self.block, self.vit_block, self.encode, self.decode = block, vit_block, encode, decode
         if mode != "eager":
-            self._compile(backend, device)
+            options = {"mode": "max-autotune-no-cudagraphs"} if device.type == "cuda" else {}
+            region = partial(compiled, **({"backend": backend} if backend else options))
+            self.block, self.vit_block, self.encode, self.decode = map(region, (block, vit_block, encode, decode))
             self._warm_up(views)
-
-    def _compile(self, backend, device):
-        """One compiled function per region; layers of one shape share it."""
-        options = {"backend": backend} if backend else \
-            {"mode": "max-autotune-no-cudagraphs"} if device.type == "cuda" else {}
-        region = partial(compiled, **options)
-        self.block, self.vision.block = region(block), region(vit_block)
-        self.encode, self.decode = region(encode), region(decode)
 
     def _warm_up(self, views):
         """Compile (and record) what a control loop calls: a plan, latents ahead of a plan, and a plan with them given.
@@ -174,13 +133,10 @@ class Engine:
                        f"actions up to {exact.abs().max().item():.1f}")
 
     def eager(self, steps=None):
-        """A second engine over the same weights, nothing compiled; with another number of Euler steps if given.
-
-        Its buffers are its own. The lock is the same, so that neither computes while the other records.
-        """
-        other = copy.copy(self)
-        other.mode, other.programs, other.recorded, other.vision = "eager", {}, {}, copy.copy(self.vision)
-        other.block, other.vision.block, other.encode, other.decode = block, vit_block, encode, decode
+        """A second engine over the same weights, nothing compiled; with another number of Euler steps if given."""
+        other = copy.copy(self)   # the lock is the same, so that neither computes while the other records
+        other.mode, other.programs = "eager", {}
+        other.block, other.vit_block, other.encode, other.decode = block, vit_block, encode, decode
         if steps is not None:
             other.steps, other.embed_action = steps, fold_action_embedding(self.model.act, steps)
         return other
@@ -195,21 +151,20 @@ class Engine:
         What is returned is the caller's own. ValueError: samples with different views, or padding between words.
         """
         shape = self.shape(batch, z_past is not None, imagine and self.config.gen_expert)
-        program = self.programs[shape] = self.programs.pop(shape, None) or Program(self.model, shape)   # the last one used
+        program = self.programs.pop(shape, None) or Program(self.model, shape)
+        self.programs[shape] = program   # the one used last stands last
         if len(self.programs) > PROGRAMS:
-            oldest = next(iter(self.programs))
-            del self.programs[oldest]
-            self.recorded.pop(oldest, None)
+            del self.programs[next(iter(self.programs))]
         program.place(self.model, batch)
         program.load(batch, eps, z_past)
-        if self.mode == "graph" and shape not in self.recorded:
+        if self.mode == "graph" and program.replay is None:
             self.captures += 1
-            self.recorded[shape] = self.capture(partial(self.run, program))
-        out = self.recorded[shape]() if self.mode == "graph" else self.run(program)
+            program.replay = self.capture(partial(self.run, program))
+        out = program.replay() if program.replay else self.run(program)
         return Chunk(*(x if x is None else x.clone() for x in out))   # a graph's next replay writes over its outputs
 
     def shape(self, batch, cached, imagine):
-        """The Shape that a batch needs. Compiled, the text budget is the config's, whatever the prompt."""
+        """The Shape that a batch needs. Compiled, the text budget is the config's, so that all prompts are one."""
         views, words = batch.view_mask[0], batch.text_mask.sum(1)
         if not bool((batch.view_mask == views).all()):
             raise ValueError("the samples of one call must have the same cameras: call the engine once per set")
@@ -228,7 +183,8 @@ class Engine:
         if self.config.gen_expert:
             z = self.latents(program)
             h_gen = self.generate(program, z)
-            z_hat = self.all_views(self.foresee(program, h_gen), program.shape.views) if program.shape.imagine else None
+            if program.shape.imagine:
+                z_hat = self.all_views(self.foresee(program, h_gen), program.shape.views)
             z = self.all_views(z[:, :, 1], program.shape.views)
         return Chunk(self.denoise(program), z, z_hat)
 
@@ -240,8 +196,8 @@ class Engine:
         B, V = image.shape[:2]
         pixels = image.flatten(0, 1).float().div_(255)
         if pixels.shape[-1] != config.image_size:   # [release] bicubic, not clamped
-            pixels = F.interpolate(pixels, (config.image_size,) * 2, mode="bicubic", antialias=True, align_corners=False)
-        x = self.vision(pixels).unflatten(0, (B, V))
+            pixels = F.interpolate(pixels, config.image_size, mode="bicubic", antialias=True, align_corners=False)
+        x = self.vision(pixels, self.vit_block).unflatten(0, (B, V))
         if config.view_tokens:
             before, after = und.embed_tokens(self.view_tokens).expand(B, V, 2, -1).split(1, 2)
             x = torch.cat([before, x, after], 2)
@@ -252,8 +208,7 @@ class Engine:
 
     def understand(self, program, x):
         """Fill the understanding tokens' keys and values."""
-        for i, w in enumerate(self.layers["und"]):
-            x = self._block("und", program, i, w, x, 0, ((program.u, program.u),))
+        self._layers("und", program, x, 0)
 
     def latents(self, program):
         """Frames -> z (B, V, 2, 16, g, g) float32 at t-m and t; the former encoded or given."""
@@ -266,31 +221,21 @@ class Engine:
         x, size = frames.flatten(0, 2).float().div_(127.5).sub_(1), self.config.vae_size
         if x.shape[-1] != size:   # [release]
             x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
-        dtype = next(self.vae.parameters(), x).dtype
-        z = self.encode(self.vae, x.to(dtype).contiguous(memory_format=torch.channels_last))
-        return z.unflatten(0, frames.shape[:3])
+        x = x.to(next(self.vae.parameters(), x).dtype).contiguous(memory_format=torch.channels_last)
+        return self.encode(self.vae, x).unflatten(0, frames.shape[:3])
 
     def generate(self, program, z):
         """z (B, V, 2, 16, g, g) -> the generation expert's output (B, 32 V, D), or None when nothing is imagined."""
-        B, V, T, C, _, _ = z.shape
-        k = self.config.compress_kernel
+        (B, V, T, C, _, _), k = z.shape, self.config.compress_kernel
         patches = z.to(self.compress[0].dtype).view(B, V * T, C, 4, k, 4, k).permute(0, 1, 3, 5, 2, 4, 6)
         x = linear(patches.reshape(B, V * T * 16, -1), *self.compress)
         if self.config.learned_positions:
             x = x + self.model.gen.position[program.keep[program.u:program.g] - self.model.layout.n_und]
-        x, last = x.to(self.model.dtype), len(self.layers["gen"]) - 1
-        for i, w in enumerate(self.layers["gen"]):
-            w = w if i < last or program.shape.imagine else self.last_gen
-            x = self._block("gen", program, i, w, x, program.u, ((program.g - program.u, program.g),))
-        return x
+        return self._layers("gen" if program.shape.imagine else "gen_kv", program, x.to(self.model.dtype), program.u)
 
     def foresee(self, program, h_gen):
-        """GenExpert.decode over the views that are there: (B, 32 V, D) -> z_hat (B, V, 16, g, g) float32."""
-        gen, V = self.model.gen, len(program.shape.views)
-        x = gen.norm(h_gen).to(gen.expand.weight.dtype).unflatten(1, (V, 2, 16)).mean(2)
-        B, D = len(x), x.shape[-1]
-        x = gen.expand(x.reshape(B * V, 4, 4, D).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return gen.proj_out(gen.norm_out(x)).permute(0, 3, 1, 2).unflatten(0, (B, V)).float()
+        """The generation expert's output (B, 32 V, D) -> z_hat (B, V, 16, g, g) float32."""
+        return self.model.gen.decode(h_gen).float()
 
     @entry
     def to_pictures(self, z):
@@ -309,22 +254,24 @@ class Engine:
             x = act.action_time_mlp_out(F.silu(F.linear(a, weight, biases[step])))
             if config.learned_positions:
                 x = x + act.position[1:]
-            start, pieces = g + 1, ((k, n),)
+            start, pieces = g + 1, None
             if step == 0:
                 state = act.state_proj(program.state)[:, None]
                 state = state + act.position[:1] if config.learned_positions else state
                 x, start, pieces = torch.cat([state, x], 1), g, ((1, g + 1), (k, n))
-            x = x.to(self.model.dtype)
-            for i, w in enumerate(self.layers["act"]):
-                x = self._block("act", program, i, w, x, start, pieces)
+            x = self._layers("act", program, x.to(self.model.dtype), start, pieces)
             v = act.action_out_proj(rms_norm(x[:, -k:], act.norm.weight, config.norm_eps).float())
             a = a + (v if config.noise_on_padding else v * program.real) / self.steps
         return a
 
-    def _block(self, name, program, i, w, x, start, pieces):
-        rotary = program.rotary and tuple(table[:, start:start + x.shape[1]] for table in program.rotary)
-        return self.block(x, w, program.keys[i], program.values[i], start, pieces, rotary, program.bias,
-                          self.config.norm_eps)
+    def _layers(self, name, program, x, start, pieces=None):
+        """All layers of an expert over rows x, which follow `start` others and see all, unless `pieces` says less."""
+        end = start + x.shape[1]
+        rotary = program.rotary and tuple(table[:, start:end] for table in program.rotary)
+        for w, keys, values in zip(self.layers[name], program.keys, program.values):
+            x = self.block(x, w, keys, values, start, pieces or ((end - start, end),), rotary, program.bias,
+                           self.config.norm_eps)
+        return x
 
     @staticmethod
     def all_views(z, views):
@@ -332,8 +279,8 @@ class Engine:
         if len(views) == 3:
             return z
         out = z.new_zeros(len(z), 3, *z.shape[2:])
-        for at, v in enumerate(views):
-            out[:, v] = z[:, at]
+        for v, one in zip(views, z.unbind(1)):
+            out[:, v] = one
         return out
 
 

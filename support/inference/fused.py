@@ -1,8 +1,7 @@
-"""What the engine computes with: a built model's weights, joined and folded, and the five functions it compiles.
+"""What the engine computes with: a built model's weights, joined and folded, and the four functions it compiles.
 
-`BlockWeights` and `ViTWeights` are plain tuples of tensors, so that one compiled function serves every layer; `block`
-(understanding, generation and action layers), `vit_block`, `encode` and `decode` are those functions. `Vision` is a
-tower around them. support/inference/engine.py says what is saved and puts them together.
+`BlockWeights` and `ViTWeights` are plain tuples of tensors, so that one compiled function serves every layer: `block`
+those of the three experts, `vit_block` those of a vision tower. `encode` and `decode` are the VAE's two ways.
 """
 
 from typing import NamedTuple
@@ -11,8 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from flow import tau_embedding
-from support.tiny import ConvStem
-from support.vision import InternViT
+from support.vision import InternViT, QwenViT
 
 
 # ---- weights ----------------------------------------------------------------------------------------------------
@@ -38,25 +36,26 @@ class BlockWeights(NamedTuple):
     down: torch.Tensor = None
 
     @classmethod
-    def of(cls, block, heads, kv_heads):
+    def of(cls, block, config):
         """block: experts.Block."""
-        attention, norm = block.self_attn, block.input_layernorm.weight.detach()
-        scale = getattr(attention.k_norm, "weight", None)
+        attention, scale = block.self_attn, None
+        heads = {"k": config.kv_heads} if block.kv_only else {"q": config.heads, "k": config.kv_heads}
+        if config.qk_norm:
+            scale = torch.cat([getattr(attention, f"{name}_norm").weight.detach().expand(rows, -1)
+                               for name, rows in heads.items()])
+        weights = cls(block.input_layernorm.weight.detach(),
+                      join([getattr(attention, f"{name}_proj") for name in (*heads, "v")]), scale)
         if block.kv_only:
-            return cls(norm, join([attention.k_proj, attention.v_proj]),
-                       scale if scale is None else scale.detach().expand(kv_heads, -1).contiguous())
-        if scale is not None:
-            scale = torch.cat([attention.q_norm.weight.detach().expand(heads, -1), scale.detach().expand(kv_heads, -1)])
-        return cls(norm, join([attention.q_proj, attention.k_proj, attention.v_proj]), scale,
-                   attention.o_proj.weight.detach(), block.post_attention_layernorm.weight.detach(),
-                   join([block.mlp.gate_proj, block.mlp.up_proj])[0], block.mlp.down_proj.weight.detach())
+            return weights
+        return weights._replace(
+            o=attention.o_proj.weight.detach(), mlp_norm=block.post_attention_layernorm.weight.detach(),
+            gate_up=join([block.mlp.gate_proj, block.mlp.up_proj])[0], down=block.mlp.down_proj.weight.detach())
 
-    def keys_values_alone(self, heads):
+    def keys_values_alone(self, config):
         """The same layer when nothing reads its output: q's rows are left out."""
-        (weight, bias), d = self.qkv, self.qk_norm.shape[1] if self.qk_norm is not None else None
-        rows = heads * (d or self.o.shape[1] // heads)
+        (weight, bias), rows = self.qkv, config.heads * config.head_dim
         return BlockWeights(self.norm, (weight[rows:], None if bias is None else bias[rows:]),
-                            None if d is None else self.qk_norm[heads:])
+                            None if self.qk_norm is None else self.qk_norm[config.heads:])
 
 
 class ViTWeights(NamedTuple):
@@ -105,19 +104,10 @@ def fold_action_embedding(act, steps):
     return (of_action @ act.action_in_proj.weight.detach().double()).float(), bias.float()
 
 
-def channels_last(vae):
-    """The VAE, its kernels stored channels-last; values and shapes stay."""
-    for module in vae.modules():
-        for name, p in module.named_parameters(recurse=False):
-            if p.ndim == 4:
-                kernel = p.detach().contiguous(memory_format=torch.channels_last)
-                setattr(module, name, torch.nn.Parameter(kernel, requires_grad=False))
-    return vae
-
-
 # ---- the compiled regions ---------------------------------------------------------------------------------------
 
 FEW_ROWS = 128   # of x, below which the weight stands on the left
+SHAPES = 64      # that each compiled function may take, over all layouts; torch's own limit is 8
 
 
 def linear(x, weight, bias=None):
@@ -136,8 +126,13 @@ def rms_norm(x, weight, eps):
     return F.rms_norm(x.float(), x.shape[-1:], weight.float(), eps).to(x.dtype)
 
 
+def signed(cos, sin):
+    """cos and sin of half a head (..., d/2) -> the tables `turn` reads (..., d)."""
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+
+
 def turn(x, rotary):
-    """Rotary embedding: x (B, N, heads, d) float32; cos and sin (B, N, 1, d), the sin of the first half negative."""
+    """Rotary embedding of x (B, N, heads, d) float32 by the tables of `signed`, each (B, N, 1, d)."""
     cos, sin = rotary
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
@@ -209,42 +204,50 @@ def decode(vae, z):
     return vae.decode(z).float()
 
 
-# ---- vision towers ----------------------------------------------------------------------------------------------
+def compiled(function, **options):
+    """torch.compile for up to SHAPES shapes, beyond which the result raises ValueError, one line.
+
+    torch keeps its own limit per thread, so it is raised where the call is made.
+    """
+    fast = torch.compile(function, fullgraph=True, dynamic=False, **options)
+
+    def call(*args):
+        settings = torch._dynamo.config
+        if settings.recompile_limit < SHAPES:
+            settings.recompile_limit = SHAPES
+        try:
+            return fast(*args)
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            raise ValueError(f"more than {SHAPES} shapes of '{function.__name__}' to compile (numbers of samples, "
+                             "sets of cameras): keep to fewer, or use --engine eager") from error
+    return call
+
 
 class Vision:
-    """A tower of support/vision.py over fused layers, its tables computed once. `block` may be replaced by its compiled
-    form. conveyor's convolutions stay as they are."""
+    """A tower of support/vision.py over joined layers, with its tables. conveyor's convolutions stay as they are."""
 
-    def __init__(self, tower):
-        self.tower, self.block, self.rotary = tower, vit_block, None
-        if isinstance(tower, ConvStem):
-            return
-        layers = tower.layers if isinstance(tower, InternViT) else tower.blocks
-        self.layers, self.heads = [ViTWeights.of(layer) for layer in layers], layers[0].heads
-        if not isinstance(tower, InternViT):   # a still image fills both times of the kernel: their sum
+    def __init__(self, tower, config):
+        self.tower, self.layers, self.heads, self.rotary = tower, [], config.vit_heads, None
+        if isinstance(tower, InternViT):
+            self.layers = [ViTWeights.of(layer) for layer in tower.layers]
+        elif isinstance(tower, QwenViT):
+            self.layers = [ViTWeights.of(layer) for layer in tower.blocks]
             weight = tower.patch_embed.weight.detach()
-            self.patch, self.side = weight.float().sum(2).to(weight.dtype), None
-
-    def __call__(self, pixels):
-        """pixels (n, 3, S, S) in [0, 1] -> (n, tokens, D)."""
-        if isinstance(self.tower, ConvStem):
-            return self.tower(pixels)
-        x = self.tower.patches(pixels) if isinstance(self.tower, InternViT) else self._patches(pixels)
-        for w in self.layers:
-            x = self.block(x, w, self.heads, self.rotary)
-        return self.tower.tokens(x)
-
-    def _patches(self, pixels):
-        """Qwen3-VL's patches with their positions; tables are made anew for another size of picture."""
-        x = F.conv2d((pixels * 2 - 1).to(self.patch.dtype), self.patch, self.tower.patch_embed.bias, self.patch.shape[-1])
-        if x.shape[-1] != self.side:
-            self.side = x.shape[-1]
-            table, angle = self.tower.tables(self.side)
+            self.patch = weight.float().sum(2).to(weight.dtype)   # a still image fills both times of the kernel
+            table, angle = tower.tables(config.image_size // config.vit_patch)
             self.table = table.detach().contiguous()
             self.rotary = signed(angle.cos()[None, :, None], angle.sin()[None, :, None])
-        return x.flatten(2).transpose(1, 2) + self.table
 
-
-def signed(cos, sin):
-    """cos and sin of half a head (..., d/2) -> the tables `turn` reads (..., d)."""
-    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+    def __call__(self, pixels, block):
+        """pixels (n, 3, S, S) in [0, 1] -> (n, tokens, D). block: `vit_block`, perhaps compiled."""
+        if not self.layers:
+            return self.tower(pixels)
+        if self.rotary is None:
+            x = self.tower.patches(pixels)
+        else:
+            pixels = (pixels * 2 - 1).to(self.patch.dtype)
+            x = F.conv2d(pixels, self.patch, self.tower.patch_embed.bias, self.patch.shape[-1])
+            x = x.flatten(2).transpose(1, 2) + self.table
+        for w in self.layers:
+            x = block(x, w, self.heads, self.rotary)
+        return self.tower.tokens(x)

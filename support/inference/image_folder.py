@@ -36,22 +36,17 @@ def read(folder, stats, task=None, state=None):
     """An image folder of the robot of `stats` -> Observed. task, state: the text and the file given instead of the
     folder's own. ValueError: one line that names the file."""
     seen, future = read_pictures(folder)
-    files = [folder / name for name in ("state.npy", "state.json") if (folder / name).exists()]
-    if state or files:
-        q_t = read_state(Path(state or files[0]), stats)
+    state = state or next((folder / name for name in ("state.npy", "state.json") if (folder / name).exists()), None)
+    if state:
+        q_t = read_state(Path(state), stats)
     else:
         print("no state given: using the mean state of the training data; --state FILE gives the real one")
         q_t = np.array(stats.state_mean, np.float32)
-    task = task or ((folder / "task.txt").read_text().strip() if (folder / "task.txt").exists() else None)
+    if not task and (folder / "task.txt").exists():
+        task = (folder / "task.txt").read_text().strip()
     if not task:
         raise ValueError(f"--task is missing, and so is {folder}/task.txt: what shall the robot do?")
     return Observed(seen, future, q_t, task, read_actions(folder / "true_actions.npy", stats))
-
-
-def find_picture(folder, view, time):
-    """Path of a view's picture, PNG or JPEG, or None."""
-    paths = (folder / f"{view}_{time}{suffix}" for suffix in (".png", ".jpg", ".jpeg"))
-    return next((path for path in paths if path.exists()), None)
 
 
 def read_pictures(folder):
@@ -60,16 +55,17 @@ def read_pictures(folder):
         raise ValueError(f"--image-dir {folder}: no such folder; infer.py --help describes it")
     seen, future = {}, {}
     for view in VIEWS:
-        paths = {time: find_picture(folder, view, time) for time in TIMES}
-        if not any(paths.values()):
+        found = {time: read_picture(path) for time in TIMES for suffix in (".jpeg", ".jpg", ".png")
+                 if (path := folder / f"{view}_{time}{suffix}").exists()}
+        if not found:
             continue
         for time in ("past", "now"):
-            if paths[time] is None:
+            if time not in found:
                 raise ValueError(f"--image-dir {folder}: {view}_{time}.png is missing; a camera needs past and now, "
                                  f"or none of its files if the robot does not have it")
-        seen[view] = [read_picture(paths["past"]), read_picture(paths["now"])]
-        if paths["future"]:
-            future[view] = read_picture(paths["future"])
+        seen[view] = [found["past"], found["now"]]
+        if "future" in found:
+            future[view] = found["future"]
     if not seen:
         raise ValueError(f"--image-dir {folder}: no picture found; expected head_past.png and head_now.png at least")
     return seen, future
@@ -107,13 +103,13 @@ def read_actions(path, stats):
 def write(out, policy, observed, actions, z_hat):
     """Write what was planned into the folder `out` and print it. actions (k, d_a) in raw units; z_hat (V, 16, g, g) or
     None."""
-    stats, true = policy.stats, observed.actions
+    stats, names, true = policy.stats, action_names(policy.stats), observed.actions
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "actions.npy", actions)
-    names = action_names(stats)
-    k = len(actions) if true is None else min(len(true), len(actions))     # an episode may end sooner
-    plots.action_plot(actions[:k], names, true=None if true is None else true[:k], fps=stats.fps,
-                         path=out / "actions.png", spans=stats.action_std)
+    shown = actions
+    if true is not None:   # an episode may end sooner than the chunk, or later than it
+        shown, true = actions[:len(true)], true[:len(actions)]
+    plots.action_plot(shown, names, true=true, fps=stats.fps, path=out / "actions.png", spans=stats.action_std)
     print(f"task: {observed.task}\nviews: {', '.join(observed.seen)}; missing views are masked: "
           f"{', '.join(v for v in VIEWS if v not in observed.seen) or 'none'}")
     print(f"{len(actions)} actions, one per frame at {stats.fps:g} frames/s = {len(actions) / stats.fps:.2f} s, "
@@ -121,19 +117,16 @@ def write(out, policy, observed, actions, z_hat):
     for name, column in zip(names, actions.T):
         print(f"  {name:<24} first {column[0]:+8.3f}   last {column[-1]:+8.3f}   range {np.ptp(column):7.3f}")
     if true is not None:
-        _print_errors(actions[:k], true[:k], observed.state, stats)
+        # Beside it holding the state, where that has the actions' dimensions.
+        chunks = {"policy": shown} | ({"holding the state": observed.state[None]}
+                                      if observed.state.size == true.shape[1] else {})
+        errors = {name: np.square((a - true) / np.array(stats.action_std)).mean() for name, a in chunks.items()}
+        print("mean squared error in standard deviations of the training actions: "
+              + ", ".join(f"{name} {error:.4f}" for name, error in errors.items()))
     if z_hat is not None:
         foresight_picture(policy, observed.seen, observed.future, z_hat, out / "foresight.png")
     print_euler_error(policy, observed.seen, observed.state, observed.task)
     print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")
-
-
-def _print_errors(actions, true, state, stats):
-    """The policy beside holding the state, where that has the actions' dimensions."""
-    chunks = {"policy": actions} | ({"holding the state": state[None]} if state.size == true.shape[1] else {})
-    errors = {name: np.square((a - true) / np.array(stats.action_std)).mean() for name, a in chunks.items()}
-    print("mean squared error in standard deviations of the training actions: "
-          + ", ".join(f"{name} {error:.4f}" for name, error in errors.items()))
 
 
 def cut(dataset, folder, episode=-1, frame=None, robot=None):

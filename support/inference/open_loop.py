@@ -1,11 +1,8 @@
 """Open loop: what a policy would have commanded on a recorded episode, beside what was commanded, no robot moving.
 
 At t = 0, k, 2k, ... the policy plans a whole chunk from the recorded pictures and state, and the chunks are laid end to
-end. Three baselines do the same without looking: hold the state, the mean action, and a ridge regression from the state
-to the next k actions. A policy that does not beat them has learned nothing that the state did not tell.
-
-Before it counts, `replay` feeds training tuples through the path that a live robot's observations take: what the model
-reads must be the same bit for bit.
+end. Three baselines do the same without looking. A policy that does not beat them has learned nothing that the state
+did not tell. Before it counts, `replay` compares what training and a live robot give the model.
 """
 
 import json
@@ -23,15 +20,16 @@ RIDGE = 1e-2   # times the number of training frames, on standardised states
 
 
 class Baselines:
-    """hold the state, mean action and ridge regression, fitted on a data.Corpus: its training episodes of stats' robot.
+    """Hold the state, the mean action, and a ridge regression from the state to the next k actions.
 
-    bad: called with the error of an episode that cannot be read, which then does not count; None: the error is raised.
+    Fitted on a data.Corpus: its training episodes of stats' robot. skip: an episode that cannot be read is told and
+    does not count, instead of being an error.
     """
 
-    def __init__(self, corpus, stats, k, bad=None):
+    def __init__(self, corpus, stats, k, skip=False):
         self.stats, self.k = stats, k
         n, XX, XY, first, total, squares = 0, 0, 0, None, 0, 0   # sums over frames: a corpus's chunks fill no memory
-        for state, action in self._episodes(corpus, bad):
+        for state, action in self._episodes(corpus, skip):
             X, Y = self._features(state), np.stack([chunk_at(action, t, k)[0] for t in range(len(action))])
             n, XX, XY = n + len(X), XX + X.T @ X, XY + X.T @ Y.reshape(len(X), -1).astype(np.float64)
             first = action.mean(0, dtype=np.float64) if first is None else first
@@ -43,7 +41,7 @@ class Baselines:
         self.mean, std = first + total / n, np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0))
         self.unit = np.where(std < 1e-3, 1.0, std)   # of the training actions: what errors are measured in
 
-    def _episodes(self, corpus, bad):
+    def _episodes(self, corpus, skip):
         """(state, action) of every training episode of the robot."""
         for i, source in corpus.sources.items():
             fits = source.has_action and source.robot == self.stats.robot
@@ -51,9 +49,9 @@ class Baselines:
                 try:
                     yield source.numbers(int(e))
                 except ValueError as error:
-                    if bad is None:
+                    if not skip:
                         raise
-                    bad(error)
+                    print(f"bad data, left out of the baselines: {error}", file=sys.stderr)
 
     def _features(self, state):
         x = self.stats.normalise("state", state).astype(np.float64)
@@ -106,21 +104,18 @@ def traces(policy, baselines, source, e):
 def errors(found, baselines, names):
     """name -> mse in training standard deviations, and by joint: mse and mae in raw units."""
     report = {}
-    for name, values in found.items():
-        if name != "true":
-            error = values - found["true"]
-            report[name] = {"mse": float(np.mean((error / baselines.unit) ** 2)),
-                            "joints": {joint: {"mse": float(mse), "mae": float(mae)} for joint, mse, mae
-                                       in zip(names, (error ** 2).mean(0), np.abs(error).mean(0))}}
+    for name in (name for name in found if name != "true"):
+        error = found[name] - found["true"]
+        joints = zip(names, (error ** 2).mean(0).tolist(), np.abs(error).mean(0).tolist())
+        report[name] = {"mse": float(np.mean((error / baselines.unit) ** 2)),
+                        "joints": {joint: {"mse": mse, "mae": mae} for joint, mse, mae in joints}}
     return report
 
 
 def open_loop(policy, corpus):
     """All held-out episodes of a corpus -> ({episode: errors}, {episode: (traces, starts)})."""
-    def bad(error):
-        print(f"bad data, left out of the baselines: {error}", file=sys.stderr)
-    skips = policy.config.data.on_bad_sample == "skip"
-    baselines = Baselines(corpus, policy.stats, policy.config.model.chunk, bad if skips else None)
+    skip = policy.config.data.on_bad_sample == "skip"
+    baselines = Baselines(corpus, policy.stats, policy.config.model.chunk, skip)
     source, reports, found = corpus.held_out, {}, {}
     for e in np.unique(corpus.held_out_windows[:, 0]).tolist():
         found[e] = traces(policy, baselines, source, e)
@@ -130,8 +125,8 @@ def open_loop(policy, corpus):
 
 def mean_errors(reports):
     """Mean over episodes of each one's mse -> name -> float."""
-    return {name: float(np.mean([report[name]["mse"] for report in reports.values()]))
-            for name in next(iter(reports.values()))}
+    names = next(iter(reports.values()))
+    return {name: float(np.mean([report[name]["mse"] for report in reports.values()])) for name in names}
 
 
 # ---- infer.py --open-loop ---------------------------------------------------------------------------------------
@@ -169,8 +164,7 @@ def draw_episode(policy, source, e, curves, starts, out):
     m, T = policy.config.data.m, len(curves["true"])
     baselines = {name: values for name, values in curves.items() if name not in ("policy", "true")}
     plots.action_plot(curves["policy"], action_names(policy.stats), true=curves["true"], baselines=baselines,
-                         fps=policy.stats.fps, marks=starts, path=out / f"episode_{e}.png",
-                         spans=policy.stats.action_std)
+                      fps=policy.stats.fps, marks=starts, path=out / f"episode_{e}.png", spans=policy.stats.action_std)
     t = min(max(T // 2, m), T - 1 - m)
     if policy.config.model.gen_expert and t >= m:
         seen, state, task = observed(source, e, t, m)

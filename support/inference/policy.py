@@ -1,8 +1,7 @@
 """From a checkpoint to actions: what a robot, a simulator or infer.py calls.
 
-Two ways in. `plan` takes raw pictures and states of any number of scenes and returns whole chunks. `reset` and `step`
-drive one robot, frame by frame (support/inference/control.py). Everything a policy needs to know comes from the
-checkpoint: statistics, action mode, camera slots, m, k, the rate.
+`plan` takes raw pictures and states of any number of scenes and returns whole chunks. `reset` and `step` drive one
+robot, frame by frame (support/inference/control.py). All that a policy needs to know comes from the checkpoint.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 import config as configs
-from data import VIEWS, Batch, collate, observation
+from data import VIEWS, collate, observation
 from support import checkpoint
 from support.data.statistics import of_checkpoint
 from support.inference.control import ControlLoop, places_of
@@ -23,8 +22,8 @@ class Policy:
     """A model with the statistics it was trained with. model: InternVLA_A1; config: Config.
 
     engine: "plain" (the model as it is written), a mode of support/inference/engine.py, or None: the one for this
-    device. An engine takes the model's weights over; a plain policy keeps no latents. cameras: those that `step` will
-    be given; an engine compiles and records for them here, for others in the control loop.
+    device. cameras: those that `step` will be given; an engine compiles and records for them here, for others in the
+    control loop.
     """
 
     def __init__(self, model, config, stats, seed=0, engine="plain", euler_steps=None, cameras=VIEWS):
@@ -38,10 +37,8 @@ class Policy:
     @classmethod
     def load(cls, path, seed=0, tokenizer=None, robot=None, device="cpu", engine=None, **options):
         """path: a run or one checkpoint of it; it computes in bfloat16 if its weights are stored so. tokenizer: where
-        that lies now, if not where the checkpoint says. robot: which, if it was trained on several. engine: the one for
-        this device, unless another is given. options: euler_steps; cameras, those that it was trained with.
-
-        CheckpointError or ValueError: one line.
+        that lies now, if not where the checkpoint says. robot: which, if it was trained on several. options:
+        euler_steps; cameras, those that it was trained with. CheckpointError or ValueError: one line.
         """
         tensors, state = checkpoint.load(checkpoint.resolve(path))
         config = configs.from_dict(state["config"])
@@ -68,15 +65,14 @@ class Policy:
 
     def noise(self, n):
         """eps (n, k, d_a) on the CPU: a pure function of the seed and the number of calls so far."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.calls)
+        generator, model = torch.Generator().manual_seed(self.seed * 1_000_003 + self.calls), self.config.model
         self.calls += 1
-        shape = n, self.config.model.chunk, self.config.model.action_dim
-        return torch.randn(shape, generator=generator)
+        return torch.randn(n, model.chunk, model.action_dim, generator=generator)
 
     def plan(self, pictures, states, tasks, imagine=True):
         """Observations as in `batch` -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None).
 
-        Also while a plan is under way in the background, for which an engine waits.
+        ValueError: an engine takes scenes of the same cameras in one call.
         """
         imagine = imagine and self.config.model.gen_expert
         batch, eps = self.batch(pictures, states, tasks), self.noise(len(tasks))
@@ -87,23 +83,9 @@ class Policy:
                 a = self.model.sample_actions(batch, eps, self.euler_steps, prefix)
                 z_hat = self.model.imagine(batch, prefix) if imagine else None
         else:
-            a, z_hat = self._by_cameras(batch, eps, imagine)
+            a, _, z_hat = self.engine(batch, eps, imagine=imagine)
         actions = self.stats.actions(a.cpu().numpy(), np.asarray(states, np.float32))
         return actions, None if z_hat is None else z_hat.cpu()
-
-    def _by_cameras(self, batch, eps, imagine):
-        """The engine once per set of cameras -> (a, z_hat or None) of all samples, in their order, on the CPU."""
-        a, z_hat, g = torch.empty_like(eps), None, self.config.model.latent_grid
-        if imagine:
-            z_hat = eps.new_empty(len(eps), len(VIEWS), 16, g, g)
-        for cameras in batch.view_mask.unique(dim=0):
-            rows = (batch.view_mask == cameras).all(1)
-            some = Batch(**{name: x if x is None else x[rows] for name, x in vars(batch).items()})
-            chunk = self.engine(some, eps[rows], imagine=imagine)
-            a[rows] = chunk.actions.cpu()
-            if imagine:
-                z_hat[rows] = chunk.z_hat.cpu()
-        return a, z_hat
 
     def euler_error(self, pictures, states, tasks):
         """What fewer Euler steps change: rms difference from the config's number, same noise, standardised actions."""
@@ -124,9 +106,8 @@ class Policy:
     def reset(self, task, fps=None, execute_steps=None, background=False):
         """Begin an episode. fps: the rate at which `step` will be called; another than the checkpoint's is refused,
         because m and the chunk count its frames. execute_steps: actions of a chunk before the next is planned (default:
-        all; in the background half). background: plan beside the control loop, except the first chunk, which the first
-        step waits for; call `close` at the end. The episode before is ended; what failed there is raised as by `close`,
-        and then no new one has begun.
+        all; in the background half). background: plan beside the control loop; call `close` at the end. The episode
+        before is ended as by `close`.
         """
         k = self.config.model.chunk
         if fps is not None and fps != self.stats.fps:

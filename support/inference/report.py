@@ -1,7 +1,5 @@
 """What is drawn and printed of one plan: its actions by name, the imagined future, what fewer Euler steps change."""
 
-import torch
-
 from data import VIEWS
 from support import pictures
 from support.data.letterbox import letterbox
@@ -19,27 +17,25 @@ def foresight_picture(policy, seen, future, z_hat, path):
     z_hat (V, 16, g, g).
     """
     def boxed(picture):
-        return None if picture is None else letterbox(picture, policy.config.model.frame_size).permute(1, 2, 0).numpy()
+        return letterbox(picture, policy.config.model.frame_size)
 
-    imagined = policy.to_pictures(z_hat[None])[0].permute(0, 2, 3, 1).numpy()
-    m, rows = policy.config.data.m, []
+    def shown(picture):
+        return picture.permute(1, 2, 0).numpy()
+
+    m, rows, imagined = policy.config.data.m, [], policy.to_pictures(z_hat)
     for v, view in enumerate(VIEWS):
         if view in seen:
-            past, now = (boxed(picture) for picture in seen[view])
-            cells = [(f"t - {m}", past), ("t", now), (f"imagined t + {m}", imagined[v])]
+            past, now = (shown(boxed(picture)) for picture in seen[view])
+            cells = [(f"t - {m}", past), ("t", now), (f"imagined t + {m}", shown(imagined[v]))]
             if future:
-                true = boxed(future.get(view))
-                cells += [(f"true t + {m}", true), (f"t + {m} through the VAE", through_vae(policy, true))]
+                true = ceiling = None
+                if view in future:
+                    true = boxed(future[view])
+                    z = policy.model.phi_cosmos(true[None, None, None].to(policy.device))
+                    ceiling, true = shown(policy.to_pictures(z[0, 0])[0]), shown(true)
+                cells += [(f"true t + {m}", true), (f"t + {m} through the VAE", ceiling)]
             rows.append((view.replace("_", " "), cells))
     pictures.foresight(rows, path=path)
-
-
-def through_vae(policy, picture):
-    """(s, s, 3) uint8 -> encoded and decoded again; None stays None."""
-    if picture is None:
-        return None
-    frames = torch.from_numpy(picture).permute(2, 0, 1)[None, None, None].to(policy.device)
-    return policy.to_pictures(policy.model.phi_cosmos(frames)[0, 0])[0].permute(1, 2, 0).numpy()
 
 
 def print_euler_error(policy, seen, state, task):

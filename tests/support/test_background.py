@@ -28,12 +28,18 @@ def held_back(policy):
     return gate
 
 
+def planned(plain, frames, states, t, task="go"):
+    """The plain path's chunk (k, d_a) from frame t."""
+    seen = {view: [frames[max(t - 15, 0)][view], frames[t][view]] for view in VIEWS}
+    return plain.plan([seen], states[None, t], [task])[0][0]
+
+
 def wait_for_plan(policy):
     policy.loop.pending[1].result(timeout=20)
 
 
 def drive(policy, frames, states, latency):
-    """Actions of steps whose plans in the background arrive that many frames after their own; the last stays held back."""
+    """Actions of steps whose plans arrive that many frames after their own; the last plan stays held back."""
     gate, actions = held_back(policy), []
     for t, (images, state) in enumerate(zip(frames, states)):
         if policy.loop.pending and t - policy.loop.pending[0] == latency:
@@ -55,8 +61,7 @@ def test_no_step_waits_while_latency_is_below_the_queue(make):
     gate.set()
     wait_for_plan(policy)
     actions.append(policy.step(frames[13], states[13]))
-    first = plain.plan([{v: [frames[0][v]] * 2 for v in VIEWS}], states[None, 0], ["go"])[0][0]
-    second = plain.plan([{v: [frames[0][v], frames[8][v]] for v in VIEWS}], states[None, 8], ["go"])[0][0]
+    first, second = (planned(plain, frames, states, t) for t in (0, 8))
     np.testing.assert_allclose(actions, np.concatenate([first[:13], second[5:6]]), atol=1e-5)
     assert policy.timing()["starved"] == 0
     policy.close()
@@ -69,8 +74,7 @@ def test_plans_slower_than_a_chunk_still_move_the_robot(make):
     policy, plain = make(chunk=8), make(chunk=8, engine="plain")
     policy.reset("go", background=True)
     actions, gate = drive(policy, frames, states, latency=12)
-    first, *later = (plain.plan([{v: [frames[max(t - 15, 0)][v], frames[t][v]] for v in VIEWS}], states[None, t], ["go"])[0][0]
-                     for t in (0, 4, 16, 28))   # the later ones arrive at 16, 28 and 40
+    first, *later = (planned(plain, frames, states, t) for t in (0, 4, 16, 28))   # which arrive at 16, 28 and 40
     held = [chunk[-1] for chunk, steps in zip([first, *later], (8, 12, 12, 1)) for _ in range(steps)]
     np.testing.assert_allclose(actions, [*first, *held], atol=1e-5)
     assert policy.timing()["starved"] == 33
@@ -87,26 +91,7 @@ def test_late_plans_find_latents_that_were_computed_ahead(make):
     _, gate = drive(policy, frames, states, latency=12)
     gate.set()
     wait_for_plan(policy)
-    assert (policy.timing()["plans"], policy.timing()["latent_hits"]) == (6, 3)   # at 5, where frame 0 is known, 41 and 53
-    policy.close()
-
-
-def test_all_episodes_plan_in_one_thread(make):
-    """cuDNN tries its algorithms anew in each thread."""
-    policy, threads, (frames, states) = make(chunk=8), [], film(6)
-    for _ in range(3):
-        policy.reset("go", background=True)
-        inner = policy.loop._encode_ahead   # of frame 5, the t-15 of a plan at 20
-        policy.loop._encode_ahead = lambda *args: threads.append(threading.current_thread()) or inner(*args)
-        for images, state in zip(frames, states):
-            policy.step(images, state)
-            if policy.loop.pending:
-                wait_for_plan(policy)
-        policy.loop.ahead[-1].result(timeout=20)
-    policy.close()
-    assert len(threads) >= 3 and len(set(threads)) == 1 and not threads[0].is_alive()
-    policy.reset("go", background=True)   # and begins another one
-    policy.step(frames[0], states[0])
+    assert (policy.timing()["plans"], policy.timing()["latent_hits"]) == (6, 3)   # at 5 (frame 0 is known), 41, 53
     policy.close()
 
 
@@ -126,8 +111,7 @@ def test_closing_and_a_new_episode_leave_no_thread(make):
     assert gate.is_set()
     policy.calls, plain = 0, make(chunk=8, engine="plain")
     action = policy.step(frames[0], states[0])
-    stop = plain.plan([{view: [frames[0][view]] * 2 for view in VIEWS}], states[None, 0], ["stop"])[0][0]
-    np.testing.assert_allclose(action, stop[0], atol=1e-5)
+    np.testing.assert_allclose(action, planned(plain, frames, states, 0, "stop")[0], atol=1e-5)
     policy.close()
     deadline = time.monotonic() + 20
     while set(threading.enumerate()) != before and time.monotonic() < deadline:   # the timer ends by itself
@@ -143,13 +127,11 @@ def test_a_refused_observation_changes_nothing(make, background):
     one.reset("go", execute_steps=4, background=background)
     other.reset("go", execute_steps=4, background=background)
     for t, (images, state) in enumerate(zip(frames, states)):
-        if t in (0, 3, 4, 8):
-            with pytest.raises(ValueError, match="cameras none given"):
-                one.step({}, state)
-            with pytest.raises(ValueError, match="head is float32"):
-                one.step({"head": np.zeros((4, 4, 3), np.float32)}, state)
-            with pytest.raises(ValueError, match="finite numbers"):
-                one.step(images, state * np.nan)
+        wrong = (({}, state, "cameras none given"), (images, state * np.nan, "finite numbers"),
+                 ({"head": np.zeros((4, 4, 3), np.float32)}, state, "head is float32"))
+        for pictures, numbers, message in wrong if t in (0, 3, 4, 8) else ():
+            with pytest.raises(ValueError, match=message):
+                one.step(pictures, numbers)
         actions = [policy.step(images, state) for policy in (one, other)]
         assert actions[0] is not None and np.array_equal(*actions)
         if background and t in (4, 8, 12):
@@ -175,7 +157,7 @@ def test_a_plan_that_fails_in_the_step_is_made_at_the_next(make, background):
     policy.close()
 
 
-def test_after_a_failed_plan_the_present_chunk_goes_on_at_its_own_place_and_the_next_step_plans(make):
+def test_after_a_failed_plan_the_present_chunk_goes_on_at_its_place_and_the_next_step_plans(make):
     """Nothing fails silently in the thread: the step that follows raises."""
     frames, states = film(7)
     policy, plain = make(chunk=8), make(chunk=8, engine="plain")
@@ -191,8 +173,7 @@ def test_after_a_failed_plan_the_present_chunk_goes_on_at_its_own_place_and_the_
     gate = held_back(policy)
     actions.append(policy.step(frames[6], states[6]))
     assert policy.loop.pending[0] == 6
-    chunk = plain.plan([{view: [frames[0][view]] * 2 for view in VIEWS}], states[None, 0], ["go"])[0][0]
-    np.testing.assert_allclose(actions, chunk[[0, 1, 2, 3, 6]], atol=1e-5)
+    np.testing.assert_allclose(actions, planned(plain, frames, states, 0)[[0, 1, 2, 3, 6]], atol=1e-5)
     gate.set()
     policy.close()
 

@@ -43,8 +43,6 @@ def write_folder(root, T=12, d=6, views=("head",), **arrays):
 # ---- flags -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("argv, words", [
-    (["--batchsize", "4"], "unknown flag --batchsize: did you mean --batch_size?"),
-    (["--zzz"], "unknown flag --zzz: --help lists all flags"),
     (["--batch", "4"], "unknown flag --batch"),        # no abbreviations
     (["--steps", "many"], "--steps: expected a whole number, got 'many'"),
     (["--lr", "nan"], "--lr: expected a finite number, got 'nan'"),
@@ -59,8 +57,7 @@ def write_folder(root, T=12, d=6, views=("head",), **arrays):
     (["--head_dim", "15"], "--head_dim must be even, got 15"),
     (["--eval_seed", "-1"], "--eval_seed must be at least 0"),   # not after the training
 ])
-def test_a_flag_that_is_unknown_or_malformed_is_refused_with_the_nearest(refuses, argv, words):
-    """Typed flags, no abbreviations, an unknown one refused with the nearest."""
+def test_a_malformed_flag_is_refused(refuses, argv, words):
     assert words in refuses("train.py", *argv)
 
 
@@ -76,13 +73,6 @@ def test_a_chunk_that_cannot_decide_a_scene_is_refused_before_training(refuses, 
     assert "--chunk 4 is too short: in the embedded world 16 actions" in refuses("train.py", "--data", data, *RUN)
 
 
-def test_a_dataset_of_another_version_of_the_world_is_refused(refuses, tmp_path):
-    (tmp_path / "data/conveyor").mkdir(parents=True)
-    for name in ("mixture.json", "world"):
-        (tmp_path / "data/conveyor" / name).write_text("{}")
-        assert "written by another version of" in refuses("train.py")
-
-
 # ---- datasets ----------------------------------------------------------------------------------------------
 
 def test_the_dataset_of_these_tests_trains_when_nothing_is_wrong_with_it(tmp_path):
@@ -94,7 +84,6 @@ def test_the_dataset_of_these_tests_trains_when_nothing_is_wrong_with_it(tmp_pat
 
 
 def test_data_that_points_nowhere_is_named(refuses, tmp_path):
-    """--data with a path that does not exist, or with nothing in it."""
     assert "nowhere: no such folder" in refuses("train.py", "--data", tmp_path / "nowhere", *RUN)
     (tmp_path / "hollow").mkdir()
     assert "hollow holds no dataset: expected" in refuses("train.py", "--data", tmp_path / "hollow", *RUN)
@@ -110,9 +99,7 @@ def nan_at(row, T=12):
     ({"T": 4, "state": np.zeros((0, 6)), "action": np.zeros((0, 6)), "ends": np.zeros(0, int),
       "task": np.array([])}, ["is empty"]),
     ({"state": nan_at(9)}, ["episode 1, frame 1: state is not finite"]),
-    ({"action": nan_at(7)}, ["episode 0, frame 7: action is not finite"]),
     ({"action": np.zeros((11, 6))}, ["11 actions for 12 states"]),
-    ({"ends": np.array([8, 11])}, ["ends, task and state disagree"]),
     ({"ends": np.array([8, 8, 12]), "task": np.array(["a", "b", "c"])}, ["empty episode"]),
     ({"state": None}, ["no array 'state'"]),
     ({"action": None}, ["no dataset of the mixture has actions"]),
@@ -212,17 +199,7 @@ def pictures(tmp_path):
     return folder
 
 
-def test_infer_writes_actions_when_nothing_is_wrong(script, pictures, a_checkpoint, capsys):
-    """infer.py: actions.npy (k, d_a) float32 in the robot's units; checkpoint and masked views are named."""
-    script("infer.py", "--image-dir", pictures, "--checkpoint", a_checkpoint)
-    actions = np.load(pictures / "result" / "actions.npy")
-    assert actions.shape == (4, 6) and actions.dtype == np.float32 and np.isfinite(actions).all()
-    printed = capsys.readouterr().out
-    assert "missing views are masked: right_wrist" in printed and str(a_checkpoint) in printed
-
-
 def test_holding_the_state_is_compared_only_where_it_has_the_actions_dimensions(script, pictures, tmp_path, capsys):
-    """infer.py with true actions: a state of other dimensions than the actions is not compared with them."""
     np.save(pictures / "true_actions.npy", np.zeros((4, 6), np.float32))
     for dims in (6, 3):
         run = save_checkpoint(tmp_path / f"state_{dims}", get_config("conveyor", SMALL).model, state_dims=dims)
@@ -233,12 +210,14 @@ def test_holding_the_state_is_compared_only_where_it_has_the_actions_dimensions(
 
 
 def test_infer_alone_takes_the_newest_run(script, pictures, a_checkpoint, tmp_path, monkeypatch, capsys):
-    """`python infer.py --image-dir DIR`."""
+    """`python infer.py --image-dir DIR`: actions.npy (k, d_a) float32 in the robot's units; what is used is named."""
     run = tmp_path / "runs" / "mine"
     shutil.copytree(a_checkpoint, run / Path(a_checkpoint).name)
     monkeypatch.chdir(tmp_path)
     script("infer.py", "--image-dir", pictures)
-    assert (pictures / "result" / "actions.npy").exists() and str(Path("runs/mine")) in capsys.readouterr().out
+    actions, printed = np.load(pictures / "result" / "actions.npy"), capsys.readouterr().out
+    assert actions.shape == (4, 6) and actions.dtype == np.float32 and np.isfinite(actions).all()
+    assert "missing views are masked: right_wrist" in printed and str(Path("runs/mine")) in printed
 
 
 @pytest.mark.parametrize("name, content, words", [
@@ -252,7 +231,7 @@ def test_infer_alone_takes_the_newest_run(script, pictures, a_checkpoint, tmp_pa
     ("true_actions.npy", b"garbage", ["true_actions.npy"]),
 ])
 def test_a_faulty_image_folder_is_refused_with_the_file(refuses, pictures, a_checkpoint, name, content, words):
-    """infer.py --image-dir: one line with the file at fault. A file is deleted, or bytes or an array stand in it."""
+    """A file is deleted, or bytes or an array stand in it."""
     if content is None:
         (pictures / name).unlink()
     elif isinstance(content, bytes):
@@ -264,15 +243,13 @@ def test_a_faulty_image_folder_is_refused_with_the_file(refuses, pictures, a_che
 
 
 def test_a_faulty_state_file_is_refused(refuses, pictures, a_checkpoint):
-    """infer.py --state FILE: .json as well as .npy."""
     path = pictures / "given.json"
-    for text, words in (("[0, 0, 0]", "has shape (3,)"), ('{"x": 1}', "cannot be read"), ("[0,", "cannot be read")):
+    for text, words in (("[0, 0, 0]", "has shape (3,)"), ('{"x": 1}', "cannot be read")):
         path.write_text(text)
         assert words in refuses("infer.py", "--image-dir", pictures, "--checkpoint", a_checkpoint, "--state", path)
 
 
 def test_infer_names_a_folder_checkpoint_or_flag_that_does_not_exist(refuses, tmp_path, pictures, a_checkpoint):
-    """infer.py: what is missing and what to type."""
     (tmp_path / "hollow").mkdir()
     for folder, words in (("nowhere", "nowhere: no such folder"), ("hollow", "no picture found")):
         assert words in refuses("infer.py", "--image-dir", tmp_path / folder, "--checkpoint", a_checkpoint)
@@ -287,7 +264,7 @@ def test_infer_names_a_folder_checkpoint_or_flag_that_does_not_exist(refuses, tm
 @pytest.mark.parametrize("other", [{"layers": 2}, {"gen_mlp": 96}, {"gen_expert": False}],
                          ids=["deeper", "narrower", "no_gen"])
 def test_a_checkpoint_of_another_config_is_refused(refuses, tmp_path, pictures, other):
-    """Policy.load: weights that do not fit the config stored beside them, by name or by shape."""
+    """Weights that do not fit the config stored beside them, by name or by shape."""
     config = get_config("conveyor", SMALL)
     path = save_checkpoint(tmp_path / "run", replace(config.model, **other), to_dict(config))
     line = refuses("infer.py", "--image-dir", pictures, "--checkpoint", path)
@@ -296,7 +273,6 @@ def test_a_checkpoint_of_another_config_is_refused(refuses, tmp_path, pictures, 
 
 
 def test_a_checkpoint_of_another_version_names_the_fields(refuses, tmp_path, pictures):
-    """config.from_dict: names fields that this version does not know, or misses."""
     config = get_config("conveyor", SMALL)
     stored = to_dict(config)
     stored["model"]["dropout"] = stored["model"].pop("chunk")
@@ -305,20 +281,10 @@ def test_a_checkpoint_of_another_version_names_the_fields(refuses, tmp_path, pic
     assert "missing ['chunk'], unknown ['dropout']" in line
 
 
-def test_a_damaged_checkpoint_is_refused_and_named(refuses, tmp_path, pictures):
-    """It is named, and nothing of it is used."""
-    path = save_checkpoint(tmp_path / "run", get_config("conveyor", SMALL).model)
-    raw = bytearray((path / "model.safetensors").read_bytes())
-    raw[-5] ^= 1
-    (path / "model.safetensors").write_bytes(raw)
-    line = refuses("infer.py", "--image-dir", pictures, "--checkpoint", path)
-    assert "step_00000001/model.safetensors" in line
-
-
 @pytest.mark.parametrize("argv, words", [
     (["--frame", "12"], "--frame 12: episode 1 of"), (["--frame", "-1"], "--frame -1"),
     (["--episode", "2"], "--episode 2"), (["--episode", "-3"], "--episode -3")])
 def test_a_cut_outside_the_dataset_is_refused(refuses, tmp_path, argv, words):
-    """infer.py --cut: an episode or frame that does not exist is not wrapped around silently."""
+    """It is not wrapped around silently."""
     assert words in refuses("infer.py", "--cut", write_folder(tmp_path / "set"), "--frame", 1, *argv)
     assert not (tmp_path / "cut").exists()

@@ -83,9 +83,10 @@ def test_a_replay_waits_for_nothing(build, tiny, device, cameras):
 def test_a_run_in_the_background_gives_the_plain_paths_actions(make, device, monkeypatch):
     """Pictures are decoded beside it. Steps at which a plan begins are left out: it may or may not be there at once."""
     monkeypatch.setattr("support.inference.engine.Engine", partial(Engine, backend="eager"))
-    policy, plain, (frames, states) = make(chunk=16, engine="graph", device=device), make(chunk=16, engine="plain"), film(33)
-    chunks = {t: plain.plan([{view: [frames[max(t - 15, 0)][view], frames[t][view]] for view in VIEWS}], states[None, t],
-                            ["go"])[0][0] for t in (0, 8, 16, 24)}
+    policy, plain = make(chunk=16, engine="graph", device=device), make(chunk=16, engine="plain")
+    frames, states = film(33)
+    seen = {t: {view: [frames[max(t - 15, 0)][view], frames[t][view]] for view in VIEWS} for t in (0, 8, 16, 24)}
+    chunks = {t: plain.plan([pictures], states[None, t], ["go"])[0][0] for t, pictures in seen.items()}
     policy.reset("go", background=True)
     for t, (images, state) in enumerate(zip(frames, states)):
         action = policy.step(images, state)

@@ -1,7 +1,6 @@
 """Open-loop reports: a policy beside recordings and beside three baselines that do not look."""
 
 import json
-import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ import torch
 import support.inference.policy
 import train
 from config import get_config
-from data import example, open_corpus, windows
+from data import example, windows
 from support.data.corpus import Corpus
 from support.data.source import open_source
 from model import InternVLA_A1
@@ -21,7 +20,7 @@ from support.inference import image_folder
 from support.inference.open_loop import Baselines, errors, mean_errors, open_loop, replay
 from support.training.validation import held_out_batches, validate
 from support.inference.policy import Policy
-from support.data.statistics import Statistics, statistics
+from support.data.statistics import statistics
 
 from test_bad_input import RUN, SMALL, save_checkpoint, write_folder
 from test_data import Fake
@@ -64,20 +63,6 @@ def test_chunks_are_laid_end_to_end_over_the_whole_episode():
     assert asked[0][2] == "pick 3"
 
 
-def test_ridge_regression_finds_what_the_state_tells():
-    """Next actions that are linear in the state are predicted by it, and by no other baseline."""
-    corpus, stats = corpus_of(lambda state: np.tile(state[:1] * 2 + 1, (len(state), 1)))
-    for source_state, action in corpus.held_out.rows:   # the state stays, so that it tells the whole chunk
-        source_state[:] = source_state[0]
-    baselines = Baselines(corpus, stats, K)
-    state, action = corpus.held_out.numbers(0)
-    chunks = baselines.chunks(state[5])
-    assert {name: chunk.shape for name, chunk in chunks.items()} == dict.fromkeys(
-        ("mean action", "ridge regression", "hold the state"), (K, 6))
-    assert (chunks["hold the state"] == state[5]).all()
-    assert np.abs(chunks["ridge regression"] - action[5]).max() < 0.2 < np.abs(chunks["mean action"] - action[5]).max()
-
-
 def test_baselines_are_what_all_frames_at_once_give_and_a_bad_episode_is_left_out(capsys):
     """Sums episode by episode against the matrices of all frames; --on_bad_sample skip says which episode is bad."""
     corpus, stats = corpus_of(lambda state: 1000 + np.cumsum(state, 0))     # far from zero beside its spread
@@ -88,8 +73,7 @@ def test_baselines_are_what_all_frames_at_once_give_and_a_bad_episode_is_left_ou
             raise ValueError("dataset fake, episode 1 is torn")
         return numbers(e)
     corpus.held_out.numbers = torn
-    said = []
-    baselines = Baselines(corpus, stats, K, said.append)
+    baselines = Baselines(corpus, stats, K, skip=True)
     X = np.concatenate([np.concatenate([stats.normalise("state", state), np.ones((len(state), 1))], 1)
                         for state, _ in read])
     Y = np.concatenate([[action[np.minimum(t + np.arange(K), len(action) - 1)].ravel() for t in range(len(action))]
@@ -99,7 +83,7 @@ def test_baselines_are_what_all_frames_at_once_give_and_a_bad_episode_is_left_ou
     np.testing.assert_allclose(baselines.weights, np.linalg.solve(X.T @ X + penalty, X.T @ Y), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(baselines.mean, actions.mean(0), rtol=1e-12)
     np.testing.assert_allclose(baselines.unit, actions.std(0), rtol=1e-6)
-    assert [str(error) for error in said] == ["dataset fake, episode 1 is torn"]
+    assert capsys.readouterr().err.count("dataset fake, episode 1 is torn") == 1
 
     policy = policy_that(lambda seen, state, tasks: (np.zeros((1, K, 6)), None), stats)
     with pytest.raises(ValueError, match="episode 1 is torn"):
@@ -122,12 +106,6 @@ def test_errors_are_in_training_deviations_and_per_joint_in_raw_units():
     json.dumps(report)
 
 
-def test_holding_needs_states_like_actions():
-    corpus, stats = corpus_of(lambda state: state[:, :4], "arm")
-    assert set(Baselines(corpus, stats, K).chunks(corpus.held_out.numbers(0)[0][0])) == {"mean action", "ridge regression"}
-    assert isinstance(stats, Statistics)
-
-
 @pytest.mark.parametrize("mode", ["absolute", "delta"])
 def test_a_training_sample_replayed_through_inference_is_the_same_bit_for_bit(mode):
     """Policy.batch and data.example: one preprocessing; start, middle and end of an episode, clamped past included."""
@@ -141,10 +119,7 @@ def test_a_training_sample_replayed_through_inference_is_the_same_bit_for_bit(mo
 
 @pytest.mark.parametrize("name, spoil", [
     ("state", lambda arrays: arrays["state"].add_(1e-7)),
-    ("image", lambda arrays: arrays["image"][0, 0, 3].add_(1)),
-    ("frames", lambda arrays: arrays["frames"][0, 0].copy_(arrays["frames"][0, 1])),
-    ("text_ids", lambda arrays: arrays["text_ids"][0].add_(1)),
-    ("view_mask", lambda arrays: arrays["view_mask"].logical_not_())])
+    ("frames", lambda arrays: arrays["frames"][0, 0].copy_(arrays["frames"][0, 1]))])
 def test_a_replay_names_what_differs(monkeypatch, name, spoil):
     """A preprocessing of its own at inference, however close, is an error that names the input."""
     source, config = Fake(lengths=(40,)), get_config("conveyor", SMALL)
@@ -192,7 +167,7 @@ def test_infer_reports_the_held_out_episode_with_plot_foresight_and_json(script,
     assert "replay: 8 recorded windows give the model the same inputs in training and at inference" in printed
 
 
-def test_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_file(script, tmp_path, monkeypatch, capsys):
+def test_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_file(script, tmp_path, capsys):
     """The README's commands on a dataset that no table knows, in delta mode, and on its frame cache, whose pictures the
     VAE enlarges as in the release; other cameras are refused."""
     pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
@@ -209,8 +184,8 @@ def test_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_file(scr
     def describe(**cameras):
         robot.write_text(json.dumps({"name": "mine", "cameras": cameras, "delta": [2, -1]}))
     describe(head=HEAD, left_wrist=WRIST)
-    run = ["--data", str(root), "--robot", str(robot), "--action_mode", "delta", "--m", "3", "--out", str(tmp_path / "run")]
-    run += [*RUN, "--gen_from_view", "true", "--vae_size", "64"]
+    run = ["--data", str(root), "--robot", str(robot), "--action_mode", "delta", "--m", "3", *RUN,
+           "--out", str(tmp_path / "run"), "--gen_from_view", "true", "--vae_size", "64"]
     train.run(run)
     assert f"it reads head = {HEAD}, left_wrist = {WRIST}, state = observation.state, action = action" in \
         capsys.readouterr().out
@@ -219,9 +194,6 @@ def test_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_file(scr
         script("infer.py", "--checkpoint", tmp_path / "run", "--open-loop", "--data", data, "--out", tmp_path / "out",
                *more)
         return capsys.readouterr()
-    with monkeypatch.context() as patch:   # what is compiled and recorded at the start
-        patch.setattr(Policy, "__init__", lambda self, *args, **options: self.__dict__.update(options))
-        assert Policy.load(tmp_path / "run").cameras == ("head", "left_wrist")
     data_command(["--cache", str(root), str(tmp_path / "cache"), "--sizes", "32", "--robot", str(robot)])
     found = [[line for line in look("--robot", str(robot), data=data).out.splitlines() if line.startswith("episode 1")]
              for data in (root, tmp_path / "cache")]
@@ -232,15 +204,6 @@ def test_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_file(scr
         with pytest.raises(SystemExit):
             look(*more)
         assert message in capsys.readouterr().err
-    with pytest.raises(ValueError, match="was trained with other statistics"):
-        train.run([*run, "--resume"])
-    shutil.copytree(root, tmp_path / "held_out")
-    (tmp_path / "right.json").write_text(robot.read_text().replace(WRIST, "x").replace(HEAD, WRIST).replace("x", HEAD))
-    (tmp_path / "mixture.json").write_text(json.dumps({"datasets": [{"path": "toy", "robot": "right.json"}],
-                                                       "validation": {"path": "held_out", "robot": "mine.json"}}))
-    with pytest.raises(ValueError, match=f"dataset held_out gives head = {WRIST}, .*; trained was on head = {HEAD}"):
-        train.run(["--mixture", str(tmp_path / "mixture.json"), "--action_mode", "delta", "--m", "3", "--out",
-                   str(tmp_path / "other"), *RUN])
 
 
 def test_a_mixture_weighs_datasets_of_any_kind_and_holds_out_the_last_episode(tmp_path):
@@ -269,5 +232,6 @@ def test_foresight_is_left_out_where_nothing_changed():
     config = get_config("conveyor", SMALL)
     source, stats = Fake(lengths=(40,)), corpus_of(lambda state: state)[1]
     source.frame = lambda view, e, t: np.full((8, 8, 3), 50, np.uint8)
-    report, _ = validate(InternVLA_A1(config.model), config, held_out_batches(config, stats, source, windows(source, 15), 4))
+    batches = held_out_batches(config, stats, source, windows(source, 15), 4)
+    report, _ = validate(InternVLA_A1(config.model), config, batches)
     assert set(report) == {"loss_act", "loss_gen"} and all(np.isfinite(value) for value in report.values())

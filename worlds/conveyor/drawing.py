@@ -3,18 +3,15 @@
 import numpy as np
 
 from config import VIEWS
-from worlds.conveyor.setting import CLOSING, COLOURS, M, RADIUS, SHAPES, WAVE
+from worlds.conveyor.setting import CLOSING, COLOURS, M, RADIUS, SHAPES, SIZE, WAVE
 
 TABLE, GROUND, BAND, RAIL = (148, 128, 104), (116, 132, 126), (72, 70, 76), (28, 28, 32)
 GRIPPERS = ((190, 248, 255), (255, 240, 150))  # left bluish, right yellowish
 SKIN = (226, 172, 138)
 BELT = 0.52  # the belt covers |y| < BELT
-# The belt is a little lighter and darker along its length and carries that pattern with it. Where it starts is random,
-# so one frame still tells nothing of the speed.
-SHADE = 0.45
+SHADE = 0.45  # of the pattern that the belt carries; where it starts is random, so one frame tells nothing of the speed
 WRIST = 0.45  # half width of a wrist camera's window
-# Sensor noise: enough for pictures of up to 590 x 590 pixels.
-NOISE = np.random.RandomState(0).normal(0, 32, (1 << 20,)).clip(-127, 127).astype(np.int8)
+NOISE = np.random.RandomState(0).normal(0, 32, (1 << 20,)).clip(-127, 127).astype(np.int8)   # the sensor's
 
 
 def palette(settings, object_colours):
@@ -43,20 +40,19 @@ def palette(settings, object_colours):
 
 
 def _background(scenes, rows, centre, pixel):
-    """(n, size, size, 3) uint8: table or belt. A column is drawn and repeated; the belt's pattern varies along x."""
-    size = scenes.size
-    y = centre[:, 1, None] + (size / 2 - 0.5 - np.arange(size)) * pixel
+    """(n, SIZE, SIZE, 3) uint8: table or belt. A column is drawn and repeated; the belt's pattern varies along x."""
+    y = centre[:, 1, None] + (SIZE / 2 - 0.5 - np.arange(SIZE)) * pixel
     table, ground, band, rail = np.moveaxis(scenes.palette["surfaces"][rows], 1, 0)[:, :, None]
     belt = np.clip((BELT - abs(y)) / pixel + 0.5, 0, 1)[..., None]  # share of the pixel that the belt covers
     edge = np.clip((0.03 - abs(abs(y) - BELT)) / pixel + 0.5, 0, 1)[..., None]
     dynamic = ground + (band - ground) * belt
     dynamic = dynamic + (rail - dynamic) * edge
     column = np.where(scenes.dynamic[rows, None, None], dynamic, table) + 0.5
-    pictures = np.repeat(column.astype(np.uint8)[:, :, None], size, axis=2)
+    pictures = np.repeat(column.astype(np.uint8)[:, :, None], SIZE, axis=2)
 
     moving = np.flatnonzero(scenes.dynamic[rows])
     start = scenes.phase[rows[moving]] + scenes.velocity[rows[moving], 0] * (scenes.frame - M)
-    x = centre[moving, 0, None] + (np.arange(size) + 0.5 - size / 2) * pixel
+    x = centre[moving, 0, None] + (np.arange(SIZE) + 0.5 - SIZE / 2) * pixel
     shade = 1 + SHADE * np.sin(2 * np.pi * (x - start[:, None]) / WAVE).astype(np.float32)
     covered = (abs(y[moving]) < BELT - 0.03).nonzero()                              # belt rows between the rails
     band_rows = column[moving][covered].astype(np.float32)                          # (r, 3)
@@ -78,19 +74,19 @@ def _outside(shape, x, y, half):
     return (np.sqrt((x / half[0]) ** 2 + (y / half[1]) ** 2) - 1) * min(half)
 
 
-def _paint(canvas, size, pixel, picture, centre, colour, shape, half=(RADIUS, RADIUS)):
+def _paint(canvas, pixel, picture, centre, colour, shape, half=(RADIUS, RADIUS)):
     """Blend P antialiased figures of one shape into the pictures, each only within its own patch.
 
-    canvas (pictures * size * size + 1, 3) uint8: all pixels in a row, and one more that takes what falls outside.
+    canvas (pictures * SIZE * SIZE + 1, 3) uint8: all pixels in a row, and one more that takes what falls outside.
     picture (P,): which picture. centre (P, 2): world position relative to that picture's centre. colour (P, 3).
     """
-    seen = (abs(centre) < size / 2 * pixel + np.asarray(half)).all(axis=1)  # False for an absent (nan) object
+    seen = (abs(centre) < SIZE / 2 * pixel + np.asarray(half)).all(axis=1)  # False for an absent (nan) object
     if not seen.any():
         return
     picture, centre, colour = picture[seen], centre[seen].astype(np.float32), colour[seen]
     grids, offsets = [], []
     for axis, sign in ((0, 1), (1, -1)):  # columns run with x, rows against y
-        place = size / 2 + sign * centre[:, axis] / np.float32(pixel) - 0.5  # in pixels, from the first one's centre
+        place = SIZE / 2 + sign * centre[:, axis] / np.float32(pixel) - 0.5  # in pixels, from the first one's centre
         margin = int(half[axis] / pixel) + 2
         grid = np.rint(place).astype(np.int32)[:, None] + np.arange(-margin, margin + 1, dtype=np.int32)
         grids.append(grid)
@@ -99,8 +95,8 @@ def _paint(canvas, size, pixel, picture, centre, colour, shape, half=(RADIUS, RA
     cover = np.clip(0.5 - outside / np.float32(pixel), 0, 1)
 
     column, row = grids[0][:, None, :], grids[1][:, :, None]
-    inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
-    where = np.where(inside, (picture[:, None, None] * size + row) * size + column, len(canvas) - 1)
+    inside = (column >= 0) & (column < SIZE) & (row >= 0) & (row < SIZE)
+    where = np.where(inside, (picture[:, None, None] * SIZE + row) * SIZE + column, len(canvas) - 1)
     hit = np.flatnonzero(cover > 0)
     figure = hit // cover[0].size
     where, cover = where.ravel()[hit], cover.ravel()[hit, None]
@@ -109,18 +105,18 @@ def _paint(canvas, size, pixel, picture, centre, colour, shape, half=(RADIUS, RA
 
 
 def _one_view(scenes, rows, view):
-    """(n, size, size, 3) uint8: one view of the scenes in `rows`."""
-    n, size = len(rows), scenes.size
+    """(n, SIZE, SIZE, 3) uint8: one view of the scenes in `rows`."""
+    n = len(rows)
     camera = np.zeros((n, 2)) if view == 0 else scenes.grippers[rows, view - 1]
-    pixel = 2 * (1.0 if view == 0 else WRIST) / size
-    canvas = np.empty((n * size * size + 1, 3), dtype=np.uint8)
+    pixel = 2 * (1.0 if view == 0 else WRIST) / SIZE
+    canvas = np.empty((n * SIZE * SIZE + 1, 3), dtype=np.uint8)
     canvas[:-1] = _background(scenes, rows, camera, pixel).reshape(-1, 3)
 
     picture = np.tile(np.arange(n)[:, None], (1, 2))  # two objects, and two grippers, a picture
     objects, shapes = scenes.objects[rows] - camera[:, None], scenes.shapes[rows]
     for kind, shape in enumerate(SHAPES):
         some = shapes == kind
-        _paint(canvas, size, pixel, picture[some], objects[some], scenes.palette["objects"][rows][some], shape)
+        _paint(canvas, pixel, picture[some], objects[some], scenes.palette["objects"][rows][some], shape)
 
     # A gripper is a palm and two fingers that frame what it grips; their gap is the opening.
     grippers = scenes.grippers[rows] - camera[:, None]
@@ -133,9 +129,9 @@ def _one_view(scenes, rows, view):
         at, tint, where = grippers[some], colour[some].reshape(-1, 3), picture[some].ravel()
         for side in (-1, 1):
             place = at + np.stack([side * gap[some], np.full_like(gap[some], -0.08)], axis=-1)
-            _paint(canvas, size, pixel, where, place.reshape(-1, 2), tint, shape, finger)
-        _paint(canvas, size, pixel, where, (at - (0, 0.28)).reshape(-1, 2), tint, shape, palm)
-    return _add_noise(scenes, rows, view, canvas[:-1].reshape(n, size, size, 3))
+            _paint(canvas, pixel, where, place.reshape(-1, 2), tint, shape, finger)
+        _paint(canvas, pixel, where, (at - (0, 0.28)).reshape(-1, 2), tint, shape, palm)
+    return _add_noise(scenes, rows, view, canvas[:-1].reshape(n, SIZE, SIZE, 3))
 
 
 def _add_noise(scenes, rows, view, pictures):
@@ -152,8 +148,8 @@ def _add_noise(scenes, rows, view, pictures):
 
 
 def render(scenes, rows, views=VIEWS):
-    """Pictures (len(rows), len(views), size, size, 3) uint8 of the present frame of the scenes in `rows`."""
-    pictures = np.empty((len(rows), len(views), scenes.size, scenes.size, 3), dtype=np.uint8)
+    """Pictures (len(rows), len(views), SIZE, SIZE, 3) uint8 of the present frame of the scenes in `rows`."""
+    pictures = np.empty((len(rows), len(views), SIZE, SIZE, 3), dtype=np.uint8)
     for start in range(0, len(rows), 64):  # blocks that stay in the processor's cache
         for i, view in enumerate(views):
             pictures[start : start + 64, i] = _one_view(scenes, rows[start : start + 64], VIEWS.index(view))

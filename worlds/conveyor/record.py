@@ -11,7 +11,7 @@ from config import VIEWS
 from lpt import TABLE_3
 from support.progress import drawn
 from worlds.conveyor.scene import Scenes, hold_action, scripted_action
-from worlds.conveyor.setting import DATASET, DISTRACTOR, FPS, M, STATE_NAMES, SUITES, random_settings
+from worlds.conveyor.setting import DATASET, DISTRACTOR, FPS, M, SIZE, STATE_NAMES, SUITES, random_settings
 
 # The sources of Table 3, each a folder here. What they look like: simulated, real, or people without labels.
 KINDS = ("sim", "sim", "real", "real", "human")
@@ -24,36 +24,36 @@ COLUMNS = ("state", "action", "target", "distractor")
 BLOCK = 128  # episodes recorded together; each block has its own random stream
 
 
-def _record_block(stream, first, n, appearance, size, views):
+def _record_block(stream, first, n, appearance, views):
     """Record n expert episodes: every third one is static, the others dynamic. A quarter of the reaches begins early.
 
-    Returns arrays (n * LENGTH, ...) in the order of COLUMNS, pictures (n * len(STORED), views, size, size, 3) uint8
+    Returns arrays (n * LENGTH, ...) in the order of COLUMNS, pictures (n * len(STORED), views, SIZE, SIZE, 3) uint8
     and the settings.
     """
     rng = np.random.RandomState([DATASET, *stream, first])
     settings = random_settings(rng, [SUITES[i % 3 > 0] for i in range(first, first + n)], appearance, DISTRACTOR)
     start = np.where(rng.uniform(size=n) < 0.25, M - rng.randint(1, 9, size=n), M)  # 1 .. 8 frames early
-    scenes, rows, pictures = Scenes(settings, size), [], []
+    scenes, rows, pictures = Scenes(settings), [], []
     for t in range(LENGTH):
         action = np.where((t >= start)[:, None], scripted_action(scenes), hold_action(scenes))
-        rows.append((scenes.state(), action, scenes.target, scenes.distractor))
+        rows.append((scenes.state(), action, *scenes.objects.astype(np.float32).swapaxes(0, 1)))
         if t in STORED:
             pictures.append(scenes.render(views=views))
         scenes.step(action)
     columns = [np.stack(c, axis=1).reshape(n * LENGTH, -1) for c in zip(*rows)]
-    return columns, np.stack(pictures, axis=1).reshape(-1, len(views), size, size, 3), settings
+    return columns, np.stack(pictures, axis=1).reshape(-1, len(views), SIZE, SIZE, 3), settings
 
 
-def _write_one(folder, stream, episodes, kind, size):
+def _write_one(folder, stream, episodes, kind):
     """Write one dataset folder, `episode.npz` and `<view>.npy`; yields how many episodes each block has added."""
     folder.mkdir(parents=True, exist_ok=True)
     views = VIEWS[:1] if kind == "human" else VIEWS  # people wear one camera, and none on the wrists
-    shape = (episodes * len(STORED), size, size, 3)
+    shape = (episodes * len(STORED), SIZE, SIZE, 3)
     files = [np.lib.format.open_memmap(folder / f"{v}.npy", "w+", np.uint8, shape) for v in views]
     blocks, settings = [], []
     for first in range(0, episodes, BLOCK):
         n = min(BLOCK, episodes - first)
-        columns, pictures, drawn = _record_block(stream, first, n, kind, size, views)
+        columns, pictures, drawn = _record_block(stream, first, n, kind, views)
         blocks.append(columns)
         settings += drawn
         for i, file in enumerate(files):
@@ -73,22 +73,19 @@ def _write_one(folder, stream, episodes, kind, size):
 
 
 def version():
-    """A hash of the files that decide what a scene looks like and does, and of this one.
-
-    A dataset that another version wrote shows another world than `rollout` does.
-    """
+    """A hash of the files that decide what a scene looks like and does, and of this one."""
     here = Path(__file__).parent
     files = [(here / f"{name}.py").read_bytes() for name in ("setting", "drawing", "scene", "record")]
     return hashlib.sha256(b"".join(files)).hexdigest()[:12]
 
 
-def write_dataset(root, episodes=9000, seed=0, size=64, progress=None):
+def write_dataset(root, episodes=9000, seed=0, progress=None):
     """Write the five training datasets of Table 3 and a validation dataset below `root`; the same for a seed.
 
     `<root>/<name>/episode.npz` holds, for E episodes of 31 frames (30 a second): state and action (31 E, 6) float32 in
     STATE_NAMES' order and raw units, action[t] being what is commanded at frame t; target and distractor (31 E, 2);
     ends (E,) int64, one past the last row of each episode; stored (3 E,) int64, the rows that have pictures; task and
-    suite (E,) str; speed (E,), the belt's signed velocity per frame; fps. `<view>.npy`: (3 E, size, size, 3) uint8.
+    suite (E,) str; speed (E,), the belt's signed velocity per frame; fps. `<view>.npy`: (3 E, SIZE, SIZE, 3) uint8.
     egodex, the human video, has no action, zeros for state, and the head view only. `world` holds version().
     `mixture.json` is written last: where it exists, the data are complete. progress(done, total) counts episodes.
     """
@@ -100,7 +97,7 @@ def write_dataset(root, episodes=9000, seed=0, size=64, progress=None):
     parts = [(name, kind, count) for (name, kind, _, _), count in zip(MIXTURE, counts)]
     done, total = 0, sum(counts) + VALIDATION
     for index, (name, kind, count) in enumerate([*parts, ("validation", "sim", VALIDATION)]):
-        for n in _write_one(root / name, (seed, index), count, kind, size):
+        for n in _write_one(root / name, (seed, index), count, kind):
             done += n
             if progress:
                 progress(done, total)
@@ -112,8 +109,7 @@ def write_dataset(root, episodes=9000, seed=0, size=64, progress=None):
 
 
 def prepare(root):
-    """The dataset at `root`, written first if absent, with a progress bar -> its path. ValueError, one line, if another
-    version of the world wrote it."""
+    """The dataset at `root`, written first if absent -> its path. ValueError: another version of the world wrote it."""
     root, written = Path(root), Path(root) / "world"
     if not (root / "mixture.json").exists():
         print(f"writing the embedded world's five datasets to {root} (about 1 GB)", flush=True)
@@ -123,19 +119,15 @@ def prepare(root):
     return root
 
 
-# --- What validation may watch ---
-
-
 def suite(source, e):
     """The suite of a recorded episode, "static" or "dynamic"; "" where the dataset does not say."""
     return source.labels(e).get("suite", "")
 
 
 def marks(source, e, t):
-    """Where the objects of a moving scene are in the head picture of frame t: (name, across, down), as fractions of it.
+    """Where the objects in sight are in the head picture of frame t: (name, across, down), as fractions of it.
 
-    [] in a still scene, where copying the present is perfect, and after the episode's end. An object that is absent or
-    out of sight is left out.
+    [] in a still scene, where copying the present is perfect, and after the episode's end.
     """
     labels = source.labels(e)
     if labels.get("suite") != "dynamic" or t >= len(labels["target"]):

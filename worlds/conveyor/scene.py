@@ -12,15 +12,14 @@ class Scenes:
 
     grippers (N, 2, 2): positions of the left and the right gripper.  thirds (N, 2): openings in units of 1 / CLOSING.
     objects (N, 2, 2): positions of target and distractor (nan if absent).  holder (N, 2): the gripper that holds each
-    object, or -1. The first closing of a scene, by whichever gripper, is what counts, and is recorded in
-    first_closing_frame (N,) int, -1 before; first_closing_arm (N,) int, 0 left, 1 right, -1 none;
-    first_closing_distance (N, 2) float, centre to centre of the target and of the distractor, nan where there is none;
-    first_closing_success (N,) bool.
+    object, or -1. The first closing of a scene, by whichever gripper, is what counts: first_closing_frame (N,), -1
+    before; first_closing_arm (N,), 0 left, 1 right; first_closing_distance (N, 2), centre to centre of the target and
+    of the distractor, nan where there is none; first_closing_success (N,) bool.
     """
 
-    def __init__(self, settings, size=64):
-        """Frame 0 of each Setting; pictures will be `size` x `size` pixels."""
-        self.settings, self.size, self.frame = list(settings), size, 0
+    def __init__(self, settings):
+        """Frame 0 of each Setting."""
+        self.settings, self.frame = list(settings), 0
         n = len(self.settings)
         nothing = (next(iter(COLOURS)), SHAPES[0], np.nan, np.nan)
         other = [s.distractor or nothing for s in self.settings]
@@ -41,16 +40,6 @@ class Scenes:
         self.looks = np.array([s.look for s in self.settings], dtype=np.int64)
         self.palette = palette(self.settings, [(s.colour, d[0]) for s, d in zip(self.settings, other)])
         self._carry()
-
-    @property
-    def target(self):
-        """(N, 2) float32: where the targets are now."""
-        return self.objects[:, 0].astype(np.float32)
-
-    @property
-    def distractor(self):
-        """(N, 2) float32: where the distractors are now, nan where there is none."""
-        return self.objects[:, 1].astype(np.float32)
 
     def state(self):
         """(N, 6) float32 in the order of STATE_NAMES."""
@@ -99,7 +88,7 @@ class Scenes:
         self.first_closing_success[rows] = (arm == named) & (distance[rows, arm, 0] < TOLERANCE)
 
     def render(self, scenes=None, views=VIEWS):
-        """Pictures (N, len(views), size, size, 3) uint8 of the present frame, of all scenes or of those indexed."""
+        """Pictures (N, len(views), SIZE, SIZE, 3) uint8 of the present frame, of all scenes or of those indexed."""
         return render(self, np.arange(len(self.settings)) if scenes is None else np.asarray(scenes), views)
 
 
@@ -107,7 +96,7 @@ def scripted_action(scenes):
     """The expert (N, 6) float32, from privileged state: chase the target with the named arm, close on it, then stay.
 
     It moves with the belt and closes half of the remaining distance a frame, at most CHASE. Within 0.03 of the target
-    it begins to close, still following; once closed it stays where it is. The other arm holds.
+    it begins to close, still following. The other arm holds.
     """
     rows, arm = np.arange(len(scenes.named)), scenes.named
     here, opening = scenes.grippers[rows, arm], scenes.thirds[rows, arm]

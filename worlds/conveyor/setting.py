@@ -12,6 +12,7 @@ import numpy as np
 FPS = 30
 M = 15  # frames between the past, the present and the foreseen picture
 CHUNK = 16  # actions in a chunk: one decides a scene
+SIZE = 64  # pixels along a picture's sides
 SUITES = ("static", "dynamic")
 ARMS = ("left", "right")
 SHAPES = ("disc", "square", "cross")
@@ -82,7 +83,7 @@ def random_settings(rng, suites, appearance, distractor):
             tuple(homes[0][i]), tuple(homes[1][i]), appearance, round(float(phase[i]), 6), int(look[i]),
         )
         for i in range(n)
-    ]  # fmt: skip
+    ]
 
 
 def predefined_settings(suite):
