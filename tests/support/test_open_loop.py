@@ -11,7 +11,7 @@ import torch
 import support.inference.policy
 import train
 from config import get_config
-from data import example, windows
+from data import example, open_corpus, windows
 from support.data.corpus import Corpus
 from support.data.source import open_source
 from model import InternVLA_A1
