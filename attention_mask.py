@@ -10,13 +10,13 @@ segment up to its own:
            state (2)    1   1   1  |  1   1   1  |   1   | .  .  .
            action (3)   1   1   1  |  1   1   1  |   1   | 1  1  1
 
-That is one comparison: segment(query) >= segment(key). Two refinements follow. Padded text and missing views are
-never keys. In training R action draws [ours] may share the und and gen tokens, their prefix: each draw has its own
-state and action tokens, and sees the prefix and itself.
+That is one comparison: segment(query) >= segment(key). Two refinements follow.
+    - Padded text and missing views are never keys.
+    - In training, R action draws [ours] may share the und and gen tokens. Each draw sees those and itself.
 
 Order of the sequence: views (head, left wrist, right wrist), text, generation tokens (by view, time, row, column),
-then for each draw the state token and k action tokens. Order and counts never change: what is missing is masked
-and takes no position (support/rotary.py).
+then for each draw the state token and k action tokens. Order and counts never change. A missing token stays in the
+sequence: it is masked, and takes no rotary position (support/rotary.py).
 """
 
 from dataclasses import dataclass

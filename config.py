@@ -1,17 +1,17 @@
-"""Every number of InternVLA-A1 in one place: Table 1 (model), Section 3.4 (data), Table 2 (training).
+"""Every setting of InternVLA-A1 in one place: Table 1 (model), Section 3.4 (data), Table 2 (training).
 
-A preset is one literal row of `CONFIGS`; nothing is computed from a name. Command-line flags are generated from
-the fields below (support/flags.py), so `--help` is this file. The resolved config is stored in every checkpoint,
-and inference reads it there.
+A preset is one literal row of `CONFIGS`. Each field below is a command-line flag (support/flags.py). The resolved
+config is stored in every checkpoint, and inference reads it there.
 
 Letters used for shapes in the whole project
     B batch   V = 3 views (head, left wrist, right wrist)   C, H, W image   L frames of an episode
     T times of a frame: 3 (t-m, t, t+m) in training, 2 (t-m, t) at inference
-    N_und, N_gen = 96, N_act = 1 + k, N tokens   D width   A heads   G key/value heads   d head dimension
+    N tokens: N_und of understanding, N_gen = 96 of generation, N_act = R (1 + k) of the action expert
+    D width   A heads   G key/value heads   d head dimension
     k chunk   d_a action dimensions   d_q state dimensions   R action draws   g latent grid (32 at 256 px)
 
-Tags: [release] follows the authors' code where the paper is silent or differs, [ours] is our own choice, each
-with its reason; no tag means the paper.
+Tags: [release] follows the authors' code where the paper is silent or differs. [ours] is our own choice. Each has its
+reason. What has no tag is the paper's, or a plain setting of the program.
 """
 
 import difflib
@@ -69,7 +69,7 @@ class ModelConfig(Checked):
     init_std: float = _f(0.02, "standard deviation of the experts' linear weights at initialisation")
 
     image_size: int = _f(64, "pixels of a view as the understanding expert sees it")
-    letterbox: int = _f(0, "[release] the source is letterboxed to this size first, then enlarged; 0: directly")
+    letterbox: int = _f(0, "[release] letterbox to this size, then enlarge to image_size; 0: straight to image_size")
     vocab: int = _f(256, "text embeddings")
     text_tokens: int = _f(32, "text budget, padded on the right", at_least=1)
     tokenizer: str = _f("", "directory or hub id of the text's tokenizer; empty: one token a byte")
@@ -93,7 +93,7 @@ class ModelConfig(Checked):
     action_dim: int = _f(32, "width that actions are padded to")
     state_dim: int = _f(32, "width that the state is padded to")
     action_draws: int = _f(1, "[ours] R draws of (tau, eps) that share one prefix in training", at_least=1)
-    tau_density: str = _f("paper", "tau ~ Beta(1.5, 1), or its mirror image [release]", choices=("paper", "release"))
+    tau_density: str = _f("paper", "Beta(1.5, 1) of tau; release: of 1 - tau", choices=("paper", "release"))
     noise_on_padding: bool = _f(False, "[release] noise and train the padded action dimensions too")
     euler_steps: int = _f(10, "Euler steps of Eq. (3)", at_least=1)
 
@@ -134,15 +134,15 @@ class DataConfig(Checked):
     """Section 3.4 and Table 3: what a training tuple is and where it is drawn from."""
 
     m: int = _f(15, "frames between t-m, t and t+m", at_least=1)
-    action_mode: str = _f("absolute", "delta: relative to the state at t, but grippers", choices=("absolute", "delta"))
+    action_mode: str = _f("absolute", "delta: joints relative to q_t, grippers not", choices=("absolute", "delta"))
     full_windows: bool = _f(False, "[ours] only windows whose t-m and t+m lie inside the episode")
-    hold_out: int = _f(-1, "held-out episode of the first dataset with actions (-1: the last), if a mixture names none")
-    stretch: int = _f(1, "[ours] neighbouring windows decoded together: 8 where key frames are rare", at_least=1)
+    hold_out: int = _f(-1, "the held-out episode (-1: the last); unused where the mixture names a validation")
+    stretch: int = _f(1, "[ours] neighbouring windows decoded at once; 8 if key frames are rare", at_least=1)
     lpt_workers: int = _f(4, "workers of each rank that LPT spreads the datasets over", at_least=1)
-    balance: str = _f("greedy", "LPT over ranks, or the mixture exact across ranks too", choices=("greedy", "exact"))
+    balance: str = _f("greedy", "greedy: the paper's rule; exact: datasets are split over ranks", choices=("greedy", "exact"))
     loaders: int = _f(0, "loader processes (0: in the training process); changes nothing but speed")
     std_floor: float = _f(1e-3, "dimensions with a smaller standard deviation pass through unscaled")
-    on_bad_sample: str = _f("stop", "or skip: another is drawn, up to one in a thousand", choices=("stop", "skip"))
+    on_bad_sample: str = _f("stop", "stop, or skip: draw another, up to one in a thousand", choices=("stop", "skip"))
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,7 @@ class TrainConfig(Checked):
         return set(self.freeze.split(",")) - {""}
 
 
-# Table 2's columns, as far as they differ; AdamW, clipping, lambda and m are the same in both. `accumulate` gives the
-# paper's batch on one device at the presets' batch_size of 8.
+# What differs between Table 2's columns. `accumulate` gives the paper's batch on one device at a batch_size of 8.
 STAGES = {
     "pretrain": {"steps": 700_000, "lr": 5e-5, "min_lr": 5e-5, "warmup_steps": 0, "decay_steps": 0, "accumulate": 64},
     "posttrain": {"steps": 60_000, "lr": 5e-5, "min_lr": 5e-6, "warmup_steps": 2_000, "decay_steps": 60_000,
@@ -229,8 +228,8 @@ _TRAIN_2B = TrainConfig(stage="posttrain", optimizer="split", checkpoint_layers=
 _TRAIN_3B = TrainConfig(stage="posttrain", optimizer="offload", checkpoint_layers=True)
 
 CONFIGS = {
-    # The embedded world [ours]: 64 px, the paper's 96 generation tokens and 3 views, widths cut to 64; 128 where it
-    # has to draw. lambda and the density of tau follow from a table in the README.
+    # The embedded world [ours]: 64 px, the paper's 96 generation tokens and 3 views. Width 64, but 128 in the
+    # generation expert, which draws. docs/conveyor.md has the table behind lambda and the density of tau.
     "conveyor": Config("conveyor", ModelConfig(
         heads=4, kv_heads=4, head_dim=16, qk_norm=False, gen_width=128, gen_mlp=384, text_tokens=24,
         learned_positions=True, init_std=0.1, lambda_gen=0.3, action_draws=2, tau_density="release",
@@ -246,7 +245,7 @@ CONFIGS = {
         letterbox=224, image_size=256,   # [release] its image processor enlarges the letterboxed 224 px view
         gen_from_view=True,        # [release] generation images are that 224 px view, enlarged
         rope_bf16=True,            # [release] its .to(bfloat16) rounds the rotary buffers; the weights live with it
-        tau_density="release",     # [release] Beta(1.5, 1) is drawn for the noise level, the mirror image of the text
+        tau_density="release",     # [release] 1 - tau ~ Beta(1.5, 1)
         noise_on_padding=True,     # [release] padded action dimensions are noised and trained
     ), _REAL_DATA, _TRAIN_3B),
 }

@@ -6,8 +6,11 @@ From disk to a batch, in the order of this file:
     example        one tuple as arrays; observation() makes the same arrays from a live robot
     Mixture        which tuple comes next: a pure function of (seed, rank, sample number), spread by lpt.py
 
-Below it, in support/data: source.py says what is read of a dataset, corpus.py which datasets a rank opens, and
-statistics.py gives the units of state and actions, taken over exactly the training windows.
+What it stands on, in support/data:
+
+    source.py      what is read of a dataset
+    corpus.py      which datasets a rank opens
+    statistics.py  the units of state and actions, taken over exactly the training windows; q_t in delta mode
 
 m and k count frames of the source, whatever its rate. Human video has no actions: `has_action` is False, its
 action mask is empty, and it trains L_gen alone.
@@ -154,14 +157,15 @@ def stream(seed, *key):
 class Mixture(torch.utils.data.Dataset):
     """Datasets spread over LPT workers and drawn by weight. Item n is sample number n of this rank.
 
-    stats: the robot's Statistics, or {robot: Statistics}. weights, frames: of all datasets. sources, window_lists:
-    {dataset: ...} of what this rank has opened, or lists of all, which need no frames. A rank draws from what lpt.deal
-    gives it. Sample n is a pure function of (seed, rank, n).
+    stats: the robot's Statistics, or {robot: Statistics}.
+    weights, frames: sampling weight and size of every dataset.
+    sources, window_lists: {dataset: ...} of those that this rank has opened; or lists of all, without frames.
+    Sample n is a pure function of (seed, rank, n).
 
-    [ours] With `stretch` above 1 a draw stands for so many neighbouring windows, decoded together, because a video
-    whose key frames lie far apart decodes most of what lies between them for each window alone. The order is a shuffle
-    buffer made arithmetic: STRETCHES places are visited in turn, each delivers one window of its own stretch a visit
-    and draws the next one when that is used up. Every window of a dataset is equally likely as sample n for every n.
+    [ours] --stretch: a video with few key frames decodes much for one window and little more for its neighbours. A
+    stretch is `stretch` neighbouring windows, decoded at once. STRETCHES of them are open, and sample n comes from
+    stretch n mod STRETCHES. A stretch that is used up is followed by a new one. Nothing of this is stored: it is
+    computed from n. Every window of a dataset is equally likely as sample n.
     """
 
     def __init__(self, config, stats, sources, weights, window_lists, seed, rank=0, world=1, frames=None):
@@ -236,9 +240,9 @@ class Mixture(torch.utils.data.Dataset):
                     ts[later] = t
             try:
                 made = dict(zip(ts, self.read(i, e, list(ts.values()))))
-            except ValueError:   # who asks for a bad frame shall hear of it, not its neighbours
+            except ValueError:   # a bad frame is the fault of the sample that needs it, not of its neighbours
                 made = {n: self.read(i, e, [ts[n]])[0]}
-            # What another loader process delivered instead, or a run that starts anew, is of no use any more.
+            # Samples up to n are past: another loader process delivered them.
             self.decoded = {number: x for number, x in self.decoded.items() if number > n} | made
         return self.decoded.pop(n)
 
@@ -256,8 +260,9 @@ class Mixture(torch.utils.data.Dataset):
         raise ValueError(f"--on_bad_sample skip: {ATTEMPTS} draws in a row were bad; the last: {faults[-1]}")
 
     def loader(self, first_step, last_step, worker_init_fn=None):
-        """Iterator of (Batch, eps, tau) for the micro-batches of steps first_step .. last_step - 1. Its processes start
-        here and keep the memory of this one as it is now: before the model is built, or that is held twice."""
+        """Iterator of (Batch, eps, tau) for the micro-batches of steps first_step .. last_step - 1.
+
+        Call it before the model is built: loader processes are forked here, and would keep a copy of the model."""
         return loader.micro_batches(self, collate_with_noise, first_step, last_step, worker_init_fn)
 
 

@@ -75,7 +75,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One decoder block of one expert, cut open at the attention so that experts can attend jointly.
 
-    `kv_only` builds just what offers keys and values: the last understanding layer, whose output nothing reads.
+    kv_only: build only keys and values, as in the last understanding layer, whose output nothing reads.
     """
 
     def __init__(self, width, mlp_width, config, kv_only=False):
@@ -192,7 +192,7 @@ class ActExpert(nn.Module):
         self.action_time_mlp_in = nn.Linear(2 * D, D)
         self.action_time_mlp_out = nn.Linear(D, D)
         if config.learned_positions:
-            # Small: the velocity follows from a_tau, which must not drown in a large position code.
+            # 0.3: the velocity follows from a_tau, and positions must not dominate it.
             self.position = nn.Parameter(position_table([(1, 1), (1, config.chunk)], D).detach() * 0.3)
         self.norm = RMSNorm(D, config.norm_eps)
         self.action_out_proj = nn.Linear(D, config.action_dim)

@@ -1,7 +1,7 @@
 """Flow matching for action chunks: Eq. (2) and Eq. (3), and nothing else.
 
-tau = 0 is noise and tau = 1 is data, as in the paper. (The release runs time the other way round and predicts
-eps - a; support/weights/key_maps.py negates the output layer on load, so that no branch is needed here.)
+tau = 0 is noise and tau = 1 is data, as in the paper. The release runs time the other way round and predicts eps - a:
+its output layer is negated on load (support/weights/key_maps.py).
 """
 
 import math
@@ -12,8 +12,8 @@ import torch
 def sample_tau(rng, shape, density="paper"):
     """tau of the given shape, float64, from a numpy Generator.
 
-    "paper": tau ~ Beta(1.5, 1) as printed. Its distribution function is tau^1.5, so a uniform u gives tau = u^(2/3);
-    mean 0.6. "release": the noise level 1 - tau = 0.001 + 0.999 Beta(1.5, 1); mean of tau 0.4. [release]
+    Beta(1.5, 1) has the distribution function x^1.5, so a uniform u gives u^(2/3).
+    "paper": tau = u^(2/3), mean 0.6. "release": tau = 1 - (0.001 + 0.999 u^(2/3)), mean 0.4 [release].
     """
     beta = rng.random(shape) ** (2 / 3)
     return beta if density == "paper" else 1 - (0.001 + 0.999 * beta)
@@ -44,7 +44,7 @@ def euler(v_theta, eps, steps):
 def tau_embedding(tau, width):
     """tau (...) in [0, 1] -> (..., width) float32: sines, then cosines, of the noise level 1 - tau.
 
-    width / 2 periods, geometric from 0.004 to 4. [release] It embeds its own time, which is our noise level.
+    width / 2 periods, geometric from 0.004 to 4. [release] Its time is our 1 - tau, and is what it embeds.
     """
     noise = 1 - tau.double()
     fraction = torch.linspace(0, 1, width // 2, dtype=torch.float64, device=tau.device)

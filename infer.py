@@ -15,10 +15,11 @@ DIR holds one picture (PNG or JPEG, RGB, any size) per camera and time:
     task.txt                         optional: the instruction, if --task is not given
     true_actions.npy                 optional: (k, d_a), plotted beside the predicted ones
 
-Written to --out (default DIR/result): actions.npy (k, d_a) float32 in the robot's units, one row per frame from t on;
+Written to --out (default DIR/result): actions.npy (k, d_a) float32 in the robot's units, row i for frame t + i;
 actions.png; foresight.png. Without --checkpoint the newest good checkpoint under runs/ is taken.
 
-`infer` below is the inference of Section 3, as --engine plain runs it; every other engine is held equal to it.
+`infer` below is the inference of Section 3. It runs with --engine plain. The default engine, eager, is faster; tests
+hold its chunks equal to these.
 """
 
 import sys
@@ -47,7 +48,7 @@ def infer(model, stats, batch, eps, state, euler_steps=None):
     z_hat = None
     if model.config.gen_expert:
         z_hat = model.imagine(batch, prefix).cpu()               # z_hat_{t+m}: Fig. 10
-    actions = stats.actions(a.cpu().numpy(), state)              # the robot's units
+    actions = stats.actions(a.cpu().numpy(), state)              # the robot's units; in delta mode + q_t
     return actions, z_hat
 
 
@@ -118,7 +119,7 @@ def check_flags(args, device):
 
 def open_policy(args, device):
     """The policy of a checkpoint or of published weights, with what was loaded printed."""
-    # None lets the policy choose: on a GPU a graph, which takes longer to record than the one chunk of --image-dir.
+    # None: the policy chooses. One chunk, as --image-dir makes, is not worth recording a graph for.
     engine = args.engine or (None if args.closed_loop or args.open_loop else "eager")
     fast = {"engine": engine, "euler_steps": args.euler_steps}
     if args.weights:

@@ -4,12 +4,12 @@ The paper's greedy rule, pi(i) = argmin_k of the summed sizes of worker k, with 
 size: the classic longest-processing-time schedule. With fewer datasets than workers the sorted datasets are
 dealt again from the top until every worker has one, each replica with its own seed.
 
-Sampling on top of it: a worker's mass is the summed weight of what it holds (a dataset's weight is shared
-equally by its replicas). For every sample the main process draws a worker by mass and the worker draws a dataset
-by weight, so on one rank the realised mixture is the wanted one (Table 3), whatever the number of workers.
+Sampling (data.Mixture): a worker's mass is the summed weight of its datasets. Replicas share a dataset's weight. For
+every sample a worker is drawn by mass, then one of its datasets by weight. So on one rank the mixture is the wanted one
+(Table 3), whatever the number of workers.
 
-Across ranks that each draw equally often, a rank's own renormalised weights are what counts, so greedy loads leave an
-error in the mixture. `exact` removes it by McNaughton's wrap-around rule: at most K - 1 datasets are split.
+Every rank draws equally often, but the greedy rule gives ranks unequal weight. So with several ranks the mixture is
+slightly off. `exact` removes that error: it splits at most K - 1 datasets (McNaughton's wrap-around rule).
 
 "Each worker materializes only a subset of datasets": a rank opens what `subset` says, see support/data/corpus.py.
 
@@ -79,8 +79,8 @@ def exact(weights, workers):
 def deal(sizes, weights, world, workers, balance="greedy"):
     """Datasets to `world` ranks of `workers` each -> per rank (datasets by worker, their shares of the whole weight).
 
-    greedy: one schedule over all workers, of which rank r has every world-th. exact: `exact` over ranks, and the greedy
-    schedule among a rank's own workers.
+    greedy: one schedule over world x workers; rank r takes workers r, r + world, r + 2 world, ... exact: `exact` over
+    ranks, then the greedy schedule among a rank's own workers.
     """
     if balance == "greedy":
         held = assign(sizes, world * workers)
@@ -95,7 +95,10 @@ def deal(sizes, weights, world, workers, balance="greedy"):
 
 
 def subset(ranks, rank):
-    """What `deal` returned -> (datasets that `rank` opens, those of them that no lower rank opens)."""
+    """What `deal` returned -> (datasets that `rank` opens, those of them that it counts in sums over ranks).
+
+    A dataset on several ranks is counted by the lowest.
+    """
     opened = [{i for worker in held for i in worker} for held, _ in ranks]
     return sorted(opened[rank]), sorted(opened[rank].difference(*opened[:rank]))
 

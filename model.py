@@ -2,15 +2,15 @@
 
     h_und = f_und(l, o_t)      z_hat_{t+m} = f_gen(z_{t-m}, z_t; h_und)      v_theta(q_t, a_tau; h_und, h_gen)
 
-h_und and h_gen are not one tensor each: in its layer i the generation expert attends to the understanding expert's keys
-and values of layer i, and the action expert to those of both. The three go through the layers in three ways:
+There is no single tensor h_und or h_gen. Layer i of the generation expert reads the keys and values of layer i of the
+understanding expert, and layer i of the action expert those of both. There are three ways through the layers:
 
     forward    training: und, gen and act
     prefill    inference: und and gen, whose keys and values are kept
     v_theta    inference: act in one Euler step, against the kept keys and values
 
-No token sees a later segment, so the last two together equal the first. Noise and tau are arguments, never drawn here.
-`python model.py` prints the pass. What makes it fast is in support/inference/engine.py.
+No token sees a later segment, so prefill followed by v_theta gives what forward gives. Noise and tau are arguments,
+never drawn here. `python model.py` prints the pass. What makes it fast is in support/inference/engine.py.
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ from support.tiny import DctVAE
 
 @dataclass
 class Losses:
-    """Sums and counts of one forward pass; Eq. (4) divides sums by the counts of the whole optimizer step."""
+    """Sums and counts of one forward pass. `total` divides them by the counts of the whole optimizer step."""
 
     act_sum: torch.Tensor    # of squared velocity errors over existing dimensions and steps, all draws
     gen_sum: torch.Tensor    # of squared latent errors over valid views
@@ -128,7 +128,7 @@ class InternVLA_A1(nn.Module):
                 nn.init.normal_(layer.weight, std=self.config.init_std)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        if not self.config.learned_positions:   # where those are added, words keep their size of 1
+        if not self.config.learned_positions:   # beside those, words keep torch's size of 1
             nn.init.normal_(self.und.embed_tokens.weight, std=self.config.init_std)
 
     @property
@@ -200,7 +200,7 @@ class InternVLA_A1(nn.Module):
         losses = Losses(act_sum, torch.zeros_like(act_sum), act_count, torch.zeros_like(act_count))
         if config.gen_expert:
             z_hat = self.gen.decode(streams["gen"]).float()
-            target = z[:, :, 2] if config.gen_target == "future" else z[:, :, 1]   # sg[z_{t+m}]: phi has no gradient
+            target = z[:, :, 2] if config.gen_target == "future" else z[:, :, 1]   # sg[z_{t+m}]: no_grad in phi
             error = (z_hat - target).square()                                      # Eq. (1)
             valid = batch.view_mask & batch.future_mask[:, None]                   # (B, V)
             losses.gen_sum, losses.gen_count = masked_sum(error, valid[..., None, None, None])

@@ -1,4 +1,4 @@
-"""Train InternVLA-A1: Eq. (4) with AdamW, flat from top to bottom.
+"""Train InternVLA-A1: Eq. (4) with AdamW (Table 2).
 
     python train.py --config conveyor                          the embedded world, minutes on a laptop CPU
     python train.py --config conveyor --data PATH              a LeRobot dataset or an episode folder
@@ -6,7 +6,7 @@
     python train.py --config conveyor --resume                 go on from the newest good checkpoint, exactly
     python train.py --config a1_3b --dry-run                   what fits a card, before anything is allocated
     python train.py --config a1_3b --data DIR --weights DIR    all parameters, on one card of 24 GB
-    python train.py --stage posttrain --from RUN --data DIR    its weights; optimizer, schedule and statistics afresh
+    python train.py --stage posttrain --from RUN --data DIR    start from its weights; all else is new
     torchrun --nproc_per_node 2 -- train.py ...                several cards: DDP, with --shard FSDP2
 
 A run is a folder, runs/<config> or --out DIR. Data order and noise are pure functions of (seed, rank, sample), so
@@ -67,7 +67,7 @@ def gradients(model, micro, config, ranks, counts):
     """Add the gradients of Eq. (4) over all micro-batches of one step -> (L_act, L_gen) of this rank's share.
 
     micro: list of (Batch, eps, tau). counts: elements of L_act and L_gen over all micro-batches and ranks. Every loss
-    is divided by them, so micro-batches and ranks of any size, and without any action, add up exactly.
+    is divided by them, so that unequal micro-batches and ranks add up exactly, also where some have no actions.
     """
     act = gen = 0.0
     for n, (batch, eps, tau) in enumerate(micro):
@@ -81,11 +81,11 @@ def gradients(model, micro, config, ranks, counts):
 
 
 def read_data(args, config, ranks, newest):
-    """Everything to learn from -> (Corpus, Statistics by robot, the held-out one first, Mixture, its micro-batches)."""
+    """Everything to learn from -> (Corpus, {robot: Statistics} with the held-out robot first, Mixture, micro-batches)."""
     embedded = args.data == "conveyor" or (args.data is None and config.name == "conveyor")
     if embedded and ranks.first:
         world.dataset(Path("data/conveyor"))
-    ranks.agree(None)   # the others wait for it
+    ranks.agree(None)   # a barrier
     corpus = Corpus.read(Path("data/conveyor") if embedded else args.data, args.robot, config.data.hold_out)
     dealt = lpt.deal(corpus.frames, lpt.normalised(corpus.weights), ranks.world, config.data.lpt_workers,
                      config.data.balance)                                                  # Sec. 3.4
@@ -108,15 +108,15 @@ def read_data(args, config, ranks, newest):
     batches = mixture.loader(checkpoint.step_of(newest) if newest else 0, config.train.steps, ignore_signals)
     names = [f"{row.name} ({row.kind})" for row in corpus.listed]
     print("\n".join(table(names, mixture.frames, mixture.weights, mixture.ranks)))
-    for of, line in zip(by_robot.values(), kept):
-        print("\n".join([*of.describe(config.data.m, config.model.chunk), line]))
+    for robot_stats, line in zip(by_robot.values(), kept):
+        print("\n".join([*robot_stats.describe(config.data.m, config.model.chunk), line]))
     return corpus, {stats.robot: stats} | by_robot, mixture, batches
 
 
 def build(config, ranks, shard, start):
     """The model and what trains it -> (InternVLA_A1, the module to call, optimizer, average of --ema or None).
 
-    start: arguments of support.weights.start.start, None for a run that goes on: its checkpoint has the weights.
+    start: arguments of support.weights.start.start, None when resuming.
     """
     train = config.train
     torch.manual_seed(train.seed)
@@ -168,7 +168,7 @@ def run(argv):
             norm = global_norm(optimizer.parameters.values())
             act, gen, stop, bad_samples = ranks.sums(*losses, interruption.signal, mixture.bad_samples)
             loss, lr = config.model.lambda_gen * gen + act, lr_at(step, train)
-            finite = math.isfinite(loss) and math.isfinite(norm)   # over all ranks: each skips the step, or none does
+            finite = math.isfinite(loss) and math.isfinite(norm)   # of sums over ranks: all skip the step, or none
             if finite:
                 optimizer.step(lr, clip_scale(norm, train.clip))                           # AdamW
                 if average:
