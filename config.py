@@ -139,7 +139,7 @@ class DataConfig(Checked):
     hold_out: int = _f(-1, "the held-out episode (-1: the last); unused where the mixture names a validation")
     stretch: int = _f(1, "[ours] neighbouring windows decoded at once; 8 if key frames are rare", at_least=1)
     lpt_workers: int = _f(4, "workers of each rank that LPT spreads the datasets over", at_least=1)
-    balance: str = _f("greedy", "greedy: the paper's rule; exact: datasets are split over ranks", choices=("greedy", "exact"))
+    balance: str = _f("greedy", "the paper's greedy rule, or datasets split exactly", choices=("greedy", "exact"))
     loaders: int = _f(0, "loader processes (0: in the training process); changes nothing but speed")
     std_floor: float = _f(1e-3, "dimensions with a smaller standard deviation pass through unscaled")
     on_bad_sample: str = _f("stop", "stop, or skip: draw another, up to one in a thousand", choices=("stop", "skip"))

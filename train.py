@@ -81,7 +81,7 @@ def gradients(model, micro, config, ranks, counts):
 
 
 def read_data(args, config, ranks, newest):
-    """Everything to learn from -> (Corpus, {robot: Statistics} with the held-out robot first, Mixture, micro-batches)."""
+    """What is learned from -> (Corpus, {robot: Statistics}, the held-out robot first, Mixture, its micro-batches)."""
     embedded = args.data == "conveyor" or (args.data is None and config.name == "conveyor")
     if embedded and ranks.first:
         world.dataset(Path("data/conveyor"))
