@@ -1,6 +1,6 @@
 """Tiny models, policies and random batches, shared by the tests.
 
-    paper/      tests of the top-level files        support/    tests of support/ and bench/        worlds/    of worlds/
+    paper/      tests of the top-level files; support/ has those of support/ and bench/, worlds/ those of worlds/
     data/       what the authors' code computed, and the keys and shapes of published files
     chaos.py    a program, not a test: it tries to lose training runs; support/test_chaos.py runs a short version
 
