@@ -1,5 +1,6 @@
-"""The machine room: nothing here is needed to understand the paper.
+"""The machine room: nothing here is an idea of the paper's own.
 
-Four rooms (data, training, inference, weights), and beside them what belongs to none: vision towers, rotary tables, the
-embedded world's network parts, checkpoints, flags, pictures, Table 1.
+It has four rooms: data, training, inference, weights. Beside them stands what belongs to none of the rooms. Parts of
+the network are the vision towers, the rotary tables and the embedded world's network parts. Tools are checkpoints,
+flags, pictures, precision, progress lines, Table 1 and the trace.
 """

@@ -4,7 +4,7 @@ tests/data/{3b,2b}_small.safetensors hold their weights, inputs and outputs (flo
 support/weights/loading.py, so its key map is under test as well. Comparisons are made where tokens are valid: what stands in
 a masked token is read by nobody. In time and sign the two conventions mirror each other: tau = 1 - t, v = -v.
 
-    pytest tests/paper/test_parity_release.py -s        prints the table of errors that docs/weights.md shows
+    pytest tests/paper/test_parity_release.py -s        prints the table of errors in docs/weights.md
 """
 
 import json
