@@ -41,22 +41,15 @@ def _arrays(root):
         raise ValueError(f"dataset {root}: episode.npz has no array '{absent[0]}'")
 
 
-def _named(root, npz):
-    """The name of the robot in episode.npz, else the folder's."""
-    return str(npz["robot"]) if "robot" in npz.files else Path(root).name
-
-
 def glance(root, robot=None):
-    """What a mixture needs to know of a folder before it is opened -> (name, robot's name, frames, has_action).
-
-    ValueError: as FolderSource, as far as it shows.
-    """
+    """As support.data.source.glance. ValueError: as FolderSource, as far as it shows."""
     with _arrays(root) as npz:
         frames = int(npz["ends"].max(initial=0)) if "ends" in npz.files else len(npz["state"])
-        found = Path(root).name, robot.name if robot else _named(root, npz), frames, "action" in npz.files
+        named = robot.name if robot else str(npz.get("robot", Path(root).name))
+        has_action = "action" in npz.files
     if frames < 1:
         FolderSource(root, robot)   # says what is wrong
-    return found
+    return Path(root).name, named, frames, has_action
 
 
 class FolderSource:
@@ -74,11 +67,12 @@ class FolderSource:
     def __init__(self, root, robot=None):
         self.root, self.name = Path(root), Path(root).name
         with _arrays(root) as npz:
-            arrays, named = {key: npz[key] for key in npz.files}, _named(root, npz)
+            arrays = {key: npz[key] for key in npz.files}
         self.state, self.action = arrays["state"].astype(np.float32), arrays.get("action")
         self.has_action, self.fps = self.action is not None, float(arrays["fps"])
         if not 0 < self.fps < np.inf:
             raise ValueError(f"dataset {root}: fps is {self.fps:g}; write the recording's frame rate")
+        named = str(arrays.get("robot", self.name))
         robot = robot or ROBOTS.get(named, Robot(named))
         self.robot, self.relative = robot.name, robot.relative
         self.ends = arrays.get("ends", np.array([len(self.state)]))

@@ -13,9 +13,9 @@ FORMAT = 2   # of what is kept and how it is computed: raise it when either chan
 
 
 def statistics_by_robot(corpus, *settings, ranks=Alone()):
-    """kept_statistics of each robot that has actions -> {robot: Statistics}, lines that say where they are kept.
+    """An opened Corpus -> {robot: Statistics} of those with actions, lines that say where each is kept.
 
-    corpus: opened. settings: m, k, action_mode, std_floor, bad.
+    settings: as of kept_statistics, from m to bad.
     """
     found, lines = {}, []
     for robot in corpus.robots:

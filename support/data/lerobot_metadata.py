@@ -1,8 +1,7 @@
 """What meta/ of a LeRobot v2.1 or v3.0 dataset says: features, cameras, episodes and where their rows and pictures lie.
 
-v2.1 has one parquet and one mp4 file an episode, v3.0 many episodes in each. From `read_episodes` on both are the same.
-An episode has rows of a data file from `first_rows` on. Per camera it has a video file, and the second at which it
-begins there.
+v2.1 has one parquet and one mp4 file an episode, v3.0 many episodes in each. From `read_episodes` on both are the same:
+an episode has rows of a data file from `first_rows` on, and per camera a video file and the second where it begins.
 """
 
 import json
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from config import VIEWS
 from support.data.frame_cache import dataset_name
 from support.data.parquet import damage, read_table
 from support.data.robots import ROBOTS, Robot, guess_cameras
@@ -25,33 +23,26 @@ AGAIN = "download the dataset again"
 def dimension_names(key, feature):
     """Names of a vector feature's dimensions, list[str]; key_0, key_1, ... where info.json has none."""
     size, names = int(np.prod(feature["shape"])), feature.get("names")
-    if isinstance(names, dict):  # {"motors": [...]}
-        names = list(names.values())
-    if isinstance(names, list) and len(names) == 1 and isinstance(names[0], list):  # [[...]]
-        names = names[0]
-    if isinstance(names, list) and len(names) == size and all(isinstance(name, str) for name in names):
-        return names
-    return [f"{key.split('.')[-1]}_{i}" for i in range(size)]
+    names = list(names.values()) if isinstance(names, dict) else names or []   # {"motors": [...]}
+    names = names[0] if len(names) == 1 and isinstance(names[0], list) else names   # [[...]]
+    named = len(names) == size and all(isinstance(name, str) for name in names)
+    return names if named else [f"{key.split('.')[-1]}_{i}" for i in range(size)]
 
 
 def picture_shape(feature):
     """A camera feature -> (height, width, channels) as info.json promises them, in whichever order it lists them."""
-    names, shape = feature.get("names"), [int(n) for n in feature["shape"]]
-    if isinstance(names, list) and len(names) == 3 and all(isinstance(name, str) for name in names):
-        channels = next((i for i, name in enumerate(names) if name.startswith("channel")), 2)
-    else:
-        channels = 0 if shape[0] == 3 != shape[2] else 2
+    names, shape = feature.get("names") or (), [int(n) for n in feature["shape"]]
+    named = [i for i, name in enumerate(names) if str(name).startswith("channel")]
+    (channels,) = named or ([0] if shape[0] == 3 != shape[2] else [2])
     height, width = (n for i, n in enumerate(shape) if i != channels)
     return height, width, shape[channels]
 
 
 class LeRobotMetadata:
-    """meta/info.json of one dataset folder, and with `read_episodes` the rest of meta/.
+    """meta/info.json of one dataset folder, and with `read_episodes` the rest of meta/. ValueError: one line.
 
-    Attributes: those of support.data.source.Source, and info, version, state_names. robot: a Robot whose features and
-    cameras are taken; None: that of the dataset's robot_type where the table knows it and its features are there, else
-    LeRobot's usual names and guess_cameras. A dataset without any action feature is human video. Faults are ValueError,
-    one line that says what, where and what to do.
+    robot: a Robot whose features and cameras are taken; None: that of the dataset's robot_type where the table knows it
+    and its features are there, else LeRobot's usual names and guess_cameras.
     """
 
     def __init__(self, root, robot=None):
@@ -103,10 +94,6 @@ class LeRobotMetadata:
         if version not in ("v2.1", "v3.0"):
             raise self.fault(f"LeRobot format {version} is not supported, this reader takes v2.1 and v3.0; lerobot's "
                              f"own converters lead there")
-        absent = {"fps", "features", "data_path", "video_path"} - info.keys()
-        absent |= {"chunks_size"} - info.keys() if version == "v2.1" else set()
-        if absent:
-            raise self.fault(f"{path} has no '{min(absent)}'; download it again")
         if not isinstance(info["fps"], (int, float)) or not 0 < info["fps"] < math.inf:
             raise self.fault(f"fps is {info['fps']} in {path}; set the recording's frame rate there")
         return info
@@ -158,9 +145,8 @@ class LeRobotMetadata:
         if len(set(cameras.values())) < len(cameras):
             raise self.fault(f"one camera in two slots: {cameras}; name each once in a --robot file")
         for slot, key in cameras.items():
-            if slot not in VIEWS or key not in keys:
-                raise self.fault(f"camera {slot}={key}: slots are {', '.join(VIEWS)}, the dataset's cameras are "
-                                 f"{', '.join(keys)}")
+            if key not in keys:
+                raise self.fault(f"camera {slot}={key}: the dataset's cameras are {', '.join(keys)}")
             channels = picture_shape(self.info["features"][key])[2]
             if channels != 3:
                 raise self.fault(f"camera '{key}' has {channels} channels in meta/info.json, a picture has 3 (red, "
@@ -175,17 +161,15 @@ class LeRobotMetadata:
         for index, length, task in zip(self.indices, self.lengths, self.tasks):
             if length < 1:
                 raise self.fault(f"it has no frames, meta/ says {length}; drop the episode", index)
-            if not task.isascii() and any("\ud800" <= letter <= "\udfff" for letter in task):
+            if any("\ud800" <= letter <= "\udfff" for letter in task):
                 raise self.fault(f"its task is not UTF-8: {task!a}; write it again", index)
-        different, rows = len(set(self.indices)), len(self.indices)
-        total = self.info.get("total_episodes", rows)
+        different, rows, frames = len(set(self.indices)), len(self.indices), sum(self.lengths)
+        total, total_frames = self.info.get("total_episodes", rows), self.info.get("total_frames", frames)
         if not different == rows == total:
             raise self.fault(f"meta/ lists {different} different episodes in {rows} lines, meta/info.json says "
                              f"{total}; {AGAIN}")
-        frames = self.info.get("total_frames", sum(self.lengths))
-        if frames != sum(self.lengths):
-            raise self.fault(f"the episodes of meta/ have {sum(self.lengths)} frames, meta/info.json says {frames}; "
-                             f"{AGAIN}")
+        if frames != total_frames:
+            raise self.fault(f"the episodes of meta/ have {frames} frames, meta/info.json says {total_frames}; {AGAIN}")
 
     def _films(self):
         """{slot: camera} of those whose pictures are mp4, not PNG inside the data files."""

@@ -4,12 +4,11 @@
 
 Paths are relative to the file; all but the path may be absent. weight: 1. kind: robot, sim, real, or human, which is
 without actions, whatever the files hold. robot: a name of support/data/robots.py or a file beside the mixture, of one
-dataset or of all. name: for messages, else the folder's, or the path where folders are called alike. validation: a
-dataset, all of it held out: its path, or {"path", "robot"}.
+dataset or of all. name: for messages, else the path. validation: a dataset, all of it held out: its path, or {"path",
+"robot"}.
 """
 
 import json
-from pathlib import Path
 
 from support.data.robots import find_robot
 
@@ -47,13 +46,9 @@ def read_mixture(listing, robot=None):
     if twice:
         raise ValueError(f"{listing}: {validation['path']} is trained on and held out: without validation the last "
                          "episode of the first dataset is held out")
-    folders = [Path(row["path"]).name for row in rows]
-
-    def told_apart(row, folder):   # RoboTwin's folders are called alike
-        return {"name": row["path"]} | row if folders.count(folder) > 1 else row
 
     def driven(row):
         named = row.get("robot") or stored.get("robot")
         beside = str(listing.parent / named) if str(named).endswith(".json") else named
-        return row | {"robot": robot or (find_robot(beside) if named else None)}
-    return [told_apart(driven(row), folder) for row, folder in zip(rows, folders)], validation and driven(validation)
+        return {"name": row["path"]} | row | {"robot": robot or (find_robot(beside) if named else None)}
+    return [driven(row) for row in rows], validation and driven(validation)
