@@ -95,7 +95,7 @@ DATASETS, FRAMES, EPISODE, DIMENSIONS = 200, 2_100_000, 500, 14   # frames of an
 
 def write_corpus(root, datasets=DATASETS, frames=FRAMES):
     """A mixture of plain folders cut up as Table 3, with pictures of one pixel in sparse files."""
-    sizes, weights = cut_up(datasets)
+    (sizes, weights), listed = cut_up(datasets), []
     for i, size in enumerate(sizes):
         folder, length = root / f"{i:04d}", max(2, round(size * frames / sum(sizes)))
         folder.mkdir(parents=True)
@@ -104,8 +104,8 @@ def write_corpus(root, datasets=DATASETS, frames=FRAMES):
         np.savez_compressed(folder / "episode.npz", state=rows, action=rows + 1, task=np.full(len(ends), "go"), fps=30,
                             ends=ends, robot="synthetic")
         np.lib.format.open_memmap(folder / "head.npy", "w+", np.uint8, (length, 1, 1, 3))
-    rows = [{"path": f"{i:04d}", "weight": weight} for i, weight in enumerate(weights)]
-    (root / "mixture.json").write_text(json.dumps({"datasets": rows}))
+        listed.append({"path": folder.name, "weight": weights[i]})
+    (root / "mixture.json").write_text(json.dumps({"datasets": listed}))
 
 
 class Meeting:
@@ -159,8 +159,6 @@ def measure():
     MEASURED.write_text(json.dumps(found, indent=1) + "\n")
     print(f"wrote {MEASURED}")
 
-
-# ---- the command --------------------------------------------------------------------------------
 
 def main(argv):
     parser = Parser(prog="lpt.py", description="Which worker reads which of Table 3's sources, and what LPT costs.")

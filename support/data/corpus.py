@@ -98,8 +98,8 @@ class Corpus:
     def open(self, windows, dealt=None, counted=None, evaluates=True):
         """Open datasets -> self. windows(source, episodes=None): its tuples, as data.windows.
 
-        dealt: numbers of the datasets; None: all. counted: those of them that no lower rank opens; None: all.
-        evaluates: open what is held out, too. ValueError: one line.
+        dealt: numbers of the datasets; counted: those of them that no lower rank opens; None: all. evaluates: open what
+        is held out, too. ValueError: one line.
         """
         dealt = range(len(self.listed)) if dealt is None else dealt
         self.counted = sorted(dealt if counted is None else counted)
@@ -153,11 +153,12 @@ class Corpus:
         for source, rows, held_out in pairs:
             last = np.flatnonzero(np.diff(rows[:, 0], append=-1))                  # the last window of each episode
             some = np.linspace(0, len(last) - 1, min(len(last), max(1, PREFLIGHT // len(pairs)))).astype(int)
-            pictures = [(source.frame, view, e, min(t + m, int(source.lengths[e]) - 1))
-                        for e, t in rows[last[some]].tolist() for view in source.views]
-            tasks = [(source.task, e, t) for e, t in rows[last[some]].tolist()]
-            numbers = [(source.numbers, e) for e in rows[last, 0].tolist()] if held_out else []
-            for read, *where in [*numbers, *tasks, *pictures]:
+            places = rows[last[some]].tolist()
+            reads = [(source.numbers, e) for e in rows[last, 0].tolist()] if held_out else []
+            reads += [(source.task, e, t) for e, t in places]
+            reads += [(source.frame, view, e, min(t + m, int(source.lengths[e]) - 1))
+                      for e, t in places for view in source.views]
+            for read, *where in reads:
                 try:
                     read(*where)
                 except ValueError as error:

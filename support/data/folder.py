@@ -56,10 +56,9 @@ class FolderSource:
     """One or several episodes in a plain folder, as support.data.source.Source says.
 
     `episode.npz`, F frames in all: state (F, d_q), action (F, d_a) or absent (human video), task (E,) strings, fps;
-    optional ends (E,) cumulative frame counts when it holds several episodes, stored (P,) the rows whose pictures exist
-    (absent: all), robot, action_names (d_a,), and what `labels` names. Pictures per view: `<view>.npy` uint8
-    (P, H, W, 3), memory-mapped, or a folder `<view>/` of files in name order. A view without either is missing and
-    masked. robot: a Robot, for its name and its delta mask; None: what the file says.
+    optional ends (E,) cumulative frame counts of several episodes, stored (P,) the rows that have pictures (absent:
+    all), robot, action_names (d_a,), and what `labels` names. Pictures per view: `<view>.npy` uint8 (P, H, W, 3),
+    memory-mapped, or a folder `<view>/` of files in name order; else the view is masked. robot: a Robot or None.
     """
 
     cache, videos, state_keys, action_keys = None, {}, (), ()   # pictures as recorded; arrays, not features with names

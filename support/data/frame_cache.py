@@ -9,9 +9,11 @@ cache.json, written first, says what the files are. done.jsonl notes each episod
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import zlib
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -82,10 +84,7 @@ class FrameCache:
         if not path.parent.exists():
             return None
         try:
-            stored = json.loads(path.read_text())
-            if stored["format"] != FORMAT:
-                raise ValueError(f"format {stored['format']}")
-            cache = cls(root, stored, lengths)
+            cache = cls(root, json.loads(path.read_text()), lengths)
             fault = cache._fault(set(keys), lengths)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             fault = f"cannot be read ({error!r})"
@@ -96,6 +95,8 @@ class FrameCache:
 
     def _fault(self, keys, lengths):
         """What is wrong with it, or None."""
+        if self.stored["format"] != FORMAT:
+            return f"is of format {self.stored['format']}"
         if self.stored["dataset"] != fingerprint(self.root, lengths):
             return "was made for other episodes or another meta/info.json"
         if keys - self.cameras.keys():
@@ -116,25 +117,21 @@ class FrameCache:
         """ValueError where a size is not held."""
         for absent in sorted(set(sizes) - set(self.sizes)):
             held = " and ".join(map(str, self.sizes))
-            raise ValueError(f"dataset {self.root}: its frame cache holds pictures of {held} pixels, {absent} are asked "
-                             f"for; use the original dataset, or cache it for this --config")
-
-    def shape(self, key, size):
-        """(3, h, w) of a camera's pictures on disk."""
-        return 3, *box(*self.cameras[key], size)[2:]
+            raise ValueError(f"dataset {self.root}: its frame cache holds pictures of {held} pixels, {absent} are "
+                             f"asked for; use the original dataset, or cache it for this --config")
 
     def file(self, key, size):
         return self.folder / key / f"{size}.u8"
 
     def files(self):
         """{file: bytes of one of its pictures}."""
-        return {self.file(key, size): int(np.prod(self.shape(key, size)))
+        return {self.file(key, size): 3 * math.prod(box(*self.cameras[key], size)[2:])
                 for key, size in product(self.cameras, self.sizes)}
 
     def rows(self, key, size):
         """All pictures of a camera in one size, (frames, 3, h, w) uint8, mapped into memory on first use."""
         if (key, size) not in self.maps:
-            shape = self.starts[-1], *self.shape(key, size)
+            shape = self.starts[-1], 3, *box(*self.cameras[key], size)[2:]
             self.maps[key, size] = np.asarray(np.memmap(self.file(key, size), np.uint8, "r", shape=shape))
         return self.maps[key, size]
 
@@ -152,31 +149,22 @@ class FrameCache:
 
 # ---- making one ----------------------------------------------------------------------------------
 
-class _Transcode(torch.utils.data.Dataset):
-    """Item i: decode episode todo[i] and write its pictures; gives (episode, frames, checksums)."""
-
-    def __init__(self, source, cache, todo):
-        self.source, self.cache, self.todo = source, cache, todo
-
-    def __len__(self):
-        return len(self.todo)
-
-    def __getitem__(self, i):
-        e, cache, checksums = self.todo[i], self.cache, {}
-        L = int(self.source.lengths[e])
-        for (view, key), first in product(self.source.views.items(), range(0, L, BLOCK)):
-            pictures = self.source.frames(view, e, list(range(first, min(first + BLOCK, L))))
-            for size in cache.sizes:
-                top, left, h, w = box(*cache.cameras[key], size)
-                squares = torch.stack([letterbox(picture, size) for picture in pictures])
-                data = squares[..., top:top + h, left:left + w].contiguous().numpy()
-                checksums[f"{key}/{size}"] = zlib.crc32(data, checksums.get(f"{key}/{size}", 0))
-                with open(cache.file(key, size), "r+b") as file:
-                    file.seek((cache.starts[e] + first) * data[0].nbytes)
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-        return e, L, checksums
+def transcode(source, cache, e):
+    """Decode an episode and write its pictures -> episode, frames, checksums."""
+    L, checksums = int(source.lengths[e]), {}
+    for (view, key), first in product(source.views.items(), range(0, L, BLOCK)):
+        pictures = source.frames(view, e, list(range(first, min(first + BLOCK, L))))
+        for size in cache.sizes:
+            top, left, h, w = box(*cache.cameras[key], size)
+            squares = torch.stack([letterbox(picture, size) for picture in pictures])
+            data = squares[..., top:top + h, left:left + w].contiguous().numpy()
+            checksums[f"{key}/{size}"] = zlib.crc32(data, checksums.get(f"{key}/{size}", 0))
+            with open(cache.file(key, size), "r+b") as file:
+                file.seek((cache.starts[e] + first) * data[0].nbytes)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+    return e, L, checksums
 
 
 def cache_for(source, out, sizes):
@@ -199,8 +187,7 @@ def cache_for(source, out, sizes):
 
 
 def begin(source, cache):
-    """Copy all but the pictures: meta/, the data files, and what lies beside them (its licence). Make the files of
-    pictures, sparse until they are filled."""
+    """Copy all but the pictures: meta/, the data files, what lies beside them (a licence); make sparse picture files."""
     shutil.copytree(source.root / "meta", cache.root / "meta", dirs_exist_ok=True)
     pictures = {key for key, feature in source.info["features"].items() if feature["dtype"] == "image"}
     numbers = set(source.files)
@@ -228,7 +215,8 @@ def fill(source, cache, loaders):
     if not (cache.folder / "cache.json").exists():
         begin(source, cache)
     (cache.folder / "done.jsonl").write_bytes(cache.noted)
-    workers = torch.utils.data.DataLoader(_Transcode(source, cache, todo), batch_size=None, num_workers=loaders)
+    workers = torch.utils.data.DataLoader(todo, batch_size=None, num_workers=loaders,
+                                          collate_fn=partial(transcode, source, cache))   # in the workers
     before = sum(lengths[e] for e in cache.checksums)
     with open(cache.folder / "done.jsonl", "a") as done, bar(sum(lengths), before, "frame") as shown:
         for e, frames, checksums in workers:

@@ -80,16 +80,12 @@ class LeRobotMetadata:
         """(height, width) of a view's pictures."""
         return picture_shape(self.info["features"][self.views[view]])[:2]
 
-    # ---- meta/info.json ----
-
     def _read_info(self):
         path = self.root / "meta" / "info.json"
-        try:
+        if not path.exists():
+            raise self.fault(f"{path} is missing; give the folder that holds meta/, data/ and videos/")
+        with damage(self.where, f"{path} cannot be read"):
             info = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise self.fault(f"{path} is missing; give the folder that holds meta/, data/ and videos/") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise self.fault(f"{path} is not JSON ({error}); download it again") from error
         version = info.get("codebase_version")
         if version not in ("v2.1", "v3.0"):
             raise self.fault(f"LeRobot format {version} is not supported, this reader takes v2.1 and v3.0; lerobot's "
@@ -153,8 +149,6 @@ class LeRobotMetadata:
                                  f"green, blue); name another camera in a --robot file")
         return dict(cameras)
 
-    # ---- the episodes ----
-
     def _check_episodes(self):
         if not self.lengths:
             raise self.fault("it is empty, meta/ lists no episode; record or download one")
@@ -177,15 +171,11 @@ class LeRobotMetadata:
 
     def _read_v21(self):
         path, rows = self.root / "meta" / "episodes.jsonl", []
-        try:
-            for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            with damage(self.where, f"{path}, line {number} cannot be read"):
                 if line.strip():
                     row = json.loads(line.decode("utf-8"))
                     rows.append((int(row["episode_index"]), int(row["length"]), str((row["tasks"] or [""])[0])))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            what = "is not UTF-8" if isinstance(error, UnicodeError) else "cannot be read"
-            at = f", line {number}" if not isinstance(error, OSError) else ""
-            raise self.fault(f"{path}{at} {what} ({error}); download it again") from error
         self.indices, self.lengths, self.tasks = map(list, zip(*rows)) if rows else ([], [], [])
 
         def files(template, **key):   # the templates speak of the episode's own index

@@ -12,8 +12,6 @@ import json
 
 from support.data.robots import find_robot
 
-KINDS = ("robot", "sim", "real", "human")
-
 
 def read_mixture(listing, robot=None):
     """A mixture.json -> its datasets and validation's or None: rows as above, each with its Robot or None.
@@ -40,9 +38,9 @@ def read_mixture(listing, robot=None):
                          f"robot, name; and robot, validation") from error
     if not positive:
         raise ValueError(f"{listing}: it needs at least one dataset, and weights above 0")
-    strange = {row["kind"] for row in rows if row.get("kind")} - set(KINDS)
+    strange = {row["kind"] for row in rows if row.get("kind")} - {"robot", "sim", "real", "human"}
     if strange:
-        raise ValueError(f"{listing}: kind {', '.join(sorted(strange))}: choose from {', '.join(KINDS)}")
+        raise ValueError(f"{listing}: kind {', '.join(sorted(strange))}: choose from robot, sim, real, human")
     if twice:
         raise ValueError(f"{listing}: {validation['path']} is trained on and held out: without validation the last "
                          "episode of the first dataset is held out")

@@ -23,17 +23,15 @@ WORD = "(?<![a-z])"   # where a word begins: a laptop is no top, and what is bri
 
 @dataclass(frozen=True)
 class Robot:
-    """relative: per dimension, does delta mode subtract the state at t? state, action: features of the dataset,
-    concatenated in order, and widths, their dimensions where known; cameras: slot -> feature. Empty: the reader's
-    defaults. grippers_by_range: scale absolute dimensions to +-0.5 of their range instead of standardising them."""
+    """What is not given is the reader's default."""
 
     name: str
-    relative: tuple = ()
-    state: tuple = ()
+    relative: tuple = ()    # per dimension, whether delta mode subtracts the state at t
+    state: tuple = ()       # features of the dataset, concatenated in order
     action: tuple = ()
-    widths: tuple = ()
-    cameras: dict = field(default_factory=dict)
-    grippers_by_range: bool = False
+    widths: tuple = ()      # their dimensions, where known
+    cameras: dict = field(default_factory=dict)   # slot -> feature
+    grippers_by_range: bool = False   # absolute dimensions are scaled to +-0.5 of their range, not standardised
 
 
 def dims(*runs):
@@ -108,15 +106,14 @@ def release_statistics(path, robot):
     """stats.json that the release saved beside its weights -> {"state_mean", "state_std", "action_mean", "action_std":
     tuple}. The release divides by std + 1e-6: it is added here. ValueError: robot, feature or width does not fit.
     """
-    if robot not in ROBOTS:
-        raise ValueError(f"--robot {robot}: unknown; known are {', '.join(ROBOTS)}")
     try:
         stored = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is missing or cannot be read ({error}): the release saves it beside its "
                          f"model.safetensors, and without it actions have no units") from error
-    if robot not in stored:
-        raise ValueError(f"{path} has no statistics of robot '{robot}', only of {', '.join(stored) or 'none'}: "
+    known = [name for name in stored if name in ROBOTS]
+    if robot not in known:
+        raise ValueError(f"{path} has no statistics of robot '{robot}', only of {', '.join(known) or 'none'}: "
                          f"give --robot one of these")
     moments, relative = {}, ROBOTS[robot].relative
     for kind in ("state", "action"):

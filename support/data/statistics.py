@@ -179,9 +179,8 @@ def alike(robot, what, values):
 def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks=Alone()):
     """Statistics over all windows of one robot's sources with actions, or over SAMPLE of them if there are more.
 
-    sources, window_lists: lists, or {dataset: ...} of those that this rank counts; one rank counts a dataset.
-    bad: called with the error of an episode that cannot be read, which then does not count; None: the error is raised.
-    ValueError: unequal widths, delta masks or rates.
+    sources, window_lists: lists, or {dataset: ...} of those that this rank alone counts. bad: called with the error of
+    an episode that cannot be read and so does not count; None: raise it. ValueError: unequal widths, masks or rates.
     """
     if not isinstance(sources, dict):
         sources, window_lists = dict(enumerate(sources)), dict(enumerate(window_lists))

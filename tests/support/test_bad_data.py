@@ -106,7 +106,7 @@ FAULTS = {
     "wrong channel count": (lambda root: edit_feature(root, HEAD, shape=[64, 64, 1]), [f"'{HEAD}' has 1 channels"]),
     "fps NaN": (lambda root: edit_info(root, fps=float("nan")), ["fps is nan", "info.json"]),
     "non-UTF-8 task": (lambda root: edit_episode(root, b"task 1", b"t\xe9che 1"),
-                       ["episodes.jsonl, line 2 is not UTF-8"]),
+                       ["episodes.jsonl, line 2 cannot be read ('utf-8' codec"]),
     "surrogate in a task": (lambda root: edit_episode(root, b"task 1", b"\\ud83d"),
                             ["episode 1: its task is not UTF-8"]),
     "duplicate timestamps": (lambda root: write_rows(root, 1, timestamp=with_value(np.arange(23) / FPS, 7, 6 / FPS)),

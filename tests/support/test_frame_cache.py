@@ -120,7 +120,7 @@ DAMAGES = {
     "cut": (lambda cache: os.truncate(next(iter(cache.files())), 100), "is damaged, .* has 100 bytes of"),
     "lost": (lambda cache: next(iter(cache.files())).unlink(), "has 0 bytes"),
     "no json": (lambda cache: (cache.folder / "cache.json").write_text("{"), "cannot be read"),
-    "other format": (lambda cache: edit(cache, format=2), "cannot be read .*format 2"),
+    "other format": (lambda cache: edit(cache, format=2), "is of format 2"),
     "not noted": (lambda cache: (cache.folder / "done.jsonl").unlink(), "holds 0 of 4 episodes"),
     "note": (lambda cache: (cache.folder / "done.jsonl").write_text("x\n"), "cannot be read .*damaged"),
     "foreign": (lambda cache: edit_info(cache.root, robot_type="another"), "made for other episodes or another meta"),
