@@ -115,20 +115,16 @@ class Corpus:
         """The dataset that is split -> the episode that is held out, those that are trained on."""
         episodes = len(source.lengths)
         if episodes == 1:
-            raise ValueError(f"--data {self.root}: one episode cannot be both trained on and held out; "
-                             "record a second one")
+            raise ValueError(f"--data {self.root}: one episode cannot be both trained on and held out; record another")
         if not -episodes <= self.hold_out < episodes:
             raise ValueError(f"--hold_out {self.hold_out}: dataset {source.name} has episodes 0 to {episodes - 1}")
         out = self.hold_out % episodes
         return out, [e for e in range(episodes) if e != out]
 
     def _open_held_out(self, windows):
-        if self.validation:
-            self.held_out = self.validation.open()
-            self.held_out_windows = windows(self.held_out)
-        else:
-            self.held_out = self.sources.get(self.split) or self.listed[self.split].open()
-            self.held_out_windows = windows(self.held_out, episodes=[self._held_out_episode(self.held_out)[0]])
+        self.held_out = self.sources.get(self.split) or (self.validation or self.listed[self.split]).open()
+        episodes = None if self.validation else [self._held_out_episode(self.held_out)[0]]
+        self.held_out_windows = windows(self.held_out, episodes=episodes)
         if not len(self.held_out_windows):
             choose = "" if self.validation else ", --hold_out another episode"
             raise ValueError(f"dataset {self.held_out.name}: what is held out has no window, it is shorter than m "

@@ -28,8 +28,6 @@ def read_picture(path):
 def _arrays(root):
     """episode.npz, open. ValueError, one line: it is missing, damaged or lacks an array."""
     path = Path(root) / "episode.npz"
-    if not path.exists():
-        raise ValueError(f"dataset {root}: no episode.npz there")
     try:
         with np.load(path, allow_pickle=False) as npz:
             absent = [key for key in ("state", "task", "fps") if key not in npz.files]
@@ -101,8 +99,7 @@ class FolderSource:
                 raise ValueError(f"{where}: {key} has shape {rows.shape}, expected (frames, dimensions)")
             for row in np.flatnonzero(~np.isfinite(rows).all(1)):
                 e = int(np.searchsorted(self.ends, row, side="right"))
-                raise ValueError(f"{where}, episode {e}, frame {row - self.starts[e]}: {key} is not finite; "
-                                 f"repair or drop the episode")
+                raise ValueError(f"{where}, episode {e}, frame {row - self.starts[e]}: {key} is not finite; repair it")
 
     @cached_property
     def pictures(self):

@@ -187,7 +187,7 @@ def cache_for(source, out, sizes):
 
 
 def begin(source, cache):
-    """Copy all but the pictures: meta/, the data files, what lies beside them (a licence); make sparse picture files."""
+    """Copy meta/, the data files and what lies beside them, such as a licence; make sparse files for the pictures."""
     shutil.copytree(source.root / "meta", cache.root / "meta", dirs_exist_ok=True)
     pictures = {key for key, feature in source.info["features"].items() if feature["dtype"] == "image"}
     numbers = set(source.files)

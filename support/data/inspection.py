@@ -47,13 +47,13 @@ def faults(source):
     return lines, readable[::-1]
 
 
-def inspect(source, episodes, m=15, k=50):
+def inspect(source, episodes):
     """Lines that say what the reader makes of a dataset; ranges of its dimensions are over `episodes`."""
     tasks = source.info.get("total_tasks") or len(set(source.tasks))
     yield (f"{source.root}: LeRobot {source.version}, robot '{source.robot}', {source.fps:g} frames/s, "
            f"{len(source.lengths)} episodes of {min(source.lengths)} to {max(source.lengths)} frames, "
            f"{sum(source.lengths):,} in all, {tasks} different tasks")
-    yield f"m = {m} frames = {m / source.fps:.2f} s, a chunk of {k} = {k / source.fps:.2f} s"
+    yield f"m = 15 frames = {15 / source.fps:.2f} s, a chunk of 50 = {50 / source.fps:.2f} s"
     for slot in VIEWS:
         height, width = source.size(slot) if slot in source.views else (0, 0)
         yield f"{slot:<12} " + (f"{source.views[slot]} ({width} x {height})" if width else "missing: masked")

@@ -30,8 +30,7 @@ def statistics_by_robot(corpus, *settings, ranks=Alone()):
 def kept_statistics(folder, sources, window_lists, m, k, action_mode, std_floor, bad=None, ranks=Alone()):
     """`statistics`, taken from `folder`/statistics where they were computed before -> Statistics, a line that says so.
 
-    sources, window_lists: {dataset: ...}. The first rank reads and writes. A folder that cannot be written to is said
-    and passed over. ValueError, also: a kept file is damaged or was edited.
+    The first rank reads and writes. ValueError, also: a kept file is damaged or was edited.
     """
     began, problems = time.perf_counter(), []
     identities = gathered(ranks, {i: source.identity() | {

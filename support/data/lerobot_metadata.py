@@ -65,10 +65,10 @@ class LeRobotMetadata:
     def frames_in_all(self):
         """Frames of all episodes: what info.json says, else their sum."""
         total = self.info.get("total_frames")
-        if not isinstance(total, int) or total < 1:
-            self.read_episodes()
-            total = sum(self.lengths)
-        return total
+        if isinstance(total, int) and total > 0:
+            return total
+        self.read_episodes()
+        return sum(self.lengths)
 
     def read_episodes(self):
         """Fill indices, lengths, tasks, files, first_rows, and videos: slot -> (files, seconds), all by episode."""
@@ -201,12 +201,12 @@ class LeRobotMetadata:
         for index, length, low, high in zip(self.indices, self.lengths, begins, rows["dataset_to_index"]):
             if length != high - low:
                 raise self.fault(f"meta/episodes gives it {length} frames and the rows {low} to {high}; {AGAIN}", index)
-        for tasks in (row for table in tables for row in table["tasks"]):
-            try:
+        try:
+            for tasks in (row for table in tables for row in table["tasks"]):
                 self.tasks.append(str((tasks.as_py() or [""])[0]))
-            except UnicodeDecodeError as error:
-                raise self.fault(f"its task is not UTF-8 ({error.reason}); write it again",
-                                 self.indices[len(self.tasks)]) from error
+        except UnicodeDecodeError as error:
+            what = f"its task is not UTF-8 ({error.reason}); write it again"
+            raise self.fault(what, self.indices[len(self.tasks)]) from error
 
         def files(template, column, **key):
             pairs = list(zip(rows[f"{column}/chunk_index"], rows[f"{column}/file_index"]))

@@ -85,13 +85,13 @@ class _Video:
                 break
             held.append((packet, bool(near)))
             if near:
-                frames += self._decode(held, wanted, tolerance)
+                frames += [frame for each in held for frame in self._decode(*each, wanted, tolerance)]
                 held, fed = [], fed | near
                 exact |= {second for second in near if abs(time - second) < EXACT}
                 if len(exact) == len(wanted):
                     break
         if fed:
-            frames += self._near(self.decoder.decode(None), wanted, tolerance)
+            frames += self._decode(None, True, wanted, tolerance)
         found = {}
         for second in fed:
             frame = min(frames, key=lambda frame: abs(frame.pts * self.tick - second), default=None)
@@ -99,17 +99,11 @@ class _Video:
                 found[second] = self.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         return found, nearest
 
-    def _decode(self, packets, wanted, tolerance):
-        """The frames near to a wanted second that come out when these packets go in."""
-        frames = []
-        for packet, needed in packets:
-            if self.decoder.name in SKIPS_UNREFERENCED:
-                self.decoder.skip_frame = "DEFAULT" if needed else "NONREF"
-            frames += self._near(self.decoder.decode(packet), wanted, tolerance)
-        return frames
-
-    def _near(self, frames, wanted, tolerance):
-        return [frame for frame in frames if frame.pts is not None
+    def _decode(self, packet, needed, wanted, tolerance):
+        """The frames near to a wanted second that come out for a packet; for None, those that are held back."""
+        if packet and self.decoder.name in SKIPS_UNREFERENCED:
+            self.decoder.skip_frame = "DEFAULT" if needed else "NONREF"
+        return [frame for frame in self.decoder.decode(packet) if frame.pts is not None
                 and any(abs(frame.pts * self.tick - second) <= tolerance for second in wanted)]
 
 
