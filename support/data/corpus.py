@@ -115,7 +115,8 @@ class Corpus:
         """The dataset that is split -> the episode that is held out, those that are trained on."""
         episodes = len(source.lengths)
         if episodes == 1:
-            raise ValueError(f"--data {self.root}: one episode cannot be both trained on and held out; record another")
+            raise ValueError(f"--data {self.root}: one episode cannot be both trained on and held out; "
+                             "record a second one")
         if not -episodes <= self.hold_out < episodes:
             raise ValueError(f"--hold_out {self.hold_out}: dataset {source.name} has episodes 0 to {episodes - 1}")
         out = self.hold_out % episodes
