@@ -104,8 +104,5 @@ def subset(ranks, rank):
 
 
 if __name__ == "__main__":
-    import sys
-
-    from data import windows
-    from support.data import lpt_cost
-    lpt_cost.main(sys.argv[1:], windows)
+    import runpy
+    runpy.run_module("support.lpt_cost", run_name="__main__", alter_sys=True)   # it starts processes of its own

@@ -254,5 +254,5 @@ class InternVLA_A1(nn.Module):
 
 
 if __name__ == "__main__":
-    from support.trace import main
-    main()
+    import runpy
+    runpy.run_module("support.trace", run_name="__main__")

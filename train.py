@@ -30,7 +30,7 @@ from support import checkpoint
 from support.data.corpus import Corpus
 from support.data.inspection import said
 from support.data.kept_statistics import statistics_by_robot
-from support.data.lpt_cost import table
+from support.lpt_cost import table
 from support.training import memory
 from support.training.arguments import parse
 from support.training.checkpointer import Checkpointer, bad_samples_of_rank, checkpoint_to_resume

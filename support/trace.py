@@ -225,3 +225,7 @@ def main():
         print("\n".join(walk(get_config(args.config, vars(args)))))
     except ValueError as error:
         parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -24,7 +24,6 @@ def main(argv):
                       help="decode and resize the pictures of a LeRobot dataset once, into the dataset OUT")
     parser.add_argument("--robot", help="a robot of support/data/robots.py or a .json file (default: the dataset's)")
     parser.add_argument("--config", default="a1_2b", help="with --cache: the preset whose picture sizes are taken")
-    parser.add_argument("--sizes", help="with --cache: picture sizes instead, as 448,256")
     parser.add_argument("--loaders", type=int, default=os.cpu_count(), help="with --cache: processes that decode")
     args = parser.parse_args(argv)
     robot = find_robot(args.robot) if args.robot else None
@@ -33,9 +32,7 @@ def main(argv):
         inspection.refuse(changed, f"{args.verify} is not as it was recorded", shown=len(changed))
         print(f"{args.verify}: every file is as it was recorded")
     elif args.cache:
-        model = get_config(args.config).model
-        cache_pictures(LeRobotSource(args.cache[0], robot), args.cache[1],
-                       args.sizes or f"{model.view_size},{model.frame_size}", args.loaders)
+        cache_pictures(LeRobotSource(args.cache[0], robot), args.cache[1], get_config(args.config).model, args.loaders)
     else:
         if not (Path(args.inspect) / "episode.npz").exists():   # in a plain folder nothing is matched
             source = LeRobotSource(args.inspect, robot, check_files=False)
@@ -45,11 +42,9 @@ def main(argv):
         print(file_hashes.record(args.inspect))
 
 
-def cache_pictures(source, out, sizes, loaders):
+def cache_pictures(source, out, model, loaders):
     """--cache: decode and resize a dataset's pictures once, or check a cache that is complete. ValueError: one line."""
-    if not all(size.isdecimal() and int(size) for size in sizes.split(",")):
-        raise ValueError(f"--sizes {sizes}: expected pixels, as 448,256")
-    cache = frame_cache.cache_for(source, out, map(int, sizes.split(",")))
+    cache = frame_cache.cache_for(source, out, [model.view_size, model.frame_size])
     pixels, total = " and ".join(map(str, cache.sizes)), cache.starts[-1] * sum(cache.files().values())
     print(f"{source.root}: {len(source.lengths)} episodes, {sum(source.lengths):,} frames of {len(cache.cameras)} "
           f"cameras, at {pixels} pixels: {total / 1e9:.2f} GB", flush=True)
@@ -61,7 +56,7 @@ def cache_pictures(source, out, sizes, loaders):
         print(f"wrote {out}; train with --data {out}")
     fits = [name for name, preset in CONFIGS.items()
             if {preset.model.view_size, preset.model.frame_size} <= set(cache.sizes)]
-    print(f"it is valid for pictures of {pixels} pixels: {', '.join(fits) or 'no preset'}")
+    print(f"it is valid for pictures of {pixels} pixels: {', '.join(fits)}")
 
 
 if __name__ == "__main__":

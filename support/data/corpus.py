@@ -1,8 +1,7 @@
 """What --data names, and what of it this rank opens: "each worker materializes only a subset of datasets" (Sec. 3.4).
 
-`Corpus.read` takes the metadata of all datasets: name, robot, frames, whether there are actions. That is enough to deal
-them (lpt.deal). `open` then opens the datasets that this rank was dealt. Episodes, windows and statistics of the others
-never exist in its memory.
+`Corpus.read` takes the metadata of all datasets, which is enough to deal them (lpt.deal). `open` then opens those that
+this rank was dealt. Episodes, windows and statistics of the others never exist in its memory.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from support.data.mixture import read_mixture
 from support.data.robots import find_robot
 from support.data.source import glance, open_source
 from support.data.statistics import Alone, gathered
+
+PREFLIGHT = 16   # episodes
 
 
 @dataclass(frozen=True)
@@ -47,22 +48,16 @@ class Listed:
 
 @dataclass
 class Corpus:
-    """Training datasets by number, as listed; of those that this rank has opened, sources and windows; held-out data.
-
-    root: the folder that --data names; statistics are kept there. validation: the Listed that is held out whole; None:
-    episode `hold_out` of the first dataset with actions. sources {dataset: Source}, windows {dataset: (n, 2) int64 rows
-    (episode, t)}; counted: those that no lower rank has opened too. held_out, held_out_windows: None on ranks that do
-    not evaluate.
-    """
+    """Training datasets, numbered as they are listed, and held-out data."""
 
     listed: list
-    root: Path = None
-    validation: Listed = None
+    root: Path = None       # the folder that --data names; statistics are kept there
+    validation: Listed = None   # held out whole; None: episode `hold_out` of the first dataset with actions is
     hold_out: int = -1
-    sources: dict = field(default_factory=dict)
-    windows: dict = field(default_factory=dict)
-    counted: list = field(default_factory=list)
-    held_out: object = None
+    sources: dict = field(default_factory=dict)     # {dataset: Source} of those that this rank has opened
+    windows: dict = field(default_factory=dict)     # {dataset: (n, 2) int64 rows (episode, t)}
+    counted: list = field(default_factory=list)     # those of them that no lower rank has opened too
+    held_out: object = None                         # None on ranks that do not evaluate, as its windows
     held_out_windows: np.ndarray = None
 
     @classmethod
@@ -79,12 +74,10 @@ class Corpus:
 
     @property
     def frames(self):
-        """Of all datasets: what LPT balances."""
         return [row.frames for row in self.listed]
 
     @property
     def weights(self):
-        """Of all datasets."""
         return [row.weight for row in self.listed]
 
     @property
@@ -105,8 +98,8 @@ class Corpus:
     def open(self, windows, dealt=None, counted=None, evaluates=True):
         """Open datasets -> self. windows(source, episodes=None): its tuples, as data.windows.
 
-        dealt: numbers of the datasets; None: all. counted: those of them that no lower rank opens; None: all.
-        evaluates: open what is held out, too. ValueError: one line.
+        dealt: numbers of the datasets; counted: those of them that no lower rank opens; None: all. evaluates: open what
+        is held out, too. ValueError: one line.
         """
         dealt = range(len(self.listed)) if dealt is None else dealt
         self.counted = sorted(dealt if counted is None else counted)
@@ -130,12 +123,9 @@ class Corpus:
         return out, [e for e in range(episodes) if e != out]
 
     def _open_held_out(self, windows):
-        if self.validation:
-            self.held_out = self.validation.open()
-            self.held_out_windows = windows(self.held_out)
-        else:
-            self.held_out = self.sources.get(self.split) or self.listed[self.split].open()
-            self.held_out_windows = windows(self.held_out, episodes=[self._held_out_episode(self.held_out)[0]])
+        self.held_out = self.sources.get(self.split) or (self.validation or self.listed[self.split]).open()
+        episodes = None if self.validation else [self._held_out_episode(self.held_out)[0]]
+        self.held_out_windows = windows(self.held_out, episodes=episodes)
         if not len(self.held_out_windows):
             choose = "" if self.validation else ", --hold_out another episode"
             raise ValueError(f"dataset {self.held_out.name}: what is held out has no window, it is shorter than m "
@@ -150,23 +140,22 @@ class Corpus:
         own = {i: (len(self.windows[i]), int(max(self.sources[i].lengths))) for i in self.counted}
         return list(gathered(ranks, own).values())
 
-    def preflight(self, m, episodes=16):
-        """Read what statistics() does not, so that it is named before training starts: the numbers of held-out
-        episodes, and instructions and the last picture of some of all, where a torn video is seen.
-
-        Yields what is wrong, one line each, and whether it is held out: validation skips nothing. episodes: of all
-        datasets that this rank counts together, but at least one of each.
+    def preflight(self, m):
+        """Read what statistics() does not: the numbers of held-out episodes, and of PREFLIGHT episodes, at least one a
+        dataset, instructions and the last pictures, where a torn video is seen. Yields (line that says what is wrong,
+        whether it is held out).
         """
         pairs = [(self.sources[i], self.windows[i], False) for i in self.counted]
         pairs += [(self.held_out, self.held_out_windows, True)] if self.held_out else []
         for source, rows, held_out in pairs:
             last = np.flatnonzero(np.diff(rows[:, 0], append=-1))                  # the last window of each episode
-            some = np.linspace(0, len(last) - 1, min(len(last), max(1, episodes // len(pairs)))).astype(int)
-            pictures = [(source.frame, view, e, min(t + m, int(source.lengths[e]) - 1))
-                        for e, t in rows[last[some]].tolist() for view in source.views]
-            tasks = [(source.task, e, t) for e, t in rows[last[some]].tolist()]
-            numbers = [(source.numbers, e) for e in rows[last, 0].tolist()] if held_out else []
-            for read, *where in [*numbers, *tasks, *pictures]:
+            some = np.linspace(0, len(last) - 1, min(len(last), max(1, PREFLIGHT // len(pairs)))).astype(int)
+            places = rows[last[some]].tolist()
+            reads = [(source.numbers, e) for e in rows[last, 0].tolist()] if held_out else []
+            reads += [(source.task, e, t) for e, t in places]
+            reads += [(source.frame, view, e, min(t + m, int(source.lengths[e]) - 1))
+                      for e, t in places for view in source.views]
+            for read, *where in reads:
                 try:
                     read(*where)
                 except ValueError as error:

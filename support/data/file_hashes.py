@@ -1,7 +1,7 @@
 """Are the files of a dataset still the same? By size and time of last change (quick), or by SHA-256 (exact).
 
-A flipped bit in an mp4 or parquet file mostly decodes without a word. So `--inspect` records every file's SHA-256 in
-`statistics/files.json` of the dataset, and `--verify` names each file that has changed, is gone or is new since.
+`--inspect` records every file's SHA-256 in `statistics/files.json` of the dataset. `--verify` names each file that has
+changed, is gone or is new since.
 """
 
 import hashlib
@@ -28,11 +28,8 @@ def write_json(path, body):
     """Write {**body, "sha256"} to `path` in one move, making its folder; OSError as it comes."""
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(body | {"sha256": digest(body)}, indent=1) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary.write_text(json.dumps(body | {"sha256": digest(body)}, indent=1) + "\n")
+    os.replace(temporary, path)
 
 
 def read_json(path):

@@ -28,8 +28,6 @@ def read_picture(path):
 def _arrays(root):
     """episode.npz, open. ValueError, one line: it is missing, damaged or lacks an array."""
     path = Path(root) / "episode.npz"
-    if not path.exists():
-        raise ValueError(f"dataset {root}: no episode.npz there")
     try:
         with np.load(path, allow_pickle=False) as npz:
             absent = [key for key in ("state", "task", "fps") if key not in npz.files]
@@ -41,32 +39,24 @@ def _arrays(root):
         raise ValueError(f"dataset {root}: episode.npz has no array '{absent[0]}'")
 
 
-def _named(root, npz):
-    """The name of the robot in episode.npz, else the folder's."""
-    return str(npz["robot"]) if "robot" in npz.files else Path(root).name
-
-
 def glance(root, robot=None):
-    """What a mixture needs to know of a folder before it is opened -> (name, robot's name, frames, has_action).
-
-    ValueError: as FolderSource, as far as it shows.
-    """
+    """As support.data.source.glance. ValueError: as FolderSource, as far as it shows."""
     with _arrays(root) as npz:
         frames = int(npz["ends"].max(initial=0)) if "ends" in npz.files else len(npz["state"])
-        found = Path(root).name, robot.name if robot else _named(root, npz), frames, "action" in npz.files
+        named = robot.name if robot else str(npz.get("robot", Path(root).name))
+        has_action = "action" in npz.files
     if frames < 1:
         FolderSource(root, robot)   # says what is wrong
-    return found
+    return Path(root).name, named, frames, has_action
 
 
 class FolderSource:
     """One or several episodes in a plain folder, as support.data.source.Source says.
 
     `episode.npz`, F frames in all: state (F, d_q), action (F, d_a) or absent (human video), task (E,) strings, fps;
-    optional ends (E,) cumulative frame counts when it holds several episodes, stored (P,) the rows whose pictures exist
-    (absent: all), robot, action_names (d_a,), and what `labels` names. Pictures per view: `<view>.npy` uint8
-    (P, H, W, 3), memory-mapped, or a folder `<view>/` of files in name order. A view without either is missing and
-    masked. robot: a Robot, for its name and its delta mask; None: what the file says.
+    optional ends (E,) cumulative frame counts of several episodes, stored (P,) the rows that have pictures (absent:
+    all), robot, action_names (d_a,), and what `labels` names. Pictures per view: `<view>.npy` uint8 (P, H, W, 3),
+    memory-mapped, or a folder `<view>/` of files in name order; else the view is masked. robot: a Robot or None.
     """
 
     cache, videos, state_keys, action_keys = None, {}, (), ()   # pictures as recorded; arrays, not features with names
@@ -74,11 +64,12 @@ class FolderSource:
     def __init__(self, root, robot=None):
         self.root, self.name = Path(root), Path(root).name
         with _arrays(root) as npz:
-            arrays, named = {key: npz[key] for key in npz.files}, _named(root, npz)
+            arrays = {key: npz[key] for key in npz.files}
         self.state, self.action = arrays["state"].astype(np.float32), arrays.get("action")
         self.has_action, self.fps = self.action is not None, float(arrays["fps"])
         if not 0 < self.fps < np.inf:
             raise ValueError(f"dataset {root}: fps is {self.fps:g}; write the recording's frame rate")
+        named = str(arrays.get("robot", self.name))
         robot = robot or ROBOTS.get(named, Robot(named))
         self.robot, self.relative = robot.name, robot.relative
         self.ends = arrays.get("ends", np.array([len(self.state)]))
@@ -108,8 +99,7 @@ class FolderSource:
                 raise ValueError(f"{where}: {key} has shape {rows.shape}, expected (frames, dimensions)")
             for row in np.flatnonzero(~np.isfinite(rows).all(1)):
                 e = int(np.searchsorted(self.ends, row, side="right"))
-                raise ValueError(f"{where}, episode {e}, frame {row - self.starts[e]}: {key} is not finite; "
-                                 f"repair or drop the episode")
+                raise ValueError(f"{where}, episode {e}, frame {row - self.starts[e]}: {key} is not finite; repair it")
 
     @cached_property
     def pictures(self):

@@ -1,20 +1,19 @@
 """A dataset whose pictures are decoded and letterboxed once: what training reads then is one memory map a camera.
 
-    python -m support.data --cache DIR OUT --config a1_2b      (or --sizes 448,256)
+    python -m support.data --cache DIR OUT --config a1_2b
 
-OUT is a dataset folder like DIR: meta/ and the numbers are copied, frame_cache/ takes the place of the videos. It holds
-for each camera and picture size one file of uint8 pictures, (frames, 3, h, w), without the black bars. What it gives
-equals the letterboxed picture of the plain reader bit for bit, because both are made by the same two functions.
-
-cache.json says what the files are; it is written first and never changed. An episode is noted in done.jsonl, with its
-checksums, once it is on disk: an interrupted run goes on with the others.
+OUT is a dataset folder like DIR, with frame_cache/ in place of the videos: for each camera and picture size a file of
+uint8 pictures, (frames, 3, h, w), without the black bars. Letterboxed they equal the plain reader's bit for bit.
+cache.json, written first, says what the files are. done.jsonl notes each episode that is on disk, with its checksums.
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import zlib
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -63,9 +62,8 @@ class CachedPicture(Letterboxed):
 
 
 class FrameCache:
-    """The frame_cache folder of a dataset. Attributes: cameras {feature key: (H, W) as recorded}, sizes (list[int]),
-    starts (first row of each episode, and the number of rows), checksums {episode: {file: crc32}} of those on disk.
-    """
+    """The frame_cache folder of a dataset. cameras: {feature key: (H, W) as recorded}; sizes: list[int]; starts: first
+    row of each episode, and the number of rows; checksums: {episode: {file: crc32}} of those on disk."""
 
     def __init__(self, root, stored, lengths):
         self.root, self.folder, self.stored, self.maps = Path(root), Path(root) / "frame_cache", stored, {}
@@ -86,10 +84,7 @@ class FrameCache:
         if not path.parent.exists():
             return None
         try:
-            stored = json.loads(path.read_text())
-            if stored["format"] != FORMAT:
-                raise ValueError(f"format {stored['format']}")
-            cache = cls(root, stored, lengths)
+            cache = cls(root, json.loads(path.read_text()), lengths)
             fault = cache._fault(set(keys), lengths)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             fault = f"cannot be read ({error!r})"
@@ -100,6 +95,8 @@ class FrameCache:
 
     def _fault(self, keys, lengths):
         """What is wrong with it, or None."""
+        if self.stored["format"] != FORMAT:
+            return f"is of format {self.stored['format']}"
         if self.stored["dataset"] != fingerprint(self.root, lengths):
             return "was made for other episodes or another meta/info.json"
         if keys - self.cameras.keys():
@@ -119,30 +116,22 @@ class FrameCache:
     def require(self, sizes):
         """ValueError where a size is not held."""
         for absent in sorted(set(sizes) - set(self.sizes)):
-            held, wanted = " and ".join(map(str, self.sizes)), ",".join(map(str, sorted(set(sizes))))
+            held = " and ".join(map(str, self.sizes))
             raise ValueError(f"dataset {self.root}: its frame cache holds pictures of {held} pixels, {absent} are "
-                             f"asked for; use the original dataset, or cache it with --sizes {wanted}")
-
-    def picture(self, key, e, t):
-        """Frame t of episode e of a camera."""
-        return CachedPicture(self, key, self.starts[e] + t)
-
-    def shape(self, key, size):
-        """(3, h, w) of a camera's pictures on disk."""
-        return 3, *box(*self.cameras[key], size)[2:]
+                             f"asked for; use the original dataset, or cache it for this --config")
 
     def file(self, key, size):
         return self.folder / key / f"{size}.u8"
 
     def files(self):
         """{file: bytes of one of its pictures}."""
-        return {self.file(key, size): int(np.prod(self.shape(key, size)))
+        return {self.file(key, size): 3 * math.prod(box(*self.cameras[key], size)[2:])
                 for key, size in product(self.cameras, self.sizes)}
 
     def rows(self, key, size):
         """All pictures of a camera in one size, (frames, 3, h, w) uint8, mapped into memory on first use."""
         if (key, size) not in self.maps:
-            shape = self.starts[-1], *self.shape(key, size)
+            shape = self.starts[-1], 3, *box(*self.cameras[key], size)[2:]
             self.maps[key, size] = np.asarray(np.memmap(self.file(key, size), np.uint8, "r", shape=shape))
         return self.maps[key, size]
 
@@ -160,31 +149,22 @@ class FrameCache:
 
 # ---- making one ----------------------------------------------------------------------------------
 
-class _Transcode(torch.utils.data.Dataset):
-    """Item i: decode episode todo[i] and write its pictures; gives (episode, frames, checksums)."""
-
-    def __init__(self, source, cache, todo):
-        self.source, self.cache, self.todo = source, cache, todo
-
-    def __len__(self):
-        return len(self.todo)
-
-    def __getitem__(self, i):
-        e, cache, checksums = self.todo[i], self.cache, {}
-        L = int(self.source.lengths[e])
-        for (view, key), first in product(self.source.views.items(), range(0, L, BLOCK)):
-            pictures = self.source.frames(view, e, list(range(first, min(first + BLOCK, L))))
-            for size in cache.sizes:
-                top, left, h, w = box(*cache.cameras[key], size)
-                squares = torch.stack([letterbox(picture, size) for picture in pictures])
-                data = squares[..., top:top + h, left:left + w].contiguous().numpy()
-                checksums[f"{key}/{size}"] = zlib.crc32(data, checksums.get(f"{key}/{size}", 0))
-                with open(cache.file(key, size), "r+b") as file:
-                    file.seek((cache.starts[e] + first) * data[0].nbytes)
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-        return e, L, checksums
+def transcode(source, cache, e):
+    """Decode an episode and write its pictures -> episode, frames, checksums."""
+    L, checksums = int(source.lengths[e]), {}
+    for (view, key), first in product(source.views.items(), range(0, L, BLOCK)):
+        pictures = source.frames(view, e, list(range(first, min(first + BLOCK, L))))
+        for size in cache.sizes:
+            top, left, h, w = box(*cache.cameras[key], size)
+            squares = torch.stack([letterbox(picture, size) for picture in pictures])
+            data = squares[..., top:top + h, left:left + w].contiguous().numpy()
+            checksums[f"{key}/{size}"] = zlib.crc32(data, checksums.get(f"{key}/{size}", 0))
+            with open(cache.file(key, size), "r+b") as file:
+                file.seek((cache.starts[e] + first) * data[0].nbytes)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+    return e, L, checksums
 
 
 def cache_for(source, out, sizes):
@@ -207,8 +187,18 @@ def cache_for(source, out, sizes):
 
 
 def begin(source, cache):
-    """Copy all but the pictures, and make their files: sparse until they are filled."""
-    copy_numbers(source, cache.root)
+    """Copy meta/, the data files and what lies beside them, such as a licence; make sparse files for the pictures."""
+    shutil.copytree(source.root / "meta", cache.root / "meta", dirs_exist_ok=True)
+    pictures = {key for key, feature in source.info["features"].items() if feature["dtype"] == "image"}
+    numbers = set(source.files)
+    for path in numbers.union(filter(Path.is_file, source.root.iterdir())):
+        to = cache.root / path.relative_to(source.root)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if pictures and path in numbers:
+            kept = [key for key in arrow().parquet.read_schema(path).names if key not in pictures]
+            arrow().parquet.write_table(read_table(path, kept, source.where), to)
+        else:
+            shutil.copy2(path, to)
     for file, frame_bytes in cache.files().items():
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "wb") as empty:
@@ -217,38 +207,18 @@ def begin(source, cache):
     os.replace(cache.folder / "cache.tmp", cache.folder / "cache.json")
 
 
-def copy_numbers(source, out):
-    """All of a dataset but its pictures: meta/, the data files, and what lies beside them (its licence)."""
-    shutil.copytree(source.root / "meta", out / "meta", dirs_exist_ok=True)
-    pictures = {key for key, feature in source.info["features"].items() if feature["dtype"] == "image"}
-    for path in dict.fromkeys(source.files):
-        to = out / path.relative_to(source.root)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        if pictures:
-            kept = [key for key in arrow().parquet.read_schema(path).names if key not in pictures]
-            arrow().parquet.write_table(read_table(path, kept, source.where), to)
-        else:
-            shutil.copy2(path, to)
-    for path in source.root.iterdir():
-        if path.is_file():
-            shutil.copy2(path, out)
-
-
 def fill(source, cache, loaders):
     """Write what a cache lacks. ValueError: one line; what was written stays, and the same call goes on."""
     lengths = [int(n) for n in source.lengths]
     todo = [e for e in range(len(lengths)) if e not in cache.checksums]
-    frames = sum(lengths[e] for e in todo)
     cache.folder.mkdir(parents=True, exist_ok=True)
-    needed, free = frames * sum(cache.files().values()), shutil.disk_usage(cache.folder).free
-    if needed > free:
-        raise ValueError(f"{cache.root}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free there; "
-                         f"choose another disk or fewer --sizes")
     if not (cache.folder / "cache.json").exists():
         begin(source, cache)
     (cache.folder / "done.jsonl").write_bytes(cache.noted)
-    workers = torch.utils.data.DataLoader(_Transcode(source, cache, todo), batch_size=None, num_workers=loaders)
-    with open(cache.folder / "done.jsonl", "a") as done, bar(sum(lengths), sum(lengths) - frames, "frame") as shown:
+    workers = torch.utils.data.DataLoader(todo, batch_size=None, num_workers=loaders,
+                                          collate_fn=partial(transcode, source, cache))   # in the workers
+    before = sum(lengths[e] for e in cache.checksums)
+    with open(cache.folder / "done.jsonl", "a") as done, bar(sum(lengths), before, "frame") as shown:
         for e, frames, checksums in workers:
             done.write(json.dumps({"episode": e, "crc32": checksums}) + "\n")
             done.flush()

@@ -6,8 +6,6 @@ from config import VIEWS
 from support.data.moments import Moments, moments_of
 from support.progress import each
 
-SHOWN = 20   # faults of one kind of file are alike
-
 
 def said(error):
     """The text of an error; of one out of a loader process, which sends its traceback along, the last line."""
@@ -15,53 +13,47 @@ def said(error):
     return text.splitlines()[-1].removeprefix("ValueError: ") if text.startswith("Caught ") else text
 
 
-def refuse(lines, line, shown=SHOWN):
+def refuse(lines, line, shown=20):
     """Print the first `shown` of what is wrong, if anything is, and end with `line`."""
     if lines:
         print("\n".join(lines[:shown] + ([f"... and {len(lines) - shown} more"] if len(lines) > shown else [])))
         raise ValueError(f"{line} ({len(lines)} {'fault' if len(lines) == 1 else 'faults'})")
 
 
-def tried(lines, read, *where):
-    """Whether read(*where) goes well; else `lines` gets what is wrong."""
-    try:
-        read(*where)
-        return True
-    except ValueError as error:
-        lines.append(str(error))
-        return False
-
-
 def faults(source):
-    """Every file, every row and the last picture of every video: what is wrong, one line each, and readable episodes.
-
-    -> (list of lines, list of episode positions whose numbers can be read)
-    """
+    """Every file, every row and the last picture of every video -> lines that say what is wrong, and the episodes whose
+    numbers can be read."""
     missing = source.missing_files()
     lines = [f"{source.where}, episode {index}: {path} is missing" for path, index in missing.items()]
     readable, looked_at = [], set()
+
+    def tried(read, *where):
+        try:
+            read(*where)
+            return True
+        except ValueError as error:
+            lines.append(str(error))
     backwards = range(len(source.lengths) - 1, -1, -1)     # the last episode of a file is where it is torn
     for e in each(backwards, "episode"):
-        if source.files[e] in missing or not tried(lines, source.numbers, e):
+        if source.files[e] in missing or not tried(source.numbers, e):
             continue                                       # its pictures may lie in the same file
         readable.append(e)
-        tried(lines, source.task, e, source.lengths[e] - 1)
+        tried(source.task, e, source.lengths[e] - 1)
         for view in source.views:
             path = source.videos[view][0][e] if view in source.videos else (source.files[e], view)
             if path not in missing and path not in looked_at:
                 looked_at.add(path)
-                tried(lines, source.frame, view, e, source.lengths[e] - 1)
+                tried(source.frame, view, e, source.lengths[e] - 1)
     return lines, readable[::-1]
 
 
-def inspect(source, episodes, m=15, k=50):
-    """Lines that say what the reader makes of a dataset: version, cameras, dimensions and their ranges over `episodes`
-    (positions), lengths."""
+def inspect(source, episodes):
+    """Lines that say what the reader makes of a dataset; ranges of its dimensions are over `episodes`."""
     tasks = source.info.get("total_tasks") or len(set(source.tasks))
     yield (f"{source.root}: LeRobot {source.version}, robot '{source.robot}', {source.fps:g} frames/s, "
            f"{len(source.lengths)} episodes of {min(source.lengths)} to {max(source.lengths)} frames, "
            f"{sum(source.lengths):,} in all, {tasks} different tasks")
-    yield f"m = {m} frames = {m / source.fps:.2f} s, a chunk of {k} = {k / source.fps:.2f} s"
+    yield f"m = 15 frames = {15 / source.fps:.2f} s, a chunk of 50 = {50 / source.fps:.2f} s"
     for slot in VIEWS:
         height, width = source.size(slot) if slot in source.views else (0, 0)
         yield f"{slot:<12} " + (f"{source.views[slot]} ({width} x {height})" if width else "missing: masked")

@@ -13,9 +13,9 @@ FORMAT = 2   # of what is kept and how it is computed: raise it when either chan
 
 
 def statistics_by_robot(corpus, *settings, ranks=Alone()):
-    """kept_statistics of each robot that has actions -> {robot: Statistics}, lines that say where they are kept.
+    """An opened Corpus -> {robot: Statistics} of those with actions, lines that say where each is kept.
 
-    corpus: opened. settings: m, k, action_mode, std_floor, bad.
+    settings: as of kept_statistics, from m to bad.
     """
     found, lines = {}, []
     for robot in corpus.robots:
@@ -30,8 +30,7 @@ def statistics_by_robot(corpus, *settings, ranks=Alone()):
 def kept_statistics(folder, sources, window_lists, m, k, action_mode, std_floor, bad=None, ranks=Alone()):
     """`statistics`, taken from `folder`/statistics where they were computed before -> Statistics, a line that says so.
 
-    sources, window_lists: {dataset: ...}. The first rank reads and writes. A folder that cannot be written to is said
-    and passed over. ValueError, also: a kept file is damaged or was edited.
+    The first rank reads and writes. ValueError, also: a kept file is damaged or was edited.
     """
     began, problems = time.perf_counter(), []
     identities = gathered(ranks, {i: source.identity() | {

@@ -1,11 +1,9 @@
 """LeRobot v2.1 and v3.0 datasets, read directly from disk, without the lerobot package.
 
 Numbers are in parquet (pyarrow), pictures in mp4 (PyAV) or as PNG inside parquet; both packages are imported on first
-use, so that all else runs without. Building a source reads metadata (support/data/lerobot_metadata.py) and checks that
-the files exist; the rest is read when asked for.
-
-Frame t of an episode is shown t / fps seconds after the episode begins in its video file. The decoded frame nearest to
-that time must lie within half a frame of it. Not thread-safe: parallel reading is done by processes.
+use. Building a source reads metadata (support/data/lerobot_metadata.py), the rest is read when asked for. Frame t of an
+episode is shown t / fps seconds after the episode begins in its video; the frame taken must lie within half a frame of
+that time. Not thread-safe: parallel reading is done by processes.
 """
 
 import io
@@ -93,21 +91,10 @@ class LeRobotSource(LeRobotMetadata):
             for t in np.flatnonzero(found != expected):
                 raise self.fault(f"{path}: '{key}' is {found[t]:g}, expected {expected[t]}; {AGAIN}", index, t)
         times = rows["timestamp"][:, 0].astype(np.float64) if "timestamp" in rows else order / fps
-        for t in np.flatnonzero(np.diff(times) <= 0) + 1:
-            raise self.fault(f"{path}: 'timestamp' {times[t]:g} s is not after the frame before it "
-                             f"({times[t - 1]:g} s); repair or drop the episode", index, t)
         for t in np.flatnonzero(np.abs(times - order / fps) > 0.5 / fps):   # its pictures are taken from order / fps
             raise self.fault(f"{path}: 'timestamp' is {times[t]:g} s, at {fps:g} frames/s it should be {t / fps:g}; "
-                             f"frames were lost, its start was cut off, or fps in meta/info.json is wrong", index, t)
-
-    def _right_size(self, picture, key, where):
-        """The decoded picture (H, W, 3). ValueError: it is not as large as meta/info.json says."""
-        expected = picture_shape(self.info["features"][key])
-        if picture.shape != expected:
-            found, said = (" x ".join(map(str, shape)) for shape in (picture.shape, expected))
-            raise ValueError(f"{where}: the picture is {found} (height, width, channels), meta/info.json says {said}; "
-                             f"{AGAIN}")
-        return picture
+                             f"frames were lost or repeated, its start was cut off, or fps in meta/info.json is wrong",
+                             index, t)
 
     @cached_property
     def _task_texts(self):
@@ -148,23 +135,28 @@ class LeRobotSource(LeRobotMetadata):
             if not 0 <= t < self.lengths[e]:
                 raise ValueError(f"{where(i)}: the episode has frames 0 to {self.lengths[e] - 1}")
         if self.cache:
-            return [self.cache.picture(self.views[view], e, t) for t in times]
-        if view not in self.videos:
-            return [self._png(self.views[view], e, t, where(i)) for i, t in enumerate(times)]
-        files, seconds = self.videos[view]
-        pictures = read_frames(files[e], [seconds[e] + t / self.fps for t in times], 0.5 / self.fps, where)
-        return [self._right_size(picture, self.views[view], where(i)) for i, picture in enumerate(pictures)]
+            return [frame_cache.CachedPicture(self.cache, self.views[view], self.cache.starts[e] + t) for t in times]
+        if view in self.videos:
+            files, seconds = self.videos[view]
+            pictures = read_frames(files[e], [seconds[e] + t / self.fps for t in times], 0.5 / self.fps, where)
+        else:
+            pictures = [self._png(self.views[view], e, t, where(i)) for i, t in enumerate(times)]
+        expected = picture_shape(self.info["features"][self.views[view]])
+        for i, picture in enumerate(pictures):
+            if picture.shape != expected:
+                found, said = (" x ".join(map(str, shape)) for shape in (picture.shape, expected))
+                raise ValueError(f"{where(i)}: the picture is {found} (height, width, channels), meta/info.json says "
+                                 f"{said}; {AGAIN}")
+        return pictures
 
     def _png(self, key, e, t, where):
         """A picture that lies inside the data file as {bytes, path}; only its row group is read."""
         path, row = self.files[e], self.first_rows[e] + t
         starts = _ROW_GROUPS.get(path, lambda: row_groups(path, where))
-        if row >= starts[-1]:
-            raise ValueError(f"{where}: {path} has {starts[-1]} rows; {AGAIN}")
         group = bisect_right(starts, row) - 1
         column = _PICTURES.get((path, key, group), lambda: read_table(path, [key], where, group)[key])
         with damage(where, f"the picture in {path} cannot be decoded"):
             stored = column[row - starts[group]].as_py()
             data = stored.get("bytes") or (self.root / stored["path"]).read_bytes()
             picture = np.array(Image.open(io.BytesIO(data)))
-        return self._right_size(picture if picture.ndim == 3 else picture[..., None], key, where)
+        return picture if picture.ndim == 3 else picture[..., None]

@@ -1,8 +1,7 @@
 """What meta/ of a LeRobot v2.1 or v3.0 dataset says: features, cameras, episodes and where their rows and pictures lie.
 
-v2.1 has one parquet and one mp4 file an episode, v3.0 many episodes in each. From `read_episodes` on both are the same.
-An episode has rows of a data file from `first_rows` on. Per camera it has a video file, and the second at which it
-begins there.
+v2.1 has one parquet and one mp4 file an episode, v3.0 many episodes in each. From `read_episodes` on both are the same:
+an episode has rows of a data file from `first_rows` on, and per camera a video file and the second where it begins.
 """
 
 import json
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from config import VIEWS
 from support.data.frame_cache import dataset_name
 from support.data.parquet import damage, read_table
 from support.data.robots import ROBOTS, Robot, guess_cameras
@@ -25,33 +23,26 @@ AGAIN = "download the dataset again"
 def dimension_names(key, feature):
     """Names of a vector feature's dimensions, list[str]; key_0, key_1, ... where info.json has none."""
     size, names = int(np.prod(feature["shape"])), feature.get("names")
-    if isinstance(names, dict):  # {"motors": [...]}
-        names = list(names.values())
-    if isinstance(names, list) and len(names) == 1 and isinstance(names[0], list):  # [[...]]
-        names = names[0]
-    if isinstance(names, list) and len(names) == size and all(isinstance(name, str) for name in names):
-        return names
-    return [f"{key.split('.')[-1]}_{i}" for i in range(size)]
+    names = list(names.values()) if isinstance(names, dict) else names or []   # {"motors": [...]}
+    names = names[0] if len(names) == 1 and isinstance(names[0], list) else names   # [[...]]
+    named = len(names) == size and all(isinstance(name, str) for name in names)
+    return names if named else [f"{key.split('.')[-1]}_{i}" for i in range(size)]
 
 
 def picture_shape(feature):
     """A camera feature -> (height, width, channels) as info.json promises them, in whichever order it lists them."""
-    names, shape = feature.get("names"), [int(n) for n in feature["shape"]]
-    if isinstance(names, list) and len(names) == 3 and all(isinstance(name, str) for name in names):
-        channels = next((i for i, name in enumerate(names) if name.startswith("channel")), 2)
-    else:
-        channels = 0 if shape[0] == 3 != shape[2] else 2
+    names, shape = feature.get("names") or (), [int(n) for n in feature["shape"]]
+    named = [i for i, name in enumerate(names) if str(name).startswith("channel")]
+    (channels,) = named or ([0] if shape[0] == 3 != shape[2] else [2])
     height, width = (n for i, n in enumerate(shape) if i != channels)
     return height, width, shape[channels]
 
 
 class LeRobotMetadata:
-    """meta/info.json of one dataset folder, and with `read_episodes` the rest of meta/.
+    """meta/info.json of one dataset folder, and with `read_episodes` the rest of meta/. ValueError: one line.
 
-    Attributes: those of support.data.source.Source, and info, version, state_names. robot: a Robot whose features and
-    cameras are taken; None: that of the dataset's robot_type where the table knows it and its features are there, else
-    LeRobot's usual names and guess_cameras. A dataset without any action feature is human video. Faults are ValueError,
-    one line that says what, where and what to do.
+    robot: a Robot whose features and cameras are taken; None: that of the dataset's robot_type where the table knows it
+    and its features are there, else LeRobot's usual names and guess_cameras.
     """
 
     def __init__(self, root, robot=None):
@@ -74,10 +65,10 @@ class LeRobotMetadata:
     def frames_in_all(self):
         """Frames of all episodes: what info.json says, else their sum."""
         total = self.info.get("total_frames")
-        if not isinstance(total, int) or total < 1:
-            self.read_episodes()
-            total = sum(self.lengths)
-        return total
+        if isinstance(total, int) and total > 0:
+            return total
+        self.read_episodes()
+        return sum(self.lengths)
 
     def read_episodes(self):
         """Fill indices, lengths, tasks, files, first_rows, and videos: slot -> (files, seconds), all by episode."""
@@ -89,24 +80,16 @@ class LeRobotMetadata:
         """(height, width) of a view's pictures."""
         return picture_shape(self.info["features"][self.views[view]])[:2]
 
-    # ---- meta/info.json ----
-
     def _read_info(self):
         path = self.root / "meta" / "info.json"
-        try:
+        if not path.exists():
+            raise self.fault(f"{path} is missing; give the folder that holds meta/, data/ and videos/")
+        with damage(self.where, f"{path} cannot be read"):
             info = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise self.fault(f"{path} is missing; give the folder that holds meta/, data/ and videos/") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise self.fault(f"{path} is not JSON ({error}); download it again") from error
         version = info.get("codebase_version")
         if version not in ("v2.1", "v3.0"):
             raise self.fault(f"LeRobot format {version} is not supported, this reader takes v2.1 and v3.0; lerobot's "
                              f"own converters lead there")
-        absent = {"fps", "features", "data_path", "video_path"} - info.keys()
-        absent |= {"chunks_size"} - info.keys() if version == "v2.1" else set()
-        if absent:
-            raise self.fault(f"{path} has no '{min(absent)}'; download it again")
         if not isinstance(info["fps"], (int, float)) or not 0 < info["fps"] < math.inf:
             raise self.fault(f"fps is {info['fps']} in {path}; set the recording's frame rate there")
         return info
@@ -158,16 +141,13 @@ class LeRobotMetadata:
         if len(set(cameras.values())) < len(cameras):
             raise self.fault(f"one camera in two slots: {cameras}; name each once in a --robot file")
         for slot, key in cameras.items():
-            if slot not in VIEWS or key not in keys:
-                raise self.fault(f"camera {slot}={key}: slots are {', '.join(VIEWS)}, the dataset's cameras are "
-                                 f"{', '.join(keys)}")
+            if key not in keys:
+                raise self.fault(f"camera {slot}={key}: the dataset's cameras are {', '.join(keys)}")
             channels = picture_shape(self.info["features"][key])[2]
             if channels != 3:
                 raise self.fault(f"camera '{key}' has {channels} channels in meta/info.json, a picture has 3 (red, "
                                  f"green, blue); name another camera in a --robot file")
         return dict(cameras)
-
-    # ---- the episodes ----
 
     def _check_episodes(self):
         if not self.lengths:
@@ -175,17 +155,15 @@ class LeRobotMetadata:
         for index, length, task in zip(self.indices, self.lengths, self.tasks):
             if length < 1:
                 raise self.fault(f"it has no frames, meta/ says {length}; drop the episode", index)
-            if not task.isascii() and any("\ud800" <= letter <= "\udfff" for letter in task):
+            if any("\ud800" <= letter <= "\udfff" for letter in task):
                 raise self.fault(f"its task is not UTF-8: {task!a}; write it again", index)
-        different, rows = len(set(self.indices)), len(self.indices)
-        total = self.info.get("total_episodes", rows)
+        different, rows, frames = len(set(self.indices)), len(self.indices), sum(self.lengths)
+        total, total_frames = self.info.get("total_episodes", rows), self.info.get("total_frames", frames)
         if not different == rows == total:
             raise self.fault(f"meta/ lists {different} different episodes in {rows} lines, meta/info.json says "
                              f"{total}; {AGAIN}")
-        frames = self.info.get("total_frames", sum(self.lengths))
-        if frames != sum(self.lengths):
-            raise self.fault(f"the episodes of meta/ have {sum(self.lengths)} frames, meta/info.json says {frames}; "
-                             f"{AGAIN}")
+        if frames != total_frames:
+            raise self.fault(f"the episodes of meta/ have {frames} frames, meta/info.json says {total_frames}; {AGAIN}")
 
     def _films(self):
         """{slot: camera} of those whose pictures are mp4, not PNG inside the data files."""
@@ -193,15 +171,11 @@ class LeRobotMetadata:
 
     def _read_v21(self):
         path, rows = self.root / "meta" / "episodes.jsonl", []
-        try:
-            for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            with damage(self.where, f"{path}, line {number} cannot be read"):
                 if line.strip():
                     row = json.loads(line.decode("utf-8"))
                     rows.append((int(row["episode_index"]), int(row["length"]), str((row["tasks"] or [""])[0])))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            what = "is not UTF-8" if isinstance(error, UnicodeError) else "cannot be read"
-            at = f", line {number}" if not isinstance(error, OSError) else ""
-            raise self.fault(f"{path}{at} {what} ({error}); download it again") from error
         self.indices, self.lengths, self.tasks = map(list, zip(*rows)) if rows else ([], [], [])
 
         def files(template, **key):   # the templates speak of the episode's own index
@@ -227,12 +201,12 @@ class LeRobotMetadata:
         for index, length, low, high in zip(self.indices, self.lengths, begins, rows["dataset_to_index"]):
             if length != high - low:
                 raise self.fault(f"meta/episodes gives it {length} frames and the rows {low} to {high}; {AGAIN}", index)
-        for tasks in (row for table in tables for row in table["tasks"]):
-            try:
+        try:
+            for tasks in (row for table in tables for row in table["tasks"]):
                 self.tasks.append(str((tasks.as_py() or [""])[0]))
-            except UnicodeDecodeError as error:
-                raise self.fault(f"its task is not UTF-8 ({error.reason}); write it again",
-                                 self.indices[len(self.tasks)]) from error
+        except UnicodeDecodeError as error:
+            what = f"its task is not UTF-8 ({error.reason}); write it again"
+            raise self.fault(what, self.indices[len(self.tasks)]) from error
 
         def files(template, column, **key):
             pairs = list(zip(rows[f"{column}/chunk_index"], rows[f"{column}/file_index"]))

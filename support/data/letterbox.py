@@ -16,10 +16,7 @@ def box(H, W, size):
 
 
 def fit(x, size, dtype=torch.float32):
-    """(N, 3, H, W) float -> (N, 3, size, size): scaled to fit, centred on black. [release] bilinear, no antialias.
-
-    dtype torch.uint8: rounded to whole numbers, before the bars are added, which is a quarter faster.
-    """
+    """(N, 3, H, W) float -> (N, 3, size, size) of `dtype`; torch.uint8 is rounded. [release] bilinear, no antialias."""
     top, left, h, w = box(*x.shape[-2:], size)
     x = x if x.shape[-2:] == (h, w) else F.interpolate(x, (h, w), mode="bilinear", align_corners=False)
     square = torch.zeros(len(x), 3, size, size, dtype=dtype)

@@ -8,11 +8,8 @@ BAD_SHARE, AT_LEAST = 1e-3, 1000   # --on_bad_sample skip: of this share of samp
 
 
 def micro_batches(mixture, collate, first_step, last_step, worker_init_fn=None):
-    """Iterator of (Batch, eps, tau) over the micro-batches of steps first_step .. last_step - 1; see Mixture.loader.
-
-    collate: a list of the mixture's items -> (Batch, eps, tau, what was wrong with replaced samples). Replaced ones are
-    named and counted in mixture.bad_samples; ValueError when they are too many.
-    """
+    """As Mixture.loader. collate: a list of its items -> (Batch, eps, tau, what was wrong with replaced samples). These
+    are named, and counted in mixture.bad_samples; ValueError when they are too many."""
     size, accumulate = mixture.config.train.batch_size, mixture.config.train.accumulate
 
     def numbers():   # one by one: pre-training has 45 million micro-batches

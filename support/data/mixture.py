@@ -4,16 +4,13 @@
 
 Paths are relative to the file; all but the path may be absent. weight: 1. kind: robot, sim, real, or human, which is
 without actions, whatever the files hold. robot: a name of support/data/robots.py or a file beside the mixture, of one
-dataset or of all. name: for messages, else the folder's, or the path where folders are called alike. validation: a
-dataset, all of it held out: its path, or {"path", "robot"}.
+dataset or of all. name: for messages, else the path. validation: a dataset, all of it held out: its path, or {"path",
+"robot"}.
 """
 
 import json
-from pathlib import Path
 
 from support.data.robots import find_robot
-
-KINDS = ("robot", "sim", "real", "human")
 
 
 def read_mixture(listing, robot=None):
@@ -41,19 +38,15 @@ def read_mixture(listing, robot=None):
                          f"robot, name; and robot, validation") from error
     if not positive:
         raise ValueError(f"{listing}: it needs at least one dataset, and weights above 0")
-    strange = {row["kind"] for row in rows if row.get("kind")} - set(KINDS)
+    strange = {row["kind"] for row in rows if row.get("kind")} - {"robot", "sim", "real", "human"}
     if strange:
-        raise ValueError(f"{listing}: kind {', '.join(sorted(strange))}: choose from {', '.join(KINDS)}")
+        raise ValueError(f"{listing}: kind {', '.join(sorted(strange))}: choose from robot, sim, real, human")
     if twice:
         raise ValueError(f"{listing}: {validation['path']} is trained on and held out: without validation the last "
                          "episode of the first dataset is held out")
-    folders = [Path(row["path"]).name for row in rows]
-
-    def told_apart(row, folder):   # RoboTwin's folders are called alike
-        return {"name": row["path"]} | row if folders.count(folder) > 1 else row
 
     def driven(row):
         named = row.get("robot") or stored.get("robot")
         beside = str(listing.parent / named) if str(named).endswith(".json") else named
-        return row | {"robot": robot or (find_robot(beside) if named else None)}
-    return [told_apart(driven(row), folder) for row, folder in zip(rows, folders)], validation and driven(validation)
+        return {"name": row["path"]} | row | {"robot": robot or (find_robot(beside) if named else None)}
+    return [driven(row) for row in rows], validation and driven(validation)

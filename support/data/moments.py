@@ -1,14 +1,14 @@
 """Sums over the windows of an episode, and how sums are merged: count, mean, squared deviations, lowest and highest.
 
 Sec. 3.3's tuples overlap: a frame's action is in up to k chunks, and in delta mode in each relative to another state.
-Nothing is gathered for that. With c_j the number of windows whose chunk holds frame j, and n_t the steps of the chunk
-at t that lie inside the episode, the sums over all windows and steps of x = a_j - r s_t are
+With c_j the number of windows whose chunk holds frame j, and n_t the steps of the chunk at t that lie inside the
+episode, the sums over all windows and steps of x = a_j - r s_t are
 
     sum x   = sum_j c_j a_j   -  sum_t n_t r s_t
     sum x^2 = sum_j c_j a_j^2 - 2 sum_t r s_t (a_t + ... + a_{t+n_t-1}) + sum_t n_t (r s_t)^2
 
-where c and the sums over a chunk are differences of cumulative sums. Per episode they are taken in float64 about the
-episode's own mean. Episodes, and ranks, are merged by mean and squared deviation, so no digits cancel.
+where c and the sums over a chunk are differences of cumulative sums, in float64 about the episode's own mean. Episodes,
+and ranks, are merged by mean and squared deviation, so no digits cancel.
 """
 
 from dataclasses import dataclass

@@ -38,8 +38,7 @@ def read_table(path, columns, where, group=None):
     with damage(where, f"{path} cannot be read"), arrow().parquet.ParquetFile(path) as file:
         absent = [key for key in columns or () if key not in file.schema_arrow.names]
         if absent:
-            raise ValueError(f"{where}: {path} has no column '{absent[0]}', which the dataset's metadata "
-                             f"promises; download the dataset again")
+            raise ValueError(f"{where}: {path} has no column '{absent[0]}', which meta/ promises; download it again")
         columns = columns and list(columns)
         return file.read(columns) if group is None else file.read_row_group(group, columns)
 
@@ -55,10 +54,7 @@ def row_groups(path, where):
 
 def read_columns(path, sizes, where, group=None):
     """Vector features of a data file, or of one row group: {key: dimension} -> {key: (rows, dimension) float32},
-    read-only.
-
-    Columns are lists of any kind, nested or not, or, for dimension 1, plain numbers.
-    """
+    read-only. Columns are lists of any kind, nested or not, or, for dimension 1, plain numbers."""
     table, arrays = read_table(path, sizes, where, group), {}
     for key, size in sizes.items():
         with damage(where, f"{path}, '{key}' holds no numbers"):

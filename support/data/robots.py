@@ -5,8 +5,7 @@ A robot is known by the `robot_type` of its dataset, or by --robot: a name of th
     {"name": "my_arm", "cameras": {"head": "observation.images.top", "left_wrist": "observation.images.wrist"},
      "state": ["observation.state"], "action": ["action"], "delta": [6, -1]}
 
-where `delta` counts, in the order of the dimensions, 6 that are relative to the state at t and 1 (a gripper) that
-stays absolute.
+where `delta` counts, in order, 6 dimensions that are relative to the state at t and 1 (a gripper) that is absolute.
 """
 
 import json
@@ -24,17 +23,15 @@ WORD = "(?<![a-z])"   # where a word begins: a laptop is no top, and what is bri
 
 @dataclass(frozen=True)
 class Robot:
-    """relative: per dimension, does delta mode subtract the state at t? state, action: features of the dataset,
-    concatenated in order, and widths, their dimensions where known; cameras: slot -> feature. Empty: the reader's
-    defaults. grippers_by_range: scale absolute dimensions to +-0.5 of their range instead of standardising them."""
+    """What is not given is the reader's default."""
 
     name: str
-    relative: tuple = ()
-    state: tuple = ()
+    relative: tuple = ()    # per dimension, whether delta mode subtracts the state at t
+    state: tuple = ()       # features of the dataset, concatenated in order
     action: tuple = ()
-    widths: tuple = ()
-    cameras: dict = field(default_factory=dict)
-    grippers_by_range: bool = False
+    widths: tuple = ()      # their dimensions, where known
+    cameras: dict = field(default_factory=dict)   # slot -> feature
+    grippers_by_range: bool = False   # absolute dimensions are scaled to +-0.5 of their range, not standardised
 
 
 def dims(*runs):
@@ -91,10 +88,9 @@ def find_robot(name_or_file):
     known = {"name": str, "cameras": dict, "state": list, "action": list, "delta": list}
     try:
         row = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        wrong = [key for key, value in row.items() if key not in known or not isinstance(value, known[key])]
+    except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"--robot {path} cannot be read as JSON ({error})") from error
-    wrong = [key for key, value in row.items() if key not in known or not isinstance(value, known[key])] \
-        if isinstance(row, dict) else ["the whole file"]
     if wrong or "name" not in row:
         raise ValueError(f"--robot {path}: {', '.join(wrong) or 'name'} is missing, unknown or of another type; it "
                          f"takes name (text), cameras (slot -> feature), state, action (features), delta (numbers)")
@@ -107,20 +103,17 @@ def find_robot(name_or_file):
 
 
 def release_statistics(path, robot):
-    """Statistics that the release saved beside its weights, stats.json -> {"state_mean", "state_std", "action_mean",
-    "action_std": tuple}. The release divides by std + 1e-6, and so do we: it is added here.
-
-    ValueError: no such robot, a feature without statistics, or widths that do not fit.
+    """stats.json that the release saved beside its weights -> {"state_mean", "state_std", "action_mean", "action_std":
+    tuple}. The release divides by std + 1e-6: it is added here. ValueError: robot, feature or width does not fit.
     """
-    if robot not in ROBOTS:
-        raise ValueError(f"--robot {robot}: unknown; known are {', '.join(ROBOTS)}")
     try:
         stored = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is missing or cannot be read ({error}): the release saves it beside its "
                          f"model.safetensors, and without it actions have no units") from error
-    if robot not in stored:
-        raise ValueError(f"{path} has no statistics of robot '{robot}', only of {', '.join(stored) or 'none'}: "
+    known = [name for name in stored if name in ROBOTS]
+    if robot not in known:
+        raise ValueError(f"{path} has no statistics of robot '{robot}', only of {', '.join(known) or 'none'}: "
                          f"give --robot one of these")
     moments, relative = {}, ROBOTS[robot].relative
     for kind in ("state", "action"):
@@ -140,9 +133,8 @@ def release_statistics(path, robot):
 def guess_cameras(keys):
     """Video feature keys -> {slot: key}, from the beginnings of the words in the keys.
 
-    wrist, hand or gripper with left or right: that wrist; without a side: the left wrist (a single arm).
-    high, head, top or front without a side: the head; with none such, the only camera left over. Others are
-    not read. ValueError, listing the cameras: two fit one slot, or none is the head.
+    wrist, hand or gripper: that of its side, of a single arm the left one. high, head, top or front without a side: the
+    head, else the only camera left over. Others are not read. ValueError: two fit one slot, or none is the head.
     """
     found, rest = {slot: [] for slot in VIEWS}, []
     for key in keys:

@@ -1,7 +1,6 @@
 """What is read of a dataset: one interface, whatever the files.
 
-A plain folder (support/data/folder.py) and LeRobot (support/data/lerobot.py) implement it. A LeRobot dataset that was
-made by --cache gives its pictures from a frame cache (support/data/frame_cache.py).
+A plain folder (support/data/folder.py) and LeRobot (support/data/lerobot.py) implement it.
 """
 
 from pathlib import Path
@@ -64,10 +63,7 @@ def is_lerobot(path):
 
 
 def open_source(path, robot=None):
-    """A dataset folder -> Source. robot: a support.data.robots.Robot, or None for what the dataset says of itself.
-
-    ValueError: one line saying what was looked for.
-    """
+    """A dataset folder -> Source. robot: a Robot, or None for what the dataset says of itself. ValueError: one line."""
     return lerobot.LeRobotSource(path, robot) if is_lerobot(path) else folder.FolderSource(path, robot)
 
 

@@ -1,7 +1,6 @@
 """Mean and standard deviation of state and actions over exactly the training windows: what the model's units are.
 
-The sums are in support/data/moments.py. Each rank sums over the datasets that it was dealt. What is gathered is small:
-names, counts of windows, moments.
+Each rank sums over the datasets that it was dealt (support/data/moments.py). What is gathered is small.
 """
 
 from dataclasses import asdict, dataclass
@@ -20,9 +19,9 @@ SAMPLE, SAMPLE_SEED = 2_000_000, 0   # above so many windows, so many of them, c
 class Statistics:
     """Mean and standard deviation per dimension, over the training windows, after the delta transform.
 
-    A dimension whose deviation is below the floor is shifted but not scaled. The embedded world's grippers hold the
-    middle and the width of their range instead [ours], because standardising a rarely used switch lets a timing error
-    of one frame outweigh every error of position. JSON-able; stored in every checkpoint.
+    A deviation below the floor is not divided by. The embedded world's grippers hold the middle and the width of their
+    range instead [ours]: standardised, a rarely used switch would let a timing error of one frame outweigh every error
+    of position. JSON-able; stored in every checkpoint.
     """
 
     robot: str
@@ -75,10 +74,9 @@ class Statistics:
         if self.sample:
             yield f"statistics over a seeded sample of {self.sample:,} of these windows"
         if self.unscaled:
-            names = dict(enumerate(self.action_names))
-            said = [f"{kind} {d}" + (f" ({names[int(d)]})" if kind == "action" and names else "")
-                    for kind, d in (item.split() for item in self.unscaled)]
-            yield f"near-constant dimensions, passed through unscaled: {', '.join(said)}"
+            names = {f"action {d}": f" ({name})" for d, name in enumerate(self.action_names)}
+            shown = ", ".join(item + names.get(item, "") for item in self.unscaled)
+            yield f"near-constant dimensions, passed through unscaled: {shown}"
 
     def normalise(self, kind, x):
         """Raw units -> standardised, last axis, float32. kind "state" or "action"."""
@@ -181,17 +179,15 @@ def alike(robot, what, values):
 def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks=Alone()):
     """Statistics over all windows of one robot's sources with actions, or over SAMPLE of them if there are more.
 
-    sources, window_lists: lists, or {dataset: ...} of those that this rank counts; one rank counts a dataset.
-    bad: called with the error of an episode that cannot be read, which then does not count; None: the error is raised.
-    ValueError: unequal widths, delta masks or rates.
+    sources, window_lists: lists, or {dataset: ...} of those that this rank alone counts. bad: called with the error of
+    an episode that cannot be read and so does not count; None: raise it. ValueError: unequal widths, masks or rates.
     """
     if not isinstance(sources, dict):
         sources, window_lists = dict(enumerate(sources)), dict(enumerate(window_lists))
     sources = {i: source for i, source in sources.items() if source.has_action}
     about = gathered(ranks, {i: SimpleNamespace(
-        name=source.name, robot=source.robot, fps=source.fps, relative=tuple(source.relative),
-        action_names=tuple(source.action_names), inputs=inputs_of(source), windows=len(window_lists[i]))
-        for i, source in sources.items()})
+        name=source.name, robot=source.robot, fps=source.fps, relative=tuple(source.relative), inputs=inputs_of(source),
+        action_names=tuple(source.action_names), windows=len(window_lists[i])) for i, source in sources.items()})
     rows = list(about.values())
     robot = rows[0].robot
     alike(robot, "frames/s", [(of.name, of.fps) for of in rows])

@@ -1,15 +1,13 @@
 """Frames of mp4 files, exactly: the pictures shown at given seconds, for as little decoding as the file allows.
 
-What makes it exact: a frame is taken by the time it carries, never by counting. What makes it fast, by what it is worth
-(docs/your_robot.md, reading speed):
+A frame is taken by the time it carries, never by counting. What makes it fast, by what it is worth:
 
     an opened file stays open       opening costs as much as decoding a frame; 32 files a process, used last
     one pass a group of pictures    frames asked for together are decoded in order, each from its key frame once
     the decoder is drained          frames that H.264 holds back to reorder them are not pushed out by decoding on
     frames that no other needs      are skipped on the way to the one that is wanted (H.264, HEVC, MPEG-4)
 
-Nothing here starts a thread: a forked process must be able to close what it inherits. It opens its own files, because
-it would share offsets with its parent.
+Nothing here starts a thread: a forked process must be able to close what it inherits. It opens its own files.
 """
 
 import os
@@ -69,9 +67,8 @@ class _Video:
     def one_pass(self, start, wanted, tolerance):
         """One pass from the key frame before `start` over wanted[0] and what shares its group of pictures.
 
-        wanted: seconds, ascending. Returns {second: (H, W, 3) uint8 RGB}, each the frame nearest to that second, and
-        the time of the frame nearest to wanted[0] (None: the file has none). Packets are held back until one of them
-        is wanted, so that nothing behind the last wanted frame of a group is decoded.
+        wanted: seconds, ascending -> {second: the nearest frame, (H, W, 3) uint8 RGB}, time of the frame nearest to
+        wanted[0] or None. Packets are held back until one is wanted: nothing behind the last wanted one is decoded.
         """
         self.container.seek(int(start / self.tick), stream=self.stream)
         held, frames, fed, exact, nearest = [], [], set(), set(), None
@@ -88,13 +85,13 @@ class _Video:
                 break
             held.append((packet, bool(near)))
             if near:
-                frames += self._decode(held, wanted, tolerance)
+                frames += [frame for each in held for frame in self._decode(*each, wanted, tolerance)]
                 held, fed = [], fed | near
                 exact |= {second for second in near if abs(time - second) < EXACT}
                 if len(exact) == len(wanted):
                     break
         if fed:
-            frames += self._near(self.decoder.decode(None), wanted, tolerance)
+            frames += self._decode(None, True, wanted, tolerance)
         found = {}
         for second in fed:
             frame = min(frames, key=lambda frame: abs(frame.pts * self.tick - second), default=None)
@@ -102,17 +99,11 @@ class _Video:
                 found[second] = self.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         return found, nearest
 
-    def _decode(self, packets, wanted, tolerance):
-        """The frames near to a wanted second that come out when these packets go in."""
-        frames = []
-        for packet, needed in packets:
-            if self.decoder.name in SKIPS_UNREFERENCED:
-                self.decoder.skip_frame = "DEFAULT" if needed else "NONREF"
-            frames += self._near(self.decoder.decode(packet), wanted, tolerance)
-        return frames
-
-    def _near(self, frames, wanted, tolerance):
-        return [frame for frame in frames if frame.pts is not None
+    def _decode(self, packet, needed, wanted, tolerance):
+        """The frames near to a wanted second that come out for a packet; for None, those that are held back."""
+        if packet and self.decoder.name in SKIPS_UNREFERENCED:
+            self.decoder.skip_frame = "DEFAULT" if needed else "NONREF"
+        return [frame for frame in self.decoder.decode(packet) if frame.pts is not None
                 and any(abs(frame.pts * self.tick - second) <= tolerance for second in wanted)]
 
 

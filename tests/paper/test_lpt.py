@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import lpt
-from data import windows
-from support.data import lpt_cost
+from support import lpt_cost
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "lpt_cases.json").read_text())
 
@@ -84,7 +83,7 @@ def test_an_empty_dataset_no_dataset_and_no_worker_are_refused(sizes, workers, w
 def test_python_lpt_py_prints_the_assignment_of_table_3(capsys):
     """lpt.py: `python lpt.py` prints the assignment of Table 3's five sources; sampling weights sum to 1."""
     assert sum(row[2] for row in lpt.TABLE_3) == pytest.approx(1)
-    lpt_cost.main(["4"], windows)
+    lpt_cost.main(["4"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and lines[0].endswith("396,000,000  InternData-A1") and "mass 0.640" in lines[0]
     assert lines[3].endswith("RoboTwin, RoboMind") and "mass 0.100" in lines[3]
@@ -144,14 +143,14 @@ def test_exact_balance_removes_the_error_that_greedy_leaves_across_ranks():
 @pytest.mark.parametrize("argv, message", [(["x"], "invalid int value: 'x'"), (["0"], "workers from 1, got 0")])
 def test_a_number_of_workers_that_is_none_is_refused(argv, message, capsys):
     with pytest.raises(SystemExit):
-        lpt_cost.main(argv, windows)
+        lpt_cost.main(argv)
     assert message in capsys.readouterr().err
 
 
 def test_the_simulation_shows_load_mixture_datasets_and_memory(capsys):
     """python lpt.py --simulate: exact shares have no error, a fuller rank needs more memory than the mean; and what was
     measured: of 4 ranks each needs a fraction of what one does."""
-    lpt_cost.main(["--simulate"], windows)
+    lpt_cost.main(["--simulate"])
     lines = capsys.readouterr().out.splitlines()
     assert "start-up memory" in lines[0] and len(lines) == 37
     rows = [line.replace(",", "").split() for line in lines[1:]]
@@ -167,7 +166,7 @@ def test_the_simulation_shows_load_mixture_datasets_and_memory(capsys):
 def test_what_is_measured_is_the_start_of_a_training_run(tmp_path):
     """python lpt.py --measure, small and with ranks in this process: all frames are opened once, with one mean."""
     lpt_cost.write_corpus(tmp_path / "corpus", datasets=12, frames=100_000)
-    shared = tmp_path / "corpus", windows, 2, False, [None] * 2, threading.Barrier(2, timeout=30)
+    shared = tmp_path / "corpus", 2, False, [None] * 2, threading.Barrier(2, timeout=30)
     with ThreadPoolExecutor(2) as ranks:
         rows = list(ranks.map(partial(lpt_cost.start_up, *shared), (0, 1)))
     assert 99_900 < sum(row["frames"] for row in rows) < 100_100

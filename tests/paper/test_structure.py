@@ -21,7 +21,7 @@ FLOORS = (
     ("experts", "cosmos_vae"),
     ("data", "model"),
     ("support.precision", "support.table1"),
-    ("support.trace", "support.weights"),
+    ("support.trace", "support.weights", "support.lpt_cost"),
     ("support.training",),
     ("support.inference",),
     ("worlds",),
@@ -53,11 +53,9 @@ def tree(path):
 
 @functools.cache
 def imports(path):
-    """Dotted names of everything that a file imports, but for what it needs as a script, under `if __name__`."""
+    """Dotted names of everything that a file imports."""
     found = set()
-    read = [outer for outer in tree(path).body
-            if not (isinstance(outer, ast.If) and "__main__" in ast.unparse(outer.test))]
-    for node in (inner for outer in read for inner in ast.walk(outer)):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

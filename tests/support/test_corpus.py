@@ -21,8 +21,8 @@ import train
 from data import open_corpus, windows
 from support.data.corpus import Corpus
 from support.data.kept_statistics import statistics_by_robot
-from support.data.lpt_cost import Meeting
 from support.data.source import glance, open_source
+from support.lpt_cost import Meeting
 from support.training.ranks import Ranks
 
 from test_bad_input import RUN, write_folder

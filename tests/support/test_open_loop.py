@@ -12,10 +12,11 @@ import support.inference.policy
 import train
 from config import get_config
 from data import example, open_corpus, windows
+from support.data import frame_cache
 from support.data.corpus import Corpus
+from support.data.robots import find_robot
 from support.data.source import open_source
 from model import InternVLA_A1
-from support.data.__main__ import main as data_command
 from support.inference import image_folder
 from support.inference.open_loop import Baselines, errors, mean_errors, open_loop, replay
 from support.training.validation import held_out_batches, validate
@@ -194,7 +195,8 @@ def test_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_file(scr
         script("infer.py", "--checkpoint", tmp_path / "run", "--open-loop", "--data", data, "--out", tmp_path / "out",
                *more)
         return capsys.readouterr()
-    data_command(["--cache", str(root), str(tmp_path / "cache"), "--sizes", "32", "--robot", str(robot)])
+    original = open_source(root, find_robot(str(robot)))
+    frame_cache.fill(original, frame_cache.cache_for(original, tmp_path / "cache", [32]), 0)
     found = [[line for line in look("--robot", str(robot), data=data).out.splitlines() if line.startswith("episode 1")]
              for data in (root, tmp_path / "cache")]
     assert found[0] == found[1] and "episode 1: mean squared error" in found[0][0]

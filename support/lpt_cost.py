@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import random
 import resource
+import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -12,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 import lpt
+from data import windows
 from support.data.corpus import Corpus
 from support.data.statistics import statistics
 from support.flags import Parser
 
-MEASURED = Path(__file__).parents[2] / "bench" / "results" / "lpt_memory.json"
+MEASURED = Path(__file__).parents[1] / "bench" / "results" / "lpt_memory.json"
 MIB = 2 ** 20
 
 
@@ -26,8 +28,7 @@ def imbalance(loads):
 
 
 def mixture_error(weights, ranks):
-    """Total variation between the wanted mixture and that of ranks which draw equally often, each from what lpt.deal
-    gave it. 0 is exact, 1 is disjoint."""
+    """Total variation between the wanted mixture and that of ranks of lpt.deal, which draw equally often; 0 to 1."""
     realised = np.zeros(len(weights))
     for held, shares in ranks:
         mass = sum(map(sum, shares))
@@ -70,21 +71,18 @@ def cut_up(datasets, seed=0):
 
 
 def simulate():
-    """Printable lines: each rule's load and mixture for growing numbers of datasets and ranks, and the memory that the
-    fullest rank needs to open what it was dealt."""
+    """Lines: each rule's load and mixture for many datasets and ranks, and the memory that the fullest rank needs."""
     yield (f"{'datasets':>8}{'ranks':>9}  {'rule':<12}{'max/mean load':>14}{'mixture error':>15}"
            f"{'datasets a rank':>19}{'start-up memory':>17}")
     for datasets in (200, 1000, 4000):
         sizes, weights = cut_up(datasets)
         for world in (1, 8, 64, 512):
-            by_turns = [list(range(k, len(sizes), world)) or [k % len(sizes)] for k in range(world)]
-            for rule, ranks in (("greedy", lpt.deal(sizes, weights, world, 1)),
-                                ("round-robin", [([mine], [own]) for mine, own in
-                                                 zip(by_turns, lpt.shares(weights, by_turns))]),
+            turns = [list(range(k, len(sizes), world)) or [k % len(sizes)] for k in range(world)]
+            round_robin = [([mine], [own]) for mine, own in zip(turns, lpt.shares(weights, turns))]
+            for rule, ranks in (("greedy", lpt.deal(sizes, weights, world, 1)), ("round-robin", round_robin),
                                 ("exact", lpt.deal(sizes, weights, world, 1, "exact"))):
-                held = [mine for (mine,), _ in ranks]
-                loads = [sum(sizes[i] for i in mine) for mine in held]
-                counts = [len(mine) for mine in held]
+                counts = [len(mine) for (mine,), _ in ranks]
+                loads = [sum(sizes[i] for i in mine) for (mine,), _ in ranks]
                 load = "-" if rule == "exact" else f"{imbalance(loads):.3f}"
                 yield (f"{len(sizes):>8}{world:>9}  {rule:<12}{load:>14}{mixture_error(weights, ranks):>15.4f}"
                        f"{f'{min(counts)} to {max(counts)}':>19}{max(loads) * BYTES_A_FRAME / MIB:>13,.0f} MiB")
@@ -97,7 +95,7 @@ DATASETS, FRAMES, EPISODE, DIMENSIONS = 200, 2_100_000, 500, 14   # frames of an
 
 def write_corpus(root, datasets=DATASETS, frames=FRAMES):
     """A mixture of plain folders cut up as Table 3, with pictures of one pixel in sparse files."""
-    sizes, weights = cut_up(datasets)
+    (sizes, weights), listed = cut_up(datasets), []
     for i, size in enumerate(sizes):
         folder, length = root / f"{i:04d}", max(2, round(size * frames / sum(sizes)))
         folder.mkdir(parents=True)
@@ -106,13 +104,12 @@ def write_corpus(root, datasets=DATASETS, frames=FRAMES):
         np.savez_compressed(folder / "episode.npz", state=rows, action=rows + 1, task=np.full(len(ends), "go"), fps=30,
                             ends=ends, robot="synthetic")
         np.lib.format.open_memmap(folder / "head.npy", "w+", np.uint8, (length, 1, 1, 3))
-    rows = [{"path": f"{i:04d}", "weight": weight} for i, weight in enumerate(weights)]
-    (root / "mixture.json").write_text(json.dumps({"datasets": rows}))
+        listed.append({"path": folder.name, "weight": weights[i]})
+    (root / "mixture.json").write_text(json.dumps({"datasets": listed}))
 
 
 class Meeting:
-    """Ranks that meet in one machine: what is used of support.training.ranks.Ranks. board: a list that all of them see;
-    barrier: one of threads or of processes."""
+    """Ranks of one machine: what is used of support.training.ranks.Ranks. board: a list that all see; their barrier."""
 
     def __init__(self, rank, board, barrier):
         self.rank, self.board, self.barrier, self.first = rank, board, barrier, rank == 0
@@ -133,7 +130,7 @@ def _peak():
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB, 1)
 
 
-def start_up(root, windows, world, everything, board, barrier, rank):
+def start_up(root, world, everything, board, barrier, rank):
     """One rank's start: deal, open, windows, statistics -> its figures. everything: it opens all datasets."""
     imports, corpus = _peak(), Corpus.read(root)
     dealt, counted = lpt.subset(lpt.deal(corpus.frames, lpt.normalised(corpus.weights), world, 4), rank)
@@ -145,42 +142,41 @@ def start_up(root, windows, world, everything, board, barrier, rank):
             "frames": sum(corpus.frames[i] for i in corpus.sources), "mean": stats.state_mean[0]}
 
 
-def measure(windows):
-    """Start real processes on a synthetic corpus, at 1 and 4 ranks -> a row for each rank; and 4 ranks that open every
-    dataset, as readers without LPT do. windows: data.windows."""
+def measure():
+    """Start a process for each of 1 and 4 ranks on a synthetic corpus, and of 4 ranks that open every dataset, as
+    readers without LPT do. Prints a line for each and writes MEASURED."""
     context, rows = multiprocessing.get_context("spawn"), []
     with tempfile.TemporaryDirectory() as folder, context.Manager() as manager:
-        root = Path(folder) / "corpus"
-        write_corpus(root)
+        write_corpus(Path(folder))
         for world, everything in ((1, False), (4, False), (4, True)):
-            rank = partial(start_up, root, windows, world, everything, manager.list([None] * world),
-                           manager.Barrier(world))
+            board, barrier = manager.list([None] * world), manager.Barrier(world)
             with ProcessPoolExecutor(world, context) as processes:   # none is used twice: all meet
-                rows += processes.map(rank, range(world))
-    return {"datasets": DATASETS, "frames": FRAMES, "dimensions": DIMENSIONS, "rows": rows}
+                rows += processes.map(partial(start_up, Path(folder), world, everything, board, barrier), range(world))
+    for row in rows:
+        print(f"{row['ranks']} ranks, rank {row['rank']} opens {row['opens']}, {row['datasets']} datasets: peak "
+              f"{row['peak_mib']:.0f} MiB, {row['peak_mib'] - row['after_import_mib']:.0f} MiB without imports")
+    found = {"datasets": DATASETS, "frames": FRAMES, "dimensions": DIMENSIONS, "rows": rows}
+    MEASURED.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"wrote {MEASURED}")
 
 
-# ---- the command --------------------------------------------------------------------------------
-
-def main(argv, windows):
-    """Print what `argv` asks for. windows: data.windows."""
+def main(argv):
     parser = Parser(prog="lpt.py", description="Which worker reads which of Table 3's sources, and what LPT costs.")
     parser.add_argument("workers", nargs="?", type=int, default=4)
     parser.add_argument("--simulate", action="store_true", help="loads, mixture and memory of many datasets and ranks")
     parser.add_argument("--measure", action="store_true", help="peak memory of real processes at 1 and 4 ranks")
     args = parser.parse_args(argv)
+    if args.workers < 1:
+        parser.error(f"expected a number of workers from 1, got {args.workers}")
     if args.simulate:
         print("\n".join(simulate()))
     elif args.measure:
-        found = measure(windows)
-        MEASURED.write_text(json.dumps(found, indent=1) + "\n")
-        for row in found["rows"]:
-            print(f"{row['ranks']} ranks, rank {row['rank']} opens {row['opens']}, {row['datasets']} datasets: peak "
-                  f"{row['peak_mib']:.0f} MiB, {row['peak_mib'] - row['after_import_mib']:.0f} MiB without imports")
-        print(f"wrote {MEASURED}")
-    elif args.workers < 1:
-        parser.error(f"expected a number of workers from 1, got {args.workers}")
+        measure()
     else:
         names, millions, weights = zip(*lpt.TABLE_3)
         sizes = [1_000_000 * n for n in millions]
         print("\n".join(table(names, sizes, weights, lpt.deal(sizes, weights, 1, args.workers))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
