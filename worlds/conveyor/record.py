@@ -10,7 +10,7 @@ import numpy as np
 from config import VIEWS
 from lpt import TABLE_3
 from support.progress import drawn
-from worlds.conveyor.scene import Scenes, hold_action, scripted_action
+from worlds.conveyor.scene import Scenes, scripted_action
 from worlds.conveyor.setting import DATASET, DISTRACTOR, FPS, M, SIZE, STATE_NAMES, SUITES, random_settings
 
 # The sources of Table 3, each a folder here. What they look like: simulated, real, or people without labels.
@@ -26,16 +26,13 @@ BLOCK = 128  # episodes recorded together; each block has its own random stream
 
 def _record_block(stream, first, n, appearance, views):
     """Record n expert episodes: every third one is static, the others dynamic. A quarter of the reaches begins early.
-
-    Returns arrays (n * LENGTH, ...) in the order of COLUMNS, pictures (n * len(STORED), views, SIZE, SIZE, 3) uint8
-    and the settings.
-    """
+    Returns arrays (n * LENGTH, ...) by COLUMNS, pictures (n * len(STORED), views, SIZE, SIZE, 3) uint8, the settings."""
     rng = np.random.RandomState([DATASET, *stream, first])
     settings = random_settings(rng, [SUITES[i % 3 > 0] for i in range(first, first + n)], appearance, DISTRACTOR)
     start = np.where(rng.uniform(size=n) < 0.25, M - rng.randint(1, 9, size=n), M)  # 1 .. 8 frames early
     scenes, rows, pictures = Scenes(settings), [], []
     for t in range(LENGTH):
-        action = np.where((t >= start)[:, None], scripted_action(scenes), hold_action(scenes))
+        action = np.where((t >= start)[:, None], scripted_action(scenes), scenes.state())
         rows.append((scenes.state(), action, *scenes.objects.astype(np.float32).swapaxes(0, 1)))
         if t in STORED:
             pictures.append(scenes.render(views=views))
