@@ -1,14 +1,13 @@
 """The figures of one action chunk: model.py as it is read beside the engine, and the engine phase by phase.
 
 The model is of full size and its weights are random: speed does not depend on what they say. All calls run interleaved
-in one process, on the same inputs and noise. Then every phase of the engine is timed by itself, and its rate compared
-with that of one large product. bench/latency.py prints it all.
+in one process, on the same inputs and noise. Then every phase of the engine runs by itself, and so does one large
+product. bench/latency.py prints it all.
 """
 
 import copy
 import statistics
 import time
-from collections import defaultdict
 from functools import partial
 from unittest import mock
 
@@ -40,8 +39,6 @@ def random_model(config, device, dtype):
     return model
 
 
-# ---- phases -----------------------------------------------------------------------------------------------------
-
 def flop_counter():
     """torch's counter, with the formula that it lacks: that of the CPU's attention kernel."""
     def attention(query, key, value, *_, out_shape=None, **__):
@@ -50,11 +47,24 @@ def flop_counter():
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention})
 
 
-def watch(engine, call, around):
-    """Run the call; meanwhile each of the engine's phases runs as around(label, phase, *args)."""
+def flop_of(call):
+    with flop_counter() as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def watch(engine, call, figure):
+    """Run the call; meanwhile each of the engine's phases runs inside figure(function) -> {label: the figure}."""
+    found = {}
+
+    def around(label, phase, *args):
+        out = []
+        found[label] = figure(lambda: out.append(phase(*args)))
+        return out[0]
     with mock.patch.multiple(engine, **{name: partial(around, label, getattr(engine, name))
                                         for name, label in PHASES.items()}):
         call()
+    return found
 
 
 def phases(engine, inputs, device, repeats):
@@ -62,23 +72,10 @@ def phases(engine, inputs, device, repeats):
     eager, rows = engine.eager(), {}
     parts = engine if engine.mode == "compile" else eager   # a recorded graph has no phases: its parts, launched singly
     for name, call in calls_of(parts, *inputs).items():
-        flop, seconds = {}, defaultdict(list)
-
-        def count(label, phase, *args):
-            with flop_counter() as counter:
-                out = phase(*args)
-            flop[label] = counter.get_total_flops()
-            return out
-
-        def time_it(label, phase, *args):
-            out = []
-            seconds[label].append(seconds_of(lambda: out.append(phase(*args)), device))
-            return out[0]
-        watch(eager, calls_of(eager, *inputs)[name], count)
+        flop = watch(eager, calls_of(eager, *inputs)[name], flop_of)
         call()   # buffers are made, regions compiled
-        for _ in range(repeats):
-            watch(parts, call, time_it)
-        rows[name] = {label: spread(found) | {"gflop": flop[label] / 1e9} for label, found in seconds.items()}
+        times = [watch(parts, call, lambda phase: seconds_of(phase, device)) for _ in range(repeats)]
+        rows[name] = {label: spread([one[label] for one in times]) | {"gflop": n / 1e9} for label, n in flop.items()}
     return rows
 
 
@@ -88,8 +85,6 @@ def product_rate(device, dtype):
     x = torch.ones(side, side, device=device, dtype=dtype)
     return 2 * side ** 3 / min(seconds_of(lambda: x @ x.T, device) for _ in range(4))
 
-
-# ---- figures ----------------------------------------------------------------------------------------------------
 
 def seconds_of(call, device):
     """Wall clock of call(), with all that it started on a GPU."""
@@ -116,8 +111,7 @@ def rms(x):
 
 
 def spread(seconds):
-    return {"samples": len(seconds), "p50_s": statistics.median(seconds), "min_s": min(seconds),
-            "max_s": max(seconds)}
+    return {"samples": len(seconds), "p50_s": statistics.median(seconds), "min_s": min(seconds), "max_s": max(seconds)}
 
 
 def calls_of(engine, batch, eps, z_past):
@@ -127,8 +121,8 @@ def calls_of(engine, batch, eps, z_past):
 
 
 def as_read(model, batch, eps):
-    """A function that samples as infer.py --engine plain does. The VAE is a copy, since an engine changes its layout;
-    all other weights are the model's own."""
+    """A function that samples as infer.py --engine plain does, with the model's weights but for a copy of the VAE, whose
+    layout an engine changes."""
     model = copy.deepcopy(model, {id(p): p for name, p in model.named_parameters() if not name.startswith("vae.")})
 
     @torch.inference_mode()

@@ -1,22 +1,26 @@
 """python -m bench latency: how long one action chunk takes, or with --control what a control loop feels.
 
-A chunk is timed as model.py computes it and as the engine does, and then phase by phase (bench/chunk.py). All weights
-are random.
+A chunk is timed as model.py computes it, as the engine does, and phase by phase (bench/chunk.py). Weights are random.
 """
 
 import os
 import platform
 import re
+import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bench.chunk import HIT, READ, SEED, measure, random_model
-from bench.control import control
 from bench.saving import place, save
-from config import get_config
+from config import VIEWS, get_config
+from support.data.statistics import Statistics
 from support.flags import Parser
 from support.inference.engine import MODES, default_mode
+from support.inference.policy import Policy
+
+FPS = 30.0   # of the control loop
 
 
 def ms(seconds, width=0):
@@ -47,6 +51,34 @@ def lines(report):
         for label, row in rows.items():
             rate = row["gflop"] / row["p50_s"] / 1e3
             yield f"  {label:<30}{ms(row['p50_s'], 10)}{row['gflop']:9.1f}{rate:9.2f}{rate / product:7.0%}"
+
+
+def control(model, config, mode, seconds):
+    """policy.step in real time, without and with replanning in the background -> {name: timing dict}.
+
+    A step that takes longer than 1 / FPS makes the loop late; `late` counts them. The first step of an episode, which
+    waits for its plan, is not among the figures. config: Config of a preset.
+    """
+    zeros, ones = (0.0,) * 14, (1.0,) * 14
+    stats = Statistics("bench", "absolute", FPS, zeros, ones, zeros, ones, 0)
+    policy, random = Policy(model, config, stats, engine=mode), np.random.default_rng(0)
+    pictures = [{view: random.integers(0, 256, (240, 320, 3), dtype=np.uint8) for view in VIEWS} for _ in range(8)]
+    found = {}
+    for name, background in (("planned in the step", False), ("planned in the background", True)):
+        policy.reset("go", fps=FPS, execute_steps=config.model.chunk // 2, background=background)
+        policy.step(pictures[0], np.zeros(14))   # the first plan has to be waited for
+        policy.loop.seconds.clear()
+        due, late = time.perf_counter(), 0
+        for t in range(round(seconds * FPS)):
+            policy.step(pictures[t % 8], np.zeros(14))
+            due += 1 / FPS
+            left = due - time.perf_counter()
+            late += left < 0
+            time.sleep(max(left, 0))
+            due = max(due, time.perf_counter() - 1 / FPS)
+        found[name] = policy.timing() | {"late": late}
+        policy.close()
+    return found
 
 
 def processor():
