@@ -41,7 +41,7 @@ def controls(policy):
 
 def outcomes(scenes):
     """How each scene ended, one of OUTCOMES."""
-    kinds = [scenes.first_closing_success, scenes.first_closing_frame < 0, scenes.first_closing_arm != scenes.named,
+    kinds = [scenes.first_closing_success, scenes.first_closing_arm < 0, scenes.first_closing_arm != scenes.named,
              scenes.first_closing_distance[:, 1] < TOLERANCE]
     return np.select(kinds, ["took it", "never closed", "wrong arm", "wrong object"], "near miss").tolist()
 

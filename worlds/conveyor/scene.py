@@ -12,9 +12,9 @@ class Scenes:
 
     grippers (N, 2, 2): positions of the left and the right gripper.  thirds (N, 2): openings in units of 1 / CLOSING.
     objects (N, 2, 2): positions of target and distractor (nan if absent).  holder (N, 2): the gripper that holds each
-    object, or -1. The first closing of a scene, by whichever gripper, is what counts: first_closing_frame (N,), -1
-    before; first_closing_arm (N,), 0 left, 1 right; first_closing_distance (N, 2), centre to centre of the target and
-    of the distractor, nan where there is none; first_closing_success (N,) bool.
+    object, or -1. The first closing of a scene, by whichever gripper, is what counts: first_closing_arm (N,), 0 left, 1
+    right, -1 before; first_closing_distance (N, 2), centre to centre of the target and of the distractor, nan where there
+    is none; first_closing_success (N,) bool.
     """
 
     def __init__(self, settings):
@@ -28,8 +28,8 @@ class Scenes:
         self.shapes = np.array([(SHAPES.index(s.shape), SHAPES.index(d[1])) for s, d in zip(settings, other)])
         self.grippers = np.array([(s.left, s.right) for s in settings], dtype=float)
         self.thirds, self.holder, self.offset = np.full((n, 2), CLOSING), np.full((n, 2), -1), np.zeros((n, 2, 2))
-        self.first_closing_frame, self.first_closing_arm = np.full(n, -1), np.full(n, -1)
-        self.first_closing_distance, self.first_closing_success = np.full((n, 2), np.nan), np.zeros(n, dtype=bool)
+        self.first_closing_arm, self.first_closing_success = np.full(n, -1), np.zeros(n, dtype=bool)
+        self.first_closing_distance = np.full((n, 2), np.nan)
         self.phase, self.looks = np.array([s.phase for s in settings]), np.array([s.look for s in settings], np.int64)
         self.dynamic = np.array([s.suite == "dynamic" for s in settings])
         self.human = np.array([s.appearance == "human" for s in settings])
@@ -73,11 +73,10 @@ class Scenes:
             taken = closed[:, arm, None] & (distance[:, arm] < TOLERANCE) & (self.holder < 0)
             self.holder[taken] = arm
             self.offset[taken] = (self.objects - self.grippers[:, arm, None])[taken]
-        rows = np.flatnonzero(closed.any(1) & (self.first_closing_frame < 0))
+        rows = np.flatnonzero(closed.any(1) & (self.first_closing_arm < 0))
         named = self.named[rows]
         arm = np.where(closed[rows, named], named, 1 - named)  # both in the same frame: the named one is judged
-        self.first_closing_frame[rows], self.first_closing_arm[rows] = self.frame, arm
-        self.first_closing_distance[rows] = distance[rows, arm]
+        self.first_closing_arm[rows], self.first_closing_distance[rows] = arm, distance[rows, arm]
         self.first_closing_success[rows] = (arm == named) & (distance[rows, arm, 0] < TOLERANCE)
 
     def render(self, scenes=None, views=VIEWS):
