@@ -1,8 +1,8 @@
 """python -m bench claims arms | tau: what history and prediction are worth (Fig. 9), or tau's density times lambda.
 
-train.py trains every arm in the embedded world, several runs side by side on one thread each. All arms get the same wall
-clock: the step time of each is measured first, and its number of steps follows from the first arm's. Results are written
-as they come in. Finished runs are read back from --work and not repeated.
+train.py trains every arm in the embedded world, several runs side by side on one thread each. All arms get the same
+wall clock: the step time of each is measured first, and its number of steps follows from the first arm's. Results are
+written as they come in. Finished runs are read back from --work and not repeated.
 """
 
 import json
@@ -69,7 +69,8 @@ def claim(args):
     arms = {name: every[name] for name in names}
     if args.tuned:
         tuned = json.loads(Path(args.tuned).read_text())
-        steps, seconds, best = tuned["steps"], tuned["seconds_per_step"], {name: tuned["best_lr"][name] for name in arms}
+        steps, seconds = tuned["steps"], tuned["seconds_per_step"]
+        best = {name: tuned["best_lr"][name] for name in arms}
     elif args.claim == "arms":
         (steps, seconds), best = calibrate(every, args.steps, work), {}
     else:   # the same network throughout
@@ -90,9 +91,8 @@ def claim(args):
             for report in pool.map(one, jobs):
                 result["runs"].append(report)
                 save(path, result)
-                numbers = "  ".join(f"{suite} {report[suite]['success']:6.1%}" for suite in conveyor.SUITES)
-                print(f"{report['arm']:<22} lr {report['lr']}  seed {report['seed']}  {report['steps']} steps  {numbers}",
-                      flush=True)
+                print(f"{report['arm']:<22} lr {report['lr']}  seed {report['seed']}  {report['steps']} steps",
+                      *(f"{suite} {report[suite]['success']:6.1%}" for suite in conveyor.SUITES), sep="  ", flush=True)
 
     seeds = range(args.seeds)
     if not best:

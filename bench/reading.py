@@ -1,7 +1,7 @@
 """python -m bench reading DATA | synthetic: training tuples a second from disk, by strategy and codec.
 
-A tuple is the pictures of one window: up to 3 views x (t-m, t, t+m), letterboxed. The rival is the reader that everybody
-writes first: open the file, seek, decode, for every picture anew.
+A tuple is the pictures of one window: up to 3 views x (t-m, t, t+m), letterboxed. The rival is the reader that
+everybody writes first: open the file, seek, decode, for every picture anew.
 """
 
 import json
@@ -51,25 +51,19 @@ def read_naive(source, e, ts):
     return [[decode(source, view, e, at) for view in source.views for at in times(source, M, e, t)] for t in ts]
 
 
-def read_window(source, e, ts):
-    """Window by window, as training reads without --stretch."""
-    return [[picture for view in source.views for picture in source.frames(view, e, times(source, M, e, t))]
-            for t in ts]
-
-
-def read_stretch(source, e, ts):
-    """All windows of a stretch at once, as training reads with --stretch."""
+def read(source, e, ts):
+    """As training reads, one window or with --stretch several: what they share is decoded once."""
     wanted = sorted({at for t in ts for at in times(source, M, e, t)})
     seen = {view: dict(zip(wanted, source.frames(view, e, wanted))) for view in source.views}
     return [[seen[view][at] for view in source.views for at in times(source, M, e, t)] for t in ts]
 
 
-def rate(read, source, rng, size, stretch, count):
+def rate(reader, source, rng, size, stretch, count):
     """Tuples a second, letterboxed, of about `count` windows in stretches that begin anywhere."""
     rows, tuples, began = windows(source, M, full=True), 0, time.perf_counter()
     for first in rng.integers(len(rows), size=max(1, count // stretch)):
         e = int(rows[first, 0])
-        found = read(source, e, [int(t) for episode, t in rows[first:first + stretch] if episode == e])
+        found = reader(source, e, [int(t) for episode, t in rows[first:first + stretch] if episode == e])
         for pictures in found:
             torch.stack([letterbox(picture, size) for picture in pictures])
         tuples += len(found)
@@ -83,14 +77,14 @@ def measure(source, size, tuples, cache=None):
         raise ValueError(f"{source.root}: no episode is longer than {2 * M} frames")
     # A frame cache lists the videos that it replaces, but they are not there.
     strategies = {"naive": (read_naive, source, 1, tuples)} if source.videos and not source.cache else {}
-    strategies |= {"window by window": (read_window, source, 1, tuples),
-                   f"stretches of {STRETCH}": (read_stretch, source, STRETCH, 2 * tuples)}
+    strategies |= {"window by window": (read, source, 1, tuples),
+                   f"stretches of {STRETCH}": (read, source, STRETCH, 2 * tuples)}
     if cache:
-        strategies["frame cache"] = (read_window, cache, 1, 20 * tuples)
+        strategies["frame cache"] = (read, cache, 1, 20 * tuples)
     rng, runs = np.random.default_rng(0), {name: [] for name in strategies}
     for _ in range(RUNS):
-        for name, (read, of, stretch, count) in strategies.items():
-            runs[name].append(rate(read, of, rng, size, stretch, count))
+        for name, (reader, of, stretch, count) in strategies.items():
+            runs[name].append(rate(reader, of, rng, size, stretch, count))
     return {name: statistics.median(rates) for name, rates in runs.items()}
 
 

@@ -68,15 +68,3 @@ def actor(policy, views):
             actions.append(policy.plan(pictures, states[part], [instructions[i] for i in part], imagine=False)[0])
         return np.concatenate(actions)
     return act
-
-
-def wrong_text(policy, swap):
-    """The policy, told something else. swap: word -> word."""
-    return lambda past, now, states, instructions: policy(
-        past, now, states, [" ".join(swap.get(word, word) for word in text.split()) for text in instructions])
-
-
-def shuffled_images(policy):
-    """The policy, shown another scene's pictures."""
-    return lambda past, now, states, instructions: policy(
-        np.roll(past, 1, 0), np.roll(now, 1, 0), states, instructions)

@@ -22,7 +22,7 @@ def at_decision(settings):
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_expert_succeeds_and_closes_within_a_chunk_and_doing_nothing_fails(suite):
     settings = sample_settings(suite, 400, seed=1)
-    expert, nothing = at_decision(settings), rollout(conveyor.hold_still, settings)
+    expert, nothing = at_decision(settings), rollout(conveyor.controls(None)["hold still"], settings)
     for _ in range(conveyor.CHUNK):
         expert.step(scripted_action(expert))
     assert expert.first_closing_success.mean() >= 0.98

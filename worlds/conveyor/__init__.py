@@ -11,7 +11,7 @@ from worlds.conveyor.record import VALIDATION, marks, prepare, suite, version, w
 from worlds.conveyor.scene import Scenes, scripted_action
 from worlds.conveyor.setting import (CHUNK, FPS, M, RADIUS, SHAPES, STATE_NAMES, SUITES, TOLERANCE,
                                      predefined_settings, sample_settings)
-from worlds.world import Rollout, shuffled_images, wrong_text
+from worlds.world import Rollout
 
 __all__ = ["FPS", "STATE_NAMES", "SUITES", "VALIDATION", "VIEWS", "marks", "prepare", "scripted_action", "suite",
            "version", "write_dataset"]   # handed on
@@ -19,8 +19,6 @@ NAME, PRESETS, TASKS = "conveyor", ("conveyor",), SHAPES
 HALF_WINDOW = RADIUS / 2   # the head camera sees 2 world units
 # Of the first closing. "near miss": the named arm closed on nothing. The wrong arm counts as such whatever it took.
 OUTCOMES = ("took it", "near miss", "wrong object", "wrong arm", "never closed")
-WRONG_ARM = {"left": "right", "right": "left"}
-WRONG_COLOUR = {"red": "green", "green": "blue", "blue": "red"}
 
 
 def settings(suite, episodes=None, seed=0):
@@ -28,15 +26,17 @@ def settings(suite, episodes=None, seed=0):
     return predefined_settings(suite) if episodes is None else sample_settings(suite, episodes, seed)
 
 
-def hold_still(past, now, states, instructions):
-    """The policy that does nothing: a state commanded is a gripper that stays as it is."""
-    return np.repeat(states[:, None], CHUNK, axis=1)
-
-
 def controls(policy):
-    """The policy told another arm or colour, the policy before other pictures, and one that does nothing."""
-    return {"wrong arm": wrong_text(policy, WRONG_ARM), "wrong colour": wrong_text(policy, WRONG_COLOUR),
-            "shuffled images": shuffled_images(policy), "hold still": hold_still}
+    """The policy told another arm or colour, the policy before another scene's pictures, and one that does nothing."""
+    def told(**swap):
+        def act(past, now, states, instructions):
+            return policy(past, now, states, [" ".join(swap.get(w, w) for w in text.split()) for text in instructions])
+        return act
+
+    return {"wrong arm": told(left="right", right="left"),
+            "wrong colour": told(red="green", green="blue", blue="red"),
+            "shuffled images": lambda past, now, *rest: policy(np.roll(past, 1, 0), np.roll(now, 1, 0), *rest),
+            "hold still": lambda past, now, states, instructions: np.repeat(states[:, None], CHUNK, axis=1)}
 
 
 def outcomes(scenes):
@@ -52,14 +52,15 @@ def rollout(policy, settings, record=0):
     One chunk decides: a second look would show the velocity to a policy that did not foresee it.
     """
     scenes, film, filmed = Scenes(settings), [], range(min(record, len(settings)))
-    past, wanted = scenes.render(), (len(settings), CHUNK, 6)
+    past = scenes.render()
     for t in range(M + CHUNK):
         film.append(scenes.render(filmed))
         if t == M:
             states = scenes.state()
             chunk = np.asarray(policy(past, scenes.render(), states, scenes.instructions))
-            if chunk[:, :CHUNK].shape != wanted:
-                raise ValueError(f"rollout: the policy returned actions of shape {chunk.shape}; return {wanted} or longer")
+            if chunk[:, :CHUNK].shape != (len(settings), CHUNK, 6):
+                raise ValueError(f"rollout: the policy returned actions of shape {chunk.shape}; return "
+                                 f"({len(settings)}, {CHUNK} or more, 6)")
         scenes.step(scenes.state() if t < M else chunk[:, t - M])
     film.append(scenes.render(filmed))
     return Rollout(scenes.first_closing_success, outcomes(scenes), [s.shape for s in settings], scenes.instructions,

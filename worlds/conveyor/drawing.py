@@ -132,8 +132,9 @@ def _one_view(scenes, rows, view):
     return pictures
 
 
-def render(scenes, rows, views=VIEWS):
-    """Pictures (len(rows), len(views), SIZE, SIZE, 3) uint8 of the present frame of the scenes in `rows`."""
+def render(scenes, rows=None, views=VIEWS):
+    """Pictures (len(rows), len(views), SIZE, SIZE, 3) uint8 of the present frame of the scenes in `rows`, or of all."""
+    rows = np.arange(len(scenes.named)) if rows is None else np.asarray(rows)
     pictures = np.empty((len(rows), len(views), SIZE, SIZE, 3), dtype=np.uint8)
     for start in range(0, len(rows), 64):  # blocks that stay in the processor's cache
         for i, view in enumerate(views):

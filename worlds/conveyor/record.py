@@ -118,7 +118,7 @@ def suite(source, e):
 
 
 def marks(source, e, t):
-    """World.marks: the objects in sight. [] in a still scene, where copying the present is perfect, and after the end."""
+    """World.marks: objects in sight; [] after the end and in a still scene, where copying the present is perfect."""
     labels = source.labels(e)
     if suite(source, e) != "dynamic" or t >= len(labels["target"]):
         return []

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from config import VIEWS
 from worlds.conveyor.drawing import palette, render
 from worlds.conveyor.setting import ARMS, CHASE, CLOSING, COLOURS, M, REACH, SHAPES, TOLERANCE
 
@@ -12,9 +11,9 @@ class Scenes:
 
     grippers (N, 2, 2): positions of the left and the right gripper.  thirds (N, 2): openings in units of 1 / CLOSING.
     objects (N, 2, 2): positions of target and distractor (nan if absent).  holder (N, 2): the gripper that holds each
-    object, or -1. The first closing of a scene, by whichever gripper, is what counts: first_closing_arm (N,), 0 left, 1
-    right, -1 before; first_closing_distance (N, 2), centre to centre of the target and of the distractor, nan where there
-    is none; first_closing_success (N,) bool.
+    object, or -1. The first closing of a scene, by whichever gripper, is what counts: first_closing_arm (N,), 0 left,
+    1 right, -1 before; first_closing_distance (N, 2) to the centres of target and distractor (nan if absent);
+    first_closing_success (N,) bool.
     """
 
     def __init__(self, settings):
@@ -36,15 +35,17 @@ class Scenes:
         self.palette = palette(settings, [(s.colour, d[0]) for s, d in zip(settings, other)])
         self._carry()
 
+    render = render   # the present frame of all scenes, or of some
+
     def state(self):
         """(N, 6) float32 in the order of STATE_NAMES."""
         pose = np.concatenate([self.grippers, self.thirds[..., None] / CLOSING], axis=-1)
         return pose.reshape(-1, 6).astype(np.float32)
 
     def step(self, actions):
-        """Advance one frame. actions (N, 6): waypoints for the next frame and openings, in the order of STATE_NAMES. The
-        state itself holds still. A gripper moves at most REACH towards its waypoint. Fingers are driven, not positioned:
-        an opening commanded below 0.5 closes them by one third, any other opens them by one third."""
+        """Advance one frame. actions (N, 6): waypoints for the next frame and openings, in the order of STATE_NAMES;
+        the state itself holds still. A gripper moves at most REACH towards its waypoint. Fingers are driven, not
+        positioned: an opening commanded below 0.5 closes them by one third, any other opens them by one third."""
         goal = np.asarray(actions, dtype=float).reshape(-1, 2, 3)
         move = goal[..., :2] - self.grippers
         distance = np.linalg.norm(move, axis=-1, keepdims=True)
@@ -78,10 +79,6 @@ class Scenes:
         arm = np.where(closed[rows, named], named, 1 - named)  # both in the same frame: the named one is judged
         self.first_closing_arm[rows], self.first_closing_distance[rows] = arm, distance[rows, arm]
         self.first_closing_success[rows] = (arm == named) & (distance[rows, arm, 0] < TOLERANCE)
-
-    def render(self, scenes=None, views=VIEWS):
-        """Pictures (N, len(views), SIZE, SIZE, 3) uint8 of the present frame, of all scenes or of those indexed."""
-        return render(self, np.arange(len(self.named)) if scenes is None else np.asarray(scenes), views)
 
 
 def scripted_action(scenes):
