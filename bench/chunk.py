@@ -1,8 +1,7 @@
 """The figures of one action chunk: model.py as it is read beside the engine, and the engine phase by phase.
 
-The model is of full size and its weights are random: speed does not depend on what they say. All calls run interleaved
-in one process, on the same inputs and noise. Then every phase of the engine runs by itself, and so does one large
-product. bench/latency.py prints it all.
+The model is of full size and its weights are random: speed does not depend on them. All calls run interleaved in one
+process, on the same inputs and noise. Then every phase of the engine runs by itself, and so does one large product.
 """
 
 import copy
@@ -22,20 +21,15 @@ PHASES = {"see": "ViT and words", "understand": "understanding", "latents": "VAE
           "denoise": "Euler steps", "foresee": "decode: latents", "to_pictures": "decode: pictures"}
 READ, MISS, HIT = "model.py as it is read", "engine, both frames encoded", "engine, latents of t-m kept"
 FORESIGHT = "engine, kept, future decoded"
-SEED = 0   # of the random weights and the noise
 
 
 @torch.no_grad()
 def random_model(config, device, dtype):
-    """Full size in its final dtype, filled with the same million normal numbers over and over."""
-    torch.manual_seed(SEED)
-    model, pool = empty_model(config, device, dtype), (0.02 * torch.randn(1 << 20, device=device)).to(dtype)
+    """Full size in its final dtype, of normal numbers: about 1 the weights of norms, about 0 the others."""
+    torch.manual_seed(0)
+    model = empty_model(config, device, dtype)
     for name, p in model.named_parameters():
-        if name.endswith("norm.weight"):
-            p.fill_(1)
-        else:
-            for part in p.view(-1).split(len(pool)):
-                part.copy_(pool[:len(part)])
+        p.normal_(float(name.endswith("norm.weight")), 0.02)
     return model
 
 
@@ -88,12 +82,11 @@ def product_rate(device, dtype):
 
 def seconds_of(call, device):
     """Wall clock of call(), with all that it started on a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    wait = torch.cuda.synchronize if device.type == "cuda" else torch.cpu.synchronize
+    wait()
     began = time.perf_counter()
     call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - began
 
 
@@ -104,10 +97,6 @@ def interleaved(calls, blocks, device):
         for name in [*calls, *reversed(calls)]:
             found[name].append(seconds_of(calls[name], device))
     return found
-
-
-def rms(x):
-    return x.float().square().mean().sqrt().item()
 
 
 def spread(seconds):
@@ -121,8 +110,7 @@ def calls_of(engine, batch, eps, z_past):
 
 
 def as_read(model, batch, eps):
-    """A function that samples as infer.py --engine plain does, with the model's weights but for a copy of the VAE, whose
-    layout an engine changes."""
+    """A function that samples as infer.py --engine plain does. The VAE, whose layout an engine changes, is a copy."""
     model = copy.deepcopy(model, {id(p): p for name, p in model.named_parameters() if not name.startswith("vae.")})
 
     @torch.inference_mode()
@@ -133,22 +121,24 @@ def as_read(model, batch, eps):
 
 def measure(config, device, dtype, mode, blocks):
     """All figures of one chunk as a dict that json can write. config: ModelConfig; mode: one of engine.MODES."""
-    device, made = torch.device(device), []
+    device = torch.device(device)
     model = random_model(config, device, dtype)
     batch, eps = random_batch(config), torch.randn(1, config.chunk, config.action_dim)   # the engine copies them itself
     z_past = torch.randn(1, 3, 16, config.latent_grid, config.latent_grid, device=device)
     plain = as_read(model, batch.to(device), eps.to(device))
-    startup = seconds_of(lambda: made.append(Engine(model, mode)), device)
-    engine, = made
+    began = time.perf_counter()
+    engine = Engine(model, mode)
+    startup = time.perf_counter() - began
     calls = {READ: plain} | calls_of(engine, batch, eps, z_past)
     for call in calls.values():   # buffers are made
         call()
-    reference, ours = plain(), engine(batch, eps).actions
+    reference, ours = plain().float(), engine(batch, eps).actions.float()
     seconds = interleaved(calls, blocks, device)
-    ahead = [seconds_of(lambda: engine.to_latents(batch.frames[:, :, :1].to(device)), device) for _ in range(2 * blocks)]
+    frame = batch.frames[:, :, :1].to(device)
+    ahead = [seconds_of(lambda: engine.to_latents(frame), device) for _ in range(2 * blocks)]
     return {"engine": mode, "tokens": [model.layout.n_und, model.layout.n_gen, model.layout.n_act],
-            "startup_s": startup, "action_rms": rms(reference), "difference_rms": rms(ours - reference),
-            "engine_report": engine.report,
+            "startup_s": startup, "engine_report": engine.report, "action_rms": float(reference.square().mean().sqrt()),
+            "difference_rms": float((ours - reference).square().mean().sqrt()),
             "calls": {name: spread(found) | {"seconds": found} for name, found in seconds.items()},
             "encode_ahead": spread(ahead), "product_tflop_s": product_rate(device, dtype) / 1e12,
             "phases": phases(engine, (batch, eps, z_past), device, max(3, blocks // 2)),

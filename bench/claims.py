@@ -59,7 +59,7 @@ def calibrate(arms, steps, work):
     return {name: round(steps * seconds[first] / seconds[name]) for name in arms}, seconds
 
 
-def claim(args):
+def claim(args, argv):
     """Train every arm with every seed, several at a time, and write all reports to one JSON file as they come in."""
     path, work = place(args.json or f"{args.claim}.json", args.force), Path(args.work)
     every = {"arms": ARMS, "tau": CELLS}[args.claim]
@@ -72,10 +72,10 @@ def claim(args):
         steps, seconds = tuned["steps"], tuned["seconds_per_step"]
         best = {name: tuned["best_lr"][name] for name in arms}
     elif args.claim == "arms":
-        (steps, seconds), best = calibrate(every, args.steps, work), {}
+        (steps, seconds), best = calibrate(every, args.steps, work), dict.fromkeys(arms)
     else:   # the same network throughout
         steps, seconds, best = dict.fromkeys(every, args.steps), None, dict.fromkeys(arms, RATES[0])
-    result = {"command": "python -m bench claims " + " ".join(args.argv), "torch": torch.__version__,
+    result = {"command": "python -m bench claims " + " ".join(argv), "torch": torch.__version__,
               "conditions": f"{args.parallel} runs at a time, one thread each, {os.cpu_count()} CPU cores",
               "seconds_per_step": seconds, "steps": steps, "flags": arms, "eval_seed": args.eval_seed,
               "finished": False, "runs": []}
@@ -95,11 +95,11 @@ def claim(args):
                       *(f"{suite} {report[suite]['success']:6.1%}" for suite in conveyor.SUITES), sep="  ", flush=True)
 
     seeds = range(args.seeds)
-    if not best:
+    if None in best.values():
         train_all([(name, rate, 0) for name in arms for rate in reversed(RATES)])
         ranked = sorted(result["runs"], key=lambda run: sum(run[suite]["success"] for suite in conveyor.SUITES))
-        best = {run["arm"]: run["lr"] for run in ranked}   # of an arm's two the last, the more successful
-        best, seeds = {name: best[name] for name in arms}, seeds[1:]
+        best |= {run["arm"]: run["lr"] for run in ranked}   # of an arm's two the last, the more successful
+        seeds = seeds[1:]
     train_all([(name, best[name], seed) for seed in seeds for name in arms])
     result |= {"best_lr": best, "finished": True}
     save(path, result)
@@ -135,5 +135,4 @@ def run(argv):
     for flag in ("steps", "seeds", "parallel"):
         if getattr(args, flag) < 1:
             raise ValueError(f"--{flag} must be at least 1, got {getattr(args, flag)}")
-    args.argv = argv
-    claim(args)
+    claim(args, argv)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.chunk import HIT, READ, SEED, measure, random_model
+from bench.chunk import HIT, READ, measure, random_model
 from bench.saving import place, save
 from config import VIEWS, get_config
 from support.data.statistics import Statistics
@@ -23,20 +23,16 @@ from support.inference.policy import Policy
 FPS = 30.0   # of the control loop
 
 
-def ms(seconds, width=0):
-    return f"{1e3 * seconds:{width}.2f}"
-
-
 def lines(report):
     """The report as tables."""
     yield f"{'call':<30}{'samples':>8}{'p50 ms':>11}{'min':>11}{'max':>11}{'chunks/s':>10}{'of model.py':>13}"
     for name, row in report["calls"].items():
-        share = row["p50_s"] / report["calls"][READ]["p50_s"]
-        yield (f"{name:<30}{row['samples']:8}{ms(row['p50_s'], 11)}{ms(row['min_s'], 11)}{ms(row['max_s'], 11)}"
-               f"{1 / row['p50_s']:10.3f}{share:13.3f}")
-    ahead, hit = report["encode_ahead"]["p50_s"], report["calls"][HIT]["p50_s"]
-    yield (f"latents kept: {ms(hit)} ms. Where t-m was not itself planned from, its frames are encoded ahead in "
-           f"{ms(ahead)} ms: {ms(hit + ahead)} ms in all.")
+        median, low, high = row["p50_s"], row["min_s"], row["max_s"]
+        yield (f"{name:<30}{row['samples']:8}{1e3 * median:11.2f}{1e3 * low:11.2f}{1e3 * high:11.2f}"
+               f"{1 / median:10.3f}{median / report['calls'][READ]['p50_s']:13.3f}")
+    ahead, hit = 1e3 * report["encode_ahead"]["p50_s"], 1e3 * report["calls"][HIT]["p50_s"]
+    yield (f"latents kept: {hit:.2f} ms. Where t-m was not itself planned from, its frames are encoded ahead in "
+           f"{ahead:.2f} ms: {hit + ahead:.2f} ms in all.")
     yield (f"equality: actions of the engine and of model.py differ by {report['difference_rms']:.1e} rms; their own "
            f"rms is {report['action_rms']:.2f}")
     if report["engine_report"]:
@@ -50,7 +46,7 @@ def lines(report):
         yield f"{name:<32}{'p50 ms':>10}{'GFLOP':>9}{'TFLOP/s':>9}{'share':>7}"
         for label, row in rows.items():
             rate = row["gflop"] / row["p50_s"] / 1e3
-            yield f"  {label:<30}{ms(row['p50_s'], 10)}{row['gflop']:9.1f}{rate:9.2f}{rate / product:7.0%}"
+            yield f"  {label:<30}{1e3 * row['p50_s']:10.2f}{row['gflop']:9.1f}{rate:9.2f}{rate / product:7.0%}"
 
 
 def control(model, config, mode, seconds):
@@ -88,15 +84,6 @@ def processor():
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def conditions(args, config):
-    """What the figures depend on. ONEDNN_MAX_CPU_ISA, where it is set, decides about every product on a CPU."""
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return {"command": "python -m bench latency " + " ".join(args.argv), "config": args.config, "dtype": args.dtype,
-            "device": where, "processor": processor(), "torch": torch.__version__, "engine": args.engine,
-            "euler_steps": config.model.euler_steps, "weights_seed": SEED,
-            "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA")}
-
-
 def check_flags(args):
     """ValueError, one line, for what cannot be measured."""
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -105,7 +92,7 @@ def check_flags(args):
         raise ValueError("--engine graph records a CUDA graph: add --device cuda, or use eager or compile")
     if args.blocks is not None and args.blocks < 1:
         raise ValueError(f"--blocks must be at least 1, got {args.blocks}")
-    if args.control is not None and not args.control >= 1 / 30:
+    if args.control is not None and not args.control >= 1 / FPS:
         raise ValueError(f"--control {args.control:g}: give the seconds to drive, at least one step of 1/30")
 
 
@@ -120,11 +107,15 @@ def run(argv):
     parser.add_argument("--json", help="file name under bench/results")
     parser.add_argument("--force", action="store_true", help="write over a finished result")
     args = parser.parse_args(argv)
-    args.argv, args.engine = argv, args.engine or default_mode(args.device)
+    args.engine = args.engine or default_mode(args.device)
     check_flags(args)
     path = args.json and place(args.json, args.force)
     config, dtype = get_config(args.config), getattr(torch, args.dtype)
-    report = conditions(args, config)
+    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    # ONEDNN_MAX_CPU_ISA, where it is set, decides about every product on a CPU.
+    report = {"command": "python -m bench latency " + " ".join(argv), "config": args.config, "dtype": args.dtype,
+              "device": where, "processor": processor(), "torch": torch.__version__, "engine": args.engine,
+              "euler_steps": config.model.euler_steps, "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA")}
     print(", ".join(f"{key} {value}" for key, value in report.items() if key != "command" and value is not None),
           flush=True)
     if args.control is not None:

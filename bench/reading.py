@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -31,8 +30,6 @@ CODECS = {"h264 GOP 2": ("libx264", 2), "h264 GOP 30": ("libx264", 30),
           "AV1 GOP 2": ("libsvtav1", 2), "AV1 GOP 30": ("libsvtav1", 30)}   # AV1 GOP 2 is LeRobot's own default
 EPISODES, LENGTH, FPS, HEIGHT, WIDTH = 4, 250, 30, 480, 640
 
-
-# ---- strategies: pictures of the windows at frames ts of episode e ----------------------------------------------
 
 def decode(source, view, e, t):
     """Frame t of episode e, (H, W, 3) uint8: open, seek, decode on to it. It shares nothing with the reader."""
@@ -88,8 +85,6 @@ def measure(source, size, tuples, cache=None):
     return {name: statistics.median(rates) for name, rates in runs.items()}
 
 
-# ---- a dataset to measure on ------------------------------------------------------------------------------------
-
 def write_video(path, codec, gop):
     """A textured scene that pans, an object that crosses it, sensor noise; a key frame every `gop` frames."""
     os.environ.setdefault("SVT_LOG", "1")   # the AV1 encoder speaks of errors only
@@ -119,8 +114,8 @@ def write_dataset(root, codec, gop):
         "codebase_version": "v3.0", "robot_type": "synthetic", "fps": FPS, "total_episodes": EPISODES,
         "total_frames": n, "data_path": "data.parquet", "video_path": "{video_key}.mp4",
         "features": {"observation.state": vector, "action": vector, **dict.fromkeys(cameras, picture)}}))
-    column = pa.array([[0.0] * 14] * n, pa.list_(pa.float32(), 14))
-    write(pa.table({"observation.state": column, "action": column}), root / "data.parquet")
+    joints = pa.array([[0.0] * 14] * n, pa.list_(pa.float32(), 14))
+    write(pa.table({"observation.state": joints, "action": joints}), root / "data.parquet")
     zero, begins = [0] * EPISODES, np.arange(EPISODES) * LENGTH
     videos = {f"videos/{camera}/{what}": value for camera in cameras for what, value in (
         ("chunk_index", zero), ("file_index", zero), ("from_timestamp", begins / FPS))}
@@ -131,8 +126,6 @@ def write_dataset(root, codec, gop):
     for camera in cameras[1:]:
         shutil.copy(root / "head.mp4", root / f"{camera}.mp4")
 
-
-# ---- what is printed --------------------------------------------------------------------------------------------
 
 def table(measured, size, tuples):
     """Lines, one a dataset. measured: {name: {strategy: tuples a second}}."""
@@ -147,20 +140,6 @@ def table(measured, size, tuples):
             for name, found in rates.items())
 
 
-def of_codecs(size, tuples):
-    """Datasets written here, one a codec -> {codec: {strategy: tuples a second}}."""
-    measured = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (codec, gop) in CODECS.items():
-            print(f"writing and reading {name}", file=sys.stderr)
-            root, out = Path(folder) / name, Path(folder) / f"{name} cache"
-            write_dataset(root, codec, gop)
-            source = open_source(root)
-            frame_cache.fill(source, frame_cache.cache_for(source, out, [size]), 2)
-            measured[name] = measure(source, size, tuples, open_source(out))
-    return measured
-
-
 def run(argv):
     parser = Parser(prog="python -m bench reading", description=__doc__)
     parser.add_argument("data", help="dataset or frame cache to read; 'synthetic' writes one for each codec")
@@ -168,11 +147,18 @@ def run(argv):
     parser.add_argument("--tuples", type=int, default=16, help="tuples of one run")
     parser.add_argument("--size", type=int, default=256, help="pixels of a letterboxed picture")
     args = parser.parse_args(argv)
+    measured = {}
     if args.data == "synthetic":
         print(f"3 views of {WIDTH} x {HEIGHT}, datasets of {EPISODES} x {LENGTH} frames written for this")
-        measured = of_codecs(args.size, args.tuples)
+        for name, (codec, gop) in CODECS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                root, out = Path(folder) / "videos", Path(folder) / "cache"
+                write_dataset(root, codec, gop)
+                source = open_source(root)
+                frame_cache.fill(source, frame_cache.cache_for(source, out, [args.size]), 2)
+                measured[name] = measure(source, args.size, args.tuples, open_source(out))
     else:
         source = open_source(args.data, args.robot and find_robot(args.robot))
         print(f"{args.data}: {len(source.views)} views")
-        measured = {source.name[:13]: measure(source, args.size, args.tuples)}
+        measured[source.name[:13]] = measure(source, args.size, args.tuples)
     print("\n".join(table(measured, args.size, args.tuples)))

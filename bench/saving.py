@@ -15,5 +15,8 @@ def place(name, force):
 
 
 def save(path, report):
+    """Write JSON beside `path` and rename it, so that a reader finds all of it or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(report, indent=1) + "\n")
+    beside.replace(path)

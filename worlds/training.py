@@ -33,9 +33,8 @@ def evaluate(policy, corpus, episodes, seed):
     if robot in worlds.NAMES:
         report, _ = closed_loop(policy, worlds.find(robot), episodes, seed)
         for suite, row in report.items():
-            low, high = row["interval"]
-            print(f"{suite:<8} success {row['success']:.1%}  (95 % interval {low:.1%} to {high:.1%}, "
-                  f"{row['episodes']} episodes)")
+            print(f"{suite:<8} success {row['success']:.1%}  (95 % interval {row['interval'][0]:.1%} to "
+                  f"{row['interval'][1]:.1%}, {row['episodes']} episodes)")
         return {"eval_seed": seed} | report
     if not any(source.has_action and source.robot == robot for source in corpus.sources.values()):
         print(f"no open loop: the first rank was dealt no dataset of robot '{robot}'; infer.py --open-loop makes one")
@@ -49,19 +48,16 @@ def evaluate(policy, corpus, episodes, seed):
 
 
 def report(checkpointer, corpus, episodes, seed, held_out, began):
-    """Evaluate what was trained and write report.json: the last thing that a run does. All ranks call it.
-
-    held_out: the last validation's dict; began: time.time() when the run did.
-    """
+    """Evaluate what was trained and write report.json: the last thing that a run does. All ranks call it. held_out: the
+    last validation's dict; began: time.time() when the run did."""
     config, model = checkpointer.config, checkpointer.final()
     if not checkpointer.ranks.first:
         return
     policy = Policy(model, config, checkpointer.by_robot[corpus.held_out_robot], config.train.seed)
     evaluated = evaluate(policy, corpus, episodes, seed)
     seconds, path = round(time.time() - began, 1), checkpointer.out / "report.json"
-    found = {"config": config.name, "steps": config.train.steps, "seed": config.train.seed, "held_out": held_out,
-             "seconds": seconds} | evaluated
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    found = {"config": config.name, "steps": config.train.steps, "seed": config.train.seed, "held_out": held_out}
+    path.write_text(json.dumps(found | {"seconds": seconds} | evaluated, indent=1) + "\n")
     print(f"{seconds:.0f} s in all; report in {path}")
     if checkpointer.problem:
         refuse(f"the last step is not on disk: {checkpointer.problem}")

@@ -9,7 +9,6 @@ import numpy as np
 # (past, now, states, instructions) -> actions (N, k, d_a). past, now: (N, V, H, W, 3) uint8, frames t - M and t of the
 # world's VIEWS; states (N, d_q) and actions in the robot's units; instructions: N strings. k is at least CHUNK.
 Actor = Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[str]], np.ndarray]
-AT_ONCE = 50   # scenes in one batch of a Policy
 
 
 @dataclass
@@ -63,7 +62,7 @@ def actor(policy, views):
 
     def act(past, now, states, instructions):
         actions = []
-        for part in np.array_split(np.arange(len(instructions)), max(1, len(instructions) // AT_ONCE)):
+        for part in np.array_split(np.arange(len(instructions)), max(1, len(instructions) // 50)):   # about 50 at once
             pictures = [{view: [past[i, v], now[i, v]] for v, view in enumerate(views)} for i in part]
             actions.append(policy.plan(pictures, states[part], [instructions[i] for i in part], imagine=False)[0])
         return np.concatenate(actions)

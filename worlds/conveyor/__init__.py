@@ -39,13 +39,6 @@ def controls(policy):
             "hold still": lambda past, now, states, instructions: np.repeat(states[:, None], CHUNK, axis=1)}
 
 
-def outcomes(scenes):
-    """How each scene ended, one of OUTCOMES."""
-    kinds = [scenes.first_closing_success, scenes.first_closing_arm < 0, scenes.first_closing_arm != scenes.named,
-             scenes.first_closing_distance[:, 1] < TOLERANCE]
-    return np.select(kinds, ["took it", "never closed", "wrong arm", "wrong object"], "near miss").tolist()
-
-
 def rollout(policy, settings, record=0):
     """Run a world.Actor in all settings at once: hold still until frame M, look, and act CHUNK frames.
 
@@ -63,5 +56,9 @@ def rollout(policy, settings, record=0):
                                  f"({len(settings)}, {CHUNK} or more, 6)")
         scenes.step(scenes.state() if t < M else chunk[:, t - M])
     film.append(scenes.render(filmed))
-    return Rollout(scenes.first_closing_success, outcomes(scenes), [s.shape for s in settings], scenes.instructions,
-                   states, np.stack(film, axis=1) if record else None)
+    ended = {"took it": scenes.first_closing_success, "never closed": scenes.first_closing_arm < 0,
+             "wrong arm": scenes.first_closing_arm != scenes.named,
+             "wrong object": scenes.first_closing_distance[:, 1] < TOLERANCE}   # the first that is true
+    outcomes = np.select(list(ended.values()), list(ended), "near miss").tolist()
+    return Rollout(scenes.first_closing_success, outcomes, [s.shape for s in settings], scenes.instructions, states,
+                   np.stack(film, axis=1) if record else None)

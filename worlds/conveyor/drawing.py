@@ -33,9 +33,8 @@ def palette(settings, object_colours):
 
     surfaces = np.array([TABLE, GROUND, BAND, RAIL]) * (1 + 0.2 * tints * ~sim)
     objects = np.array([[COLOURS[c] for c in pair] for pair in object_colours]) + 22 * hues * ~sim
-    grippers = np.where(human, np.array([SKIN, SKIN]) + 12 * hues, np.array(GRIPPERS))
-    return {"surfaces": seen(surfaces), "objects": seen(objects), "grippers": seen(grippers),
-            "noisy": ~sim[:, 0, 0]}
+    grippers = np.where(human, SKIN + 12 * hues, np.array(GRIPPERS))
+    return {"surfaces": seen(surfaces), "objects": seen(objects), "grippers": seen(grippers), "noisy": ~sim[:, 0, 0]}
 
 
 def _background(scenes, rows, centre, pixel):
@@ -45,17 +44,15 @@ def _background(scenes, rows, centre, pixel):
     belt = np.clip((BELT - abs(y)) / pixel + 0.5, 0, 1)[..., None]  # share of the pixel that the belt covers
     edge = np.clip((0.03 - abs(abs(y) - BELT)) / pixel + 0.5, 0, 1)[..., None]
     dynamic = ground + (band - ground) * belt
-    dynamic = dynamic + (rail - dynamic) * edge
+    dynamic += (rail - dynamic) * edge
     column = np.where(scenes.dynamic[rows, None, None], dynamic, table) + 0.5
     pictures = np.repeat(column.astype(np.uint8)[:, :, None], SIZE, axis=2)
-
     moving = np.flatnonzero(scenes.dynamic[rows])
     start = scenes.phase[rows[moving]] + scenes.velocity[rows[moving], 0] * (scenes.frame - M)
     x = centre[moving, 0, None] + (np.arange(SIZE) + 0.5 - SIZE / 2) * pixel
     shade = 1 + SHADE * np.sin(2 * np.pi * (x - start[:, None]) / WAVE).astype(np.float32)
-    covered = (abs(y[moving]) < BELT - 0.03).nonzero()                              # belt rows between the rails
-    band_rows = column[moving][covered].astype(np.float32)                          # (r, 3)
-    pictures[moving[covered[0]], covered[1]] = band_rows[:, None] * shade[covered[0], :, None]
+    scene, row = (abs(y[moving]) < BELT - 0.03).nonzero()   # of the belt between the rails
+    pictures[moving[scene], row] = column[moving[scene], row, None].astype(np.float32) * shade[scene, :, None]
     return pictures
 
 
@@ -117,18 +114,15 @@ def _one_view(scenes, rows, view):
     robot = (~human, "box", (0.05, 0.14), (RADIUS + 0.05, 0.06))  # half sizes of a finger and of the palm
     hand = (human, "ellipse", (0.08, 0.14), (RADIUS + 0.06, 0.12))
     for some, shape, finger, palm in (robot, hand):
-        at, tint = grippers[some], scenes.palette["grippers"][rows][some].reshape(-1, 3)
-        where = picture[some].ravel()
-        for side in (-1, 1):
-            place = at + np.stack([side * gap[some], np.full_like(gap[some], -0.08)], axis=-1)
-            _paint(canvas, pixel, where, place.reshape(-1, 2), tint, shape, finger)
-        _paint(canvas, pixel, where, (at - (0, 0.28)).reshape(-1, 2), tint, shape, palm)
+        tint, where = scenes.palette["grippers"][rows][some].reshape(-1, 3), picture[some].ravel()
+        for x, y, half in ((-gap, -0.08, finger), (gap, -0.08, finger), (0 * gap, -0.28, palm)):
+            place = grippers[some] + np.stack([x[some], np.full_like(x[some], y)], axis=-1)
+            _paint(canvas, pixel, where, place.reshape(-1, 2), tint, shape, half)
     pictures, count = canvas[:-1].reshape(n, SIZE, SIZE, 3), 3 * SIZE * SIZE
     # Sensor noise from a fixed bank: where it is read follows from the scene's look, the frame and the view.
     starts = (scenes.looks[rows] * 7919 + scenes.frame * 104729 + view * 1299709) % (len(NOISE) - count)
     for i in np.flatnonzero(scenes.palette["noisy"][rows]):
-        grain = NOISE[starts[i]:starts[i] + count].reshape(SIZE, SIZE, 3)
-        pictures[i] = np.clip(pictures[i] + grain, 0, 255)
+        pictures[i] = np.clip(pictures[i] + NOISE[starts[i]:][:count].reshape(SIZE, SIZE, 3), 0, 255)
     return pictures
 
 

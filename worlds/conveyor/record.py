@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +54,6 @@ def _write_one(folder, stream, episodes, look):
         for i, file in enumerate(files):
             file[first * len(STORED):][:len(pictures)] = pictures[:, i]
         yield len(scenes)
-    for file in files:
-        file.flush()
     arrays = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
     if look == "human":  # no labels and no proprioception, as in the paper
         del arrays["action"]
@@ -77,12 +74,11 @@ def version():
 def write_dataset(root, episodes=9000, seed=0):
     """Write the five training datasets of Table 3 and a validation dataset below `root`; the same for a seed.
 
-    `<root>/<name>/episode.npz` holds, for E episodes of 31 frames (30 a second): state and action (31 E, 6) float32 in
-    STATE_NAMES' order and raw units, action[t] being what is commanded at frame t; target and distractor (31 E, 2);
-    ends (E,) int64, one past the last row of each episode; stored (3 E,) int64, the rows that have pictures; task and
-    suite (E,) str; speed (E,), the belt's signed velocity per frame; fps. `<view>.npy`: (3 E, SIZE, SIZE, 3) uint8.
-    egodex, the human video, has no action, zeros for state, and the head view only. `world` holds version().
-    `mixture.json` is written last: where it exists, the data are complete.
+    `<root>/<name>/episode.npz` holds, for E episodes of 31 frames: state and action (31 E, 6) float32 in STATE_NAMES'
+    order and raw units, action[t] being commanded at frame t; target and distractor (31 E, 2); ends (E,) int64, one
+    past each episode's last row; stored (3 E,) int64, the rows that have pictures; task and suite (E,) str; speed (E,),
+    the belt's velocity per frame; fps. `<view>.npy`: (3 E, SIZE, SIZE, 3) uint8. egodex, the human video, has no
+    action, zeros for state, the head view only. `world` holds version(). `mixture.json` comes last: all is written.
     """
     root = Path(root)
     (root / "mixture.json").unlink(missing_ok=True)
@@ -97,17 +93,16 @@ def write_dataset(root, episodes=9000, seed=0):
     datasets = [{"path": name, "weight": weight, "kind": look} for name, look, weight, _ in MIXTURE]
     text = json.dumps({"robot": "conveyor", "datasets": datasets, "validation": "validation"}, indent=2)
     (root / "world").write_text(version() + "\n")
-    (root / "mixture.json.partial").write_text(text + "\n")
-    os.replace(root / "mixture.json.partial", root / "mixture.json")
+    (root / "mixture.json").write_text(text + "\n")
 
 
 def prepare(root):
     """The dataset at `root`, written first if absent -> its path. ValueError: another version of the world wrote it."""
-    root, written = Path(root), Path(root) / "world"
+    root = Path(root)
     if not (root / "mixture.json").exists():
         print(f"writing the embedded world's five datasets to {root} (about 1 GB)", flush=True)
         write_dataset(root)
-    if not written.exists() or written.read_text().strip() != version():
+    if not (root / "world").exists() or (root / "world").read_text().strip() != version():
         raise ValueError(f"{root} was written by another version of worlds/conveyor: delete it, and it is written anew")
     return root
 
