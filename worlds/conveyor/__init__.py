@@ -33,8 +33,7 @@ def controls(policy):
             return policy(past, now, states, [" ".join(swap.get(w, w) for w in text.split()) for text in instructions])
         return act
 
-    return {"wrong arm": told(left="right", right="left"),
-            "wrong colour": told(red="green", green="blue", blue="red"),
+    return {"wrong arm": told(left="right", right="left"), "wrong colour": told(red="green", green="blue", blue="red"),
             "shuffled images": lambda past, now, *rest: policy(np.roll(past, 1, 0), np.roll(now, 1, 0), *rest),
             "hold still": lambda past, now, states, instructions: np.repeat(states[:, None], CHUNK, axis=1)}
 
