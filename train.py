@@ -43,7 +43,7 @@ from support.training.ranks import Ranks
 from support.training.signals import Interruption, ignore_signals
 from support.training.validation import held_out_losses
 from support.weights import start as weights
-from worlds import closed_loop
+from worlds import closed_loop, conveyor
 from worlds import training as world
 
 
@@ -84,7 +84,7 @@ def read_data(args, config, ranks, newest):
     """What is learned from -> (Corpus, {robot: Statistics}, the held-out robot first, Mixture, its micro-batches)."""
     embedded = args.data == "conveyor" or (args.data is None and config.name == "conveyor")
     if embedded and ranks.first:
-        world.dataset(Path("data/conveyor"))
+        conveyor.prepare(Path("data/conveyor"))
     ranks.agree(None)   # a barrier
     corpus = Corpus.read(Path("data/conveyor") if embedded else args.data, args.robot, config.data.hold_out)
     dealt = lpt.deal(corpus.frames, lpt.normalised(corpus.weights), ranks.world, config.data.lpt_workers,

@@ -17,7 +17,6 @@ COMMANDS = {"params": params.run, "claims": claims.run, "latency": latency.run, 
 
 
 def run(argv):
-    """Run one command. ValueError, ImportError or OSError with one line where it cannot."""
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
         print(__doc__.strip())

@@ -1,14 +1,12 @@
 """The figures of one action chunk: model.py as it is read beside the engine, and the engine phase by phase.
 
-The model is of full size and its weights are random: speed does not depend on what they say. All calls run interleaved
-in one process, on the same inputs and noise. Then every phase of the engine is timed by itself, and its rate compared
-with that of one large product. bench/latency.py prints it all.
+The model is of full size and its weights are random: speed does not depend on them. All calls run interleaved in one
+process, on the same inputs and noise. Then every phase of the engine runs by itself, and so does one large product.
 """
 
 import copy
 import statistics
 import time
-from collections import defaultdict
 from functools import partial
 from unittest import mock
 
@@ -23,24 +21,17 @@ PHASES = {"see": "ViT and words", "understand": "understanding", "latents": "VAE
           "denoise": "Euler steps", "foresee": "decode: latents", "to_pictures": "decode: pictures"}
 READ, MISS, HIT = "model.py as it is read", "engine, both frames encoded", "engine, latents of t-m kept"
 FORESIGHT = "engine, kept, future decoded"
-SEED = 0   # of the random weights and the noise
 
 
 @torch.no_grad()
 def random_model(config, device, dtype):
-    """Full size in its final dtype, filled with the same million normal numbers over and over."""
-    torch.manual_seed(SEED)
-    model, pool = empty_model(config, device, dtype), (0.02 * torch.randn(1 << 20, device=device)).to(dtype)
+    """Full size in its final dtype, of normal numbers: about 1 the weights of norms, about 0 the others."""
+    torch.manual_seed(0)
+    model = empty_model(config, device, dtype)
     for name, p in model.named_parameters():
-        if name.endswith("norm.weight"):
-            p.fill_(1)
-        else:
-            for part in p.view(-1).split(len(pool)):
-                part.copy_(pool[:len(part)])
+        p.normal_(float(name.endswith("norm.weight")), 0.02)
     return model
 
-
-# ---- phases -----------------------------------------------------------------------------------------------------
 
 def flop_counter():
     """torch's counter, with the formula that it lacks: that of the CPU's attention kernel."""
@@ -50,11 +41,24 @@ def flop_counter():
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention})
 
 
-def watch(engine, call, around):
-    """Run the call; meanwhile each of the engine's phases runs as around(label, phase, *args)."""
+def flop_of(call):
+    with flop_counter() as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def watch(engine, call, figure):
+    """Run the call; meanwhile each of the engine's phases runs inside figure(function) -> {label: the figure}."""
+    found = {}
+
+    def around(label, phase, *args):
+        out = []
+        found[label] = figure(lambda: out.append(phase(*args)))
+        return out[0]
     with mock.patch.multiple(engine, **{name: partial(around, label, getattr(engine, name))
                                         for name, label in PHASES.items()}):
         call()
+    return found
 
 
 def phases(engine, inputs, device, repeats):
@@ -62,23 +66,10 @@ def phases(engine, inputs, device, repeats):
     eager, rows = engine.eager(), {}
     parts = engine if engine.mode == "compile" else eager   # a recorded graph has no phases: its parts, launched singly
     for name, call in calls_of(parts, *inputs).items():
-        flop, seconds = {}, defaultdict(list)
-
-        def count(label, phase, *args):
-            with flop_counter() as counter:
-                out = phase(*args)
-            flop[label] = counter.get_total_flops()
-            return out
-
-        def time_it(label, phase, *args):
-            out = []
-            seconds[label].append(seconds_of(lambda: out.append(phase(*args)), device))
-            return out[0]
-        watch(eager, calls_of(eager, *inputs)[name], count)
+        flop = watch(eager, calls_of(eager, *inputs)[name], flop_of)
         call()   # buffers are made, regions compiled
-        for _ in range(repeats):
-            watch(parts, call, time_it)
-        rows[name] = {label: spread(found) | {"gflop": flop[label] / 1e9} for label, found in seconds.items()}
+        times = [watch(parts, call, lambda phase: seconds_of(phase, device)) for _ in range(repeats)]
+        rows[name] = {label: spread([one[label] for one in times]) | {"gflop": n / 1e9} for label, n in flop.items()}
     return rows
 
 
@@ -89,16 +80,13 @@ def product_rate(device, dtype):
     return 2 * side ** 3 / min(seconds_of(lambda: x @ x.T, device) for _ in range(4))
 
 
-# ---- figures ----------------------------------------------------------------------------------------------------
-
 def seconds_of(call, device):
     """Wall clock of call(), with all that it started on a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    wait = torch.cuda.synchronize if device.type == "cuda" else torch.cpu.synchronize
+    wait()
     began = time.perf_counter()
     call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - began
 
 
@@ -111,13 +99,8 @@ def interleaved(calls, blocks, device):
     return found
 
 
-def rms(x):
-    return x.float().square().mean().sqrt().item()
-
-
 def spread(seconds):
-    return {"samples": len(seconds), "p50_s": statistics.median(seconds), "min_s": min(seconds),
-            "max_s": max(seconds)}
+    return {"samples": len(seconds), "p50_s": statistics.median(seconds), "min_s": min(seconds), "max_s": max(seconds)}
 
 
 def calls_of(engine, batch, eps, z_past):
@@ -127,8 +110,7 @@ def calls_of(engine, batch, eps, z_past):
 
 
 def as_read(model, batch, eps):
-    """A function that samples as infer.py --engine plain does. The VAE is a copy, since an engine changes its layout;
-    all other weights are the model's own."""
+    """A function that samples as infer.py --engine plain does. The VAE, whose layout an engine changes, is a copy."""
     model = copy.deepcopy(model, {id(p): p for name, p in model.named_parameters() if not name.startswith("vae.")})
 
     @torch.inference_mode()
@@ -139,22 +121,24 @@ def as_read(model, batch, eps):
 
 def measure(config, device, dtype, mode, blocks):
     """All figures of one chunk as a dict that json can write. config: ModelConfig; mode: one of engine.MODES."""
-    device, made = torch.device(device), []
+    device = torch.device(device)
     model = random_model(config, device, dtype)
     batch, eps = random_batch(config), torch.randn(1, config.chunk, config.action_dim)   # the engine copies them itself
     z_past = torch.randn(1, 3, 16, config.latent_grid, config.latent_grid, device=device)
     plain = as_read(model, batch.to(device), eps.to(device))
-    startup = seconds_of(lambda: made.append(Engine(model, mode)), device)
-    engine, = made
+    began = time.perf_counter()
+    engine = Engine(model, mode)
+    startup = time.perf_counter() - began
     calls = {READ: plain} | calls_of(engine, batch, eps, z_past)
     for call in calls.values():   # buffers are made
         call()
-    reference, ours = plain(), engine(batch, eps).actions
+    reference, ours = plain().float(), engine(batch, eps).actions.float()
     seconds = interleaved(calls, blocks, device)
-    ahead = [seconds_of(lambda: engine.to_latents(batch.frames[:, :, :1].to(device)), device) for _ in range(2 * blocks)]
+    frame = batch.frames[:, :, :1].to(device)
+    ahead = [seconds_of(lambda: engine.to_latents(frame), device) for _ in range(2 * blocks)]
     return {"engine": mode, "tokens": [model.layout.n_und, model.layout.n_gen, model.layout.n_act],
-            "startup_s": startup, "action_rms": rms(reference), "difference_rms": rms(ours - reference),
-            "engine_report": engine.report,
+            "startup_s": startup, "engine_report": engine.report, "action_rms": float(reference.square().mean().sqrt()),
+            "difference_rms": float((ours - reference).square().mean().sqrt()),
             "calls": {name: spread(found) | {"seconds": found} for name, found in seconds.items()},
             "encode_ahead": spread(ahead), "product_tflop_s": product_rate(device, dtype) / 1e12,
             "phases": phases(engine, (batch, eps, z_past), device, max(3, blocks // 2)),

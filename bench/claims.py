@@ -1,11 +1,8 @@
-"""python -m bench claims arms | tau: what the parts of the method are worth in the embedded world.
+"""python -m bench claims arms | tau: what history and prediction are worth (Fig. 9), or tau's density times lambda.
 
-    python -m bench claims arms --steps 1500     Fig. 9: what history and prediction are worth
-    python -m bench claims tau --steps 1500      tau's density times lambda
-
-train.py trains every arm, several runs side by side on one thread each. The arms differ in the time of a step, and all
-get the same wall clock: the step time of each is measured first, and its number of steps follows from the first arm's.
-Results are written as they come in. Finished runs are read back from --work and not repeated.
+train.py trains every arm in the embedded world, several runs side by side on one thread each. All arms get the same
+wall clock: the step time of each is measured first, and its number of steps follows from the first arm's. Results are
+written as they come in. Finished runs are read back from --work and not repeated.
 """
 
 import json
@@ -13,7 +10,6 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,18 +20,12 @@ from support.flags import Parser
 from worlds import conveyor
 
 # What Fig. 9's gap consists of: the frame at t-m, and the prediction of t+m.
-ARMS = {
-    "full": [],
-    "no generation expert": ["--gen_expert", "false"],
-    "lambda 0": ["--lambda_gen", "0"],
-    "target z_t": ["--gen_target", "present"],
-}
+ARMS = {"full": [], "no generation expert": ["--gen_expert", "false"], "lambda 0": ["--lambda_gen", "0"],
+        "target z_t": ["--gen_target", "present"]}
 CELLS = {f"{density} {weight}": ["--tau_density", density, "--lambda_gen", weight]
          for density in ("paper", "release") for weight in ("0.01", "0.1", "0.3")}
 RATES = ("4e-3", "2e-3")   # the same effort for every arm: both learning rates at one seed, then the better one
 
-
-# ---- one run ----------------------------------------------------------------------------------------------------
 
 def train(flags, out, steps, seed, eval_seed, episodes=200):
     """One run of train.py on one thread; returns its report.json, read back if this very run is finished already."""
@@ -69,53 +59,51 @@ def calibrate(arms, steps, work):
     return {name: round(steps * seconds[first] / seconds[name]) for name in arms}, seconds
 
 
-# ---- all runs ---------------------------------------------------------------------------------------------------
-
-def claim(args):
+def claim(args, argv):
     """Train every arm with every seed, several at a time, and write all reports to one JSON file as they come in."""
-    path = place(args.json or f"{args.claim}.json", args.force)
-    tuned = json.loads(Path(args.tuned).read_text()) if args.tuned else None
+    path, work = place(args.json or f"{args.claim}.json", args.force), Path(args.work)
     every = {"arms": ARMS, "tau": CELLS}[args.claim]
     names = args.only.split(",") if args.only else list(every)
     if unknown := [name for name in names if name not in every]:
         raise ValueError(f"--only {unknown[0]}: no such arm; choose among {', '.join(every)}")
     arms = {name: every[name] for name in names}
-    steps, seconds = dict.fromkeys(every, args.steps), None   # of tau: the same network throughout
-    if tuned:
+    if args.tuned:
+        tuned = json.loads(Path(args.tuned).read_text())
         steps, seconds = tuned["steps"], tuned["seconds_per_step"]
+        best = {name: tuned["best_lr"][name] for name in arms}
     elif args.claim == "arms":
-        steps, seconds = calibrate(every, args.steps, Path(args.work))
-    result = {"command": "python -m bench claims " + " ".join(args.argv), "torch": torch.__version__,
+        (steps, seconds), best = calibrate(every, args.steps, work), dict.fromkeys(arms)
+    else:   # the same network throughout
+        steps, seconds, best = dict.fromkeys(every, args.steps), None, dict.fromkeys(arms, RATES[0])
+    result = {"command": "python -m bench claims " + " ".join(argv), "torch": torch.__version__,
               "conditions": f"{args.parallel} runs at a time, one thread each, {os.cpu_count()} CPU cores",
               "seconds_per_step": seconds, "steps": steps, "flags": arms, "eval_seed": args.eval_seed,
               "finished": False, "runs": []}
-    lock = threading.Lock()
 
     def one(job):
         name, rate, seed = job
-        out = Path(args.work) / f"{args.claim}_{steps[name]}_{name.replace(' ', '_')}_{rate}_{seed}"
+        out = work / f"{args.claim}_{steps[name]}_{name.replace(' ', '_')}_{rate}_{seed}"
         report = train([*arms[name], "--lr", rate], out, steps[name], seed, args.eval_seed + seed)
-        report |= {"arm": name, "lr": rate, "seed": seed}
-        with lock:
-            result["runs"].append(report)
-            save(path, result)
-        numbers = "  ".join(f"{suite} {report[suite]['success']:6.1%}" for suite in conveyor.SUITES)
-        print(f"{name:<22} lr {rate}  seed {seed}  {report['steps']} steps  {numbers}", flush=True)
-        return report
+        return report | {"arm": name, "lr": rate, "seed": seed}
 
-    best = dict.fromkeys(arms, RATES[0]) | ({name: tuned["best_lr"][name] for name in arms} if tuned else {})
+    def train_all(jobs):
+        with ThreadPoolExecutor(args.parallel) as pool:
+            for report in pool.map(one, jobs):
+                result["runs"].append(report)
+                save(path, result)
+                print(f"{report['arm']:<22} lr {report['lr']}  seed {report['seed']}  {report['steps']} steps",
+                      *(f"{suite} {report[suite]['success']:6.1%}" for suite in conveyor.SUITES), sep="  ", flush=True)
+
     seeds = range(args.seeds)
-    with ThreadPoolExecutor(args.parallel) as pool:
-        if args.claim == "arms" and not tuned:
-            reports = list(pool.map(one, [(name, rate, 0) for name in arms for rate in reversed(RATES)]))
-            reports.sort(key=lambda report: sum(report[suite]["success"] for suite in conveyor.SUITES))
-            best |= {report["arm"]: report["lr"] for report in reports}   # of an arm's two the last, the more successful
-            seeds = seeds[1:]
-        list(pool.map(one, [(name, best[name], seed) for seed in seeds for name in arms]))
+    if None in best.values():
+        train_all([(name, rate, 0) for name in arms for rate in reversed(RATES)])
+        ranked = sorted(result["runs"], key=lambda run: sum(run[suite]["success"] for suite in conveyor.SUITES))
+        best |= {run["arm"]: run["lr"] for run in ranked}   # of an arm's two the last, the more successful
+        seeds = seeds[1:]
+    train_all([(name, best[name], seed) for seed in seeds for name in arms])
     result |= {"best_lr": best, "finished": True}
     save(path, result)
-    print("\n".join(summary(result)))
-    print(f"wrote {path}")
+    print(*summary(result), f"wrote {path}", sep="\n")
 
 
 def summary(result):
@@ -123,12 +111,12 @@ def summary(result):
     for name, rate in result["best_lr"].items():
         runs = sorted((run for run in result["runs"] if run["arm"] == name and run["lr"] == rate),
                       key=lambda run: run["seed"])
-        parts = []
+        row = f"{name:<22} lr {rate}  {result['steps'][name]} steps"
         for suite in conveyor.SUITES:
             each = [100 * run[suite]["success"] for run in runs]
-            parts.append(f"{suite} {statistics.median(each):5.1f} [{min(each):.1f} to {max(each):.1f}] "
-                         f"({', '.join(f'{x:.1f}' for x in each)})")
-        yield f"{name:<22} lr {rate}  {result['steps'][name]} steps  " + "  ".join(parts)
+            row += (f"  {suite} {statistics.median(each):5.1f} [{min(each):.1f} to {max(each):.1f}] "
+                    f"({', '.join(f'{x:.1f}' for x in each)})")
+        yield row
 
 
 def run(argv):
@@ -147,5 +135,4 @@ def run(argv):
     for flag in ("steps", "seeds", "parallel"):
         if getattr(args, flag) < 1:
             raise ValueError(f"--{flag} must be at least 1, got {getattr(args, flag)}")
-    args.argv = argv
-    claim(args)
+    claim(args, argv)

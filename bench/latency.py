@@ -1,38 +1,38 @@
 """python -m bench latency: how long one action chunk takes, or with --control what a control loop feels.
 
-A chunk is timed as model.py computes it and as the engine does, and then phase by phase (bench/chunk.py). All weights
-are random.
+A chunk is timed as model.py computes it, as the engine does, and phase by phase (bench/chunk.py). Weights are random.
 """
 
 import os
 import platform
 import re
+import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from bench.chunk import HIT, READ, SEED, measure, random_model
-from bench.control import control
+from bench.chunk import HIT, READ, measure, random_model
 from bench.saving import place, save
-from config import get_config
+from config import VIEWS, get_config
+from support.data.statistics import Statistics
 from support.flags import Parser
 from support.inference.engine import MODES, default_mode
+from support.inference.policy import Policy
 
-
-def ms(seconds, width=0):
-    return f"{1e3 * seconds:{width}.2f}"
+FPS = 30.0   # of the control loop
 
 
 def lines(report):
     """The report as tables."""
     yield f"{'call':<30}{'samples':>8}{'p50 ms':>11}{'min':>11}{'max':>11}{'chunks/s':>10}{'of model.py':>13}"
     for name, row in report["calls"].items():
-        share = row["p50_s"] / report["calls"][READ]["p50_s"]
-        yield (f"{name:<30}{row['samples']:8}{ms(row['p50_s'], 11)}{ms(row['min_s'], 11)}{ms(row['max_s'], 11)}"
-               f"{1 / row['p50_s']:10.3f}{share:13.3f}")
-    ahead, hit = report["encode_ahead"]["p50_s"], report["calls"][HIT]["p50_s"]
-    yield (f"latents kept: {ms(hit)} ms. Where t-m was not itself planned from, its frames are encoded ahead in "
-           f"{ms(ahead)} ms: {ms(hit + ahead)} ms in all.")
+        median, low, high = row["p50_s"], row["min_s"], row["max_s"]
+        yield (f"{name:<30}{row['samples']:8}{1e3 * median:11.2f}{1e3 * low:11.2f}{1e3 * high:11.2f}"
+               f"{1 / median:10.3f}{median / report['calls'][READ]['p50_s']:13.3f}")
+    ahead, hit = 1e3 * report["encode_ahead"]["p50_s"], 1e3 * report["calls"][HIT]["p50_s"]
+    yield (f"latents kept: {hit:.2f} ms. Where t-m was not itself planned from, its frames are encoded ahead in "
+           f"{ahead:.2f} ms: {hit + ahead:.2f} ms in all.")
     yield (f"equality: actions of the engine and of model.py differ by {report['difference_rms']:.1e} rms; their own "
            f"rms is {report['action_rms']:.2f}")
     if report["engine_report"]:
@@ -46,7 +46,35 @@ def lines(report):
         yield f"{name:<32}{'p50 ms':>10}{'GFLOP':>9}{'TFLOP/s':>9}{'share':>7}"
         for label, row in rows.items():
             rate = row["gflop"] / row["p50_s"] / 1e3
-            yield f"  {label:<30}{ms(row['p50_s'], 10)}{row['gflop']:9.1f}{rate:9.2f}{rate / product:7.0%}"
+            yield f"  {label:<30}{1e3 * row['p50_s']:10.2f}{row['gflop']:9.1f}{rate:9.2f}{rate / product:7.0%}"
+
+
+def control(model, config, mode, seconds):
+    """policy.step in real time, without and with replanning in the background -> {name: timing dict}.
+
+    A step that takes longer than 1 / FPS makes the loop late; `late` counts them. The first step of an episode, which
+    waits for its plan, is not among the figures. config: Config of a preset.
+    """
+    zeros, ones = (0.0,) * 14, (1.0,) * 14
+    stats = Statistics("bench", "absolute", FPS, zeros, ones, zeros, ones, 0)
+    policy, random = Policy(model, config, stats, engine=mode), np.random.default_rng(0)
+    pictures = [{view: random.integers(0, 256, (240, 320, 3), dtype=np.uint8) for view in VIEWS} for _ in range(8)]
+    found = {}
+    for name, background in (("planned in the step", False), ("planned in the background", True)):
+        policy.reset("go", fps=FPS, execute_steps=config.model.chunk // 2, background=background)
+        policy.step(pictures[0], np.zeros(14))   # the first plan has to be waited for
+        policy.loop.seconds.clear()
+        due, late = time.perf_counter(), 0
+        for t in range(round(seconds * FPS)):
+            policy.step(pictures[t % 8], np.zeros(14))
+            due += 1 / FPS
+            left = due - time.perf_counter()
+            late += left < 0
+            time.sleep(max(left, 0))
+            due = max(due, time.perf_counter() - 1 / FPS)
+        found[name] = policy.timing() | {"late": late}
+        policy.close()
+    return found
 
 
 def processor():
@@ -54,15 +82,6 @@ def processor():
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
     return found[1] if found else platform.processor() or platform.machine()
-
-
-def conditions(args, config):
-    """What the figures depend on. ONEDNN_MAX_CPU_ISA, where it is set, decides about every product on a CPU."""
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return {"command": "python -m bench latency " + " ".join(args.argv), "config": args.config, "dtype": args.dtype,
-            "device": where, "processor": processor(), "torch": torch.__version__, "engine": args.engine,
-            "euler_steps": config.model.euler_steps, "weights_seed": SEED,
-            "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA")}
 
 
 def check_flags(args):
@@ -73,7 +92,7 @@ def check_flags(args):
         raise ValueError("--engine graph records a CUDA graph: add --device cuda, or use eager or compile")
     if args.blocks is not None and args.blocks < 1:
         raise ValueError(f"--blocks must be at least 1, got {args.blocks}")
-    if args.control is not None and not args.control >= 1 / 30:
+    if args.control is not None and not args.control >= 1 / FPS:
         raise ValueError(f"--control {args.control:g}: give the seconds to drive, at least one step of 1/30")
 
 
@@ -88,11 +107,15 @@ def run(argv):
     parser.add_argument("--json", help="file name under bench/results")
     parser.add_argument("--force", action="store_true", help="write over a finished result")
     args = parser.parse_args(argv)
-    args.argv, args.engine = argv, args.engine or default_mode(args.device)
+    args.engine = args.engine or default_mode(args.device)
     check_flags(args)
     path = args.json and place(args.json, args.force)
     config, dtype = get_config(args.config), getattr(torch, args.dtype)
-    report = conditions(args, config)
+    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    # ONEDNN_MAX_CPU_ISA, where it is set, decides about every product on a CPU.
+    report = {"command": "python -m bench latency " + " ".join(argv), "config": args.config, "dtype": args.dtype,
+              "device": where, "processor": processor(), "torch": torch.__version__, "engine": args.engine,
+              "euler_steps": config.model.euler_steps, "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA")}
     print(", ".join(f"{key} {value}" for key, value in report.items() if key != "command" and value is not None),
           flush=True)
     if args.control is not None:

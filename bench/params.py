@@ -6,7 +6,6 @@ from support.table1 import not_built, table
 
 
 def run(argv):
-    """Print it."""
     Parser(prog="python -m bench params", description=__doc__).parse_args(argv)
     for config in CONFIGS.values():
         print("\n".join(table(config)))

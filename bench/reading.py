@@ -1,14 +1,13 @@
 """python -m bench reading DATA | synthetic: training tuples a second from disk, by strategy and codec.
 
-A tuple is what data.py's example() reads for one window: up to 3 views x (t-m, t, t+m), letterboxed. The rival is the
-reader that everybody writes first: open the file, seek, decode, for every picture anew.
+A tuple is the pictures of one window: up to 3 views x (t-m, t, t+m), letterboxed. The rival is the reader that
+everybody writes first: open the file, seek, decode, for every picture anew.
 """
 
 import json
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,19 +20,16 @@ from config import DataConfig
 from data import letterbox, times, windows
 from support.data import frame_cache
 from support.data.parquet import arrow
-from support.data.source import open_source
 from support.data.robots import find_robot
+from support.data.source import open_source
 from support.data.video import pyav
 from support.flags import Parser
 
-STRETCH, RUNS = 8, 5
+M, STRETCH, RUNS = DataConfig.m, 8, 5
 CODECS = {"h264 GOP 2": ("libx264", 2), "h264 GOP 30": ("libx264", 30),
           "AV1 GOP 2": ("libsvtav1", 2), "AV1 GOP 30": ("libsvtav1", 30)}   # AV1 GOP 2 is LeRobot's own default
 EPISODES, LENGTH, FPS, HEIGHT, WIDTH = 4, 250, 30, 480, 640
-CAMERAS = ("head", "hand_left", "hand_right")
 
-
-# ---- strategies -------------------------------------------------------------------------------------------------
 
 def decode(source, view, e, t):
     """Frame t of episode e, (H, W, 3) uint8: open, seek, decode on to it. It shares nothing with the reader."""
@@ -48,53 +44,46 @@ def decode(source, view, e, t):
                 return frame.to_ndarray(format="rgb24")
 
 
-def read_naive(source, m, e, ts):
-    return [[decode(source, view, e, at) for view in source.views for at in times(source, m, e, t)] for t in ts]
+def read_naive(source, e, ts):
+    return [[decode(source, view, e, at) for view in source.views for at in times(source, M, e, t)] for t in ts]
 
 
-def read_window(source, m, e, ts):
-    """Window by window, as training reads without --stretch."""
-    return [[picture for view in source.views for picture in source.frames(view, e, times(source, m, e, t))]
-            for t in ts]
-
-
-def read_stretch(source, m, e, ts):
-    """All windows of a stretch at once, as training reads with --stretch."""
-    wanted = sorted({at for t in ts for at in times(source, m, e, t)})
+def read(source, e, ts):
+    """As training reads, one window or with --stretch several: what they share is decoded once."""
+    wanted = sorted({at for t in ts for at in times(source, M, e, t)})
     seen = {view: dict(zip(wanted, source.frames(view, e, wanted))) for view in source.views}
-    return [[seen[view][at] for view in source.views for at in times(source, m, e, t)] for t in ts]
+    return [[seen[view][at] for view in source.views for at in times(source, M, e, t)] for t in ts]
 
 
-def rate(read, source, m, rng, size, stretch, count):
+def rate(reader, source, rng, size, stretch, count):
     """Tuples a second, letterboxed, of about `count` windows in stretches that begin anywhere."""
-    rows, tuples, began = windows(source, m, full=True), 0, time.perf_counter()
+    rows, tuples, began = windows(source, M, full=True), 0, time.perf_counter()
     for first in rng.integers(len(rows), size=max(1, count // stretch)):
         e = int(rows[first, 0])
-        found = read(source, m, e, [int(t) for episode, t in rows[first:first + stretch] if episode == e])
+        found = reader(source, e, [int(t) for episode, t in rows[first:first + stretch] if episode == e])
         for pictures in found:
             torch.stack([letterbox(picture, size) for picture in pictures])
         tuples += len(found)
     return tuples / (time.perf_counter() - began)
 
 
-def measure(source, m, size, tuples, cache=None):
+def measure(source, size, tuples, cache=None):
     """{strategy: median tuples a second}, by turns, so that a busy neighbour meets each. cache: of the same dataset."""
     torch.set_num_threads(1)   # as in a loader process
-    if len(windows(source, m, full=True)) == 0:
-        raise ValueError(f"{source.root}: no episode is longer than {2 * m} frames")
-    strategies = {"window by window": (read_window, source, 1, tuples),
-                  f"stretches of {STRETCH}": (read_stretch, source, STRETCH, 2 * tuples)}
-    if source.videos and not source.cache:   # a cache's videos are listed, but not there
-        strategies = {"naive": (read_naive, source, 1, tuples)} | strategies
+    if len(windows(source, M, full=True)) == 0:
+        raise ValueError(f"{source.root}: no episode is longer than {2 * M} frames")
+    # A frame cache lists the videos that it replaces, but they are not there.
+    strategies = {"naive": (read_naive, source, 1, tuples)} if source.videos and not source.cache else {}
+    strategies |= {"window by window": (read, source, 1, tuples),
+                   f"stretches of {STRETCH}": (read, source, STRETCH, 2 * tuples)}
     if cache:
-        strategies["frame cache"] = (read_window, cache, 1, 20 * tuples)
-    rng = np.random.default_rng(0)
-    runs = [{name: rate(read, of, m, rng, size, stretch, count) for name, (read, of, stretch, count) in
-             strategies.items()} for _ in range(RUNS)]
-    return {name: statistics.median(run[name] for run in runs) for name in strategies}
+        strategies["frame cache"] = (read, cache, 1, 20 * tuples)
+    rng, runs = np.random.default_rng(0), {name: [] for name in strategies}
+    for _ in range(RUNS):
+        for name, (reader, of, stretch, count) in strategies.items():
+            runs[name].append(rate(reader, of, rng, size, stretch, count))
+    return {name: statistics.median(rates) for name, rates in runs.items()}
 
-
-# ---- a dataset to measure on ------------------------------------------------------------------------------------
 
 def write_video(path, codec, gop):
     """A textured scene that pans, an object that crosses it, sensor noise; a key frame every `gop` frames."""
@@ -115,38 +104,31 @@ def write_video(path, codec, gop):
 
 
 def write_dataset(root, codec, gop):
-    """A LeRobot v3.0 dataset: three cameras, all episodes in one file each, 14 joints. The cameras see the same."""
-    pa, pq = arrow(), arrow().parquet
-    n, keys = EPISODES * LENGTH, [f"images.rgb.{camera}" for camera in CAMERAS]
+    """A LeRobot v3.0 dataset: three cameras that see the same, all episodes in one file each, 14 joints."""
+    pa, write = arrow(), arrow().parquet.write_table
+    n, cameras = EPISODES * LENGTH, ("head", "hand_left", "hand_right")
     picture = {"dtype": "video", "shape": [HEIGHT, WIDTH, 3], "names": ["height", "width", "channels"]}
     vector = {"dtype": "float32", "shape": [14], "names": None}
     (root / "meta/episodes/chunk-000").mkdir(parents=True)
-    (root / "data/chunk-000").mkdir(parents=True)
     (root / "meta/info.json").write_text(json.dumps({
         "codebase_version": "v3.0", "robot_type": "synthetic", "fps": FPS, "total_episodes": EPISODES,
-        "total_frames": n, "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
-        "features": {"observation.state": vector, "action": vector, **{key: picture for key in keys}}}))
-    column = pa.array([[0.0] * 14] * n, pa.list_(pa.float32(), 14))
-    pq.write_table(pa.table({"observation.state": column, "action": column}), root / "data/chunk-000/file-000.parquet")
-    pq.write_table(pa.Table.from_pylist([
-        {"episode_index": e, "tasks": ["reach"], "length": LENGTH, "data/chunk_index": 0, "data/file_index": 0,
-         "dataset_from_index": e * LENGTH, "dataset_to_index": (e + 1) * LENGTH} |
-        {f"videos/{key}/{what}": value for key in keys for what, value in
-         (("chunk_index", 0), ("file_index", 0), ("from_timestamp", e * LENGTH / FPS))}
-        for e in range(EPISODES)]), root / "meta/episodes/chunk-000/file-000.parquet")
-    paths = [root / f"videos/{key}/chunk-000/file-000.mp4" for key in keys]
-    for path in paths:
-        path.parent.mkdir(parents=True)
-    write_video(paths[0], codec, gop)
-    for path in paths[1:]:
-        shutil.copy(paths[0], path)
+        "total_frames": n, "data_path": "data.parquet", "video_path": "{video_key}.mp4",
+        "features": {"observation.state": vector, "action": vector, **dict.fromkeys(cameras, picture)}}))
+    joints = pa.array([[0.0] * 14] * n, pa.list_(pa.float32(), 14))
+    write(pa.table({"observation.state": joints, "action": joints}), root / "data.parquet")
+    zero, begins = [0] * EPISODES, np.arange(EPISODES) * LENGTH
+    videos = {f"videos/{camera}/{what}": value for camera in cameras for what, value in (
+        ("chunk_index", zero), ("file_index", zero), ("from_timestamp", begins / FPS))}
+    write(pa.table({"episode_index": range(EPISODES), "tasks": [["reach"]] * EPISODES, "length": [LENGTH] * EPISODES,
+                    "data/chunk_index": zero, "data/file_index": zero, "dataset_from_index": begins,
+                    "dataset_to_index": begins + LENGTH, **videos}), root / "meta/episodes/chunk-000/file-000.parquet")
+    write_video(root / "head.mp4", codec, gop)
+    for camera in cameras[1:]:
+        shutil.copy(root / "head.mp4", root / f"{camera}.mp4")
 
-
-# ---- what is printed --------------------------------------------------------------------------------------------
 
 def table(measured, size, tuples):
-    """Lines, one a dataset. measured: {name: {strategy: tuples a second}}; naive comes first where there is one."""
+    """Lines, one a dataset. measured: {name: {strategy: tuples a second}}."""
     yield (f"tuples/s of 3 times, letterboxed to {size} px; one process, one thread as in a loader; median of {RUNS} "
            f"interleaved runs of {tuples} tuples (stretches: 2 x, cache: 20 x as many)")
     yield "in brackets: times the naive reader, where there is one"
@@ -158,20 +140,6 @@ def table(measured, size, tuples):
             for name, found in rates.items())
 
 
-def of_codecs(m, size, tuples):
-    """Datasets written here, one a codec -> {codec: {strategy: tuples a second}}."""
-    measured = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (codec, gop) in CODECS.items():
-            print(f"writing and reading {name}", file=sys.stderr)
-            root, out = Path(folder) / name, Path(folder) / f"{name} cache"
-            write_dataset(root, codec, gop)
-            source = open_source(root)
-            frame_cache.fill(source, frame_cache.cache_for(source, out, [size]), 2)
-            measured[name] = measure(source, m, size, tuples, open_source(out))
-    return measured
-
-
 def run(argv):
     parser = Parser(prog="python -m bench reading", description=__doc__)
     parser.add_argument("data", help="dataset or frame cache to read; 'synthetic' writes one for each codec")
@@ -179,11 +147,18 @@ def run(argv):
     parser.add_argument("--tuples", type=int, default=16, help="tuples of one run")
     parser.add_argument("--size", type=int, default=256, help="pixels of a letterboxed picture")
     args = parser.parse_args(argv)
+    measured = {}
     if args.data == "synthetic":
         print(f"3 views of {WIDTH} x {HEIGHT}, datasets of {EPISODES} x {LENGTH} frames written for this")
-        measured = of_codecs(DataConfig.m, args.size, args.tuples)
+        for name, (codec, gop) in CODECS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                root, out = Path(folder) / "videos", Path(folder) / "cache"
+                write_dataset(root, codec, gop)
+                source = open_source(root)
+                frame_cache.fill(source, frame_cache.cache_for(source, out, [args.size]), 2)
+                measured[name] = measure(source, args.size, args.tuples, open_source(out))
     else:
         source = open_source(args.data, args.robot and find_robot(args.robot))
         print(f"{args.data}: {len(source.views)} views")
-        measured = {source.name[:13]: measure(source, DataConfig.m, args.size, args.tuples)}
+        measured[source.name[:13]] = measure(source, args.size, args.tuples)
     print("\n".join(table(measured, args.size, args.tuples)))

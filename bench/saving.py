@@ -1,7 +1,6 @@
 """Where results go, and that a finished one is not lost."""
 
 import json
-import os
 from pathlib import Path
 
 RESULTS = Path("bench/results")
@@ -18,6 +17,6 @@ def place(name, force):
 def save(path, report):
     """Write JSON beside `path` and rename it, so that a reader finds all of it or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
+    beside = path.with_suffix(".part")
     beside.write_text(json.dumps(report, indent=1) + "\n")
-    os.replace(beside, path)
+    beside.replace(path)

@@ -17,13 +17,3 @@ def each(items, unit):
         for item in items:
             yield item
             shown.update()
-
-
-def drawn(what):
-    """A callback (done, total) that draws a bar."""
-    shown = bar(None, what=what)
-
-    def draw(done, total):
-        shown.total = total
-        shown.update(done - shown.n)
-    return draw

@@ -1,7 +1,4 @@
-"""Where a policy is evaluated: worlds behind one interface (world.py), found by the name of the robot in them.
-
-Not here: the model, and the policy that acts; a world is given one.
-"""
+"""Where a policy is evaluated: worlds behind one interface (world.py). Not here: the model and the policy that acts."""
 
 import importlib
 

@@ -89,5 +89,4 @@ def film(policy, world, rollouts, path):
     rows = [[(label, [("now", frames[t]), (f"imagined for frame {2 * m}", imagined if t >= m else None),
                       (f"frame {2 * m}", frames[2 * m] if t >= m else None)])
              for label, frames, imagined in shown] for t in range(2 * m + 1)]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     pictures.gif([pictures.foresight(row, scale=2) for row in rows], path, fps=8)

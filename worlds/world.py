@@ -1,7 +1,4 @@
-"""What a world must offer: conveyor does, and so does a simulator or an adapter to someone else's evaluation.
-
-And policies as a world takes them: a Policy, and the same one told or shown something wrong.
-"""
+"""What a world must offer (conveyor does, and so can a simulator), and policies as a world takes them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +9,14 @@ import numpy as np
 # (past, now, states, instructions) -> actions (N, k, d_a). past, now: (N, V, H, W, 3) uint8, frames t - M and t of the
 # world's VIEWS; states (N, d_q) and actions in the robot's units; instructions: N strings. k is at least CHUNK.
 Actor = Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[str]], np.ndarray]
-AT_ONCE = 50   # scenes in one batch of a Policy
 
 
 @dataclass
 class Rollout:
     """What became of N episodes."""
-
     success: np.ndarray         # (N,) bool
-    outcomes: Sequence[str]     # of each episode, one of the world's OUTCOMES: how it ended
-    tasks: Sequence[str]        # of each episode, one of the world's TASKS: success is reported by task too
+    outcomes: Sequence[str]     # of each episode one of the world's OUTCOMES
+    tasks: Sequence[str]        # of each episode one of the world's TASKS
     instructions: Sequence[str]
     states: np.ndarray          # (N, d_q) float32 at the first decision, frame M
     frames: np.ndarray | None   # (recorded, T, V, H, W, 3) uint8 of the first episodes; frames[:, M]: where it decides
@@ -29,7 +24,6 @@ class Rollout:
 
 class World(Protocol):
     """A module with these names. Importing it starts no simulator; what it needs is imported when it runs."""
-
     NAME: str                   # also of the robot: a checkpoint is evaluated in the world whose robot it drives
     PRESETS: Sequence[str]      # rows of config.CONFIGS that are made for it
     VIEWS: Sequence[str]        # its cameras, some of the model's
@@ -37,28 +31,25 @@ class World(Protocol):
     M: int                      # frames between the past, the present and the foreseen picture
     CHUNK: int                  # actions that a policy must plan at least
     SUITES: Sequence[str]       # reported apart: what differs between them is the question that the world asks
-    TASKS: Sequence[str]
+    TASKS: Sequence[str]        # success is reported by task too
     OUTCOMES: Sequence[str]     # the first is success; the others say what went wrong
+    HALF_WINDOW: float          # of the square around a mark, as a fraction of the picture
 
     def settings(self, suite: str, episodes: int | None, seed: int) -> Sequence[Any]:
-        """One an episode, which only the world reads: a pure function of the arguments, disjoint from the training
-        data's. `episodes` None: the predefined ones, for ever the same."""
+        """One an episode, a pure function of the arguments, disjoint from the training data's. `episodes` None: the
+        predefined ones, for ever the same."""
 
     def rollout(self, policy: Actor, settings: Sequence[Any], record: int = 0) -> Rollout:
-        """Run a policy in all settings, and film the first `record`. The world decides how often it looks."""
+        """Run a policy in all settings, and film the first `record`. The world decides how often the policy looks."""
 
     def controls(self, policy: Actor) -> Mapping[str, Actor]:
         """Rivals by name: the policy told or shown something wrong, and policies that do not look."""
 
-    # What validation may watch on recorded episodes of a support.data Source.
-
     def suite(self, source, e: int) -> str:
-        """The suite of episode e: foresight is reported for each."""
+        """The suite of recorded episode e of a support.data Source; "" where the dataset does not say."""
 
     def marks(self, source, e: int, t: int) -> Sequence[tuple[str, float, float]]:
-        """(name, across, down) of what matters in the head picture at frame t, as fractions of it from the top left."""
-
-    HALF_WINDOW: float          # of the square around a mark, as a fraction of the picture
+        """(name, across, down) of what matters in the head picture of frame t, as fractions of it from the top left."""
 
     def prepare(self, root) -> Any:
         """The training data at `root`, written first if absent. ValueError: another version wrote what is there."""
@@ -71,20 +62,8 @@ def actor(policy, views):
 
     def act(past, now, states, instructions):
         actions = []
-        for part in np.array_split(np.arange(len(instructions)), max(1, len(instructions) // AT_ONCE)):
+        for part in np.array_split(np.arange(len(instructions)), max(1, len(instructions) // 50)):   # about 50 at once
             pictures = [{view: [past[i, v], now[i, v]] for v, view in enumerate(views)} for i in part]
             actions.append(policy.plan(pictures, states[part], [instructions[i] for i in part], imagine=False)[0])
         return np.concatenate(actions)
     return act
-
-
-def wrong_text(policy, swap):
-    """The policy, told something else. swap: word -> word."""
-    return lambda past, now, states, instructions: policy(
-        past, now, states, [" ".join(swap.get(word, word) for word in text.split()) for text in instructions])
-
-
-def shuffled_images(policy):
-    """The policy, shown another scene's pictures."""
-    return lambda past, now, states, instructions: policy(
-        np.roll(past, 1, 0), np.roll(now, 1, 0), states, instructions)

@@ -120,7 +120,7 @@ class TwoEpisodes:
         pair = [replace(first, x=-0.25, y=0.2, v=-0.035), replace(first, x=0.25, y=-0.2, v=0.035)]
         world, self.tasks, rows, self.film = conveyor.Scenes(pair), [s.instruction for s in pair], [], []
         for t in range(31):
-            action = conveyor.scripted_action(world) if t >= 15 else conveyor.hold_action(world)
+            action = conveyor.scripted_action(world) if t >= 15 else world.state()
             rows.append((world.state(), action))
             self.film.append(world.render())
             world.step(action)

@@ -34,8 +34,8 @@ def source(request, tmp_path_factory):
 def test_every_strategy_reads_what_the_naive_reader_reads_bit_for_bit(source):
     """Also across the episodes' borders in the shared file."""
     for e, ts in ((0, list(range(15, 23))), (1, list(range(47, 55))), (1, [15]), (0, [30, 31])):
-        naive, *others = (read(source, 15, e, ts) for read in (
-            reading.read_naive, reading.read_window, reading.read_stretch))
+        naive, *others = (reading.read_naive(source, e, ts), reading.read(source, e, ts),
+                          [reading.read(source, e, [t])[0] for t in ts])
         assert len(naive) == len(ts) and all(len(pictures) == 9 for pictures in naive)
         assert len({picture.tobytes() for picture in naive[0]}) == 3               # the cameras see the same
         for other in others:
@@ -46,7 +46,7 @@ def test_every_strategy_reads_what_the_naive_reader_reads_bit_for_bit(source):
 def test_the_bench_prints_a_row_a_strategy_with_its_ratio_to_the_naive_reader(source, tmp_path, capsys):
     """Of the cameras of --robot, which is as train.py's: of the table or a file."""
     arm = tmp_path / "arm.json"
-    arm.write_text(json.dumps({"name": "arm", "cameras": {"head": "images.rgb.hand_left"}}))
+    arm.write_text(json.dumps({"name": "arm", "cameras": {"head": "hand_left"}}))
     bench.run(["reading", str(source.root), "--robot", str(arm), "--size", "32", "--tuples", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert "1 views" in lines[0] and "median of 5 interleaved runs of 1 tuples" in lines[1]

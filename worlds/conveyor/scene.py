@@ -2,44 +2,40 @@
 
 import numpy as np
 
-from config import VIEWS
 from worlds.conveyor.drawing import palette, render
 from worlds.conveyor.setting import ARMS, CHASE, CLOSING, COLOURS, M, REACH, SHAPES, TOLERANCE
 
 
 class Scenes:
-    """N scenes side by side, at `frame`.
+    """N scenes side by side, at `frame`; frame 0 of each Setting at first.
 
     grippers (N, 2, 2): positions of the left and the right gripper.  thirds (N, 2): openings in units of 1 / CLOSING.
     objects (N, 2, 2): positions of target and distractor (nan if absent).  holder (N, 2): the gripper that holds each
-    object, or -1. The first closing of a scene, by whichever gripper, is what counts: first_closing_frame (N,), -1
-    before; first_closing_arm (N,), 0 left, 1 right; first_closing_distance (N, 2), centre to centre of the target and
-    of the distractor, nan where there is none; first_closing_success (N,) bool.
+    object, or -1. The first closing of a scene, by whichever gripper, is what counts: first_closing_arm (N,), 0 left,
+    1 right, -1 before; first_closing_distance (N, 2) to the centres of target and distractor (nan if absent);
+    first_closing_success (N,) bool.
     """
 
     def __init__(self, settings):
-        """Frame 0 of each Setting."""
-        self.settings, self.frame = list(settings), 0
-        n = len(self.settings)
+        n, self.frame = len(settings), 0
         nothing = (next(iter(COLOURS)), SHAPES[0], np.nan, np.nan)
-        other = [s.distractor or nothing for s in self.settings]
-        self.instructions = [s.instruction for s in self.settings]
-        self.named = np.array([ARMS.index(s.arm) for s in self.settings])
-        self.velocity = np.array([(s.v, 0.0) for s in self.settings])
-        self.at_decision = np.array([((s.x, s.y), d[2:]) for s, d in zip(self.settings, other)], dtype=float)
-        self.shapes = np.array([(SHAPES.index(s.shape), SHAPES.index(d[1])) for s, d in zip(self.settings, other)])
-        self.grippers = np.array([(s.left, s.right) for s in self.settings], dtype=float)
-        self.thirds = np.full((n, 2), CLOSING)
-        self.holder = np.full((n, 2), -1)
-        self.offset = np.zeros((n, 2, 2))
-        self.first_closing_frame, self.first_closing_arm = np.full(n, -1), np.full(n, -1)
-        self.first_closing_distance, self.first_closing_success = np.full((n, 2), np.nan), np.zeros(n, dtype=bool)
-        self.phase = np.array([s.phase for s in self.settings])
-        self.dynamic = np.array([s.suite == "dynamic" for s in self.settings])
-        self.human = np.array([s.appearance == "human" for s in self.settings])
-        self.looks = np.array([s.look for s in self.settings], dtype=np.int64)
-        self.palette = palette(self.settings, [(s.colour, d[0]) for s, d in zip(self.settings, other)])
+        other = [s.distractor or nothing for s in settings]
+        self.instructions = [s.instruction for s in settings]
+        self.named = np.array([ARMS.index(s.arm) for s in settings])
+        self.velocity = np.array([(s.v, 0.0) for s in settings])
+        self.at_decision = np.array([((s.x, s.y), d[2:]) for s, d in zip(settings, other)], dtype=float)
+        self.shapes = np.array([(SHAPES.index(s.shape), SHAPES.index(d[1])) for s, d in zip(settings, other)])
+        self.grippers = np.array([(s.left, s.right) for s in settings], dtype=float)
+        self.thirds, self.holder, self.offset = np.full((n, 2), CLOSING), np.full((n, 2), -1), np.zeros((n, 2, 2))
+        self.first_closing_arm, self.first_closing_success = np.full(n, -1), np.zeros(n, dtype=bool)
+        self.first_closing_distance = np.full((n, 2), np.nan)
+        self.phase, self.looks = np.array([s.phase for s in settings]), np.array([s.look for s in settings], np.int64)
+        self.dynamic = np.array([s.suite == "dynamic" for s in settings])
+        self.human = np.array([s.appearance == "human" for s in settings])
+        self.palette = palette(settings, [(s.colour, d[0]) for s, d in zip(settings, other)])
         self._carry()
+
+    render = render   # the present frame of all scenes, or of some
 
     def state(self):
         """(N, 6) float32 in the order of STATE_NAMES."""
@@ -47,11 +43,9 @@ class Scenes:
         return pose.reshape(-1, 6).astype(np.float32)
 
     def step(self, actions):
-        """Advance one frame. actions (N, 6): waypoints for the next frame and openings, in the order of STATE_NAMES.
-
-        A gripper moves at most REACH towards its waypoint. Fingers are driven, not positioned: an opening commanded
-        below 0.5 closes them by one third, any other opens them by one third.
-        """
+        """Advance one frame. actions (N, 6): waypoints for the next frame and openings, in the order of STATE_NAMES;
+        the state itself holds still. A gripper moves at most REACH towards its waypoint. Fingers are driven, not
+        positioned: an opening commanded below 0.5 closes them by one third, any other opens them by one third."""
         goal = np.asarray(actions, dtype=float).reshape(-1, 2, 3)
         move = goal[..., :2] - self.grippers
         distance = np.linalg.norm(move, axis=-1, keepdims=True)
@@ -80,16 +74,11 @@ class Scenes:
             taken = closed[:, arm, None] & (distance[:, arm] < TOLERANCE) & (self.holder < 0)
             self.holder[taken] = arm
             self.offset[taken] = (self.objects - self.grippers[:, arm, None])[taken]
-        rows = np.flatnonzero(closed.any(1) & (self.first_closing_frame < 0))
+        rows = np.flatnonzero(closed.any(1) & (self.first_closing_arm < 0))
         named = self.named[rows]
         arm = np.where(closed[rows, named], named, 1 - named)  # both in the same frame: the named one is judged
-        self.first_closing_frame[rows], self.first_closing_arm[rows] = self.frame, arm
-        self.first_closing_distance[rows] = distance[rows, arm]
+        self.first_closing_arm[rows], self.first_closing_distance[rows] = arm, distance[rows, arm]
         self.first_closing_success[rows] = (arm == named) & (distance[rows, arm, 0] < TOLERANCE)
-
-    def render(self, scenes=None, views=VIEWS):
-        """Pictures (N, len(views), SIZE, SIZE, 3) uint8 of the present frame, of all scenes or of those indexed."""
-        return render(self, np.arange(len(self.settings)) if scenes is None else np.asarray(scenes), views)
 
 
 def scripted_action(scenes):
@@ -104,12 +93,7 @@ def scripted_action(scenes):
     distance = np.linalg.norm(gap, axis=1, keepdims=True)
     chase = here + scenes.velocity + gap / np.maximum(distance, 1e-9) * np.minimum(0.5 * distance, CHASE)
     closing = (distance[:, 0] < 0.03) | (opening < CLOSING)
-    action = hold_action(scenes).reshape(-1, 2, 3)
+    action = scenes.state().reshape(-1, 2, 3)
     action[rows, arm, :2] = np.where((opening == 0)[:, None], here, chase)
     action[rows, arm, 2] = ~closing
     return action.reshape(-1, 6)
-
-
-def hold_action(scenes):
-    """The policy that does nothing (N, 6) float32: each gripper is told to stay as it is."""
-    return scenes.state()

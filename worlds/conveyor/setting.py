@@ -1,8 +1,7 @@
 """What a scene of the embedded world is before anything moves: its setting, the constants, and how they are drawn.
 
-Units: lengths in world units (the head camera sees [-1, 1] x [-1, 1], y upwards), times in frames (FPS a second).
-Frames 0 .. M are a lead-in in which the arms hold still; the decision is taken at frame M. In the 7 to 14 frames of a
-reach the target moves by up to 0.56.
+Lengths in world units (the head camera sees [-1, 1] x [-1, 1], y upwards), times in frames. The arms hold still until
+frame M, the decision. In the 7 to 14 frames of a reach the target moves by up to 0.56, a quarter of the picture.
 """
 
 from dataclasses import dataclass, replace
@@ -39,7 +38,6 @@ SAMPLED, DATASET, PREDEFINED = 101, 202, 303
 @dataclass(frozen=True)
 class Setting:
     """One scene in plain Python values. Positions of objects hold at frame M, when the decision is taken."""
-
     suite: str  # "static" or "dynamic"
     arm: str  # the arm that the instruction names
     colour: str  # of the target
@@ -76,21 +74,16 @@ def random_settings(rng, suites, appearance, distractor):
 
     names = tuple(COLOURS)
     target, beside, homes, velocity = ((np.round(a, 6) + 0.0).tolist() for a in (target, beside, homes, velocity))
-    return [
-        Setting(
-            suites[i], ARMS[arm[i]], names[colour[i]], SHAPES[shape[0, i]], *target[i], velocity[i],
-            (names[other[i]], SHAPES[shape[1, i]], *beside[i]) if present[i] else None,
-            tuple(homes[0][i]), tuple(homes[1][i]), appearance, round(float(phase[i]), 6), int(look[i]),
-        )
-        for i in range(n)
-    ]
+    return [Setting(suites[i], ARMS[arm[i]], names[colour[i]], SHAPES[shape[0, i]], *target[i], velocity[i],
+                    (names[other[i]], SHAPES[shape[1, i]], *beside[i]) if present[i] else None, tuple(homes[0][i]),
+                    tuple(homes[1][i]), appearance, round(float(phase[i]), 6), int(look[i])) for i in range(n)]
 
 
 def predefined_settings(suite):
     """The 30 settings of a suite on which policies are reported (paper, 5.1): for ever the same, 10 of each shape."""
     rng = np.random.RandomState([PREDEFINED, SUITES.index(suite)])
-    drawn = random_settings(rng, [suite] * 30, "sim", DISTRACTOR)
-    return [replace(s, shape=SHAPES[i % 3], arm=ARMS[i % 2]) for i, s in enumerate(drawn)]
+    return [replace(s, shape=SHAPES[i % 3], arm=ARMS[i % 2])
+            for i, s in enumerate(random_settings(rng, [suite] * 30, "sim", DISTRACTOR))]
 
 
 def sample_settings(suite, n, seed, appearance="sim", distractor=DISTRACTOR):
