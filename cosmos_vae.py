@@ -21,8 +21,7 @@ def haar_patch(x, patch):
     wavelet with its rescaling by 1/2, exactly (the published files carry 1/sqrt(2) as a buffer).
     """
     while patch > 1:
-        a, b = x[..., 0::2, 0::2], x[..., 0::2, 1::2]  # top left, top right
-        c, d = x[..., 1::2, 0::2], x[..., 1::2, 1::2]  # bottom left, bottom right
+        a, b, c, d = F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2)   # top left, top right, bottom left, right
         x = torch.cat([a + b + c + d, a + b - c - d, a - b + c - d, a - b - c + d], dim=1) / 4
         patch //= 2
     return x
@@ -31,10 +30,9 @@ def haar_patch(x, patch):
 def haar_unpatch(x, patch):
     """The inverse of haar_patch: (N, C * patch^2, h, w) -> (N, C, h * patch, w * patch)."""
     while patch > 1:
-        mean, dv, dh, dd = x.chunk(4, dim=1)  # (N, C', h, w) each
-        top = torch.stack([mean + dv + dh + dd, mean + dv - dh - dd], dim=-1).flatten(-2)  # (N, C', h, 2w)
-        bottom = torch.stack([mean - dv + dh - dd, mean - dv - dh + dd], dim=-1).flatten(-2)  # (N, C', h, 2w)
-        x = torch.stack([top, bottom], dim=-2).flatten(-3, -2)  # (N, C', 2h, 2w)
+        mean, dv, dh, dd = x.chunk(4, dim=1)   # (N, C', h, w) each
+        square = mean + dv + dh + dd, mean + dv - dh - dd, mean - dv + dh - dd, mean - dv - dh + dd
+        x = F.pixel_shuffle(torch.stack(square, 2).flatten(1, 2), 2)   # (N, C', 2h, 2w)
         patch //= 2
     return x
 
