@@ -1,7 +1,4 @@
-"""Lines drawn with Pillow: an action chunk as small multiples, beside the truth and its rivals.
-
-Lines are drawn three times too large and averaged down; then text goes on, whose own smoothing is sharper.
-"""
+"""Lines drawn with Pillow: an action chunk as small multiples, beside the truth and its rivals."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -11,7 +8,7 @@ from support.pictures import BLUE, HAIR, INK, MARGIN, MUTED, PAPER, fitted, font
 GREY = (140, 140, 140)                                  # what really happened
 BASELINE_COLOURS = ((230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233))
 PANEL_WIDTH, PANEL_HEIGHT = 230, 104
-OVERSAMPLE = 3                                          # lines are drawn this much larger
+OVERSAMPLE = 3                                          # lines are drawn this much larger, then averaged down
 
 
 def action_plot(predicted, names, true=None, baselines=None, fps=None, path=None, marks=(), spans=None):

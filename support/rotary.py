@@ -1,7 +1,4 @@
-"""Where a token stands, and rotary embedding of queries and keys.
-
-Qwen2.5's tokens stand on one axis; Qwen3-VL's M-RoPE has three: time, row and column.
-"""
+"""Where a token stands, on one axis (Qwen2.5) or three (Qwen3-VL), and rotary embedding of queries and keys."""
 
 import torch
 
@@ -9,9 +6,9 @@ import torch
 def positions(layout, view_mask, text_mask):
     """Rotary positions (B, N, 3) int64 on the axes time, row, column, the same in training and inference.
 
-    Blocks stand in the order views, text, generation views, actions; one starts where the valid ones before it end.
-    An image advances by its side under M-RoPE, else by its tokens. Every draw takes the same positions. Tokens that do
-    not exist take none, and what they hold here is read by nobody.
+    Blocks stand in the order views, text, generation views, actions; one starts where the valid ones before it end. An
+    image advances by its side under M-RoPE, else by its tokens. Every draw takes the same positions. What tokens that
+    do not exist hold here is read by nobody.
     """
     device, B = view_mask.device, len(view_mask)
     grid = torch.arange(layout.side, device=device)
@@ -68,10 +65,7 @@ def rotary_tables(position, frequency, axis):
 
 
 def rotate(x, rotary):
-    """Rotary embedding of x (B, heads, N, d), halves paired; computed in float32, returned in x's dtype.
-
-    rotary: cos and sin, or None where learned positions take their place: x itself.
-    """
+    """Rotary embedding of x (B, heads, N, d), halves paired, computed in float32. rotary: tables, or None: x itself."""
     if rotary is None:
         return x
     cos, sin = rotary

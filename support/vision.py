@@ -1,7 +1,4 @@
-"""The vision towers of the two understanding backbones: InternVL3's InternViT and Qwen3-VL's ViT.
-
-Sec. 3.2 adopts them as they are, so nothing of the paper is in them. Parameter names follow Hugging Face's.
-"""
+"""The vision towers of the two backbones, which Sec. 3.2 adopts as they are. Parameter names follow Hugging Face's."""
 
 import math
 

@@ -139,14 +139,9 @@ def initialise_experts(model, path_or_id):
             for expert in (("gen", "act") if model.config.gen_expert else ("act",))]
 
 
-def open_cosmos(path_or_id):
-    directory = find(path_or_id, ("encoder.jit", "decoder.jit"))
-    return (TorchScript if (directory / "encoder.jit").exists() else Tensors)(directory)
-
-
 def load_cosmos(model, path_or_id):
-    """NVIDIA's Cosmos CI8x8 tokenizer (encoder.jit and decoder.jit, or safetensors) into the VAE -> Report."""
-    return fill(model, open_cosmos(path_or_id), COSMOS, r"vae\.")
+    """NVIDIA's Cosmos CI8x8 tokenizer into the VAE -> Report."""
+    return fill(model, TorchScript(path_or_id), COSMOS, r"vae\.")
 
 
 def load_state(model, tensors, what):

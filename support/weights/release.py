@@ -14,8 +14,8 @@ from support.data.robots import ROBOTS, release_statistics
 from support.data.statistics import Statistics
 from support.table1 import on_meta
 from support.weights.key_maps import COSMOS, NO_VAE, RELEASE
-from support.weights.loading import empty_model, fill, open_cosmos, plan, read
-from support.weights.tensor_files import Tensors, find
+from support.weights.loading import empty_model, fill, plan, read
+from support.weights.tensor_files import Tensors, TorchScript, find
 
 RELEASE_FILES = ("config.json", "model.safetensors", "stats.json")
 TOKENIZERS = {"internvl3": "OpenGVLab/InternVL3-1B-hf", "qwen3vl": "Qwen/Qwen3-VL-2B-Instruct"}
@@ -31,7 +31,7 @@ def release_parts(directory, vae):
     """[(source, key map, pattern of the names it fills)]. vae: as for load_release."""
     if vae is None:
         return [(Tensors(directory), RELEASE, "")]
-    return [(Tensors(directory), NO_VAE, r"(?!vae\.)"), (open_cosmos(vae), COSMOS, r"vae\.")]
+    return [(Tensors(directory), NO_VAE, r"(?!vae\.)"), (TorchScript(vae), COSMOS, r"vae\.")]
 
 
 def load_release(config, path_or_id, device="cpu", dtype=torch.float32, vae=None):

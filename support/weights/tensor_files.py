@@ -48,9 +48,10 @@ class Tensors:
 class TorchScript:
     """Tensors of NVIDIA's encoder.jit and decoder.jit."""
 
-    def __init__(self, directory):
-        self.directory, self.where = Path(directory), {}
-        for name in ("encoder.jit", "decoder.jit"):
+    def __init__(self, path_or_id):
+        files = "encoder.jit", "decoder.jit"
+        self.directory, self.where = find(path_or_id, files), {}
+        for name in files:
             try:
                 module = torch.jit.load(self.directory / name, map_location="cpu")
             except (RuntimeError, ValueError) as error:
