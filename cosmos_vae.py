@@ -1,12 +1,12 @@
-"""Image tokenizers: a picture becomes a small grid of continuous latents, and back.
+"""The image tokenizer: a picture becomes a small grid of continuous latents, and back.
 
-Sec. 3.2 Generation Expert, Input Tokenization: the generation expert sees no pixels. The frozen COSMOS CI8x8
-tokenizer encodes frames t - m and t (8x8 pixels a latent), the expert predicts the latents of frame t + m and
-the tokenizer's decoder shows them as pictures. "VAE" is the paper's word: the published model is a plain
-autoencoder, which samples nothing. support/weights/loading.py fills it with the published weights.
-
-The embedded world has another tokenizer behind the same two functions: support/tiny.py's DctVAE.
+Sec. 3.2 Generation Expert, Input Tokenization: the generation expert sees no pixels. The frozen COSMOS CI8x8 tokenizer
+encodes frames t - m and t (8x8 pixels a latent), the expert predicts the latents of frame t + m and the decoder shows
+them as pictures. "VAE" is the paper's word: the published model is a plain autoencoder, which samples nothing. The
+embedded world has another tokenizer behind the same two functions: support/tiny.py's DctVAE.
 """
+
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -16,25 +16,23 @@ from torch import nn
 def haar_patch(x, patch):
     """(N, C, H, W) -> (N, C * patch^2, H/patch, W/patch): log2(patch) levels of a 2-D Haar transform.
 
-    One level replaces each 2x2 square by its mean and its three half differences, band-major: first C means,
-    then C vertical, C horizontal and C diagonal differences; the next level transforms all bands again. This
-    is Cosmos's wavelet with its rescaling by 1/2, exactly (the published files carry 1/sqrt(2) as a buffer).
+    One level replaces each 2x2 square by its mean and its three half differences, band-major: first C means, then C
+    vertical, C horizontal and C diagonal differences; the next level transforms all bands again. This is Cosmos's
+    wavelet with its rescaling by 1/2, exactly (the published files carry 1/sqrt(2) as a buffer).
     """
     while patch > 1:
-        a, b = x[..., 0::2, 0::2], x[..., 0::2, 1::2]  # top left, top right
-        c, d = x[..., 1::2, 0::2], x[..., 1::2, 1::2]  # bottom left, bottom right
+        a, b, c, d = F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2)   # top left, top right, bottom left, right
         x = torch.cat([a + b + c + d, a + b - c - d, a - b + c - d, a - b - c + d], dim=1) / 4
         patch //= 2
-    return x  # (N, C*patch^2, H/patch, W/patch)
+    return x
 
 
 def haar_unpatch(x, patch):
     """The inverse of haar_patch: (N, C * patch^2, h, w) -> (N, C, h * patch, w * patch)."""
     while patch > 1:
-        mean, dv, dh, dd = x.chunk(4, dim=1)  # (N, C', h, w) each
-        top = torch.stack([mean + dv + dh + dd, mean + dv - dh - dd], dim=-1).flatten(-2)  # (N, C', h, 2w)
-        bottom = torch.stack([mean - dv + dh - dd, mean - dv - dh + dd], dim=-1).flatten(-2)  # (N, C', h, 2w)
-        x = torch.stack([top, bottom], dim=-2).flatten(-3, -2)  # (N, C', 2h, 2w)
+        mean, dv, dh, dd = x.chunk(4, dim=1)   # (N, C', h, w) each
+        square = mean + dv + dh + dd, mean + dv - dh - dd, mean - dv + dh - dd, mean - dv - dh + dd
+        x = F.pixel_shuffle(torch.stack(square, 2).flatten(1, 2), 2)   # (N, C', 2h, 2w)
         patch //= 2
     return x
 
@@ -74,98 +72,53 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(h.squeeze(1).mT.reshape(x.shape))
 
 
-class Mid(nn.Module):
+def named(**modules):
+    """Modules that are applied in this order, under the published names."""
+    return nn.Sequential(OrderedDict(modules))
+
+
+def level(c_in, c_out, n, **resize):
+    """`n` residual blocks from c_in to c_out channels, then what changes the resolution, at one level a side."""
+    blocks = [ResnetBlock(c_in if i == 0 else c_out, c_out) for i in range(n)]
+    return named(block=nn.Sequential(*blocks), **resize)
+
+
+def middle(channels):
     """The bottom of encoder and decoder: residual, attention, residual, at constant width."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.block_1 = ResnetBlock(channels, channels)
-        self.attn_1 = AttnBlock(channels)
-        self.block_2 = ResnetBlock(channels, channels)
-
-    def forward(self, x):
-        return self.block_2(self.attn_1(self.block_1(x)))
+    return named(block_1=ResnetBlock(channels, channels), attn_1=AttnBlock(channels),
+                 block_2=ResnetBlock(channels, channels))
 
 
-class Downsample(nn.Module):
-    """Halve the grid by a stride-2 convolution; padded right and below only, as in Cosmos."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x):
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+def halve(channels):
+    """A stride-2 convolution; padded right and below only, as in Cosmos."""
+    return named(pad=nn.ZeroPad2d((0, 1, 0, 1)), conv=nn.Conv2d(channels, channels, 3, stride=2))
 
 
-class Upsample(nn.Module):
-    """Double the grid by repetition, then smooth by a convolution."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x):
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+def double(channels):
+    """Each latent is repeated, then a convolution smooths."""
+    return named(repeat=nn.Upsample(scale_factor=2.0), conv=nn.Conv2d(channels, channels, 3, padding=1))
 
 
-class Level(nn.Module):
-    """`n` residual blocks from c_in to c_out channels; one level a side then changes the resolution."""
-
-    def __init__(self, c_in, c_out, n, down=False, up=False):
-        super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(c_in if i == 0 else c_out, c_out) for i in range(n))
-        self.downsample = Downsample(c_out) if down else nn.Identity()
-        self.upsample = Upsample(c_out) if up else nn.Identity()
-
-    def forward(self, x):
-        for block in self.block:
-            x = block(x)
-        return self.upsample(self.downsample(x))
+def encoder(channels, channels_mult, num_res_blocks, latent_channels, patch):
+    """(N, 3 patch^2, H / patch, W / patch) -> (N, latent_channels, H / 2 patch, W / 2 patch)."""
+    widths = [channels] + [channels * m for m in channels_mult]
+    first, *others = zip(widths, widths[1:])
+    levels = [level(*first, num_res_blocks, downsample=halve(first[1])),
+              *(level(*pair, num_res_blocks) for pair in others)]
+    return named(conv_in=nn.Conv2d(3 * patch ** 2, channels, 3, padding=1), down=nn.Sequential(*levels),
+                 mid=middle(widths[-1]), norm_out=_norm(widths[-1]), swish=nn.SiLU(),
+                 conv_out=nn.Conv2d(widths[-1], latent_channels, 3, padding=1))
 
 
-class Encoder(nn.Module):
-    """(N, 3, H, W) -> (N, latent_channels, H / 2 patch, W / 2 patch); only level 0 halves the grid."""
-
-    def __init__(self, channels, channels_mult, num_res_blocks, latent_channels, patch):
-        super().__init__()
-        self.patch = patch
-        widths = [channels] + [channels * m for m in channels_mult]
-        self.conv_in = nn.Conv2d(3 * patch ** 2, channels, 3, padding=1)
-        self.down = nn.ModuleList(Level(widths[i], widths[i + 1], num_res_blocks, down=i == 0)
-                                  for i in range(len(channels_mult)))
-        self.mid = Mid(widths[-1])
-        self.norm_out = _norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], latent_channels, 3, padding=1)
-
-    def forward(self, images):
-        x = self.conv_in(haar_patch(images, self.patch))  # (N, channels, H/patch, W/patch)
-        for level in self.down:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
-
-
-class Decoder(nn.Module):
-    """The mirror of Encoder: levels run from the deepest, which doubles the grid, down to number 0."""
-
-    def __init__(self, channels, channels_mult, num_res_blocks, latent_channels, patch):
-        super().__init__()
-        self.patch = patch
-        widths = [channels * m for m in channels_mult]
-        self.conv_in = nn.Conv2d(latent_channels, widths[-1], 3, padding=1)
-        self.mid = Mid(widths[-1])
-        # One residual block more than the encoder has; level i takes what level i + 1 leaves.
-        last = len(widths) - 1
-        self.up = nn.ModuleList(Level(widths[min(i + 1, last)], widths[i], num_res_blocks + 1, up=i == last)
-                                for i in range(len(widths)))
-        self.norm_out = _norm(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], 3 * patch ** 2, 3, padding=1)
-
-    def forward(self, z):
-        x = self.mid(self.conv_in(z))  # (N, widths[-1], h, w)
-        for level in reversed(self.up):
-            x = level(x)
-        return haar_unpatch(self.conv_out(F.silu(self.norm_out(x))), self.patch)
+def decoder(channels, channels_mult, num_res_blocks, latent_channels, patch):
+    """The mirror: one residual block more a level, and the deepest, which doubles the grid, runs first."""
+    widths = [channels * m for m in channels_mult]
+    n, last = num_res_blocks + 1, len(widths) - 1
+    levels = {str(last): level(widths[last], widths[last], n, upsample=double(widths[last]))}
+    levels |= {str(i): level(widths[i + 1], widths[i], n) for i in reversed(range(last))}
+    return named(conv_in=nn.Conv2d(latent_channels, widths[-1], 3, padding=1), mid=middle(widths[-1]),
+                 up=named(**levels), norm_out=_norm(widths[0]), swish=nn.SiLU(),
+                 conv_out=nn.Conv2d(widths[0], 3 * patch ** 2, 3, padding=1))
 
 
 class CosmosVAE(nn.Module):
@@ -177,15 +130,16 @@ class CosmosVAE(nn.Module):
 
     def __init__(self, channels=128, channels_mult=(2, 4, 4), num_res_blocks=2, latent_channels=16, patch=4):
         super().__init__()
-        self.encoder = Encoder(channels, channels_mult, num_res_blocks, latent_channels, patch)
+        self.patch = patch
+        self.encoder = encoder(channels, channels_mult, num_res_blocks, latent_channels, patch)
         self.quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
-        self.decoder = Decoder(channels, channels_mult, num_res_blocks, latent_channels, patch)
+        self.decoder = decoder(channels, channels_mult, num_res_blocks, latent_channels, patch)
 
     def encode(self, images):
         """images (N, 3, H, W) in [-1, 1], H and W multiples of 8 -> z (N, 16, H/8, W/8), dtype of the weights."""
-        return self.quant_conv(self.encoder(images))
+        return self.quant_conv(self.encoder(haar_patch(images, self.patch)))
 
     def decode(self, z):
         """z (N, 16, h, w) -> images (N, 3, 8h, 8w), near [-1, 1] but not clamped; dtype of the weights."""
-        return self.decoder(self.post_quant_conv(z))
+        return haar_unpatch(self.decoder(self.post_quant_conv(z)), self.patch)

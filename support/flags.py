@@ -1,7 +1,4 @@
-"""Command-line flags: one for each field of config.py, and a parser whose errors are one line.
-
-A mistyped flag is answered with the nearest one, so that nobody reads a page of usage for a letter.
-"""
+"""Command-line flags: one for each field of config.py, and a parser whose errors are one line."""
 
 import argparse
 import difflib
@@ -30,9 +27,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
             name = unknown[0].split("=")[0]
-            near = nearest(name, flags)
+            near = nearest(name, [flag for action in self._actions for flag in action.option_strings])
             hint = f"did you mean {near[0]}?" if near else "--help lists all flags"
             self.error(f"unknown flag {name}: {hint}")
         return known
@@ -51,8 +47,7 @@ def _number(kind):
         try:
             value = kind(text)
         except ValueError:
-            what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"expected {what}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"expected a {'whole ' if kind is int else ''}number, got {text!r}")
         if not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
         return value
@@ -71,6 +66,6 @@ def add_config_flags(parser):
     for title, section in SECTIONS.items():
         group = parser.add_argument_group(title)
         for item in fields(section):
-            group.add_argument(f"--{item.name}", type=_PARSERS[item.type], default=None, help=item.metadata["help"],
-                               choices=item.metadata.get("choices"), metavar=item.type.__name__.upper()
-                               if "choices" not in item.metadata else None)
+            choices = item.metadata.get("choices")
+            group.add_argument(f"--{item.name}", type=_PARSERS[item.type], help=item.metadata["help"], choices=choices,
+                               metavar=None if choices else item.type.__name__.upper())

@@ -1,34 +1,30 @@
 """Grids and films of camera pictures, drawn with Pillow: what was seen, what was imagined, how the world moved.
 
-Pictures are uint8 arrays of shape (H, W, 3). Their pixels are never smoothed or recoloured: they are enlarged by a
-whole factor, so a figure can be read back and compared. Colours are those of Okabe and Ito, which colour-blind readers
-can tell apart. Given a path, a figure is written there too; directories are made. Lines are in support/plots.py.
+Pictures are uint8 arrays of shape (H, W, 3). They are enlarged by a whole factor, never smoothed or recoloured, so a
+figure can be read back and compared. Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
+Given a path, a figure is written there too; directories are made.
 """
 
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 INK, MUTED, HAIR, PAPER = (38, 38, 38), (115, 115, 115), (222, 222, 222), (255, 255, 255)
 BLUE = (0, 114, 178)                # what the model says
 MARGIN = 20                         # pixels of white around a figure
 GUTTER = 8                          # between the pictures of a grid
 CELL = 192                          # small pictures are enlarged to about this many pixels
-OVERSAMPLE = 3                      # lines are drawn this much larger, then averaged down
-
-
-def font_of(size):
-    return ImageFont.load_default(size)
+font_of = ImageFont.load_default    # of a size in pixels
 
 
 def fitted(text, font, width):
     """`text`, cut with dots if it is wider than `width` pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text.rstrip() + "..."
+    kept = text
+    while kept and font.getlength(text) > width:
+        kept = kept[:-1]
+        text = kept.rstrip() + "..."
+    return text
 
 
 def saved(image, path):
@@ -42,8 +38,8 @@ def foresight(rows, path=None, scale=None):
     """The paper's picture: a labelled grid, one row per view, under the captions of the first row -> RGB image.
 
     rows: [(label, [(caption, picture), ...]), ...]. None is drawn as a hatched "no picture". A caption that begins with
-    "imagined" sets its column off in blue. scale: whole enlargement of the largest picture; by default to about 192
-    pixels. Smaller ones are enlarged as far as they fit.
+    "imagined" sets its column off in blue. scale: whole enlargement of the largest picture, by default to about 192
+    pixels; smaller ones are enlarged as far as they fit.
     """
     captions = [caption for caption, _ in rows[0][1]]
     shapes = [cell.shape[:2] for _, cells in rows for _, cell in cells if cell is not None]
@@ -73,36 +69,31 @@ def _cell(image, box, cell, imagined):
     """Draw one picture centred in `box` (x, y, width, height), or the hatching of a missing one."""
     x, y, width, height = box
     if cell is None:
-        image.paste(_hatching(width, height), (x, y))
+        tile = _hatching(width, height)
     else:
         scale = min(width // cell.shape[1], height // cell.shape[0])
         tile = Image.fromarray(np.kron(cell, np.ones((scale, scale, 1), np.uint8)))
-        x, y = x + (width - tile.width) // 2, y + (height - tile.height) // 2
-        width, height = tile.size
-        image.paste(tile, (x, y))
     # The frame lies in the gutter, so that it hides no pixel of the picture.
     edge, colour = (2, BLUE) if imagined and cell is not None else (1, HAIR)
-    corners = (x - edge, y - edge, x + width + edge - 1, y + height + edge - 1)
-    ImageDraw.Draw(image).rectangle(corners, outline=colour, width=edge)
+    tile = ImageOps.expand(tile, edge, colour)
+    image.paste(tile, (x + (width - tile.width) // 2, y + (height - tile.height) // 2))
 
 
 def _hatching(width, height):
-    tile = Image.new("RGB", (width * OVERSAMPLE, height * OVERSAMPLE), (247, 247, 247))
-    draw = ImageDraw.Draw(tile)
-    for x in range(-tile.height, tile.width, 12 * OVERSAMPLE):
-        draw.line((x, tile.height, x + tile.height, 0), (226, 226, 226), OVERSAMPLE)
-    tile = tile.reduce(OVERSAMPLE)
+    stripe = np.add.outer(np.arange(height), np.arange(width)) % 12 == 0
+    tile = Image.fromarray(np.where(stripe, 226, 247).astype(np.uint8)).convert("RGB")
     font = font_of(min(15, max(8, width // 9)))
-    ImageDraw.Draw(tile).text((width / 2, height / 2), "no picture", MUTED, font, anchor="mm", stroke_width=2,
-                              stroke_fill=(247, 247, 247))
+    ImageDraw.Draw(tile).text((width / 2, height / 2), "no picture", MUTED, font, anchor="mm")
     return tile
 
 
 def gif(images, path, fps):
-    """Write RGB images of one size as a GIF that loops for ever, at up to 50 frames a second. All share one palette, so
-    still parts do not flicker."""
-    # All frames, stacked, or a sample of 16 million pixels. Maximum coverage, because a median
-    # cut would spend the palette on the background and lose the colour of a small object.
+    """Write RGB images of one size as a GIF that loops for ever, at up to 50 frames a second.
+
+    All share one palette, so still parts do not flicker.
+    """
+    # A sample of 16 million pixels at most. Maximum coverage, because a median cut would spend the palette on the
+    # background and lose the colour of a small object.
     sample = images[::-(-len(images) * images[0].width * images[0].height // 16_000_000)]
     stack = Image.fromarray(np.concatenate([np.asarray(image) for image in sample]))
     palette = stack.quantize(256, Image.Quantize.MAXCOVERAGE)

@@ -1,59 +1,54 @@
-"""Lines drawn with Pillow: an action chunk as small multiples, beside the truth and its rivals.
-
-Lines are anti-aliased, by drawing them three times too large; text goes on after they are averaged down, where the
-font's own smoothing is sharper.
-"""
+"""Lines drawn with Pillow: an action chunk as small multiples, beside the truth and its rivals."""
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from support.pictures import BLUE, HAIR, INK, MARGIN, MUTED, OVERSAMPLE, PAPER, fitted, font_of, saved
+from support.pictures import BLUE, HAIR, INK, MARGIN, MUTED, PAPER, fitted, font_of, saved
 
 GREY = (140, 140, 140)                                  # what really happened
 BASELINE_COLOURS = ((230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233))
 PANEL_WIDTH, PANEL_HEIGHT = 230, 104
+OVERSAMPLE = 3                                          # lines are drawn this much larger, then averaged down
 
 
 def action_plot(predicted, names, true=None, baselines=None, fps=None, path=None, marks=(), spans=None):
     """An action chunk as small multiples: one panel per dimension, each with its own vertical scale -> RGB image.
 
     predicted, true and at most five baselines {name: values}: (k, d), k steps of d dimensions in the robot's own units;
-    names: d titles. The ticks are the smallest and largest value shown. spans: for each dimension the least range of
-    its axis, such as one standard deviation of the training data, so that a joint that does not move looks like one;
-    the ticks of such a panel are the ends of that range. Time runs in frames, and in seconds too if fps is given.
-    `marks`: steps that get a thin vertical line, such as the starts of chunks. ValueError: a value is not finite.
+    names: d titles. spans: for each dimension the least range of its axis, such as one standard deviation of the
+    training data, so that a joint that does not move looks like one. marks: steps that get a thin vertical line, such
+    as the starts of chunks. Time runs in frames, and in seconds too if fps is given. ValueError: a value is not finite.
     """
     series = _series(predicted, names, true, baselines or {})
     steps, count = predicted.shape
-    columns = min(count, 3 if count in (5, 6, 9) else 4)
+    columns = min(count, 4)
     font, small = font_of(14), font_of(12)
-    limits = [_limits([values[:, i] for _, values, _, _ in series], spans[i] if spans is not None else 0.0)
+    limits = [_limits([values[:, i] for _, values, _ in series], spans[i] if spans is not None else 0.0)
               for i in range(count)]
     left = int(max(small.getlength(text) for limit in limits for _, text in limit[2])) + 10
     pitch_x, pitch_y = left + PANEL_WIDTH + 22, PANEL_HEIGHT + 46
     corners = [(MARGIN + left + i % columns * pitch_x, MARGIN + 54 + i // columns * pitch_y) for i in range(count)]
     legend, x = [], MARGIN + left
-    for name, _, colour, dashed in reversed(series):
-        legend.append((x, name, colour, dashed))
+    for name, _, colour in reversed(series):
+        legend.append((x, name, colour))
         x += int(font.getlength(name)) + 62
     size = (MARGIN + max(MARGIN + columns * pitch_x - 22, x - 28),
             corners[-1][1] + PANEL_HEIGHT + (36 if fps else 21) + MARGIN)
     large = Image.new("RGB", (size[0] * OVERSAMPLE, size[1] * OVERSAMPLE), PAPER)
     lines = ImageDraw.Draw(large)
     for i, (x, y) in enumerate(corners):
-        across = x + np.linspace(0, PANEL_WIDTH, steps) if steps > 1 else np.array([x + PANEL_WIDTH / 2])
+        across = np.linspace(x, x + PANEL_WIDTH, steps)
         for step in marks:
             lines.line(scaled([(across[step], y), (across[step], y + PANEL_HEIGHT)]), HAIR, OVERSAMPLE)
         axes(lines, (x, y), (PANEL_WIDTH, PANEL_HEIGHT), [y + _height(value, limits[i]) for value, _ in limits[i][2]])
-        for _, values, colour, dashed in series:
-            polyline(lines, scaled(zip(across, [y + _height(value, limits[i]) for value in values[:, i]])), colour,
-                     dashed)
-    for x, _, colour, dashed in legend:
-        polyline(lines, scaled([(x, MARGIN + 8), (x + 26, MARGIN + 8)]), colour, dashed)
+        for _, values, colour in series:
+            polyline(lines, scaled(zip(across, [y + _height(value, limits[i]) for value in values[:, i]])), colour)
+    for x, _, colour in legend:
+        polyline(lines, scaled([(x, MARGIN + 8), (x + 26, MARGIN + 8)]), colour)
 
     image = large.reduce(OVERSAMPLE)
     draw = ImageDraw.Draw(image)
-    for x, name, *_ in legend:
+    for x, name, _ in legend:
         draw.text((x + 34, MARGIN + 8), name, INK, font, anchor="lm")
     for i, (x, y) in enumerate(corners):
         draw.text((x, y - 8), fitted(names[i], font, PANEL_WIDTH), INK, font, anchor="ls")
@@ -65,13 +60,12 @@ def action_plot(predicted, names, true=None, baselines=None, fps=None, path=None
 
 
 def _series(predicted, names, true, baselines):
-    """What to draw, in drawing order: baselines (dashed) below, then the truth, the prediction on top -> list of (name,
-    (k, d) values, colour, dashed)."""
-    series = [(name, values, colour, True) for (name, values), colour in zip(baselines.items(), BASELINE_COLOURS)]
+    """What to draw, in this order: baselines, the truth, the prediction on top -> list of (name, values, colour)."""
+    series = [(name, values, colour) for (name, values), colour in zip(baselines.items(), BASELINE_COLOURS)]
     if true is not None:
-        series.append(("true", true, GREY, False))
-    series.append(("predicted", predicted, BLUE, False))
-    for name, values, _, _ in series:
+        series.append(("true", true, GREY))
+    series.append(("predicted", predicted, BLUE))
+    for name, values, _ in series:
         for step, i in np.argwhere(~np.isfinite(values)).tolist():
             raise ValueError(f"action_plot: {name} is {values[step, i]} at step {step} of {names[i]} (dimension {i}); "
                              "only finite values can be drawn")
@@ -114,36 +108,20 @@ def axes(draw, corner, size, levels):
     draw.line(scaled([(x, y), (x, y + height), (x + width, y + height)]), (170, 170, 170), OVERSAMPLE)
 
 
-def polyline(draw, points, colour, dashed=False):
-    """A line of round joints through oversampled points, or a dashed one; a single point is a dot."""
+def polyline(draw, points, colour):
+    """A line of round joints through oversampled points; a single point is a dot."""
     width = OVERSAMPLE * 2
-    if len(points) == 1:
-        draw.circle(points[0], width * 1.5, colour)
-    elif not dashed:
-        draw.line(points, colour, width, joint="curve")
-        for point in (points[0], points[-1]):
-            draw.circle(point, width / 2, colour)
-    else:
-        corners = np.asarray(points)
-        along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(corners, axis=0).T))])
-        on, period = 6 * OVERSAMPLE, 10 * OVERSAMPLE
-        for start in np.arange(0, along[-1], period):
-            end = min(start + on, along[-1])
-            stops = np.concatenate([[start], along[(along > start) & (along < end)], [end]])
-            dash = np.stack([np.interp(stops, along, corners[:, axis]) for axis in (0, 1)], axis=1)
-            draw.line([tuple(point) for point in dash.tolist()], colour, width, joint="curve")
+    draw.line(points, colour, width, joint="curve")
+    for point in (points[0], points[-1]):
+        draw.circle(point, width / 2 if len(points) > 1 else width * 1.5, colour)
 
 
 def _time_axis(draw, corner, steps, fps, font):
     """First and last frame under a panel, and the same in seconds below if fps is given."""
-    lines = [("frame", [f"{i}" for i in (0, steps - 1)])]
-    if fps:
-        lines.append(("time (s)", [f"{i / fps:.3g}" for i in (0, steps - 1)]))
-    for row, (unit, (first, last)) in enumerate(lines):
-        x, y = corner[0], corner[1] + 15 * row
-        if steps == 1:
-            draw.text((x + PANEL_WIDTH / 2, y), f"{unit} {first}", MUTED, font, anchor="ma")
-            continue
-        draw.text((x, y), first, MUTED, font, anchor="ma")
+    x, y = corner
+    ends = {"frame": f"{steps - 1}"} | ({"time (s)": f"{(steps - 1) / fps:.3g}"} if fps else {})
+    for unit, end in ends.items():
+        draw.text((x, y), "0", MUTED, font, anchor="ma")
         draw.text((x + PANEL_WIDTH / 2, y), unit, MUTED, font, anchor="ma")
-        draw.text((x + PANEL_WIDTH, y), last, MUTED, font, anchor="ra")
+        draw.text((x + PANEL_WIDTH, y), end, MUTED, font, anchor="ra")
+        y += 15

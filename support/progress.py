@@ -1,14 +1,11 @@
 """The one progress bar of the project: drawn on a terminal, silent elsewhere."""
 
-import sys
-
 from tqdm import tqdm
 
 
 def bar(total, initial=0, unit="it", what=None, silent=False):
     """A tqdm over `total` (None: not known yet) of `unit`, from `initial` on. silent: in any case."""
-    return tqdm(total=total, initial=initial, unit=unit, desc=what, dynamic_ncols=True,
-                disable=silent or not sys.stderr.isatty())
+    return tqdm(total=total, initial=initial, unit=unit, desc=what, dynamic_ncols=True, disable=silent or None)
 
 
 def each(items, unit):

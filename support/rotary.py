@@ -1,8 +1,4 @@
-"""Where a token stands: the positions of all tokens, and rotary embedding of queries and keys.
-
-Qwen2.5's tokens stand on one axis; Qwen3-VL's M-RoPE has three, time, row and column. Both are tables of cosines and
-sines here, made once per layout from `positions`, the same function in training and inference.
-"""
+"""Where a token stands, on one axis (Qwen2.5) or three (Qwen3-VL), and rotary embedding of queries and keys."""
 
 import torch
 
@@ -10,9 +6,9 @@ import torch
 def positions(layout, view_mask, text_mask):
     """Rotary positions (B, N, 3) int64 on the axes time, row, column, the same in training and inference.
 
-    The walk goes through the blocks in order (views, text, generation views, actions); a block starts where the
-    valid ones before it end. An image advances by its side under M-RoPE, else by its tokens. Every draw takes the
-    same positions. Tokens that do not exist take none, and what they hold here is read by nobody.
+    Blocks stand in the order views, text, generation views, actions; one starts where the valid ones before it end. An
+    image advances by its side under M-RoPE, else by its tokens. Every draw takes the same positions. What tokens that
+    do not exist hold here is read by nobody.
     """
     device, B = view_mask.device, len(view_mask)
     grid = torch.arange(layout.side, device=device)
@@ -43,19 +39,22 @@ def _line(n, device):
 def rotary_frequencies(config):
     """Inverse frequencies (d/2,) float32 and the axis (0 time, 1 row, 2 column) each is driven by (d/2,) int64.
 
-    Interleaved M-RoPE: among the first 3 * s frequencies every third belongs to the row (column) axis, s being
-    that axis's section; all others to time.
+    Interleaved M-RoPE: among the first 3 * s frequencies every third belongs to the row (column) axis, s being that
+    axis's section; all others to time.
     """
     half = config.head_dim // 2
-    # Explicitly on the CPU, like every buffer here: parameters may be built on the meta device, constants may not.
-    frequency = config.rope_theta ** -(torch.arange(half, dtype=torch.float32, device="cpu") / half)
-    if config.rope_bf16:
-        frequency = frequency.bfloat16().float()   # [release]
+    frequency = inverse_frequencies(half, config.rope_theta, config.rope_bf16)
     axis = torch.zeros(half, dtype=torch.long, device="cpu")
-    for which, section in enumerate(config.mrope_sections):
-        if which > 0:
-            axis[which:3 * section:3] = which
+    for which, section in enumerate(config.mrope_sections[1:], 1):
+        axis[which:3 * section:3] = which
     return frequency, axis
+
+
+def inverse_frequencies(n, theta, bf16):
+    """n float32 values from 1 down to theta ** (1 / n - 1). bf16: rounded as the release's are."""
+    # Explicitly on the CPU, like every constant: parameters may be built on the meta device, constants may not.
+    frequency = theta ** -(torch.arange(n, dtype=torch.float32, device="cpu") / n)
+    return frequency.bfloat16().float() if bf16 else frequency
 
 
 def rotary_tables(position, frequency, axis):
@@ -66,10 +65,7 @@ def rotary_tables(position, frequency, axis):
 
 
 def rotate(x, rotary):
-    """Rotary embedding of x (B, heads, N, d), halves paired; computed in float32, returned in x's dtype.
-
-    rotary: cos and sin, or None where learned positions take their place: x itself.
-    """
+    """Rotary embedding of x (B, heads, N, d), halves paired, computed in float32. rotary: tables, or None: x itself."""
     if rotary is None:
         return x
     cos, sin = rotary

@@ -33,10 +33,9 @@ def count_parameters(model):
 
 
 def not_built(config):
-    """What the release's files hold and this model does not build, by key pattern -> parameters (int).
+    """What the release's files hold and this model does not build, nor read: key pattern -> parameters (int).
 
-    Nothing in InternVLA-A1 reads these tensors. A negative entry is the reverse: built here, absent there. Built
-    plus not built is Table 1's total: 1,835,996,688 (2B) and 3,222,760,208 (3B).
+    A negative entry is the reverse. Built plus not built is Table 1's total: 1,835,996,688 (2B), 3,222,760,208 (3B).
     """
     if config.backbone == "tiny":
         return {}

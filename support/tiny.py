@@ -1,9 +1,4 @@
-"""[ours] What the embedded world's network has in place of a backbone and of Cosmos: parts that train in minutes.
-
-    ConvStem         the vision tower: four convolutions
-    position_table   learned positions, in place of rotary ones
-    DctVAE           a fixed block transform without weights, in place of Cosmos
-"""
+"""[ours] What the embedded world's network has in place of a backbone and of Cosmos: parts that train in minutes."""
 
 import math
 
@@ -13,7 +8,7 @@ from torch import nn
 
 
 class ConvStem(nn.Module):
-    """[ours] conveyor's vision: overlapping 3x3 stride-2 convolutions down to 4x4 tokens, with coordinate channels.
+    """[ours] conveyor's vision: four 3x3 stride-2 convolutions down to 4x4 tokens, with coordinate channels.
 
     Overlap and coordinates let it place an object to a fraction of a patch after minutes of training.
     """
@@ -25,10 +20,9 @@ class ConvStem(nn.Module):
 
     def forward(self, pixels):
         """pixels (n, 3, 64, 64) in [0, 1] -> (n, 16, D)."""
-        n, _, H, W = pixels.shape
-        row = torch.linspace(-1, 1, H, device=pixels.device).view(1, 1, H, 1).expand(n, 1, H, W)
-        column = torch.linspace(-1, 1, W, device=pixels.device).view(1, 1, 1, W).expand(n, 1, H, W)
-        x = torch.cat([pixels * 2 - 1, row, column], 1).to(self.convs[0].weight.dtype)
+        line = torch.linspace(-1, 1, pixels.shape[-1], device=pixels.device)
+        place = torch.stack(torch.meshgrid(line, line, indexing="ij")).expand(len(pixels), -1, -1, -1)
+        x = torch.cat([pixels * 2 - 1, place], 1).to(self.convs[0].weight.dtype)
         x = x.contiguous(memory_format=torch.channels_last)                        # twice as fast on a CPU
         for conv in self.convs[:-1]:
             x = F.gelu(conv(x))
@@ -37,8 +31,10 @@ class ConvStem(nn.Module):
 
 
 def position_table(groups, width):
-    """[ours] learned positions for training from scratch: sines and cosines of row and column, plus a random code
-    per group. groups: list of (rows, columns), e.g. four by four tokens of one view. -> Parameter (N, width)."""
+    """[ours] learned positions in place of rotary ones: sines and cosines of row and column, a random code a group.
+
+    groups: list of (rows, columns), such as the four by four tokens of one view. -> Parameter (N, width).
+    """
     period = 100.0 ** (torch.arange(width // 4) / (width // 4))
     tables = []
     for rows, columns in groups:
@@ -49,46 +45,30 @@ def position_table(groups, width):
     return nn.Parameter(torch.cat(tables))
 
 
-# ---- DctVAE -----------------------------------------------------------------------------------------------------
-
-# Grey has no chroma, and the three axes are orthonormal: luma, red against blue, green against the other two.
-COLOUR_AXES = ((3 ** -0.5, 3 ** -0.5, 3 ** -0.5),
-               (2 ** -0.5, 0.0, -2 ** -0.5),
-               (-6 ** -0.5, 2 * 6 ** -0.5, -6 ** -0.5))
-# The first entries (u, v) of JPEG's zig-zag, u vertical and v horizontal frequency: all with u + v <= 3.
-ZIGZAG = ((0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0))
-
-
-def dct_kernels():
-    """The 16 kept basis pictures, (16, 3, 8, 8) float32, orthonormal as vectors of 192 pixels.
-
-    Channels 0-9: luma, the ZIGZAG order; 10-12 and 13-15: the two chroma axes, the first three of that order.
-    """
-    position = torch.arange(8.0, device="cpu")  # also where parameters are built on the meta device
-    frequency = position.unsqueeze(1)
-    dct = torch.cos(math.pi / 8 * (position + 0.5) * frequency) / 2  # (8 frequencies, 8 pixels)
-    dct[0] *= 0.5 ** 0.5  # every row has norm 1
-    kernels = []
-    for axis, kept in zip(COLOUR_AXES, (10, 3, 3)):
-        for u, v in ZIGZAG[:kept]:
-            kernels.append(torch.tensor(axis, device="cpu").view(3, 1, 1) * torch.outer(dct[u], dct[v]))
-    return torch.stack(kernels)
-
-
 class DctVAE(nn.Module):
-    """Training-free stand-in for Cosmos: the same latent shape, 16 of 192 DCT coefficients a block.
+    """[ours] Training-free stand-in for Cosmos: the same latent shape, 16 of 192 DCT coefficients a block.
 
-    The kept coefficients are orthonormal: encode is a stride-8 convolution, decode its transpose, and
+    Latents 0-9 are luma, in the order of ZIGZAG; 10-12 and 13-15 the two chroma axes, in the first three of that order.
+    The kept basis pictures (16, 3, 8, 8) are orthonormal, so encode is a stride-8 convolution, decode its transpose and
     encode(decode(z)) == z. Distances survive: for two pictures in the kept subspace
         mean((z - z')^2) = 192 / 16 * mean((x - x')^2),
-    with pixels in [-1, 1]; what the subspace drops (fine detail) costs nothing in latent space.
-
-    No parameters and an empty state dict: the kernels are a non-persistent buffer.
+    with pixels in [-1, 1]; what the subspace drops (fine detail) costs nothing there. The state dict is empty.
     """
+
+    # Grey has no chroma, and the three axes are orthonormal: luma, red against blue, green against the other two.
+    COLOUR_AXES = ((3 ** -0.5, 3 ** -0.5, 3 ** -0.5), (2 ** -0.5, 0.0, -2 ** -0.5),
+                   (-6 ** -0.5, 2 * 6 ** -0.5, -6 ** -0.5))
+    # The first entries (u, v) of JPEG's zig-zag, u vertical and v horizontal frequency: all with u + v <= 3.
+    ZIGZAG = ((0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0))
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("kernels", dct_kernels(), persistent=False)
+        position = torch.arange(8.0, device="cpu")                       # also where parameters are on the meta device
+        dct = torch.cos(math.pi / 8 * (position + 0.5) * position[:, None]) / 2    # (8 frequencies, 8 pixels)
+        dct[0] *= 0.5 ** 0.5                                                       # every row has norm 1
+        kernels = [torch.tensor(axis, device="cpu").view(3, 1, 1) * torch.outer(dct[u], dct[v])
+                   for axis, kept in zip(self.COLOUR_AXES, (10, 3, 3)) for u, v in self.ZIGZAG[:kept]]
+        self.register_buffer("kernels", torch.stack(kernels), persistent=False)
 
     def encode(self, images):
         """images (N, 3, H, W) in [-1, 1], H and W multiples of 8 -> z (N, 16, H/8, W/8), in the dtype of images."""

@@ -1,7 +1,7 @@
 """The pass, printed: one training step and one inference call of any preset, in the order of the paper's Section 3.
 
-`python model.py --config a1_2b` runs the model on tensors that have shapes and no memory (the meta device). `recorded`
-notes what its functions were given, returned and cost. The lines are written from those notes.
+The model runs on the meta device, whose tensors have shapes and no memory. `recorded` notes what its functions were
+given, returned and cost. The lines are written from those notes.
 """
 
 from collections import namedtuple
@@ -91,8 +91,6 @@ def walk(config):
             *inference_lines(model, inference)]
 
 
-# ---- how a line looks -------------------------------------------------------------------------------------------
-
 def line(name, what, parameters=None, flop=None):
     """One row: the paper's name, what becomes of it, how many parameters do it and at what cost."""
     giga = (flop or 0) / 1e9
@@ -106,15 +104,13 @@ def dims(tensor, skip=1):
 
 
 def blocks(model, r, name):
-    """The line of an expert's blocks. Its learned positions count with them."""
+    """The line of an expert's blocks, counted with its learned positions."""
     call = r[f"f_{name}"]
     x, (key, _) = call.args[1], call.out[1]
     held = size(*(getattr(layer, name) for layer in model.layers)) + size(getattr(model, name), recurse=False)
     return line(f"f_{name}", f"{x.shape[1]} tokens of width {x.shape[2]}, {call.times} layers, "
                 f"against {key.shape[2]} keys", held, call.flop)
 
-
-# ---- the paper's order ------------------------------------------------------------------------------------------
 
 def tuple_lines(batch, m):
     views, times = batch.frames.shape[1:3]

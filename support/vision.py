@@ -1,7 +1,4 @@
-"""The vision towers of the two understanding backbones: InternVL3's InternViT and Qwen3-VL's ViT.
-
-Sec. 3.2 adopts them as they are, so nothing of the paper is in them. Parameter names follow Hugging Face's.
-"""
+"""The vision towers of the two backbones, which Sec. 3.2 adopts as they are. Parameter names follow Hugging Face's."""
 
 import math
 
@@ -9,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from support.rotary import rotate
+from support.rotary import inverse_frequencies, rotate
 
 
 def merge_2x2(x):
@@ -32,13 +29,11 @@ class InternViTLayer(nn.Module):
     def __init__(self, width, mlp_width, heads):
         super().__init__()
         self.heads = heads
-        self.layernorm_before = nn.LayerNorm(width, eps=1e-6)
-        self.layernorm_after = nn.LayerNorm(width, eps=1e-6)
+        self.layernorm_before, self.layernorm_after = (nn.LayerNorm(width, eps=1e-6) for _ in range(2))
         self.attention = nn.ModuleDict({name: nn.Linear(width, width)
                                         for name in ("q_proj", "k_proj", "v_proj", "projection_layer")})
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, mlp_width), "fc2": nn.Linear(mlp_width, width)})
-        self.lambda_1 = nn.Parameter(torch.full((width,), 0.1))
-        self.lambda_2 = nn.Parameter(torch.full((width,), 0.1))
+        self.lambda_1, self.lambda_2 = (nn.Parameter(torch.full((width,), 0.1)) for _ in range(2))
 
     def forward(self, x):
         y = self.layernorm_before(x)
@@ -107,23 +102,19 @@ class QwenViT(nn.Module):
     def __init__(self, config):
         super().__init__()
         width, self.grid = config.vit_width, config.vit_grid
-        self.half = config.vit_width // config.vit_heads // 4                       # frequencies per axis
-        self.patch_embed = nn.Conv3d(3, width, (2, config.vit_patch, config.vit_patch),
-                                     (2, config.vit_patch, config.vit_patch))
+        kernel = 2, config.vit_patch, config.vit_patch
+        self.patch_embed = nn.Conv3d(3, width, kernel, kernel)
         self.pos_embed = nn.Embedding(config.vit_grid ** 2, width)
         self.blocks = nn.ModuleList(QwenViTLayer(width, config.vit_mlp, config.vit_heads)
                                     for _ in range(config.vit_layers))
         self.merger = nn.ModuleDict({"norm": nn.LayerNorm(width, eps=1e-6),
                                      "linear_fc1": nn.Linear(4 * width, 4 * width),
                                      "linear_fc2": nn.Linear(4 * width, config.und_width)})
-        frequency = 1e4 ** -(torch.arange(self.half, dtype=torch.float32, device="cpu") / self.half)
-        if config.rope_bf16:
-            frequency = frequency.bfloat16().float()   # [release]
-        self.register_buffer("frequency", frequency, persistent=False)
+        count = width // config.vit_heads // 4                                  # frequencies an axis
+        self.register_buffer("frequency", inverse_frequencies(count, 1e4, config.rope_bf16), persistent=False)
 
     def tables(self, side):
-        """Positions of side^2 patches: the learned table, interpolated, (1, side^2, width), and the angles of the
-        rotary ones, (side^2, d / 2) float32."""
+        """Positions of side^2 patches: learned, (1, side^2, width), and angles of rotary ones, (side^2, d / 2)."""
         table = self.pos_embed.weight.view(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
         if side != self.grid:
             table = F.interpolate(table.float(), (side, side), mode="bilinear", align_corners=True).to(table.dtype)

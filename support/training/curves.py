@@ -5,8 +5,8 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from support.pictures import BLUE, INK, MARGIN, MUTED, OVERSAMPLE, PAPER, font_of, saved
-from support.plots import axes, polyline, scaled
+from support.pictures import BLUE, INK, MARGIN, MUTED, PAPER, font_of, saved
+from support.plots import OVERSAMPLE, axes, polyline, scaled
 
 PALE, ORANGE = (176, 208, 228), (213, 94, 0)   # single steps, what is held out
 WIDE, HIGH, LOW = 760, 210, 90                 # width of a panel, height of a loss and of the learning rate

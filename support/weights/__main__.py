@@ -8,7 +8,6 @@
 import sys
 
 from config import CONFIGS
-from support.data.robots import ROBOTS
 from support.flags import Parser
 from support.weights.release import export_run, import_release, random_release
 
@@ -28,11 +27,10 @@ def parse(argv):
     save = commands.add_parser("export", help="a checkpoint of ours to a directory the release can load")
     save.add_argument("run", help="a run or one checkpoint of it")
     save.add_argument("out", help="directory to write")
-    save.add_argument("--base", help="the published directory")
+    save.add_argument("--base", required=True, help="the published directory, for what is not built here")
     noise = commands.add_parser("random", help="a random directory of the published form")
     noise.add_argument("dir", help="directory to write")
     noise.add_argument("--keys", required=True, help="tests/data/keys_3b.tsv or keys_2b.tsv")
-    noise.add_argument("--robot", default="genie1", choices=[name for name in ROBOTS if ROBOTS[name].state])
     return parser.parse_args(argv)
 
 

@@ -58,24 +58,24 @@ def text_blocks(expert):
 
 
 def unbuilt(config):
-    """What a preset does not build: (pattern of our names, reason)."""
+    """Key map, from our names, of what a preset does not build."""
     rules = []
     if not config.und_tail:
         tail = r"(?:self_attn\.(?:q_proj|q_norm|o_proj)|mlp|post_attention_layernorm)\..+"
-        rules.append((rf"layers\.{config.layers - 1}\.und\.{tail}|und\.norm\.weight",
+        rules.append((rf"layers\.{config.layers - 1}\.und\.{tail}|und\.norm\.weight", LEFT_OUT,
                       "the last understanding layer gives keys and values alone"))
     if not config.gen_expert:
-        rules.append((r"(?:gen|vae|layers\.\d+\.gen)\..+", "built without the generation expert"))
+        rules.append((r"(?:gen|vae|layers\.\d+\.gen)\..+", LEFT_OUT, "built without the generation expert"))
     return rules
 
 
 def translate(key, rules):
-    """A foreign key -> (our name or LEFT_OUT, change or reason), or None if no rule knows it."""
+    """A foreign key -> (our name or LEFT_OUT, change or reason); ("", None) if no rule knows it."""
     for pattern, ours, change in rules:
         match = re.fullmatch(pattern, key)
         if match:
-            return (LEFT_OUT if ours is LEFT_OUT else match.expand(ours)), change
-    return None
+            return LEFT_OUT if ours is LEFT_OUT else match.expand(ours), change
+    return "", None
 
 
 def compact(keys):

@@ -1,8 +1,7 @@
 """Weights from elsewhere into a model, strictly: backbones, text blocks for the experts, NVIDIA's Cosmos, our own.
 
 Each key of either side must be matched, converted or named as deliberately left out (key_maps.py), and shapes must be
-equal, before the first tensor is read. A refusal lists all other keys. Tensors are then copied one by one, so memory
-holds the model and never a second copy of it.
+equal, before the first tensor is read. Tensors are then copied one by one, so memory never holds a second copy.
 """
 
 import json
@@ -11,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from model import InternVLA_A1
 from support.precision import to_compute
 from support.weights.key_maps import BACKBONE, COSMOS, LEFT_OUT, compact, text_blocks, translate, unbuilt
 from support.weights.tensor_files import Tensors, TorchScript, find
 
-HF_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json")
+HF_FILES = ("config.json", "*.safetensors")
 
 
 @dataclass
@@ -31,15 +29,15 @@ class Report:
     left_out: dict = field(default_factory=dict)
 
     def __str__(self):
-        converted = [f"  converted: {', '.join(compact(self.converted))}"] if self.converted else []
-        left = [f"  not loaded, {len(keys)} tensors: {reason}" for reason, keys in self.left_out.items()]
-        return "\n".join([f"{self.source}: {self.matched} tensors matched", *converted, *left])
+        lines = [f"{self.source}: {self.matched} tensors matched"]
+        lines += [f"  converted: {', '.join(compact(self.converted))}"] if self.converted else []
+        return "\n".join(lines + [f"  not loaded, {len(keys)} tensors: {why}" for why, keys in self.left_out.items()])
 
 
 def plan(source, rules, config, own, wanted=""):
     """Decide the fate of every key before anything is read -> ([(foreign key, our name, change)], Report).
 
-    own: our name -> tensor to be filled, where the name matches the pattern `wanted`. ValueError lists all missing,
+    own: our name -> tensor, to be filled where the name matches the pattern `wanted`. ValueError lists all missing,
     unexpected and misshapen keys.
     """
     own = {name: p for name, p in own.items() if re.match(wanted, name)}
@@ -48,9 +46,8 @@ def plan(source, rules, config, own, wanted=""):
         rules = [(r".*lm_head\.weight", "und.embed_tokens.weight", None), *rules]
     report, copies, unexpected, wrong = Report(str(source.directory)), {}, [], []
     for key in sorted(source.where):
-        ours, change = translate(key, rules) or ("", None)
-        reason = change if ours is LEFT_OUT else next((why for pattern, why in unbuilt(config)
-                                                       if re.fullmatch(pattern, ours)), None)
+        ours, change = translate(key, rules)
+        reason = change if ours is LEFT_OUT else translate(ours, unbuilt(config))[1]
         if reason:
             report.left_out.setdefault(reason, []).append(key)
         elif ours not in own or ours in copies:
@@ -61,9 +58,8 @@ def plan(source, rules, config, own, wanted=""):
             copies[ours] = key, ours, change
             report.converted += [key] if change else []
     report.matched, missing = len(copies), own.keys() - copies.keys()
-    problems = [f"missing for {line}" for line in compact(missing)]
-    problems += [f"unexpected {line}" for line in compact(unexpected)]
-    problems += [f"shape: {line}" for line in wrong]
+    problems = [*(f"missing for {line}" for line in compact(missing)),
+                *(f"unexpected {line}" for line in compact(unexpected)), *(f"shape: {line}" for line in wrong)]
     if problems:
         raise ValueError(f"{source.directory} does not fit this model ({len(missing)} missing, {len(unexpected)} "
                          f"unexpected, {len(wrong)} of another shape); nothing was loaded:\n  " + "\n  ".join(problems))
@@ -91,12 +87,7 @@ def empty_model(config, device="cpu", dtype=torch.float32):
     """InternVLA-A1 whose parameters are allocated once, in their final dtype, and not initialised."""
     with torch.device("meta"):
         model = to_compute(InternVLA_A1(config), dtype)   # constants are born on the CPU all the same
-    for module in model.modules():
-        for name, p in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(torch.empty_like(p, device=device), requires_grad=p.requires_grad))
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
-    return model.eval()
+    return model._apply(lambda x: torch.empty_like(x, device=device) if x.is_meta else x.to(device)).eval()
 
 
 def backbone_fields(directory):
@@ -141,22 +132,16 @@ def load_backbone(model, path_or_id):
 def initialise_experts(model, path_or_id):
     """Copy a language model's blocks into the generation and action experts -> a Report for each.
 
-    The model is the backbone itself (a1_2b, whose shapes match) or Qwen3-0.6B (a1_3b). Without this call the experts
-    are random, as the release starts them.
+    It is the backbone itself for a1_2b, whose shapes match, and Qwen3-0.6B for a1_3b.
     """
     source = Tensors(find(path_or_id, HF_FILES))
     return [fill(model, source, text_blocks(expert), rf"layers\.\d+\.{expert}\.|{expert}\.norm\.")
             for expert in (("gen", "act") if model.config.gen_expert else ("act",))]
 
 
-def open_cosmos(path_or_id):
-    directory = find(path_or_id, ("encoder.jit", "decoder.jit"))
-    return (TorchScript if (directory / "encoder.jit").exists() else Tensors)(directory)
-
-
 def load_cosmos(model, path_or_id):
-    """NVIDIA's Cosmos CI8x8 tokenizer (encoder.jit and decoder.jit, or safetensors) into the VAE -> Report."""
-    return fill(model, open_cosmos(path_or_id), COSMOS, r"vae\.")
+    """NVIDIA's Cosmos CI8x8 tokenizer into the VAE -> Report."""
+    return fill(model, TorchScript(path_or_id), COSMOS, r"vae\.")
 
 
 def load_state(model, tensors, what):

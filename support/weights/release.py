@@ -12,10 +12,10 @@ from config import from_dict, get_config, to_dict
 from support import checkpoint
 from support.data.robots import ROBOTS, release_statistics
 from support.data.statistics import Statistics
-from support.table1 import not_built, on_meta
+from support.table1 import on_meta
 from support.weights.key_maps import COSMOS, NO_VAE, RELEASE
-from support.weights.loading import empty_model, fill, open_cosmos, plan, read
-from support.weights.tensor_files import Tensors, find
+from support.weights.loading import empty_model, fill, plan, read
+from support.weights.tensor_files import Tensors, TorchScript, find
 
 RELEASE_FILES = ("config.json", "model.safetensors", "stats.json")
 TOKENIZERS = {"internvl3": "OpenGVLab/InternVL3-1B-hf", "qwen3vl": "Qwen/Qwen3-VL-2B-Instruct"}
@@ -28,10 +28,10 @@ def release_tokenizer(directory, backbone):
 
 
 def release_parts(directory, vae):
-    """What fills which of our names: [(source, key map, pattern)]. vae: as for load_release."""
+    """[(source, key map, pattern of the names it fills)]. vae: as for load_release."""
     if vae is None:
         return [(Tensors(directory), RELEASE, "")]
-    return [(Tensors(directory), NO_VAE, r"(?!vae\.)"), (open_cosmos(vae), COSMOS, r"vae\.")]
+    return [(Tensors(directory), NO_VAE, r"(?!vae\.)"), (TorchScript(vae), COSMOS, r"vae\.")]
 
 
 def load_release(config, path_or_id, device="cpu", dtype=torch.float32, vae=None):
@@ -43,15 +43,12 @@ def load_release(config, path_or_id, device="cpu", dtype=torch.float32, vae=None
     return model, [fill(model, *part) for part in release_parts(find(path_or_id, RELEASE_FILES), vae)]
 
 
-def export_release(config, own, out, base=None):
+def export_release(config, own, out, base):
     """Write weights as a directory that the release can load -> Path of its model.safetensors.
 
     config: ModelConfig. own: its state dict. base: the published directory. What is not built here is copied from it,
-    and every tensor gets its dtype there. ValueError without it lists what is not built.
+    and every tensor gets its dtype there.
     """
-    if base is None:
-        raise ValueError("export needs --base, the published directory, for what is not built here: "
-                         + ", ".join(not_built(config)))
     source, out = Tensors(find(base, RELEASE_FILES)), Path(out)
     copies, _ = plan(source, RELEASE, config, own)
     tensors = {key: source.read(key) for key in source.where}
@@ -69,8 +66,7 @@ def export_release(config, own, out, base=None):
 def release_settings(directory, config, robot, action_mode, fps=30.0, tokenizer=None):
     """What the release's directory says beside its weights -> (Path, Config, Statistics).
 
-    config: name of a preset. Robot and action mode cannot be derived, so they have no default. The tokenizer is the one
-    given, else the directory's own, else the backbone's on the hub.
+    config: name of a preset. tokenizer: in place of the directory's own, or else the backbone's on the hub.
     """
     if not robot or not action_mode:
         raise ValueError("--robot NAME and --action_mode absolute|delta are needed: the release's files do not say "
@@ -107,10 +103,9 @@ def export_run(args):
 
 
 def random_release(args):
-    """The command `random`: noise in the published form, to try the other commands on without the real files.
+    """The command `random`: noise in the published form, with statistics of genie1. --keys: lines of key, shape, dtype.
 
-    --keys: lines of key, shape, dtype, such as tests/data/keys_3b.tsv. stats.json is made for --robot. The 3B's text
-    embedding is left out, as safetensors does with a tied pair.
+    The 3B's text embedding is left out, as safetensors does with a tied pair.
     """
     out, tensors = Path(args.dir), {}
     torch.manual_seed(0)
@@ -118,10 +113,10 @@ def random_release(args):
         key, shape, dtype = line.split("\t")[:3]
         if not (key.endswith("embed_tokens.weight") and "qwen3_vl" in key):
             tensors[key] = 0.02 * torch.randn(json.loads(shape), dtype=getattr(torch, dtype))
-    robot = ROBOTS[args.robot]
+    robot = ROBOTS["genie1"]
     moments = {key: {"mean": [0.0] * width, "std": [1.0] * width}
                for keys in (robot.state, robot.action) for key, width in zip(keys, robot.widths)}
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "stats.json").write_text(json.dumps({args.robot: moments}, indent=1) + "\n")
+    (out / "stats.json").write_text(json.dumps({"genie1": moments}, indent=1) + "\n")
     print(f"wrote {sum(t.numel() for t in tensors.values()) / 1e9:.2f} billion random numbers to {out}")

@@ -18,8 +18,7 @@ TRAINED_ANEW = {"lambda_gen", "gen_target", "action_draws", "tau_density", "nois
 def chosen(args, out):
     """The arguments of `start` that train.py's flags ask for; out: the run's folder. ValueError: one line.
 
-    A run that is resumed and told nothing brings its own weights and vocabulary. A run is resolved to its newest good
-    checkpoint here, once: that hashes gigabytes.
+    A run that is resumed and told nothing brings its own weights and vocabulary.
     """
     given = {"origin": args.origin, "und": args.init_und, "vae": args.init_vae, "experts": args.init_experts}
     parts = args.init_und or args.init_vae or args.init_experts != "scratch"
@@ -32,34 +31,33 @@ def chosen(args, out):
     elif args.resume and args.config != "conveyor" and not (args.init or args.init_und) and any(out.glob("step_*")):
         given["origin"] = given["origin"] or out
     if given["origin"]:
-        given["origin"] = checkpoint.resolve(given["origin"])
+        given["origin"] = checkpoint.resolve(given["origin"])   # once: it hashes gigabytes
     return given
 
 
 def identify(directory):
-    """What a directory of published files holds, for --weights -> the arguments of `start` it stands for.
+    """What the directory of --weights holds -> the arguments of `start` it stands for.
 
-    One of our runs; the release's directory (stats.json); or a backbone (config.json) and Cosmos (encoder.jit), each in
-    `directory` itself or in a folder of it. ValueError lists what was looked for, or names two folders for one thing.
+    A backbone and Cosmos may each lie in `directory` itself or in a folder of it. ValueError lists what was looked for,
+    or names two folders for one thing.
     """
     root = Path(directory)
     if any(root.glob("step_*")) or (root / checkpoint.MANIFEST).exists():
         return {"origin": directory}
     if (root / "stats.json").exists() and (root / "model.safetensors").exists():
         return {"release": directory}
-    found = {}
-    for folder in (root, *sorted(path for path in root.glob("*") if path.is_dir())):
-        for key, what, here in (("vae", "Cosmos tokenizers", (folder / "encoder.jit").exists()),
-                                ("und", "backbones", model_type(folder) in ("internvl", "qwen3_vl"))):
-            if here and key in found:
-                raise ValueError(f"--weights {directory} holds two {what}, {found[key]} and {folder}: name one with "
-                                 f"--init_und DIR --init_vae DIR instead")
-            found |= {key: str(folder)} if here else {}
-    if "und" not in found:
+    folders = [root, *sorted(path for path in root.glob("*") if path.is_dir())]
+    found = {"vae": [str(folder) for folder in folders if (folder / "encoder.jit").exists()],
+             "und": [str(folder) for folder in folders if model_type(folder) in ("internvl", "qwen3_vl")]}
+    for what, places in zip(("Cosmos tokenizers", "backbones"), found.values()):
+        if len(places) > 1:
+            raise ValueError(f"--weights {directory} holds two {what}, {places[0]} and {places[1]}: name one with "
+                             "--init_und DIR --init_vae DIR instead")
+    if not found["und"]:
         raise ValueError(f"--weights {directory}: found neither a run (step_*), nor the release's files "
                          "(model.safetensors and stats.json), nor a backbone (a config.json of InternVL3-1B-hf or "
                          "Qwen3-VL-2B, here or in a folder of it; Cosmos' encoder.jit and decoder.jit beside it)")
-    return found
+    return {key: places[0] for key, places in found.items() if places}
 
 
 def model_type(folder):

@@ -1,9 +1,8 @@
-"""Where foreign tensors come from: a directory or hub id, its safetensors files, or NVIDIA's TorchScript files.
+"""Where foreign tensors come from: safetensors files of a directory or hub id, or NVIDIA's TorchScript files.
 
-`Tensors` and `TorchScript` have one interface: `directory`, `where` (the keys), shape(key) and read(key).
+Both kinds have one interface: `directory`, `where` (the keys), shape(key) and read(key).
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -17,10 +16,10 @@ def find(path_or_id, files):
     from huggingface_hub import snapshot_download
     try:
         return Path(snapshot_download(str(path_or_id), allow_patterns=list(files)))
-    except Exception as error:   # offline, absent, gated, no id at all: the hub has a class for each, the answer is one
+    except Exception as error:   # offline, absent, gated, no id at all: the hub has a class for each
         raise ValueError(f"{path_or_id} is no directory here and could not be fetched from the hub "
                          f"({type(error).__name__}): download {', '.join(files)} of huggingface.co/{path_or_id} "
-                         f"into a directory and give its path") from error
+                         "into a directory and give its path") from error
 
 
 class Tensors:
@@ -28,19 +27,14 @@ class Tensors:
 
     def __init__(self, directory):
         self.directory, self.where = Path(directory), {}
-        index = self.directory / "model.safetensors.index.json"
-        if index.exists():
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        else:
-            names = [path.name for path in self.directory.glob("*.safetensors")]
-        if not names:
-            raise ValueError(f"{directory} holds no weights: expected model.safetensors, or its shards with "
-                             f"model.safetensors.index.json")
-        for name in sorted(names):
+        paths = sorted(self.directory.glob("*.safetensors"))
+        if not paths:
+            raise ValueError(f"{directory} holds no weights: expected model.safetensors or its shards")
+        for path in paths:
             try:
-                file = safe_open(self.directory / name, "pt")
+                file = safe_open(path, "pt")
             except (OSError, SafetensorError) as error:
-                raise ValueError(f"{self.directory / name} cannot be read ({error}): download it again") from error
+                raise ValueError(f"{path} cannot be read ({error}): download it again") from error
             self.metadata = file.metadata()
             self.where |= dict.fromkeys(file.keys(), file)
 
@@ -54,9 +48,10 @@ class Tensors:
 class TorchScript:
     """Tensors of NVIDIA's encoder.jit and decoder.jit."""
 
-    def __init__(self, directory):
-        self.directory, self.where = Path(directory), {}
-        for name in ("encoder.jit", "decoder.jit"):
+    def __init__(self, path_or_id):
+        files = "encoder.jit", "decoder.jit"
+        self.directory, self.where = find(path_or_id, files), {}
+        for name in files:
             try:
                 module = torch.jit.load(self.directory / name, map_location="cpu")
             except (RuntimeError, ValueError) as error:

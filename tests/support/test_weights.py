@@ -126,13 +126,6 @@ def test_export_writes_what_was_trained(published, small, tmp_path):
     torch.testing.assert_close(again.act.action_out_proj.bias, model.act.action_out_proj.bias)
 
 
-def test_export_without_the_published_files_lists_what_is_not_built(published, small, tmp_path):
-    model, _ = load_release(small, published)
-    with pytest.raises(ValueError, match=r"--base.*deepstack_merger_list.*self_attn.q_proj"):
-        export_release(small, model.state_dict(), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_the_release_becomes_an_ordinary_checkpoint(published, small, run):
     """Import, load as a policy: the same weights, config and statistics as from the release's directory in memory."""
     policy = Policy.load(run)
@@ -153,6 +146,7 @@ def test_a_robot_or_mode_that_cannot_be_derived_is_refused(published, small, rob
         release_settings(published, "small", robot, mode)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_run_starts_from_anothers_weights_or_from_published_ones(published, small, tmp_path):
     """Sec. 3.4: post-training goes on from pre-trained weights."""
     model, _ = load_release(small, published)
@@ -165,7 +159,7 @@ def test_a_run_starts_from_anothers_weights_or_from_published_ones(published, sm
     assert "step_00000003" in line
     assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), model.state_dict().values()))
 
-    save_file(dict(model.vae.state_dict()), tmp_path / "vae.safetensors")
+    save_cosmos(model.vae, tmp_path)
     (report,) = weights.start(fresh, vae=tmp_path)
     assert report.matched == len(model.vae.state_dict())
     with pytest.raises(ValueError, match="--init_und DIR, which is missing"):
@@ -200,17 +194,19 @@ def save_torchscript(path, tensors):
     torch.jit.script(root).save(path)
 
 
+def save_cosmos(vae, folder):
+    """encoder.jit and decoder.jit of a VAE."""
+    for side, quant, patcher in ("encoder", "quant", "patcher"), ("decoder", "post", "unpatcher"):
+        half = {key: p for key, p in vae.state_dict().items() if key.startswith((side, quant))}
+        save_torchscript(folder / f"{side}.jit", half | {f"{side}.{patcher}.wavelets": torch.ones(2)})
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_cosmos_loads_from_torchscript_and_from_safetensors(small, tmp_path):
+def test_cosmos_loads_from_torchscript(small, tmp_path):
     """Sec. 3.2: NVIDIA publishes encoder.jit and decoder.jit."""
-    wanted = CosmosVAE(32, (1, 1), 1).requires_grad_(False).state_dict()
-    save_file(wanted, tmp_path / "vae.safetensors")
-    model = empty_model(small)
-    assert load_cosmos(model, tmp_path).matched == len(wanted)
-    assert all(torch.equal(p, wanted[key]) for key, p in model.vae.state_dict().items())
-    for side, patcher in ("encoder", "encoder.patcher"), ("decoder", "decoder.unpatcher"):
-        half = {key: p for key, p in wanted.items() if key.startswith((side, "quant" if side == "encoder" else "post"))}
-        save_torchscript(tmp_path / f"{side}.jit", half | {f"{patcher}.wavelets": torch.ones(2)})
+    vae = CosmosVAE(32, (1, 1), 1).requires_grad_(False)
+    wanted = vae.state_dict()
+    save_cosmos(vae, tmp_path)
     model = empty_model(small)
     report = load_cosmos(model, tmp_path)
     assert report.matched == len(wanted) and len(report.left_out["constants of the Haar transform"]) == 2
