@@ -47,8 +47,7 @@ def infer(model, stats, batch, eps, state, euler_steps=None):
     z_hat = None
     if model.config.gen_expert:
         z_hat = model.imagine(batch, prefix).cpu()               # z_hat_{t+m}: Fig. 10
-    actions = stats.actions(a.cpu().numpy(), state)              # the robot's units
-    return actions, z_hat
+    return stats.actions(a.cpu().numpy(), state), z_hat
 
 
 def on_pictures(policy, args):
@@ -74,7 +73,7 @@ def parse(argv):
     parser.add_argument("--weights", help="directory or hub id of the authors' release, instead of a checkpoint")
     parser.add_argument("--config", default="a1_3b_release", help="with --weights: the preset")
     parser.add_argument("--robot", help="with --weights: one of support/data/robots.py; with --open-loop and --cut: as "
-                        "in training; else which of the checkpoint's robots, if there are several")
+                        "in training; else which of the checkpoint's robots")
     parser.add_argument("--action_mode", choices=("absolute", "delta"), help="with --weights: as it was trained")
     parser.add_argument("--vae", help="with --weights: directory of NVIDIA's encoder.jit and decoder.jit")
     parser.add_argument("--tokenizer", help="directory or hub id of the tokenizer, if it lies elsewhere than it did")
@@ -82,21 +81,17 @@ def parse(argv):
     parser.add_argument("--out", help="where results go (default: DIR/result, or rollouts/)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise and of the closed-loop scenes")
     parser.add_argument("--closed-loop", action="store_true", help="evaluate in the embedded world")
-    parser.add_argument("--episodes", type=int,
-                        help="seeded closed-loop episodes a suite (default: the paper's 30 predefined settings)")
+    parser.add_argument("--episodes", type=int, help="closed-loop episodes a suite (default: 30 fixed ones)")
     parser.add_argument("--json", help="write the closed-loop report to this file")
-    parser.add_argument("--controls", action="store_true",
-                        help="also evaluate wrong text, shuffled images and holding still")
-    parser.add_argument("--open-loop", action="store_true",
-                        help="held-out episodes of --data: plots, errors, baselines")
+    parser.add_argument("--controls", action="store_true", help="and wrong text, shuffled images, holding still")
+    parser.add_argument("--open-loop", action="store_true", help="held-out episodes of --data beside baselines")
     parser.add_argument("--data", "--mixture", help="with --open-loop: dataset folder or mixture.json, as trained on")
     parser.add_argument("--cut", help="dataset to cut an image folder from")
     parser.add_argument("--episode", type=int, default=-1, help="with --cut: episode (default the last)")
     parser.add_argument("--frame", type=int, help="with --cut: frame t (default m)")
     parser.add_argument("--engine", choices=("plain", "eager", "compile", "graph"),
-                        help="plain: model.py as it is read; the others: support/inference/engine.py, the same chunks "
-                        "sooner (default: eager; in --closed-loop and --open-loop on a GPU graph, which takes long to "
-                        "start)")
+                        help="plain: model.py as it is read; the others: the same chunks sooner (default: eager; in "
+                        "--closed-loop and --open-loop on a GPU graph, which takes long to start)")
     parser.add_argument("--euler_steps", type=int, help="fewer Euler steps than the config's; prints the action error")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (0: torch's own choice)")
