@@ -22,7 +22,7 @@ def vit_attention(qkv, heads, rotary=None):
     """qkv: three tensors (B, N, D) -> (B, N, D), all patches of one image seeing each other."""
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in qkv)
     if rotary is not None:
-        query, key = rotate(query, rotary), rotate(key, rotary)
+        query, key = rotate(torch.stack([query, key]), rotary)
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 

@@ -234,7 +234,8 @@ class Engine:
         """Eq. (3) -> actions (B, k, d_a) float32. The state token takes part in the first step alone."""
         act, config = self.model.act, self.config
         (weight, biases), g, n, k = self.embed_action, program.g, program.n, config.chunk
-        a = program.eps.clone() if config.noise_on_padding else program.eps * program.real
+        real = torch.ones_like(program.real) if config.noise_on_padding else program.real
+        a, real_dt = program.eps * real, real / self.steps
         for step in range(self.steps):
             x = act.action_time_mlp_out(F.silu(F.linear(a, weight, biases[step])))
             if config.learned_positions:
@@ -246,7 +247,7 @@ class Engine:
                 x, start, pieces = torch.cat([state, x], 1), g, ((1, g + 1), (k, n))
             x = self._layers("act", program, x.to(self.model.dtype), start, pieces)
             v = act.action_out_proj(rms_norm(x[:, -k:], act.norm.weight, config.norm_eps).float())
-            a = a + (v if config.noise_on_padding else v * program.real) / self.steps
+            a = torch.addcmul(a, v, real_dt)
         return a
 
     def _layers(self, name, program, x, start, pieces=None):

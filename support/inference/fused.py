@@ -96,7 +96,7 @@ def rms_norm(x, weight, eps):
 
 
 def turn(x, rotary):
-    """Rotary embedding of x (B, N, heads, d) float32. rotary: cos and sin (B, N, 1, d), sin's first half negated."""
+    """Rotary embedding of x (B, N, heads, d) -> float32. rotary: cos and sin (B, N, 1, d), sin's first half negated."""
     cos, sin = rotary
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
@@ -126,7 +126,7 @@ def block(x, w, keys, values, start, pieces, rotary, bias, eps):
     if w.qk_norm is not None:
         y = F.rms_norm(y.float(), (d,), None, eps) * w.qk_norm.float()
     if rotary is not None:
-        y = turn(y.float(), rotary)
+        y = turn(y, rotary)
     y = y.to(x.dtype)
     keys[:, :, start:start + n] = y[:, :, -G:].transpose(1, 2)
     values[:, :, start:start + n] = value.transpose(1, 2)
