@@ -19,7 +19,7 @@ def vit_attention(qkv, heads, rotary=None):
     """qkv: three tensors (B, N, D) -> (B, N, D), all patches of one image seeing each other."""
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in qkv)
     if rotary is not None:
-        query, key = rotate(query, rotary), rotate(key, rotary)
+        query, key = rotate(torch.stack([query, key]), rotary)
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
@@ -122,6 +122,14 @@ class QwenViT(nn.Module):
         angle = torch.cat([line.repeat_interleave(side, 0), line.repeat(side, 1)], -1)
         return table.flatten(2).transpose(1, 2), angle
 
+    def patches(self, pixels):
+        """pixels (n, 3, S, S) in [0, 1] -> what the layers read: (n, side^2, width) and the rotary tables."""
+        x = (pixels * 2 - 1).to(self.patch_embed.weight.dtype)
+        x = self.patch_embed(torch.stack([x, x], 2))[:, :, 0]                      # a still image fills both times
+        table, angle = self.tables(x.shape[-1])
+        angle = torch.cat([angle, angle], -1)[None, None]                          # (1, 1, side^2, d)
+        return x.flatten(2).transpose(1, 2) + table, (angle.cos(), angle.sin())
+
     def tokens(self, x):
         """What the layers leave, (n, side^2, width) -> (n, side^2 / 4, D)."""
         x = merge_2x2(self.merger["norm"](x))
@@ -129,12 +137,7 @@ class QwenViT(nn.Module):
 
     def forward(self, pixels):
         """pixels (n, 3, S, S) in [0, 1] -> (n, (S / 32)^2, D)."""
-        x = (pixels * 2 - 1).to(self.patch_embed.weight.dtype)
-        x = self.patch_embed(torch.stack([x, x], 2))[:, :, 0]                      # a still image fills both times
-        table, angle = self.tables(x.shape[-1])
-        x = x.flatten(2).transpose(1, 2) + table                                   # (n, side^2, width)
-        angle = torch.cat([angle, angle], -1)[None, None]                          # (1, 1, side^2, d)
-        rotary = angle.cos(), angle.sin()
+        x, rotary = self.patches(pixels)
         for block in self.blocks:
             x = block(x, rotary)
         return self.tokens(x)

@@ -1,19 +1,14 @@
-"""One layout of the engine: all that is fixed for a number of samples, a set of views and a text budget.
+"""One layout of the engine: the buffers that a recorded graph reads and writes, and the tables that masks decide."""
 
-A `Program` owns the buffers that a recorded graph reads and writes, and the tables that follow from the masks.
-"""
-
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from attention_mask import MASKED, valid_tokens
-from support.inference.fused import signed
 from support.rotary import positions, rotary_tables
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """What a Program is built for; another shape is another Program."""
 
     samples: int
@@ -73,10 +68,8 @@ class Program:
             mine.copy_(source, non_blocking=True)
 
     def place(self, model, batch):
-        """Positions and padding of a batch's prompts, where they are not those of the last batch.
-
-        The only place where values decide anything, and the only one that waits for a GPU.
-        """
+        """Positions and padding of a batch's prompts, where they are not those of the last batch. Only here do values
+        decide anything, and only here is a GPU waited for."""
         mask = torch.cat([batch.view_mask, batch.text_mask], 1).cpu()
         if self.mask is not None and torch.equal(mask, self.mask):
             return
@@ -84,11 +77,9 @@ class Program:
         masks = batch.view_mask.to(device), batch.text_mask.to(device)
         if self.rotary is not None:
             position = positions(model.layout, *masks)[:, self.keep]
-            cos, sin = (table[:, 0, :, None] for table in
-                        rotary_tables(position, model.rope_frequency, model.rope_axis))          # (B, n, 1, d)
-            half = cos.shape[-1] // 2
-            for mine, new in zip(self.rotary, signed(cos[..., :half], sin[..., :half])):
-                mine.copy_(new)
+            for mine, new in zip(self.rotary, rotary_tables(position, model.rope_frequency, model.rope_axis)):
+                mine.copy_(new.transpose(1, 2))                          # (B, n, 1, d)
+            self.rotary[1][..., :model.config.head_dim // 2].neg_()      # as `turn` reads it
         if self.bias is not None:
             valid = valid_tokens(model.layout, *masks)[:, self.keep]
             self.bias.zero_().masked_fill_(~valid[:, None, None], MASKED)

@@ -1,11 +1,9 @@
-"""One robot, frame by frame: history, queue of actions, latents kept for coming plans, planning in the background.
-
-docs/realtime.md says what a robot's loop may rely on.
-"""
+"""One robot, frame by frame, as docs/realtime.md promises: history, queue, latents kept for coming plans."""
 
 import time
 from collections import deque
 from concurrent.futures import wait
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from support.data.letterbox import Letterboxed, letterbox
 
 
 def places_of(cameras, caller):
-    """Places among the model's views of some cameras' names. ValueError, one line, where `caller` was given others."""
+    """Cameras' names -> their places among the model's views. ValueError, one line, where `caller` was given others."""
     unknown = set(cameras) - set(VIEWS)
     if unknown or not cameras:
         raise ValueError(f"{caller}: cameras {sorted(unknown) or 'none'} given; the model knows {', '.join(VIEWS)}")
@@ -26,26 +24,19 @@ class Picture(Letterboxed):
     """A camera's picture (H, W, 3) uint8, letterboxed at most once per size."""
 
     def __init__(self, picture):
-        self.picture, self.squares = np.array(picture), {}   # a copy: a camera driver may reuse its buffer
-
-    def letterboxed(self, size):
-        """(3, size, size) uint8."""
-        if size not in self.squares:
-            self.squares[size] = letterbox(self.picture, size)
-        return self.squares[size]
+        self.letterboxed = cache(partial(letterbox, np.array(picture)))   # a copy: a driver may reuse its buffer
 
 
 class ControlLoop:
     """One episode of `Policy.step`.
 
-    Step t looks at frame t; `queue` is the current chunk and `planned_at` the frame it was planned from, so the action
-    of step t is queue[t - planned_at], or the last one where the chunk is over. The next chunk is planned from frame
-    `next_plan`, or later if the last one is still under way, and entered at its own place when it arrives.
+    `queue` is the chunk planned from frame `planned_at`: the action of step t is queue[t - planned_at], or the last one
+    where the chunk is over. The next chunk is planned from frame `next_plan`, or later if the last one is still under
+    way, and entered at its own place when it arrives.
     """
 
     def __init__(self, policy, task, execute_steps, background):
-        self.policy, self.task, self.execute = policy, task, execute_steps
-        self.m = policy.config.data.m
+        self.policy, self.task, self.execute, self.m = policy, task, execute_steps, policy.config.data.m
         self.t, self.next_plan, self.planned_at, self.queue = -1, 0, 0, []
         self.launched, self.period = 0, execute_steps   # the last plan's frame; frames between two plans, late ones too
         self.history = deque(maxlen=self.m + 1)   # images of the frames t-m to t; the first stands for those before it
@@ -62,11 +53,10 @@ class ControlLoop:
         busy = self.pending is not None and not self.pending[1].done()   # one plan is under way at a time
         if self.t >= self.next_plan and not busy:
             self._launch(state)
+        elif self._wants_latents(self.t) and self.pool is None:
+            self._encode_ahead(self.t, images)
         elif self._wants_latents(self.t):
-            if self.pool is None:
-                self._encode_ahead(self.t, images)
-            else:
-                self.ahead.append(self.pool.submit(self._encode_ahead, self.t, images))
+            self.ahead.append(self.pool.submit(self._encode_ahead, self.t, images))
         while self.ahead and self.ahead[0].done():
             self.ahead.pop(0).result()   # which is None, unless it raises
         if self.pending is not None and self.pending[1].done():
@@ -113,22 +103,16 @@ class ControlLoop:
 
     def _plan(self, t, seen, state, eps):
         """Actions (k, d_a) from frame t."""
-        policy, engine = self.policy, self.policy.engine
+        policy = self.policy
         views, z_past = self.latents.get(max(t - self.m, 0), (None, None))
         hit = views == tuple(seen)
-        if hit:   # the engine will not read the pictures of t-m, so they need not be letterboxed: any others do
+        if hit:   # the engine will not read the pictures of t-m, so they need not be letterboxed
             seen = {view: [now, now] for view, (_, now) in seen.items()}
         batch = policy.batch([seen], state[None], [self.task])
-        if engine is None:
-            batch, eps = batch.to(policy.device), eps.to(policy.device)
-            with torch.inference_mode():
-                a, z = policy.model.sample_actions(batch, eps, policy.euler_steps), None
-        else:
-            a, z, _ = engine(batch, eps, z_past=z_past if hit else None)
-            self.hits += hit
+        a, z, _ = policy.chunk(batch, eps, z_past if hit else None)
+        self.hits += hit
         self.plans += 1
-        if z is not None:
-            # Frame 0 stays: it is the t-m of every plan up to frame m.
+        if z is not None:   # frame 0 stays: it is the t-m of every plan up to frame m
             self.latents = {frame: kept for frame, kept in self.latents.items() if frame > t - self.m or frame == 0}
             self.latents[t] = tuple(seen), z
         return policy.stats.actions(a.cpu().numpy(), state[None])[0]
@@ -146,17 +130,10 @@ class ControlLoop:
         z = engine.to_latents(frames.to(self.policy.device))[:, :, 0]
         self.latents[t] = views, engine.all_views(z, [VIEWS.index(view) for view in views])
 
-    def timing(self):
-        p50, p99, most = np.percentile(1e3 * np.array(self.seconds), (50, 99, 100)).tolist()
-        return {"steps": len(self.seconds), "plans": self.plans, "starved": self.starved, "latent_hits": self.hits,
-                "p50_ms": p50, "p99_ms": p99, "max_ms": most}
-
     def close(self):
-        """Wait for the episode's jobs; those that have not begun are dropped."""
+        """Wait for the episode's jobs and raise what no step was told of. Those that have not begun are dropped."""
         jobs = [*(self.pending or ())[1:], *self.ahead]   # what went wrong with a plan is said first
-        for job in jobs:
-            job.cancel()
-        wait(jobs)
-        for job in jobs:
-            if not job.cancelled():
-                job.result()   # what no step was told of
+        begun = [job for job in jobs if not job.cancel()]
+        wait(begun)
+        for job in begun:
+            job.result()

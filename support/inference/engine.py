@@ -1,11 +1,8 @@
 """Fast inference: the savings that model.py leaves out, as transformations of a built model.
 
-`Engine(model)` gives the chunks of `model.sample_actions` from the same weights, exact up to rounding. docs/realtime.md
-lists what it saves, and tests/support/test_engine.py holds each saving equal to the plain path.
-
-A `Program` (support/inference/buffers.py) holds everything that is fixed for a number of samples, a set of views and a
-text budget. Running it is a fixed list of operations: no value is read back, no shape depends on data. So it can be one
-CUDA graph, and the four functions of support/inference/fused.py are compiled inside it once for all layers and steps.
+docs/realtime.md lists what it saves, and tests/support/test_engine.py holds each saving equal to the plain path.
+Running a `Program` (support/inference/buffers.py) is a fixed list of operations: no value is read back, no shape
+depends on data. So it can be one CUDA graph, in which four functions of support/inference/fused.py are compiled once.
 """
 
 import copy
@@ -18,8 +15,8 @@ import torch.nn.functional as F
 
 from data import Batch
 from support.inference.buffers import Program, Shape
-from support.inference.fused import (BlockWeights, Vision, block, compiled, decode, encode, fold_action_embedding,
-                                     fold_compression, linear, rms_norm, vit_block)
+from support.inference.fused import (BlockWeights, block, compiled, decode, encode, fold_action_embedding,
+                                     fold_compression, linear, look, rms_norm, vit_block)
 
 MODES = ("eager", "compile", "graph")
 PROGRAMS = 8   # kept, those used last: each has buffers, tables and perhaps a graph of its own
@@ -58,8 +55,7 @@ def cuda_capture(run):
 
 
 def entry(method):
-    """A way into the engine: for one thread at a time, on the model's device, and never in inference mode, in which
-    everything would be compiled again."""
+    """A way in: one thread at a time, on the model's device, never in inference mode, which compiles all again."""
     @wraps(method)
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -70,31 +66,28 @@ def entry(method):
 
 
 class Engine:
-    """engine(batch, eps) -> Chunk, equal to model.sample_actions(batch, eps).
+    """engine(batch, eps) -> Chunk, equal to model.sample_actions(batch, eps) up to rounding.
 
     mode: "eager"; "compile": the functions of fused.py are compiled; "graph": and every Program is one CUDA graph, made
-    by `capture` at its first call. views: which of the three the robot has; what a control loop calls is compiled and
-    recorded for these here, anything else when it is first asked for. Threads on one CUDA stream may share an engine.
-    The model keeps working and shares its weights; train it no further, because constants were computed from them.
-    One engine a model, made where it shall run: a second one, or moving the model, holds the weights twice. `eager`
-    makes one that shares. Sets torch.backends.cudnn.benchmark on a GPU.
+    by `capture` at its first call. steps: of Euler, the config's by default. views: which of the three the robot has;
+    what a control loop calls is compiled and recorded for these here, anything else when it is first asked for.
+    Threads on one CUDA stream may share an engine. The model keeps working and shares its weights; train it no further,
+    because constants were computed from them. A second engine, or moving the model, holds the weights twice.
     """
 
     def __init__(self, model, mode="eager", steps=None, capture=cuda_capture, backend=None, views=(0, 1, 2)):
         if mode not in MODES:
             raise ValueError(f"--engine {mode}: choose from {', '.join(MODES)}")
-        self.model, self.config, self.mode, self.capture = model, model.config, mode, capture
         device, config = model.act.state_proj.weight.device, model.config
+        self.model, self.config, self.mode, self.capture = model, config, mode, capture
         if mode == "graph" and capture is cuda_capture and device.type != "cuda":
             raise ValueError("--engine graph records a CUDA graph, and the model is not on a GPU: use eager or compile")
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True   # the VAE's shapes are few
-        self.steps = config.euler_steps if steps is None else steps
-        if self.steps < 1:
-            raise ValueError(f"--euler_steps must be at least 1, got {self.steps}")
+        self.steps = steps or config.euler_steps
         self.programs, self.captures, self.lock, self.report = {}, 0, threading.RLock(), None
         self.view_tokens = torch.tensor(config.view_tokens, device=device)
-        self.vision = Vision(model.und.visual, config)
+        self.vision = partial(look, model.und.visual)
         self.layers = {name: [BlockWeights.of(getattr(layer, name), config) for layer in model.layers]
                        for name in (("und", "gen", "act") if config.gen_expert else ("und", "act"))}
         if config.und_tail:
@@ -102,8 +95,7 @@ class Engine:
         if config.gen_expert:
             *layers, last = self.layers["gen"]
             self.layers["gen_kv"] = [*layers, last.keys_values_alone(config)]   # where nothing is imagined
-            self.compress = fold_compression(model.gen)
-            self.vae = model.vae
+            self.compress, self.vae = fold_compression(model.gen), model.vae
             for kernel in (p for p in model.vae.parameters() if p.ndim == 4):
                 kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
         self.embed_action = fold_action_embedding(model.act, self.steps)
@@ -115,10 +107,8 @@ class Engine:
             self._warm_up(views)
 
     def _warm_up(self, views):
-        """Compile (and record) what a control loop calls: a plan, latents ahead of a plan, and a plan with them given.
-
-        Say how far the plans are from eager's on a second input: a replay that kept something of the first would show.
-        """
+        """Compile (and record) what a control loop calls: a plan, latents ahead of one, and a plan with them given. Say
+        how far plans are from eager's on a second input: a replay that kept something of the first would show."""
         slow = self.eager()
         for seed in (0, 1):
             batch, random = random_batch(self.config, seed=seed), torch.Generator().manual_seed(seed)
@@ -132,13 +122,11 @@ class Engine:
         self.report = (f"engine {self.mode}: largest difference from eager {(fast - exact).abs().max().item():.1e} of "
                        f"actions up to {exact.abs().max().item():.1f}")
 
-    def eager(self, steps=None):
-        """A second engine over the same weights, nothing compiled; with another number of Euler steps if given."""
+    def eager(self):
+        """A second engine over the same weights, nothing compiled."""
         other = copy.copy(self)   # the lock is the same, so that neither computes while the other records
         other.mode, other.programs = "eager", {}
         other.block, other.vit_block, other.encode, other.decode = block, vit_block, encode, decode
-        if steps is not None:
-            other.steps, other.embed_action = steps, fold_action_embedding(self.model.act, steps)
         return other
 
     # ---- a call -------------------------------------------------------------------------------------------------
@@ -147,10 +135,10 @@ class Engine:
     def __call__(self, batch, eps, z_past=None, imagine=False):
         """batch: data.Batch of B samples with the same views; eps (B, k, d_a); z_past (B, V, 16, g, g), latents of t-m.
 
-        batch and eps may lie on the CPU, and should: their masks are read there, and copying in is part of the call.
-        What is returned is the caller's own. ValueError: samples with different views, or padding between words.
+        Batch and eps should lie on the CPU: masks are read there, and copying in is part of the call. What is returned
+        is the caller's own. ValueError: samples with different views.
         """
-        shape = self.shape(batch, z_past is not None, imagine and self.config.gen_expert)
+        shape = self.shape(batch, z_past is not None, imagine)
         program = self.programs.pop(shape, None) or Program(self.model, shape)
         self.programs[shape] = program   # the one used last stands last
         if len(self.programs) > PROGRAMS:
@@ -168,13 +156,10 @@ class Engine:
         views, words = batch.view_mask[0], batch.text_mask.sum(1)
         if not bool((batch.view_mask == views).all()):
             raise ValueError("the samples of one call must have the same cameras: call the engine once per set")
-        order = torch.arange(batch.text_mask.shape[1], device=words.device)
-        if not torch.equal(batch.text_mask, order < words[:, None]):
-            raise ValueError("text_mask: the words must stand before the padding")
         text = int(words.max()) if self.mode == "eager" else self.config.text_tokens
         padded = self.mode != "eager" or bool((words < text).any())
         return Shape(len(words), tuple(views.nonzero().flatten().tolist()), text, padded,
-                     cached and self.config.gen_expert, imagine)
+                     cached and self.config.gen_expert, imagine and self.config.gen_expert)
 
     def run(self, program):
         """The whole call as a fixed list of operations on a Program's buffers -> Chunk."""
@@ -207,7 +192,7 @@ class Engine:
         return x.to(self.model.dtype)
 
     def understand(self, program, x):
-        """Fill the understanding tokens' keys and values."""
+        """x (B, u, D): fill the understanding tokens' keys and values."""
         self._layers("und", program, x, 0)
 
     def latents(self, program):
@@ -249,7 +234,8 @@ class Engine:
         """Eq. (3) -> actions (B, k, d_a) float32. The state token takes part in the first step alone."""
         act, config = self.model.act, self.config
         (weight, biases), g, n, k = self.embed_action, program.g, program.n, config.chunk
-        a = program.eps.clone() if config.noise_on_padding else program.eps * program.real
+        real = torch.ones_like(program.real) if config.noise_on_padding else program.real
+        a, real_dt = program.eps * real, real / self.steps
         for step in range(self.steps):
             x = act.action_time_mlp_out(F.silu(F.linear(a, weight, biases[step])))
             if config.learned_positions:
@@ -261,7 +247,7 @@ class Engine:
                 x, start, pieces = torch.cat([state, x], 1), g, ((1, g + 1), (k, n))
             x = self._layers("act", program, x.to(self.model.dtype), start, pieces)
             v = act.action_out_proj(rms_norm(x[:, -k:], act.norm.weight, config.norm_eps).float())
-            a = a + (v if config.noise_on_padding else v * program.real) / self.steps
+            a = torch.addcmul(a, v, real_dt)
         return a
 
     def _layers(self, name, program, x, start, pieces=None):
@@ -276,25 +262,17 @@ class Engine:
     @staticmethod
     def all_views(z, views):
         """(B, views computed, ...) -> (B, 3, ...), zeros where a view is missing."""
-        if len(views) == 3:
-            return z
-        out = z.new_zeros(len(z), 3, *z.shape[2:])
-        for v, one in zip(views, z.unbind(1)):
-            out[:, v] = one
-        return out
+        given, missing = dict(zip(views, z.unbind(1))), torch.zeros_like(z[:, 0])
+        return torch.stack([given.get(v, missing) for v in range(3)], 1)
 
 
 def random_batch(config, B=1, seed=0):
     """Noise of the right shapes for inference: three views, a prompt that fills the budget."""
-    random = torch.Generator().manual_seed(seed)
-
-    def noise(high, *size, dtype=torch.uint8):
-        return torch.randint(high, size, generator=random, dtype=dtype)
-
-    size, frame = config.view_size, config.frame_size
-    return Batch(image=noise(256, B, 3, 3, size, size), frames=noise(256, B, 3, 2, 3, frame, frame),
-                 view_mask=torch.ones(B, 3, dtype=torch.bool),
-                 text_ids=noise(config.vocab, B, config.text_tokens, dtype=torch.long),
-                 text_mask=torch.ones(B, config.text_tokens, dtype=torch.bool),
+    random, S, s = torch.Generator().manual_seed(seed), config.view_size, config.frame_size
+    return Batch(image=torch.randint(256, (B, 3, 3, S, S), generator=random, dtype=torch.uint8),
+                 frames=torch.randint(256, (B, 3, 2, 3, s, s), generator=random, dtype=torch.uint8),
+                 text_ids=torch.randint(config.vocab, (B, config.text_tokens), generator=random),
                  state=torch.randn(B, config.state_dim, generator=random),
+                 view_mask=torch.ones(B, 3, dtype=torch.bool),
+                 text_mask=torch.ones(B, config.text_tokens, dtype=torch.bool),
                  dim_mask=torch.ones(B, config.action_dim, dtype=torch.bool))

@@ -1,7 +1,6 @@
 """What the engine computes with: a built model's weights, joined and folded, and the four functions it compiles.
 
-`BlockWeights` and `ViTWeights` are plain tuples of tensors, so that one compiled function serves every layer: `block`
-those of the three experts, `vit_block` those of a vision tower. `encode` and `decode` are the VAE's two ways.
+`block` serves every layer of the three experts, because a layer's weights are a plain tuple of tensors.
 """
 
 from typing import NamedTuple
@@ -43,44 +42,17 @@ class BlockWeights(NamedTuple):
         if config.qk_norm:
             scale = torch.cat([getattr(attention, f"{name}_norm").weight.detach().expand(rows, -1)
                                for name, rows in heads.items()])
-        weights = cls(block.input_layernorm.weight.detach(),
-                      join([getattr(attention, f"{name}_proj") for name in (*heads, "v")]), scale)
-        if block.kv_only:
-            return weights
-        return weights._replace(
-            o=attention.o_proj.weight.detach(), mlp_norm=block.post_attention_layernorm.weight.detach(),
-            gate_up=join([block.mlp.gate_proj, block.mlp.up_proj])[0], down=block.mlp.down_proj.weight.detach())
+        qkv = join([getattr(attention, f"{name}_proj") for name in (*heads, "v")])
+        rest = () if block.kv_only else (
+            attention.o_proj.weight.detach(), block.post_attention_layernorm.weight.detach(),
+            join([block.mlp.gate_proj, block.mlp.up_proj])[0], block.mlp.down_proj.weight.detach())
+        return cls(block.input_layernorm.weight.detach(), qkv, scale, *rest)
 
     def keys_values_alone(self, config):
         """The same layer when nothing reads its output: q's rows are left out."""
         (weight, bias), rows = self.qkv, config.heads * config.head_dim
         return BlockWeights(self.norm, (weight[rows:], None if bias is None else bias[rows:]),
                             None if self.qk_norm is None else self.qk_norm[config.heads:])
-
-
-class ViTWeights(NamedTuple):
-    """One layer of a vision tower, InternViT's or Qwen3-VL's; each pair is (weight, bias)."""
-
-    norm: tuple
-    qkv: tuple
-    proj: tuple
-    mlp_norm: tuple
-    fc1: tuple
-    fc2: tuple
-    scales: tuple            # InternViT's LayerScale, or (None, None)
-
-    @classmethod
-    def of(cls, layer):
-        def pair(module):
-            return module.weight.detach(), module.bias.detach()
-
-        if hasattr(layer, "lambda_1"):
-            parts = layer.attention
-            return cls(pair(layer.layernorm_before), join([parts[name] for name in ("q_proj", "k_proj", "v_proj")]),
-                       pair(parts["projection_layer"]), pair(layer.layernorm_after), pair(layer.mlp["fc1"]),
-                       pair(layer.mlp["fc2"]), (layer.lambda_1.detach(), layer.lambda_2.detach()))
-        return cls(pair(layer.norm1), pair(layer.attn["qkv"]), pair(layer.attn["proj"]), pair(layer.norm2),
-                   pair(layer.mlp["linear_fc1"]), pair(layer.mlp["linear_fc2"]), (None, None))
 
 
 def fold_compression(gen):
@@ -111,11 +83,8 @@ SHAPES = 64      # that each compiled function may take, over all layouts; torch
 
 
 def linear(x, weight, bias=None):
-    """x W^T + b: x (..., K), weight (N, K), bias (N,) or None -> (..., N).
-
-    On a CPU oneDNN repacks its right operand at every call, and with few rows of x the weight is by far the larger
-    operand: W x^T, the same product, is faster. Nowhere else does the order matter.
-    """
+    """x W^T + b: x (..., K), weight (N, K), bias (N,) or None -> (..., N). On a CPU oneDNN repacks its right operand at
+    every call. With few rows of x the weight is the larger one, so W x^T, the same product, is faster."""
     if x.device.type == "cpu" and bias is None and x.numel() // x.shape[-1] <= FEW_ROWS:
         return (weight @ x.reshape(-1, x.shape[-1]).T).T.view(*x.shape[:-1], -1)
     return F.linear(x, weight, bias)
@@ -126,13 +95,8 @@ def rms_norm(x, weight, eps):
     return F.rms_norm(x.float(), x.shape[-1:], weight.float(), eps).to(x.dtype)
 
 
-def signed(cos, sin):
-    """cos and sin of half a head (..., d/2) -> the tables `turn` reads (..., d)."""
-    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-
-
 def turn(x, rotary):
-    """Rotary embedding of x (B, N, heads, d) float32 by the tables of `signed`, each (B, N, 1, d)."""
+    """Rotary embedding of x (B, N, heads, d) -> float32. rotary: cos and sin (B, N, 1, d), sin's first half negated."""
     cos, sin = rotary
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
@@ -162,36 +126,23 @@ def block(x, w, keys, values, start, pieces, rotary, bias, eps):
     if w.qk_norm is not None:
         y = F.rms_norm(y.float(), (d,), None, eps) * w.qk_norm.float()
     if rotary is not None:
-        y = turn(y.float(), rotary)
+        y = turn(y, rotary)
     y = y.to(x.dtype)
     keys[:, :, start:start + n] = y[:, :, -G:].transpose(1, 2)
     values[:, :, start:start + n] = value.transpose(1, 2)
     if w.o is None:
         return None
-    first, attended = 0, []
-    for rows, visible in pieces:
-        seen = None if bias is None else bias[..., :visible]
-        attended.append(attend(y[:, first:first + rows, :-G], keys[:, :, :visible], values[:, :, :visible], seen))
-        first += rows
+    attended = [attend(query, keys[:, :, :visible], values[:, :, :visible],
+                       None if bias is None else bias[..., :visible])
+                for query, (_, visible) in zip(y[:, :, :-G].split([rows for rows, _ in pieces], 1), pieces)]
     x = x + linear(attended[0] if len(pieces) == 1 else torch.cat(attended, 1), w.o)
     gate, up = linear(rms_norm(x, w.mlp_norm, eps), w.gate_up).chunk(2, -1)
     return x + linear(F.silu(gate) * up, w.down)
 
 
-def vit_block(x, w, heads, rotary, eps=1e-6):
+def vit_block(layer, x, *rotary):
     """One layer of a vision tower: x (n, N, D) -> the same; all views in one batch."""
-    qkv = linear(F.layer_norm(x, x.shape[-1:], *w.norm, eps), *w.qkv).unflatten(-1, (3 * heads, -1))
-    if rotary is not None:
-        query, key = turn(qkv[:, :, :2 * heads].float(), rotary).to(x.dtype).chunk(2, 2)
-    else:
-        query, key = qkv[:, :, :heads], qkv[:, :, heads:2 * heads]
-    y = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (query, key, qkv[:, :, 2 * heads:])))
-    y = linear(y.transpose(1, 2).flatten(2), *w.proj)
-    x = x + (y if w.scales[0] is None else y * w.scales[0])
-    y = F.gelu(linear(F.layer_norm(x, x.shape[-1:], *w.mlp_norm, eps), *w.fc1),
-               approximate="none" if rotary is None else "tanh")
-    y = linear(y, *w.fc2)
-    return x + (y if w.scales[1] is None else y * w.scales[1])
+    return layer(x, *rotary)
 
 
 def encode(vae, pixels):
@@ -205,16 +156,12 @@ def decode(vae, z):
 
 
 def compiled(function, **options):
-    """torch.compile for up to SHAPES shapes, beyond which the result raises ValueError, one line.
-
-    torch keeps its own limit per thread, so it is raised where the call is made.
-    """
+    """torch.compile for up to SHAPES shapes, beyond which the result raises ValueError, one line."""
     fast = torch.compile(function, fullgraph=True, dynamic=False, **options)
 
     def call(*args):
-        settings = torch._dynamo.config
-        if settings.recompile_limit < SHAPES:
-            settings.recompile_limit = SHAPES
+        settings = torch._dynamo.config   # which torch keeps per thread
+        settings.recompile_limit = max(settings.recompile_limit, SHAPES)
         try:
             return fast(*args)
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
@@ -223,31 +170,15 @@ def compiled(function, **options):
     return call
 
 
-class Vision:
-    """A tower of support/vision.py over joined layers, with its tables. conveyor's convolutions stay as they are."""
-
-    def __init__(self, tower, config):
-        self.tower, self.layers, self.heads, self.rotary = tower, [], config.vit_heads, None
-        if isinstance(tower, InternViT):
-            self.layers = [ViTWeights.of(layer) for layer in tower.layers]
-        elif isinstance(tower, QwenViT):
-            self.layers = [ViTWeights.of(layer) for layer in tower.blocks]
-            weight = tower.patch_embed.weight.detach()
-            self.patch = weight.float().sum(2).to(weight.dtype)   # a still image fills both times of the kernel
-            table, angle = tower.tables(config.image_size // config.vit_patch)
-            self.table = table.detach().contiguous()
-            self.rotary = signed(angle.cos()[None, :, None], angle.sin()[None, :, None])
-
-    def __call__(self, pixels, block):
-        """pixels (n, 3, S, S) in [0, 1] -> (n, tokens, D). block: `vit_block`, perhaps compiled."""
-        if not self.layers:
-            return self.tower(pixels)
-        if self.rotary is None:
-            x = self.tower.patches(pixels)
-        else:
-            pixels = (pixels * 2 - 1).to(self.patch.dtype)
-            x = F.conv2d(pixels, self.patch, self.tower.patch_embed.bias, self.patch.shape[-1])
-            x = x.flatten(2).transpose(1, 2) + self.table
-        for w in self.layers:
-            x = block(x, w, self.heads, self.rotary)
-        return self.tower.tokens(x)
+def look(tower, pixels, block):
+    """What tower(pixels) gives, layer by layer: pixels (n, 3, S, S) in [0, 1] -> (n, tokens, D). block: `vit_block`,
+    perhaps compiled; conveyor's convolutions stay as they are."""
+    if isinstance(tower, InternViT):
+        layers, x, rotary = tower.layers, tower.patches(pixels), ()
+    elif isinstance(tower, QwenViT):
+        layers, (x, *rotary) = tower.blocks, tower.patches(pixels)
+    else:
+        return tower(pixels)
+    for layer in layers:
+        x = block(layer, x, *rotary)
+    return tower.tokens(x)

@@ -1,7 +1,4 @@
-"""A folder of pictures in and out: what infer.py reads of one, cuts one from a dataset and writes about it.
-
-infer.py's first docstring says which files such a folder holds.
-"""
+"""A folder of pictures, as infer.py's first docstring describes it: read, planned for, or cut from a dataset."""
 
 import json
 from dataclasses import dataclass
@@ -37,8 +34,9 @@ def read(folder, stats, task=None, state=None):
     folder's own. ValueError: one line that names the file."""
     seen, future = read_pictures(folder)
     state = state or next((folder / name for name in ("state.npy", "state.json") if (folder / name).exists()), None)
+    d_q, d_a, true = len(stats.state_mean), len(stats.action_mean), folder / "true_actions.npy"
     if state:
-        q_t = read_state(Path(state), stats)
+        q_t = read_numbers(Path(state), 1, d_q, f"robot '{stats.robot}' has {d_q} state dimensions")
     else:
         print("no state given: using the mean state of the training data; --state FILE gives the real one")
         q_t = np.array(stats.state_mean, np.float32)
@@ -46,11 +44,12 @@ def read(folder, stats, task=None, state=None):
         task = (folder / "task.txt").read_text().strip()
     if not task:
         raise ValueError(f"--task is missing, and so is {folder}/task.txt: what shall the robot do?")
-    return Observed(seen, future, q_t, task, read_actions(folder / "true_actions.npy", stats))
+    actions = read_numbers(true, 2, d_a, f"expected (steps, {d_a})") if true.exists() else None
+    return Observed(seen, future, q_t, task, actions)
 
 
 def read_pictures(folder):
-    """view -> [o_{t-m}, o_t] and view -> o_{t+m} of an image folder. ValueError: one line."""
+    """view -> [o_{t-m}, o_t], and view -> o_{t+m}. ValueError: one line."""
     if not folder.is_dir():
         raise ValueError(f"--image-dir {folder}: no such folder; infer.py --help describes it")
     seen, future = {}, {}
@@ -61,8 +60,8 @@ def read_pictures(folder):
             continue
         for time in ("past", "now"):
             if time not in found:
-                raise ValueError(f"--image-dir {folder}: {view}_{time}.png is missing; a camera needs past and now, "
-                                 f"or none of its files if the robot does not have it")
+                raise ValueError(f"--image-dir {folder}: {view}_{time}.png is missing; a camera needs past and now, or "
+                                 "none of its files if the robot does not have it")
         seen[view] = [found["past"], found["now"]]
         if "future" in found:
             future[view] = found["future"]
@@ -71,42 +70,26 @@ def read_pictures(folder):
     return seen, future
 
 
-def read_state(path, stats):
-    """q_t (d_q,) float32 from .npy or .json. ValueError: one line."""
+def read_numbers(path, axes, d, expected):
+    """float32 from .npy or .json, d numbers on the last of so many axes. ValueError, one line: the file, what was
+    expected."""
     try:
-        values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else json.loads(path.read_text())
-        state = np.asarray(values, np.float32)
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"state {path} cannot be read ({error}); give a .npy or .json list of numbers")
-    if state.shape != (len(stats.state_mean),):
-        raise ValueError(f"state {path} has shape {state.shape}, robot '{stats.robot}' has "
-                         f"{len(stats.state_mean)} state dimensions")
-    if not np.isfinite(state).all():
-        raise ValueError(f"state {path}: dimension {int(np.argmin(np.isfinite(state)))} is not finite")
-    return state
-
-
-def read_actions(path, stats):
-    """True actions (k, d_a), or None without the file. ValueError: one line."""
-    if not path.exists():
-        return None
-    try:
-        actions = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError):
-        raise ValueError(f"{path} cannot be read: replace or delete it")
-    if actions.ndim != 2 or actions.shape[1] != len(stats.action_mean) or not np.isfinite(actions).all():
-        raise ValueError(f"{path}: expected finite numbers of shape (steps, {len(stats.action_mean)}), "
-                         f"found shape {actions.shape}")
-    return actions
+        values = json.loads(path.read_text()) if path.suffix == ".json" else np.load(path, allow_pickle=False)
+        x = np.asarray(values, np.float32)
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); replace it by a .npy or .json of numbers")
+    if x.ndim != axes or x.shape[-1] != d:
+        raise ValueError(f"{path} has shape {x.shape}; {expected}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{path}: dimension {np.argwhere(~np.isfinite(x))[0, -1]} is not finite")
+    return x
 
 
 def write(out, policy, observed, actions, z_hat):
-    """Write what was planned into the folder `out` and print it. actions (k, d_a) in raw units; z_hat (V, 16, g, g) or
-    None."""
-    stats, names, true = policy.stats, action_names(policy.stats), observed.actions
+    """What was planned, printed and into the folder `out`. actions (k, d_a) in raw units; z_hat (V, 16, g, g), None."""
+    stats, names, true, shown = policy.stats, action_names(policy.stats), observed.actions, actions
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "actions.npy", actions)
-    shown = actions
     if true is not None:   # an episode may end sooner than the chunk, or later than it
         shown, true = actions[:len(true)], true[:len(actions)]
     plots.action_plot(shown, names, true=true, fps=stats.fps, path=out / "actions.png", spans=stats.action_std)
@@ -116,13 +99,6 @@ def write(out, policy, observed, actions, z_hat):
           f"in the robot's units ({policy.config.data.action_mode})")
     for name, column in zip(names, actions.T):
         print(f"  {name:<24} first {column[0]:+8.3f}   last {column[-1]:+8.3f}   range {np.ptp(column):7.3f}")
-    if true is not None:
-        # Beside it holding the state, where that has the actions' dimensions.
-        chunks = {"policy": shown} | ({"holding the state": observed.state[None]}
-                                      if observed.state.size == true.shape[1] else {})
-        errors = {name: np.square((a - true) / np.array(stats.action_std)).mean() for name, a in chunks.items()}
-        print("mean squared error in standard deviations of the training actions: "
-              + ", ".join(f"{name} {error:.4f}" for name, error in errors.items()))
     if z_hat is not None:
         foresight_picture(policy, observed.seen, observed.future, z_hat, out / "foresight.png")
     print_euler_error(policy, observed.seen, observed.state, observed.task)
@@ -130,10 +106,8 @@ def write(out, policy, observed, actions, z_hat):
 
 
 def cut(dataset, folder, episode=-1, frame=None, robot=None):
-    """Write an image folder from an episode of a dataset, with the true future and the true actions.
-
-    frame: t, by default m. ValueError: one line, for an episode or a frame that does not exist.
-    """
+    """Write an image folder from an episode of a dataset, with the true future and the true actions. frame: t, by
+    default m. ValueError: one line, for an episode or a frame that does not exist."""
     source = open_source(dataset, find_robot(robot) if robot else None)
     E, m = len(source.lengths), DataConfig.m
     if not -E <= episode < E:

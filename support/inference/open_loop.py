@@ -1,13 +1,11 @@
 """Open loop: what a policy would have commanded on a recorded episode, beside what was commanded, no robot moving.
 
-At t = 0, k, 2k, ... the policy plans a whole chunk from the recorded pictures and state, and the chunks are laid end to
-end. Three baselines do the same without looking. A policy that does not beat them has learned nothing that the state
-did not tell. Before it counts, `replay` compares what training and a live robot give the model.
+At t = 0, k, 2k, ... the policy plans a whole chunk, and the chunks are laid end to end. Three baselines do the same
+without looking: a policy that does not beat them has learned nothing that the state did not tell.
 """
 
 import json
 import sys
-from dataclasses import fields
 
 import numpy as np
 import torch
@@ -20,29 +18,23 @@ RIDGE = 1e-2   # times the number of training frames, on standardised states
 
 
 class Baselines:
-    """Hold the state, the mean action, and a ridge regression from the state to the next k actions.
-
-    Fitted on a data.Corpus: its training episodes of stats' robot. skip: an episode that cannot be read is told and
-    does not count, instead of being an error.
-    """
+    """Hold the state, the mean action, and a ridge regression from the state to the next k actions, fitted on a
+    corpus's training episodes of stats' robot. skip: one that cannot be read is told instead of being an error."""
 
     def __init__(self, corpus, stats, k, skip=False):
-        self.stats, self.k = stats, k
-        n, XX, XY, first, total, squares = 0, 0, 0, None, 0, 0   # sums over frames: a corpus's chunks fill no memory
-        for state, action in self._episodes(corpus, skip):
+        self.stats, self.k, XX, XY, actions = stats, k, 0, 0, []
+        for state, action in self._episodes(corpus, skip):   # sums, because a corpus's chunks fill the memory
             X, Y = self._features(state), np.stack([chunk_at(action, t, k)[0] for t in range(len(action))])
-            n, XX, XY = n + len(X), XX + X.T @ X, XY + X.T @ Y.reshape(len(X), -1).astype(np.float64)
-            first = action.mean(0, dtype=np.float64) if first is None else first
-            centred = action - first                             # or the squares would cancel
-            total, squares = total + centred.sum(0), squares + (centred ** 2).sum(0)
-        penalty = RIDGE * n * np.eye(len(XX))
+            XX, XY = XX + X.T @ X, XY + X.T @ Y.reshape(len(X), -1).astype(np.float64)
+            actions.append(action)
+        actions = np.concatenate(actions)
+        penalty = RIDGE * len(actions) * np.eye(len(XX))
         penalty[-1, -1] = 0   # the intercept is free
         self.weights = np.linalg.solve(XX + penalty, XY)
-        self.mean, std = first + total / n, np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0))
+        self.mean, std = actions.mean(0, dtype=np.float64), actions.std(0, dtype=np.float64)
         self.unit = np.where(std < 1e-3, 1.0, std)   # of the training actions: what errors are measured in
 
     def _episodes(self, corpus, skip):
-        """(state, action) of every training episode of the robot."""
         for i, source in corpus.sources.items():
             fits = source.has_action and source.robot == self.stats.robot
             for e in np.unique(corpus.windows[i][:, 0]) if fits else ():
@@ -77,11 +69,9 @@ def replay(policy, source, e, t):
     standard deviations. ValueError names the first input of the model that is not the same bit for bit."""
     stats, model, m = policy.stats, policy.config.model, policy.config.data.m
     trained, (pictures, state, task) = example(model, m, stats, source, e, t), observed(source, e, t, m)
-    live = policy.batch([pictures], state[None], [task])
-    for name in (item.name for item in fields(live)):
-        seen, expected = getattr(live, name), trained[name][None]
-        expected = expected[:, :, :2] if name == "frames" else expected            # t + m is for training only
-        if seen is not None and not torch.equal(seen, expected):
+    expected = trained | {"frames": trained["frames"][:, :2]}   # t + m is for training only
+    for name, seen in vars(policy.batch([pictures], state[None], [task])).items():
+        if seen is not None and not torch.equal(seen[0], expected[name]):
             raise ValueError(f"replay: '{name}' of dataset {source.name}, episode {e}, frame {t} is not the same in "
                              f"training and at inference: the policy would be run on inputs it was not trained on")
     back = stats.actions(trained["action"].numpy(), state)
@@ -90,15 +80,13 @@ def replay(policy, source, e, t):
 
 def traces(policy, baselines, source, e):
     """One episode -> name -> (T, d_a) in raw units, with "policy" and "true" among the names, and chunk starts."""
-    state, action = source.numbers(e)
-    T, k, m = len(state), policy.config.model.chunk, policy.config.data.m
-    parts, starts = {"policy": []}, list(range(0, T, k))
+    _, action = source.numbers(e)
+    T, chunks, starts = len(action), [], list(range(0, len(action), policy.config.model.chunk))
     for t in starts:
-        seen, q_t, task = observed(source, e, t, m)
-        parts["policy"].append(policy.plan([seen], q_t[None], [task])[0][0])
-        for name, chunk in baselines.chunks(q_t).items():
-            parts.setdefault(name, []).append(chunk)
-    return {name: np.concatenate(chunks)[:T] for name, chunks in parts.items()} | {"true": action}, starts
+        seen, q_t, task = observed(source, e, t, policy.config.data.m)
+        chunks.append({"policy": policy.plan([seen], q_t[None], [task])[0][0]} | baselines.chunks(q_t))
+    curves = {name: np.concatenate([chunk[name] for chunk in chunks])[:T] for name in chunks[0]}
+    return curves | {"true": action}, starts
 
 
 def errors(found, baselines, names):
@@ -114,13 +102,11 @@ def errors(found, baselines, names):
 
 def open_loop(policy, corpus):
     """All held-out episodes of a corpus -> ({episode: errors}, {episode: (traces, starts)})."""
-    skip = policy.config.data.on_bad_sample == "skip"
+    skip, names = policy.config.data.on_bad_sample == "skip", action_names(policy.stats)
     baselines = Baselines(corpus, policy.stats, policy.config.model.chunk, skip)
-    source, reports, found = corpus.held_out, {}, {}
-    for e in np.unique(corpus.held_out_windows[:, 0]).tolist():
-        found[e] = traces(policy, baselines, source, e)
-        reports[e] = errors(found[e][0], baselines, action_names(policy.stats))
-    return reports, found
+    found = {e: traces(policy, baselines, corpus.held_out, e)
+             for e in np.unique(corpus.held_out_windows[:, 0]).tolist()}
+    return {e: errors(curves, baselines, names) for e, (curves, _) in found.items()}, found
 
 
 def mean_errors(reports):
@@ -132,8 +118,8 @@ def mean_errors(reports):
 # ---- infer.py --open-loop ---------------------------------------------------------------------------------------
 
 def write_report(policy, data, out, robot=None):
-    """Every held-out episode of `data`: its plot, a foresight picture from its middle, and all errors as JSON in the
-    folder `out`. ValueError, one line, for data of another robot than the policy drives."""
+    """Every held-out episode of `data`: its plot, a foresight picture and all errors as JSON in the folder `out`.
+    ValueError, one line, for data of another robot than the policy drives."""
     if not data:
         raise ValueError("--open-loop needs --data, the dataset or mixture that the policy was trained on")
     m = policy.config.data.m

@@ -1,5 +1,7 @@
 """What is drawn and printed of one plan: its actions by name, the imagined future, what fewer Euler steps change."""
 
+import torch
+
 from data import VIEWS
 from support import pictures
 from support.data.letterbox import letterbox
@@ -11,11 +13,8 @@ def action_names(stats):
 
 
 def foresight_picture(policy, seen, future, z_hat, path):
-    """Per view: t-m, t, imagined t+m, and where it is given the true t+m and what the VAE makes of it: the ceiling.
-
-    All as the generation expert sees them. seen: view -> [o_{t-m}, o_t], future: view -> o_{t+m}, uint8 (H, W, 3);
-    z_hat (V, 16, g, g).
-    """
+    """Per view, as the generation expert sees it: t-m, t, imagined t+m, and where it is given the true t+m and what the
+    VAE makes of that. seen: view -> [o_{t-m}, o_t]; future: view -> o_{t+m}, uint8 (H, W, 3); z_hat (V, 16, g, g)."""
     def boxed(picture):
         return letterbox(picture, policy.config.model.frame_size)
 
@@ -39,8 +38,13 @@ def foresight_picture(policy, seen, future, z_hat, path):
 
 
 def print_euler_error(policy, seen, state, task):
-    """With --euler_steps: what fewer steps change at one observation, as Policy.plan takes it."""
-    if policy.euler_steps:
-        error = policy.euler_error([seen], state[None], [task])
-        print(f"{policy.euler_steps} instead of {policy.config.model.euler_steps} Euler steps move the actions by "
-              f"{error:.1e} training standard deviations (rms, one observation)")
+    """With --euler_steps: what fewer steps than the config's change at one observation, with the same noise."""
+    if not policy.euler_steps:
+        return
+    batch, eps = policy.batch([seen], state[None], [task]).to(policy.device), policy.noise(1).to(policy.device)
+    with torch.inference_mode():
+        prefix = policy.model.prefill(batch)
+        few, all_of_them = (policy.model.sample_actions(batch, eps, n, prefix) for n in (policy.euler_steps, None))
+    error = (few - all_of_them)[batch.dim_mask[:, None].expand_as(few)].square().mean().sqrt().item()
+    print(f"{policy.euler_steps} instead of {policy.config.model.euler_steps} Euler steps move the actions by "
+          f"{error:.1e} training standard deviations (rms, one observation)")

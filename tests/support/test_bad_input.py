@@ -172,12 +172,11 @@ STATS = Statistics(robot="arm", action_mode="absolute", fps=30.0, state_mean=(0.
                    action_mean=(0.2,) * 6, action_std=(1.0,) * 6, windows=1)
 
 
-def save_checkpoint(run, model, stored=None, state_dims=6):
+def save_checkpoint(run, model, stored=None):
     """Weights of a ModelConfig, with the config `stored` (a dict) beside them; default: the one they fit."""
-    stats = replace(STATS, state_mean=STATS.state_mean[:state_dims], state_std=STATS.state_std[:state_dims])
     torch.manual_seed(0)
     stored = stored or to_dict(replace(get_config("conveyor"), model=model))
-    state = {"step": 1, "config": stored, "statistics": asdict(stats), "versions": {}, "log_length": 0}
+    state = {"step": 1, "config": stored, "statistics": asdict(STATS), "versions": {}, "log_length": 0}
     return checkpoint.save(run, 1, InternVLA_A1(model).state_dict(), {}, state)
 
 
@@ -197,16 +196,6 @@ def pictures(tmp_path):
     np.save(folder / "state.npy", np.zeros(6, np.float32))
     (folder / "task.txt").write_text("pick up\n")
     return folder
-
-
-def test_holding_the_state_is_compared_only_where_it_has_the_actions_dimensions(script, pictures, tmp_path, capsys):
-    np.save(pictures / "true_actions.npy", np.zeros((4, 6), np.float32))
-    for dims in (6, 3):
-        run = save_checkpoint(tmp_path / f"state_{dims}", get_config("conveyor", SMALL).model, state_dims=dims)
-        np.save(pictures / "state.npy", np.zeros(dims, np.float32))
-        script("infer.py", "--image-dir", pictures, "--checkpoint", run)
-        printed = capsys.readouterr().out
-        assert "training actions: policy" in printed and ("holding the state" in printed) == (dims == 6)
 
 
 def test_infer_alone_takes_the_newest_run(script, pictures, a_checkpoint, tmp_path, monkeypatch, capsys):
