@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from data import Batch
-from model import InternVLA_A1
 from support.precision import to_compute
+from support.table1 import on_meta
+from support.trace import sample
 from support.training.prepare import checkpoint_layers, freeze
 
 
@@ -63,36 +64,17 @@ def card_attention():
 
 
 def synthetic(config, B):
-    """(Batch, eps, tau) of B samples of noise with everything present. config: ModelConfig."""
-    def pixels(*shape):
-        return torch.randint(0, 256, shape, dtype=torch.uint8)
-
-    def true(*shape):
-        return torch.ones(shape, dtype=torch.bool)
-
-    view, frame, k, d = config.view_size, config.frame_size, config.chunk, config.action_dim
-    batch = Batch(image=pixels(B, 3, 3, view, view), frames=pixels(B, 3, 3, 3, frame, frame), view_mask=true(B, 3),
-                  text_ids=torch.zeros(B, config.text_tokens, dtype=torch.int64), text_mask=true(B, config.text_tokens),
-                  state=torch.randn(B, config.state_dim), dim_mask=true(B, d), action=torch.randn(B, k, d),
-                  action_mask=true(B, k, d), future_mask=true(B))
-    return batch, torch.randn(B, config.action_draws, k, d), torch.rand(B, config.action_draws)
+    """(Batch, eps, tau) of B samples with everything present. config: ModelConfig."""
+    batch = Batch(**{name: torch.cat(B * [x]) for name, x in vars(sample(config)).items()})
+    R = config.action_draws
+    return batch, torch.randn(B, R, *batch.action.shape[1:]), torch.rand(B, R)
 
 
 def skeleton(config, fp32, frozen):
     """The network in its training dtypes, on the meta device. fp32: or else bfloat16; frozen: as for `freeze`."""
-    with torch.device("meta"):
-        model = InternVLA_A1(config)
+    model = on_meta(config)
     freeze(model, frozen)
     return model if fp32 else to_compute(model, torch.bfloat16)
-
-
-def allocate(model):
-    """Give a skeleton memory, without values; inside a FakeTensorMode that memory is fake."""
-    for module in model.modules():
-        for name, p in list(module.named_parameters(recurse=False)):
-            setattr(module, name, torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), p.requires_grad))
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
 @functools.lru_cache
@@ -102,8 +84,8 @@ def fake_step(config, fp32, frozen, recompute, B):
     config: ModelConfig; recompute: layers are computed again in the backward pass; fp32, frozen: as for `skeleton`.
     """
     model = skeleton(config, fp32, frozen)
-    with FakeTensorMode(), Peak() as peak, card_attention():
-        allocate(model)
+    with FakeTensorMode(allow_non_fake_inputs=True), Peak() as peak, card_attention():
+        model.to_empty(device="cpu")
         for p in model.parameters():
             p.grad = torch.empty_like(p) if p.requires_grad else None
         if recompute:

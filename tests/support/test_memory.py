@@ -15,8 +15,8 @@ def whole_step(config):
     """Peak bytes of an optimizer step of two micro-batches on fake tensors, gradients and states growing as they do."""
     train = config.train
     model = activations.skeleton(config.model, train.optimizer == "fp32", train.frozen)
-    with FakeTensorMode(), activations.Peak() as peak, activations.card_attention():
-        activations.allocate(model)
+    with FakeTensorMode(allow_non_fake_inputs=True), activations.Peak() as peak, activations.card_attention():
+        model.to_empty(device="cpu")
         masters = {name: torch.empty(p.shape) for name, p in model.named_parameters() if p.requires_grad}
         optimizer = optimizers.adamw(train.optimizer, model, masters)
         if train.checkpoint_layers:
