@@ -155,7 +155,7 @@ def run(argv):
         print(effective_batch(train, ranks.world), disk_need(config, out), sep="\n")
         first, progress = checkpointer.begin(newest)
     mixture.bad_samples = bad_samples_of_rank(progress.get("bad_samples", []), ranks)
-    validate = held_out_losses(checkpointer, corpus, args.shard, world.watched(corpus.held_out))
+    validate = partial(held_out_losses, checkpointer, corpus, world.watched(corpus.held_out))
     journal = Journal(checkpointer, first, progress.get("skipped", 0), validate)
 
     model.train()

@@ -43,7 +43,8 @@ def curves(rows, path=None):
     draw = ImageDraw.Draw(image)
     for (title, height, own, held_out, axis), y in zip(panels, tops):
         draw.text((left, y - 12), title, INK, font_of(15), anchor="ls")
-        draw.text((left + WIDE, y - 12), f"now {(_smooth(own) if height == HIGH else own)[-1, 1]:.3g}", BLUE, font, anchor="rs")
+        now = (_smooth(own) if height == HIGH else own)[-1, 1]
+        draw.text((left + WIDE, y - 12), f"now {now:.3g}", BLUE, font, anchor="rs")
         if len(held_out):
             draw.text((left + WIDE - 160, y - 12), f"held out {held_out[-1, 1]:.3g}", ORANGE, font, anchor="rs")
         for value, text in axis[2]:

@@ -23,8 +23,7 @@ SKIPS = 3   # so many steps in a row that are not finite stop a run
 class Journal:
     """The record of one run. skipped: steps in a row, up to now, whose loss or gradient was not finite.
 
-    checkpointer: begun, of the run; first: the step that it begins or goes on with; validate: () -> (held-out dict,
-    Foresight or None), called on every rank.
+    checkpointer: begun, of the run; first: its next step; validate: () -> (held-out dict, Foresight or None).
     """
 
     def __init__(self, checkpointer, first, skipped, validate):
@@ -39,13 +38,14 @@ class Journal:
         train, lambda_gen = self.config.train, self.config.model.lambda_gen
         self.bar.update()
         self.skipped = 0 if finite else self.skipped + 1
+        n = {"n_act": counts[0], "n_gen": counts[1]}
         if not finite:
-            self.log.append({"step": done, "skipped": True, "lr": lr, "n_act": counts[0], "n_gen": counts[1]})
+            self.log.append({"step": done, "skipped": True, "lr": lr, **n})
             tqdm.write(f"step {done}: loss or gradient is not finite, the step is skipped")
         elif done % train.log_every == 0 or done == train.steps:
-            row = {"step": done, "loss": loss, "loss_act": act, "loss_gen": gen, "lr": lr, "grad_norm": float(norm),
-                   "n_act": counts[0], "n_gen": counts[1]}
-            self.log.append(row | ({"bad_samples": int(bad_samples)} if bad_samples else {}))
+            bad = {"bad_samples": int(bad_samples)} if bad_samples else {}
+            self.log.append({"step": done, "loss": loss, "loss_act": act, "loss_gen": gen, "lr": lr,
+                             "grad_norm": float(norm), **n, **bad})
             seconds = (time.time() - self.clock) / (done - self.since)
             self.timing.append({"step": done, "seconds": seconds, "peak_gb": round(memory.peak(self.ranks.device), 3)})
             self.clock, self.since = time.time(), done
