@@ -183,12 +183,11 @@ def verify(path: str | Path, hashed: Iterable[str] = FILES) -> None:
     path = Path(path)
     try:
         present = set(os.listdir(path))
-        for name in (MANIFEST, *FILES):
-            if name not in present:
-                raise CheckpointError(f"{path / name} is missing: {OLDER}")
-        entries = _read_manifest(path / MANIFEST)
+        for name in sorted({MANIFEST, *FILES} - present):
+            raise CheckpointError(f"{path / name} is missing: {OLDER}")
         for name in sorted(present - {MANIFEST, *FILES}):
             raise CheckpointError(f"{path / name} is not listed in {MANIFEST}: move it out of the checkpoint")
+        entries = _read_manifest(path / MANIFEST)
         for name in FILES:
             size, expected = os.path.getsize(path / name), entries[name]["size"]
             if size != expected:

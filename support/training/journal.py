@@ -1,6 +1,6 @@
 """What a run writes and shows while it trains: log.jsonl, timing.jsonl, the bar, curves.png, foresight_<step>.png.
 
-log.jsonl holds only pure functions of the run, so that a resumed run's is the same byte for byte.
+log.jsonl holds only pure functions of the run: a resumed run's is the same byte for byte.
 """
 
 import json
@@ -59,8 +59,8 @@ class Journal:
         self.held_out, foresight = self.validate()
         self.log.append({"step": done, "held_out": self.held_out})
         if self.ranks.first:
-            tqdm.write(f"step {done}/{self.config.train.steps} held out: "
-                       + "  ".join(f"{k} {v:.3f}" for k, v in self.held_out.items()))
+            found = "  ".join(f"{name} {value:.3f}" for name, value in self.held_out.items())
+            tqdm.write(f"step {done}/{self.config.train.steps} held out: {found}")
             self._draw(done, foresight)
         self.clock, self.since = time.time(), done
 
@@ -100,8 +100,7 @@ def nonfinite_samples(model, mixture, numbers, ranks):
             i, e, t = mixture.draw(n, len(faults)) if faults else mixture.draw(n)   # what stood in for bad ones
             source = mixture.sources[i]
             found.append(f"{source.name} episode {source.indices[e]} frame {t}")
-    found = [name for names in ranks.gather(found) for name in names]
+    found = sum(ranks.gather(found), [])
     if not found:
         return "each of its samples alone has a finite loss: the gradient is not"
-    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-    return f"not finite: {'; '.join(found[:8])}{more}"
+    return f"not finite: {'; '.join(found[:8])}" + f" and {len(found) - 8} more" * (len(found) > 8)

@@ -180,9 +180,7 @@ class Offload(Fp32):
         self.slots = [Slot(largest, self.cuda) for _ in range(2)]
         self.stream = torch.cuda.Stream() if self.cuda else None
         self.overlap, self.thread, self.problem = self.cuda if overlap is None else overlap, None, None
-        self.ready = {name: (threading.Event(), torch.cuda.Event() if self.cuda else None) for name in parameters}
-        for ready, _ in self.ready.values():
-            ready.set()
+        self.ready = {}   # name -> two events of the last update: it is through, and the weight is on the device
 
     def hold_back(self, model):
         """From now on each joint layer's forward pass waits for the layer's weights, and the model's for all others."""
@@ -194,7 +192,7 @@ class Offload(Fp32):
 
     def wait(self, names):
         """Until these weights are new. What the update died of is raised here."""
-        for ready, arrived in (self.ready[name] for name in names):
+        for ready, arrived in (self.ready[name] for name in names if name in self.ready):
             ready.wait()
             if arrived:
                 torch.cuda.current_stream().wait_event(arrived)
@@ -218,8 +216,7 @@ class Offload(Fp32):
         self.finish()
         if self.cuda:
             self.stream.wait_stream(torch.cuda.current_stream())   # the gradients are complete
-        for ready, _ in self.ready.values():
-            ready.clear()
+        self.ready = {name: (threading.Event(), torch.cuda.Event() if self.cuda else None) for name in self.parameters}
         gradients = [local(p.grad) for p in self.parameters.values()]   # held until they are read, whoever drops them
         work = gradients, lr, scale.to("cpu")
         if self.overlap:

@@ -54,16 +54,14 @@ def starting_weights(args, config, out):
 def verify(folders):
     """--verify: end the program if a file of these datasets is not what its record says."""
     for root in dict.fromkeys(folders):
-        changed = file_hashes.verify(root)
-        if changed:
-            refuse(f"{changed[0]}" + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
+        if changed := file_hashes.verify(root):
+            refuse(changed[0] + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
 
 
 def check_settings(config, corpus, least_chunk=0, ranks=Alone()):
     """ValueError, one line, for settings that cannot work with these data. All ranks call it. least_chunk: what their
     world asks for."""
     windows, lengths = zip(*corpus.extent(ranks))
-    longest = max(lengths)
     for source in (*corpus.sources.values(), corpus.held_out):
         if source is not None and source.cache:
             source.cache.require({config.model.view_size, config.model.frame_size})
@@ -71,8 +69,9 @@ def check_settings(config, corpus, least_chunk=0, ranks=Alone()):
         raise ValueError(f"--chunk {config.model.chunk} is too short: in the embedded world {least_chunk} actions "
                          "decide a scene")
     world = all(row.robot == "conveyor" for row in corpus.listed)   # a smoke test of the a1 presets, by design
-    if config.model.chunk > longest and not (world and config.name != "conveyor"):
-        raise ValueError(f"--chunk {config.model.chunk} is longer than every episode: the longest has {longest} frames")
+    if config.model.chunk > max(lengths) and not (world and config.name != "conveyor"):
+        raise ValueError(f"--chunk {config.model.chunk} is longer than every episode: the longest has {max(lengths)} "
+                         "frames")
     for flag, value in (("batch_size", config.train.batch_size), ("lpt_workers", config.data.lpt_workers)):
         if min(windows) > 0 and value > sum(windows):   # a dataset without windows has a message of its own
             raise ValueError(f"--{flag} {value} is more than the data have samples: {sum(windows)} windows")
@@ -80,15 +79,13 @@ def check_settings(config, corpus, least_chunk=0, ranks=Alone()):
 
 def effective_batch(train, world):
     """One line: micro-batch x accumulation x ranks, beside the paper's (Table 2)."""
-    micro, paper = train.batch_size * world, PAPER_BATCH.get(train.stage)
+    micro, paper, where = train.batch_size * world, PAPER_BATCH.get(train.stage), f"({train.stage}, Table 2)"
     batch = micro * train.accumulate
     line = f"batch: {train.batch_size} x {train.accumulate} accumulated x {world} ranks = {batch}"
-    if paper is None:
-        return line
-    if batch == paper:
-        return f"{line}, the paper's ({train.stage}, Table 2)"
-    return f"{line}; the paper's is {paper} ({train.stage}, Table 2)" + (
-        f": --accumulate {paper // micro} gives it" if paper % micro == 0 else "")
+    if paper in (None, batch):
+        return line + (f", the paper's {where}" if paper else "")
+    hint = "" if paper % micro else f": --accumulate {paper // micro} gives it"
+    return f"{line}; the paper's is {paper} {where}{hint}"
 
 
 def disk_need(config, out):
@@ -97,8 +94,8 @@ def disk_need(config, out):
     stands = sum(path.stat().st_size for path in out.glob("step_*/*"))   # on --resume
     peak = max((KEEP + 1) * size - stands, 0)   # a new one is written before an old one goes
     free = shutil.disk_usage(out).free
-    line = f"disk: a checkpoint takes {size / 1e9:.3f} GB, {KEEP} are kept, {peak / 1e9:.3f} GB more at the peak; " \
-           f"{free / 1e9:.3f} GB are free in {out}"
+    line = (f"disk: a checkpoint takes {size / 1e9:.3f} GB, {KEEP} are kept, {peak / 1e9:.3f} GB more at the peak; "
+            f"{free / 1e9:.3f} GB are free in {out}")
     if size > free:
         raise ValueError(f"{line}: not even one fits; free space, or give --out DIR on another disk")
     return line + ("" if peak <= free else ": too little for the peak, a later save will fail until space is made")
