@@ -97,10 +97,7 @@ def _delete(checkpoint: Path) -> None:
 
 
 def _safetensors(tensors: dict[str, Tensor]) -> Iterable[memoryview | bytes]:
-    """Yield the bytes of a safetensors file: header length, JSON header, then the tensors one by one.
-
-    The library's own writer wants all tensors on the CPU at once, and hides the bytes that `_write` hashes.
-    """
+    """The bytes of a safetensors file, tensor by tensor. The library's own writer wants all on the CPU at once."""
     # Widest types first, so that every tensor starts aligned to its element size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header, end = {}, 0
@@ -178,7 +175,7 @@ def _rotate(run: Path, step: int, keep: int) -> None:
 
 
 def verify(path: str | Path, hashed: Iterable[str] = FILES) -> None:
-    """Compare one checkpoint directory with its manifest: names and sizes of all files, SHA-256 of those in `hashed`.
+    """Compare one checkpoint with its manifest: names and sizes of all files, SHA-256 of those in `hashed`.
     CheckpointError names the first bad file."""
     path = Path(path)
     try:

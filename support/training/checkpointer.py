@@ -72,7 +72,7 @@ class Checkpointer:
 
     def __init__(self, out, ranks, config, by_robot, model, optimizer, average=None, drawn=()):
         self.out, self.ranks, self.config, self.by_robot = Path(out), ranks, config, by_robot
-        self.model, self.optimizer, self.average, self.drawn = model, optimizer, average, [list(row) for row in drawn]
+        self.model, self.optimizer, self.average, self.drawn = model, optimizer, average, list(drawn)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -88,21 +88,14 @@ class Checkpointer:
         return {"torch": torch.__version__, "numpy": np.__version__, "threads": torch.get_num_threads(),
                 "ranks": self.ranks.world, "device": self.ranks.device.type, **sharded}
 
-    def tensors(self):
-        """(model, optimizer) as dicts of full tensors. With --ema the model is the average, which is what inference
-        should read, and the weights in training stand among the optimizer's."""
-        self.optimizer.finish()
-        own, kept = self.ranks.state_dict(self.model), self.optimizer.tensors(keep=self.ranks.first)
-        if self.average is None:
-            return own, kept
-        kept |= {f"trained.{name}": x for name, x in own.items()} | {"averaged": self.average.n_averaged}
-        return self.average.module.state_dict(), kept
-
     def save(self, step, **progress):
         """Write checkpoint `step`; `problem` is then "" or, on every rank, the one line that says why it could not be:
         training goes on. progress: what else the loop counts, JSON values; `begin` gives it back."""
-        model, optimizer = self.tensors()
-        problem = ""
+        self.optimizer.finish()
+        model, kept, problem = self.ranks.state_dict(self.model), self.optimizer.tensors(keep=self.ranks.first), ""
+        if self.average:   # is what inference should read; the weights in training stand among the optimizer's
+            kept |= {f"trained.{name}": x for name, x in model.items()} | {"averaged": self.average.n_averaged}
+            model = self.average.module.state_dict()
         if self.ranks.first:
             state = {"step": step, "config": to_dict(self.config), **in_checkpoint(self.by_robot),
                      "versions": self.versions(), "progress": progress, "drawn": self.drawn}
@@ -110,7 +103,7 @@ class Checkpointer:
                 if not self.log.flush(sync=True):
                     raise CheckpointError(f"step {step} was not saved: {self.log.path} cannot be written; older "
                                           "checkpoints are intact; free space there")
-                checkpoint.save(self.out, step, model, optimizer, state | {"log_length": self.log.length}, KEEP)
+                checkpoint.save(self.out, step, model, kept, state | {"log_length": self.log.length}, KEEP)
             except CheckpointError as error:
                 problem = f"{error}; training goes on and the next save tries again"
                 print(f"train.py: {problem}", file=sys.stderr, flush=True)
@@ -136,8 +129,7 @@ class Checkpointer:
         return f"steps {step - 2} to {step} were skipped, the run is {self.outcome(step)} and stopped"
 
     def final(self):
-        """The model that was trained, whole and ready for inference on this rank's device. All ranks call it; sharded,
-        the first alone gets it."""
+        """The trained model, whole, on this rank's device. All ranks call it; sharded, the first alone gets it."""
         self.optimizer.finish()
         if not self.sharded:
             return self.average.module if self.average else self.model

@@ -29,11 +29,10 @@ def curves(rows, path=None):
             panels.append((title, HIGH, own, held_out, _log_axis(np.concatenate([own, held_out])[:, 1])))
     rate = np.array([(row["step"], row["lr"]) for row in trained], float)
     top = rate[:, 1].max()
-    panels.append(("learning rate, Table 2", LOW, rate, rate[:0],
-                   (0.0, 1.08 * top, [(value, f"{value:.3g}") for value in (0.0, top / 2, top)], float)))
+    panels.append(("learning rate, Table 2", LOW, rate, rate[:0], ((0.0, top / 2, top), lambda y: y / top / 1.08)))
 
     small, font = font_of(12), font_of(13)
-    left = MARGIN + 12 + int(max(small.getlength(text) for *_, axis in panels for _, text in axis[2]))
+    left = MARGIN + 12 + int(max(small.getlength(f"{value:.3g}") for *_, axis in panels for value in axis[0]))
     tops = [MARGIN + 30 + sum(panel[1] + 56 for panel in panels[:i]) for i in range(len(panels))]
     size = (left + WIDE + MARGIN + 16, tops[-1] + LOW + 28 + MARGIN)
     large = Image.new("RGB", (size[0] * OVERSAMPLE, size[1] * OVERSAMPLE), PAPER)
@@ -41,14 +40,14 @@ def curves(rows, path=None):
         _panel(ImageDraw.Draw(large), (left, y), *panel, last)
     image = large.reduce(OVERSAMPLE)
     draw = ImageDraw.Draw(image)
-    for (title, height, own, held_out, axis), y in zip(panels, tops):
+    for (title, height, own, held_out, (ticks, share)), y in zip(panels, tops):
         draw.text((left, y - 12), title, INK, font_of(15), anchor="ls")
         now = (_smooth(own) if height == HIGH else own)[-1, 1]
         draw.text((left + WIDE, y - 12), f"now {now:.3g}", BLUE, font, anchor="rs")
         if len(held_out):
             draw.text((left + WIDE - 160, y - 12), f"held out {held_out[-1, 1]:.3g}", ORANGE, font, anchor="rs")
-        for value, text in axis[2]:
-            draw.text((left - 8, y + height * (1 - _share(value, axis))), text, MUTED, small, anchor="rm")
+        for value in ticks:
+            draw.text((left - 8, y + height * (1 - share(value))), f"{value:.3g}", MUTED, small, anchor="rm")
     for step in sorted({round(last * i / 5) for i in range(6)}):
         draw.text((left + WIDE * step / last, tops[-1] + LOW + 8), f"{step:,}", MUTED, small, anchor="ma")
     return saved(image, path)
@@ -60,31 +59,25 @@ def _positive(pairs):
 
 
 def _log_axis(values):
-    """(bottom, top, ticks, how a value is placed): ticks at 1, 2 and 5 times powers of ten, or at both ends of a narrow
-    range, or at powers of ten of a wide one."""
+    """(ticks, value -> how far up the axis it lies, 0 to 1). Ticks are 1, 2 and 5 times powers of ten, the powers alone
+    in a wide range, and both ends of a narrow one."""
     bottom, top = math.log10(values.min()), math.log10(values.max())
     pad = max(0.05 * (top - bottom), 0.01)
     round_ones = [n * 10.0 ** e for e in range(math.floor(bottom), math.ceil(top) + 1)
                   for n in ((1, 2, 5) if top - bottom < 2 else (1,))]
     ticks = [value for value in round_ones if bottom - pad <= math.log10(value) <= top + pad]
     ticks = ticks if len(ticks) > 1 else [10 ** bottom, 10 ** top]
-    return bottom - pad, top + pad, [(value, f"{value:.3g}") for value in ticks], math.log10
-
-
-def _share(value, axis):
-    """How far up an axis a value lies, 0 to 1."""
-    bottom, top, _, place = axis
-    return (place(value) - bottom) / (top - bottom)
+    return ticks, lambda value: (math.log10(value) - bottom + pad) / (top - bottom + 2 * pad)
 
 
 def _panel(draw, corner, height, own, held_out, axis, last):
     """Axes and curves of one panel, on the oversampled canvas."""
-    x, y = corner
+    (x, y), (ticks, share) = corner, axis
 
     def placed(rows):
         rows = rows[::-1][::-(-len(rows) // WIDE)]   # no more of them than pixels, the last one among them
-        return scaled([(x + WIDE * step / last, y + height * (1 - _share(value, axis))) for step, value in rows])
-    axes(draw, corner, (WIDE, height), [y + height * (1 - _share(value, axis)) for value, _ in axis[2]])
+        return scaled([(x + WIDE * step / last, y + height * (1 - share(value))) for step, value in rows])
+    axes(draw, corner, (WIDE, height), [y + height * (1 - share(value)) for value in ticks])
     polyline(draw, placed(own), PALE)
     polyline(draw, placed(_smooth(own)), BLUE)
     if len(held_out):

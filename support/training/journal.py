@@ -1,7 +1,4 @@
-"""What a run writes and shows while it trains: log.jsonl, timing.jsonl, the bar, curves.png, foresight_<step>.png.
-
-log.jsonl holds only pure functions of the run: a resumed run's is the same byte for byte.
-"""
+"""What a run writes and shows while it trains: log.jsonl, timing.jsonl, the bar, curves.png, foresight_<step>.png."""
 
 import json
 import math
@@ -34,7 +31,7 @@ class Journal:
         self.clock, self.since = time.time(), first
 
     def record(self, done, finite, loss, act, gen, lr, norm, counts, bad_samples):
-        """After step number `done`: a line of log.jsonl, if it is due. bad_samples: over all ranks, so far."""
+        """After step `done`: a line of log.jsonl, if due, of pure functions of the run. bad_samples: of all ranks."""
         train, lambda_gen = self.config.train, self.config.model.lambda_gen
         self.bar.update()
         self.skipped = 0 if finite else self.skipped + 1

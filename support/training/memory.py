@@ -9,7 +9,8 @@ import os
 import resource
 import weakref
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -46,16 +47,17 @@ class Peak(TorchDispatchMode):
         if func is torch.ops.prim.device.default:   # most of the calls of a fake step
             return out
         for x in tree_leaves(out):
-            if not isinstance(x, torch.Tensor) or x.device.type == "meta":
-                continue
-            storage = x.untyped_storage()
-            key = storage._cdata
-            if key not in self.live:
-                self.live[key] = storage.nbytes()
-                self.now += self.live[key]
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._drop, key)
+            if isinstance(x, torch.Tensor) and x.device.type != "meta":
+                self._follow(x.untyped_storage())
         return out
+
+    def _follow(self, storage):
+        key = storage._cdata
+        if key not in self.live:
+            self.live[key] = storage.nbytes()
+            self.now += self.live[key]
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, key)
 
     def _drop(self, key):
         self.now -= self.live.pop(key)
@@ -81,7 +83,7 @@ def synthetic(config, B):
 
 
 def skeleton(config, fp32, frozen):
-    """The network in its training dtypes, on the meta device. fp32: or else bfloat16; frozen: as for `freeze`."""
+    """The network of a ModelConfig on the meta device. fp32: or else mostly bfloat16; frozen: as for `freeze`."""
     model = table1.on_meta(config)
     freeze(model, frozen)
     return model if fp32 else to_compute(model, torch.bfloat16)
@@ -89,10 +91,8 @@ def skeleton(config, fp32, frozen):
 
 @functools.lru_cache
 def fake_step(config, fp32, frozen, recompute, B):
-    """Bytes that a micro-batch of B takes at its peak, above weights and gradients, which are there already.
-
-    config: ModelConfig; recompute: layers are computed again in the backward pass; fp32, frozen: as for `skeleton`.
-    """
+    """Bytes that a micro-batch of B takes at its peak, above weights and gradients, which are there already. recompute:
+    layers are computed again in the backward pass; config, fp32, frozen: as for `skeleton`."""
     model = skeleton(config, fp32, frozen)
     with FakeTensorMode(allow_non_fake_inputs=True), Peak() as peak, card_attention():
         model.to_empty(device="cpu")
@@ -105,8 +105,7 @@ def fake_step(config, fp32, frozen, recompute, B):
         return peak.peak - before
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """Bytes of one setting. host: on top of the process itself; disk: one checkpoint."""
 
     weights: int
@@ -142,17 +141,15 @@ def predict(config, activations=None):
     state = STATE[train.optimizer] * n - (2 * exact if train.optimizer == "split" else 0)   # these need no low bits
     return Need(weights, gradients, 0 if away else state, activations,
                 host=state + 4 * largest if away else 0, disk=weights + state)   # on the host four buffers
-        
+
 
 def settings(config):
-    """What --fit may choose from, best first: faster optimizers before leaner ones (float32 where the config has it
-    alone), and with each the largest micro-batch without recomputation from 4 on, then with it. The effective batch
-    stays, and so does --freeze."""
-    train = config.train
-    total = train.batch_size * train.accumulate
-    for kind in ("fp32", "split", "offload"):
-        if kind == "fp32" and train.optimizer != "fp32" or kind != "fp32" and train.ema:
-            continue
+    """What --fit may choose from, best first: faster optimizers before leaner ones, and with each the largest
+    micro-batch without recomputation from 4 on, then with it. The effective batch stays, and so does --freeze."""
+    train, total = config.train, config.train.batch_size * config.train.accumulate
+    kinds = ["fp32"] if train.optimizer == "fp32" else []   # only where it is asked for
+    kinds += [] if train.ema else ["split", "offload"]
+    for kind in kinds:
         for recompute, B in ((False, train.batch_size), *CHOICES):
             if total % B == 0:
                 yield replace(config, train=replace(train, optimizer=kind, checkpoint_layers=recompute, batch_size=B,
@@ -272,6 +269,6 @@ def explained(train, device):
                   "--optimizer split": train.optimizer == "fp32" and not train.ema,
                   "--optimizer offload": train.optimizer != "offload" and not train.ema,
                   "--freeze und": "und" not in train.frozen, "several cards with --shard": True}
-        raise ValueError(f"out of memory at a peak of {peak(device):.1f} GB with {describe(train)}. What helps: "
-                         f"{', '.join(flag for flag, helps in leaner.items() if helps)}; --dry-run prints what fits"
-                         ) from error
+        flags = ", ".join(flag for flag, helps in leaner.items() if helps)
+        raise ValueError(f"out of memory at a peak of {peak(device):.1f} GB with {describe(train)}. "
+                         f"What helps: {flags}; --dry-run prints what fits") from error

@@ -6,7 +6,7 @@
 
 Weights always have an exact fp32 master: at these learning rates a bf16 weight that is rounded after each step mostly
 does not move. Moments in bf16 do at beta2 = 0.95: their smallest relative change, 0.05, is far above its resolution.
-Norms and action projections compute in fp32 and keep fp32 weights in every mode. Each rank updates its own shards.
+Norms and action projections keep fp32 weights and compute in fp32 in every mode. Each rank updates its own shards.
 """
 
 import threading
@@ -39,7 +39,8 @@ def adamw(kind, model, masters, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01):
     budget = {"fp32": Fp32, "split": Split, "offload": Offload}[kind]
     optimizer = budget(parameters, masters, {"betas": betas, "eps": eps, "weight_decay": weight_decay})
     masters.clear()
-    optimizer.hold_back(model)
+    if kind == "offload":
+        optimizer.hold_back(model)
     return optimizer
 
 
@@ -58,9 +59,6 @@ class Fp32:
             self.weights[name].grad = local(p.grad).mul_(scale)
         self.adamw.step()
         self.adamw.zero_grad()
-
-    def hold_back(self, model):
-        """Let a forward pass of the model wait for its new weights. Here they are there when `step` returns."""
 
     def zero_grad(self):
         """Drop all gradients."""
@@ -183,7 +181,7 @@ class Offload(Fp32):
         self.ready = {}   # name -> two events of the last update: it is through, and the weight is on the device
 
     def hold_back(self, model):
-        """From now on each joint layer's forward pass waits for the layer's weights, and the model's for all others."""
+        """From now on each joint layer's forward pass waits for its new weights, and the model's for all others."""
         layers = {f"layers.{i}.": layer for i, layer in enumerate(model.layers)}
         for start, module in {"": model, **layers}.items():
             own = [key for key in self.parameters if key.startswith(start or tuple(layers)) == bool(start)]

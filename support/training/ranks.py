@@ -47,9 +47,8 @@ def cut_like(x, like):
 
 
 class Ranks:
-    """All processes of one run. rank: this one's number; first: it is the one that prints and writes; world: how many
-    there are; device: where it computes; agent: the process id of the torchrun that started it, "" without; restarted:
-    not for the first time."""
+    """All processes of one run. rank: this one's number; first: this one prints and writes; world: how many there are;
+    device: where it computes; agent: the id of torchrun's process, "" without; restarted: not for the first time."""
 
     def __init__(self):
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -76,9 +75,8 @@ class Ranks:
         if shard:
             mesh = init_device_mesh(self.device.type, (self.world,))
             # Kept whole: what is frozen, and beside bfloat16 weights the few float32 ones, since FSDP2 wants one dtype.
-            frozen = {p for p in model.parameters() if not p.requires_grad}
             self.replicated = [p for p in model.parameters() if p.requires_grad and p.dtype != model.dtype]
-            ignored = frozen.union(self.replicated)
+            ignored = {p for p in model.parameters() if not p.requires_grad}.union(self.replicated)
             for layer in model.layers:
                 fully_shard(layer, mesh=mesh, ignored_params=ignored)
             fully_shard(model, mesh=mesh, ignored_params=ignored)

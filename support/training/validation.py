@@ -50,9 +50,9 @@ def held_out_batches(config, stats, source, rows, limit):
 def validate(model, config, batches, watched=None):
     """Held-out losses and foresight -> (dict of floats, Foresight or None).
 
-    batches: as held_out_batches yields them; with sharding every rank gives the same ones. The dict has loss_act,
-    loss_gen, per kind of view (and group of `watched`) the error of z_hat over that of copying z_t, and the same in
-    pixels around each mark. The pictures are of the window of the first batch in which most changes.
+    batches: as held_out_batches yields them, on every rank the same. The dict has loss_act, loss_gen, per kind of view
+    (and group of `watched`) the error of z_hat over that of copying z_t, and the same in pixels around each mark. The
+    pictures are of the window of the first batch in which most changes.
     """
     training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -111,11 +111,8 @@ def _foresight(model, losses, batch):
 
 
 def held_out_losses(checkpointer, corpus, watched=None):
-    """What the run has learned so far, as `validate` gives it. All ranks call it.
-
-    The first rank alone has opened what is held out. Sharded, the others take part in its forward passes, on what it
-    sends them; else they get ({}, None).
-    """
+    """What `validate` gives of a run. All ranks call it, but the first alone has opened what is held out. Sharded, the
+    others take part in its forward passes, on what it sends them; else they get ({}, None)."""
     config, ranks, stats = checkpointer.config, checkpointer.ranks, checkpointer.by_robot[corpus.held_out_robot]
     model, sharded = checkpointer.average.module if checkpointer.average else checkpointer.model, checkpointer.sharded
     if not (ranks.first or sharded):
