@@ -5,7 +5,7 @@
     offload   bf16 weights and gradients on the device; fp32 masters and moments in host memory     4 (and 12 of host)
 
 Weights always have an exact fp32 master: at these learning rates a bf16 weight that is rounded after each step mostly
-does not move. Moments in bf16 do at beta2 = 0.95: their smallest relative change, 0.05, is far above its resolution.
+does not move. Moments in bf16 move: at beta2 = 0.95 their smallest relative change, 0.05, is far above its resolution.
 Norms and action projections keep fp32 weights and compute in fp32 in every mode. Each rank updates its own shards.
 """
 
