@@ -32,11 +32,10 @@ from support.data.inspection import said
 from support.data.kept_statistics import statistics_by_robot
 from support.lpt_cost import table
 from support.training import memory
-from support.training.arguments import parse
 from support.training.checkpointer import Checkpointer, bad_samples_of_rank, checkpoint_to_resume
 from support.training.journal import SKIPS, Journal, nonfinite_samples
 from support.training.optimizers import adamw, clip_scale, global_norm
-from support.training.preflight import (check_flags, check_settings, disk_need, effective_batch, refuse,
+from support.training.preflight import (check_flags, check_settings, disk_need, effective_batch, parse, refuse,
                                         starting_weights, verify, warn)
 from support.training.prepare import prepare
 from support.training.ranks import Ranks
@@ -155,7 +154,7 @@ def run(argv):
         print(effective_batch(train, ranks.world), disk_need(config, out), sep="\n")
         first, progress = checkpointer.begin(newest)
     mixture.bad_samples = bad_samples_of_rank(progress.get("bad_samples", []), ranks)
-    validate = held_out_losses(checkpointer, corpus, args.shard, world.watched(corpus.held_out))
+    validate = partial(held_out_losses, checkpointer, corpus, world.watched(corpus.held_out))
     journal = Journal(checkpointer, first, progress.get("skipped", 0), validate)
 
     model.train()

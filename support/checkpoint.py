@@ -1,12 +1,9 @@
 """Checkpoints that survive a kill, a full disk and a flipped bit.
 
 A checkpoint is one directory, `<run>/step_00001500/`, with exactly four files; `manifest.json` gives size and SHA-256
-of the others. It is written under a temporary name beside its final one, flushed to the disk file by file, then
-renamed. A rename is atomic, so a directory called `step_*` is always whole, whenever the process or the machine dies.
-
-Reading trusts nothing. Every file is hashed before it is used, the manifest must be byte for byte what this module
-would write, and a missing, damaged or unlisted file is an error that names it. Tensors are stored as safetensors only:
-nothing here can run code. POSIX only (directory fsync, flock).
+of the others. It is written under a temporary name, flushed file by file, then renamed. A rename is atomic, so a
+directory called `step_*` is always whole. Every file is hashed before it is used, and a missing, damaged or unlisted
+one is an error that names it. Tensors are stored as safetensors only: nothing here can run code. POSIX only.
 """
 
 import contextlib
@@ -30,7 +27,6 @@ MANIFEST = "manifest.json"
 FILES = (MODEL, OPTIMIZER, STATE)
 STEP_NAME = re.compile(r"step_(\d{8,})")
 TEMPORARY = ".tmp_step_"
-START = "start one with `python train.py --config conveyor`"
 OLDER = "use an older checkpoint or copy this one again"
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
           torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
@@ -40,15 +36,13 @@ class CheckpointError(ValueError):
     """A checkpoint could not be written, found or trusted. One line: what, where, what to do."""
 
 
-# --------------------------------------------------------------------------------------------- writing
-
 def save(run: str | Path, step: int, model: dict[str, Tensor], optimizer: dict[str, Tensor],
          state: dict, keep: int = 2) -> Path:
     """Write `<run>/step_<step>` atomically, then delete all but the newest `keep` of it and the older ones -> its path.
 
-    Tensors may lie on any device and need not be contiguous; they are streamed one at a time, so the extra memory is at
-    most one tensor. `state` holds finite JSON values. A checkpoint of the same step is replaced; checkpoints of later
-    steps are never touched. CheckpointError: it cannot be written; older ones are intact.
+    Tensors may lie on any device and need not be contiguous; the extra memory is at most one of them. `state` holds
+    finite JSON values. A checkpoint of the same step is replaced; those of later steps are never touched.
+    CheckpointError: it cannot be written; older ones are intact.
     """
     run = Path(run)
     final = run / f"step_{step:08d}"
@@ -77,7 +71,9 @@ def _write_and_rename(final: Path, model: dict[str, Tensor], optimizer: dict[str
                        STATE: _write(temporary / STATE, [_canonical(state)])}
             _write(temporary / MANIFEST, [_manifest(entries)])
             os.fsync(lock)
-            _put_in_place(temporary, final)
+            if final.exists():        # a damaged one that --resume stepped over
+                _delete(final)
+            os.rename(temporary, final)
             os.fsync(parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)      # already renamed away if all went well
@@ -93,34 +89,22 @@ def _opened(directory: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _put_in_place(temporary: Path, final: Path) -> None:
-    """Rename `temporary` to `final`. What stands there gives way: a damaged one that --resume stepped over."""
-    aside = temporary.with_name(temporary.name + "_replaced")
-    if final.exists():
-        os.rename(final, aside)
-    try:
-        os.rename(temporary, final)
-    except OSError:
-        if aside.exists():
-            os.rename(aside, final)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+def _delete(checkpoint: Path) -> None:
+    """Renamed first, so that a kill while deleting leaves no half checkpoint."""
+    doomed = checkpoint.with_name(f"{TEMPORARY}{checkpoint.name[5:]}_{os.getpid()}_old")
+    os.rename(checkpoint, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _safetensors(tensors: dict[str, Tensor]) -> Iterable[memoryview | bytes]:
-    """Yield the bytes of a safetensors file: header length, JSON header, then the tensors one by one.
-
-    The library's own writer wants all tensors on the CPU at once and hides the bytes from us; streaming them needs room
-    for one tensor, and lets `_write` hash what was meant rather than what the disk gives back.
-    """
+    """The bytes of a safetensors file, tensor by tensor. The library's own writer wants all on the CPU at once."""
     # Widest types first, so that every tensor starts aligned to its element size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header, offset = {}, 0
+    header, end = {}, 0
     for name in names:
-        tensor = tensors[name]
-        end = offset + tensor.nbytes
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
+        tensor, start = tensors[name], end
+        end = start + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
@@ -178,32 +162,29 @@ def _rotate(run: Path, step: int, keep: int) -> None:
     """Delete checkpoints older than `step`, but for the newest `keep` whole ones (`step` itself counts)."""
     kept = 1
     for path in (path for path in _checkpoints(run) if step_of(path) < step):
-        if kept < keep:
-            # A truncated one does not count. Hashing gigabytes at every save would cost as much as writing them.
-            kept += _verified(path, ()) is None
-            continue
         try:
-            doomed = path.with_name(f"{TEMPORARY}{path.name[5:]}_{os.getpid()}_old")
-            os.rename(path, doomed)               # so that a kill while deleting leaves no half checkpoint
-            shutil.rmtree(doomed)
+            if kept >= keep:
+                _delete(path)
+                continue
+            verify(path, ())   # a truncated one does not count; hashing would cost as much as writing
+            kept += 1
+        except CheckpointError:
+            pass
         except OSError as error:
             print(f"checkpoint: could not delete old {path}: {error.strerror or error}", file=sys.stderr)
 
 
-# --------------------------------------------------------------------------------------------- reading
-
 def verify(path: str | Path, hashed: Iterable[str] = FILES) -> None:
-    """Compare one checkpoint directory with its manifest: names and sizes of all files, SHA-256 of those in `hashed`.
+    """Compare one checkpoint with its manifest: names and sizes of all files, SHA-256 of those in `hashed`.
     CheckpointError names the first bad file."""
     path = Path(path)
     try:
         present = set(os.listdir(path))
-        for name in (MANIFEST, *FILES):
-            if name not in present:
-                raise CheckpointError(f"{path / name} is missing: {OLDER}")
-        entries = _read_manifest(path / MANIFEST)
+        for name in sorted({MANIFEST, *FILES} - present):
+            raise CheckpointError(f"{path / name} is missing: {OLDER}")
         for name in sorted(present - {MANIFEST, *FILES}):
             raise CheckpointError(f"{path / name} is not listed in {MANIFEST}: move it out of the checkpoint")
+        entries = _read_manifest(path / MANIFEST)
         for name in FILES:
             size, expected = os.path.getsize(path / name), entries[name]["size"]
             if size != expected:
@@ -219,26 +200,15 @@ def verify(path: str | Path, hashed: Iterable[str] = FILES) -> None:
                               "check the path and its permissions") from error
 
 
-def _verified(path: Path, hashed: Iterable[str] = FILES) -> CheckpointError | None:
-    """What is wrong with a checkpoint, None if nothing is."""
-    try:
-        verify(path, hashed)
-    except CheckpointError as error:
-        return error
-
-
 def _read_manifest(path: Path) -> dict[str, dict]:
     """The entries {name: {"sha256", "size"}} of a manifest that is exactly what `_manifest` would write."""
     raw = path.read_bytes()
-    try:
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         entries = json.loads(raw)["files"]
-        good = raw == _manifest(entries) and set(entries) == set(FILES)
-        good = good and all(set(entry) == {"sha256", "size"} for entry in entries.values())
-    except (ValueError, TypeError, KeyError, RecursionError):
-        good = False
-    if not good:
-        raise CheckpointError(f"{path} is damaged or was edited: {OLDER}")
-    return entries
+        known = set(entries) == set(FILES) and all(set(entry) == {"sha256", "size"} for entry in entries.values())
+        if known and raw == _manifest(entries):
+            return entries
+    raise CheckpointError(f"{path} is damaged or was edited: {OLDER}")
 
 
 def step_of(path: Path) -> int:
@@ -255,11 +225,13 @@ def _checkpoints(run: Path) -> list[Path]:
 def _first_good(candidates: Iterable[Path], where: str) -> Path:
     """The first that verifies; each damaged one before it is named on stderr. CheckpointError: there is none."""
     for path in candidates:
-        problem = _verified(path)
-        if problem is None:
+        try:
+            verify(path)
             return path
-        print(f"checkpoint: skipping {path.name}: {problem}", file=sys.stderr)
-    raise CheckpointError(f"no good checkpoint {where}: {START}, or give another path")
+        except CheckpointError as error:
+            print(f"checkpoint: skipping {path.name}: {error}", file=sys.stderr)
+    raise CheckpointError(f"no good checkpoint {where}: start one with `python train.py --config conveyor`, "
+                          "or give another path")
 
 
 def newest(run: str | Path) -> Path:

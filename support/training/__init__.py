@@ -1,4 +1,1 @@
-"""What stands around the loop of train.py.
-
-Not here: the loss and the loop itself (model.py, train.py), the closed loop of the report (worlds/training.py).
-"""
+"""What stands around the loop of train.py. Not here: the loop itself, the loss (model.py), the closed loop (worlds)."""

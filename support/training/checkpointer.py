@@ -1,12 +1,7 @@
-"""What a run consists of, saved and found again: checkpoints, and a log that survives a full disk.
-
-A full disk or an unwritable directory is a message, not an end: training goes on, the older checkpoint stands and
-the next save tries again.
-"""
+"""What a run consists of, saved and found again: checkpoints, and a log that survives a full disk."""
 
 import contextlib
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -27,13 +22,6 @@ KEEP = 2                                                           # checkpoints
 AGENT = "agent"   # file of a run: the process id of the agent that began it, until the run stops itself
 
 
-def finite(x):
-    """JSON values with None in place of NaN and infinity, which JSON does not have."""
-    if isinstance(x, dict):
-        return {key: finite(value) for key, value in x.items()}
-    return None if isinstance(x, float) and not math.isfinite(x) else x
-
-
 class Log:
     """One JSON object a line. What a full disk refuses is kept and written with the next line.
 
@@ -43,38 +31,35 @@ class Log:
 
     def __init__(self, path, length=0):
         self.path, self.length, self.waiting = path, length, b""
+        if path is None or not (length or path.exists()):
+            return
         try:
-            if path is not None and (length or path.exists()):
-                self._cut()
+            with open(path, "r+b") as file:
+                file.seek(max(length - 1, 0))
+                if length and file.read(1) != b"\n":
+                    raise OSError("no line ends there, where the checkpoint was saved")
+                file.truncate(length)
+                os.fsync(file.fileno())
         except OSError as error:
             raise CheckpointError(f"cannot cut {path} back to {length} bytes: {error.strerror or error}; put the run's "
                                   "own log back, check its permissions, or start a new run directory") from error
 
-    def _cut(self):
-        with open(self.path, "r+b") as file:
-            file.seek(max(self.length - 1, 0))
-            if self.length and file.read(1) != b"\n":
-                raise CheckpointError(f"{self.path} has no line that ends at byte {self.length}, where the checkpoint "
-                                      "was saved: put the run's own log back, or start a new run directory")
-            file.truncate(self.length)
-            os.fsync(file.fileno())
-
     def append(self, row):
-        self.waiting += (json.dumps(finite(row), allow_nan=False) + "\n").encode()
+        """Null stands for NaN and infinity, which JSON does not have."""
+        row = json.loads(json.dumps(row), parse_constant=lambda _: None)
+        self.waiting += (json.dumps(row) + "\n").encode()
         self.flush()
 
     def flush(self, sync=False):
         """Write what waits -> whether all of it is on disk."""
-        if self.path is None:
-            self.waiting = b""
-            return True
         try:
-            with open(self.path, "ab") as file:
-                file.truncate(self.length)   # a torn line of an earlier attempt
-                file.write(self.waiting)
-                file.flush()
-                if sync:
-                    os.fsync(file.fileno())
+            if self.path is not None:
+                with open(self.path, "ab") as file:
+                    file.truncate(self.length)   # a torn line of an earlier attempt
+                    file.write(self.waiting)
+                    file.flush()
+                    if sync:
+                        os.fsync(file.fileno())
         except OSError:
             return False
         self.length, self.waiting = self.length + len(self.waiting), b""
@@ -87,12 +72,11 @@ class Checkpointer:
 
     def __init__(self, out, ranks, config, by_robot, model, optimizer, average=None, drawn=()):
         self.out, self.ranks, self.config, self.by_robot = Path(out), ranks, config, by_robot
-        self.model, self.optimizer, self.average, self.drawn = model, optimizer, average, [list(row) for row in drawn]
+        self.model, self.optimizer, self.average, self.drawn = model, optimizer, average, list(drawn)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"--out {out} cannot be made: {error.strerror}; "
-                             "give a folder that can be written") from error
+            raise ValueError(f"--out {out} cannot be made: {error.strerror}; give one that can be written") from error
         self.log_path, timing = (self.out / name if ranks.first else None for name in ("log.jsonl", "timing.jsonl"))
         self.timing = Log(timing, timing.stat().st_size if timing and timing.exists() else 0)
         self.sharded = any(isinstance(p, DTensor) for p in model.parameters())
@@ -100,27 +84,18 @@ class Checkpointer:
 
     def versions(self):
         """What an exact resume depends on."""
-        found = {"torch": torch.__version__, "numpy": np.__version__, "threads": torch.get_num_threads(),
-                 "ranks": self.ranks.world, "device": self.ranks.device.type}
-        return found | {"sharded": True} if self.sharded else found
-
-    def tensors(self):
-        """(model, optimizer) as dicts of full tensors. With --ema the model is the average, which is what inference
-        should read, and the weights in training stand among the optimizer's."""
-        self.optimizer.finish()
-        own, kept = self.ranks.state_dict(self.model), self.optimizer.tensors(keep=self.ranks.first)
-        if self.average is None:
-            return own, kept
-        kept |= {f"trained.{name}": x for name, x in own.items()} | {"averaged": self.average.n_averaged}
-        return self.average.module.state_dict(), kept
+        sharded = {"sharded": True} if self.sharded else {}
+        return {"torch": torch.__version__, "numpy": np.__version__, "threads": torch.get_num_threads(),
+                "ranks": self.ranks.world, "device": self.ranks.device.type, **sharded}
 
     def save(self, step, **progress):
-        """Write checkpoint `step`; `problem` is then "" or, on every rank, the one line that says why it could not be.
-
-        progress: what else the loop counts, JSON values; `begin` gives it back.
-        """
-        model, optimizer = self.tensors()
-        problem = ""
+        """Write checkpoint `step`; `problem` is then "" or, on every rank, the one line that says why it could not be:
+        training goes on. progress: what else the loop counts, JSON values; `begin` gives it back."""
+        self.optimizer.finish()
+        model, kept, problem = self.ranks.state_dict(self.model), self.optimizer.tensors(keep=self.ranks.first), ""
+        if self.average:   # is what inference should read; the weights in training stand among the optimizer's
+            kept |= {f"trained.{name}": x for name, x in model.items()} | {"averaged": self.average.n_averaged}
+            model = self.average.module.state_dict()
         if self.ranks.first:
             state = {"step": step, "config": to_dict(self.config), **in_checkpoint(self.by_robot),
                      "versions": self.versions(), "progress": progress, "drawn": self.drawn}
@@ -128,7 +103,7 @@ class Checkpointer:
                 if not self.log.flush(sync=True):
                     raise CheckpointError(f"step {step} was not saved: {self.log.path} cannot be written; older "
                                           "checkpoints are intact; free space there")
-                checkpoint.save(self.out, step, model, optimizer, state | {"log_length": self.log.length}, KEEP)
+                checkpoint.save(self.out, step, model, kept, state | {"log_length": self.log.length}, KEEP)
             except CheckpointError as error:
                 problem = f"{error}; training goes on and the next save tries again"
                 print(f"train.py: {problem}", file=sys.stderr, flush=True)
@@ -154,13 +129,10 @@ class Checkpointer:
         return f"steps {step - 2} to {step} were skipped, the run is {self.outcome(step)} and stopped"
 
     def final(self):
-        """The model that was trained, whole and ready for inference on this rank's device. All ranks call it; sharded,
-        the first alone gets it."""
+        """The trained model, whole, on this rank's device. All ranks call it; sharded, the first alone gets it."""
         self.optimizer.finish()
-        if self.average is not None:
-            return self.average.module
         if not self.sharded:
-            return self.model
+            return self.average.module if self.average else self.model
         tensors = self.ranks.state_dict(self.model)
         if not self.ranks.first:
             return None
@@ -187,8 +159,7 @@ class Checkpointer:
         stored, own = to_dict(from_dict(state["config"])), to_dict(self.config)
         changes = {key: (was, own[part][key]) for part in ("model", "data", "train")
                    for key, was in stored[part].items() if was != own[part][key]}
-        refused = [key for key in changes if key not in FREE]
-        if refused:
+        if refused := [key for key in changes if key not in FREE]:
             raise ValueError(f"{path} was trained with another config (--{', --'.join(refused)}): give the same flags")
         if state["drawn"] != self.drawn:
             raise ValueError(f"{path} was trained on other datasets or weights (name, weight, frames: "
@@ -214,12 +185,10 @@ class Checkpointer:
 def checkpoint_to_resume(asked, out, ranks, verified=None):
     """The newest good checkpoint of the run in `out` if this one continues it, else None. asked: by --resume.
 
-    verified: a checkpoint that was found good just now; if it is of this run it is not hashed again. A run that was
-    stopped before its first checkpoint starts anew, and says so. ValueError: it is not there, or not asked for;
-    CheckpointError: none is good.
+    verified: a checkpoint that was found good just now; if it is of this run it is not hashed again. ValueError: the
+    run is not there, or not asked for; CheckpointError: no checkpoint is good.
     """
-    # An agent restarts a group that refused, too: to overwrite a run that was there before, or to go on over NaN. So it
-    # goes on with what it began itself alone.
+    # An agent restarts a group that refused, too: it goes on with what it began itself alone.
     mark = out / AGENT
     same_agent = ranks.agree(ranks.restarted and mark.exists() and mark.read_text() == ranks.agent)
     if any(out.glob("step_*")):

@@ -13,124 +13,82 @@ WIDE, HIGH, LOW = 760, 210, 90                 # width of a panel, height of a l
 
 
 def curves(rows, path=None):
-    """How a run goes: L_act, L_gen (logarithmic) and the learning rate over steps. rows: the lines of log.jsonl.
+    """L_act, L_gen (logarithmic) and the learning rate over steps -> RGB image. rows: the lines of log.jsonl.
 
     Single steps are pale, their running mean is blue, held-out losses are orange; a loss that is zero throughout has no
-    panel. Returns an RGB image. Raises ValueError if no row has a loss.
+    panel. ValueError: no row has a loss.
     """
     trained = [row for row in rows if row.get("loss") is not None]
     if not trained:
         raise ValueError("curves: no row of the log has a loss")
-    steps, last = [row["step"] for row in trained], max(row["step"] for row in rows)
-    panels = []
-    for key, name, source in (("loss_act", "act", "Eq. (2)"), ("loss_gen", "gen", "Eq. (1)")):
-        own = _positive(steps, [row[key] for row in trained])
-        held_out = [row for row in rows if "held_out" in row]
-        held_out = _positive([row["step"] for row in held_out], [row["held_out"].get(key) for row in held_out])
+    last, panels = max(row["step"] for row in rows), []
+    for key, title in (("loss_act", "L_act, Eq. (2)"), ("loss_gen", "L_gen, Eq. (1)")):
+        own = _positive((row["step"], row[key]) for row in trained)
+        held_out = _positive((row["step"], row["held_out"].get(key)) for row in rows if "held_out" in row)
         if len(own):
-            panels.append((("L", name, source), HIGH, own, held_out, _log_axis(np.concatenate([own, held_out])[:, 1])))
-    rate = np.array([steps, [row["lr"] for row in trained]], float).T
-    panels.append((("learning rate", "", "Table 2"), LOW, rate, rate[:0], _linear_axis(float(rate[:, 1].max()))))
+            panels.append((title, HIGH, own, held_out, _log_axis(np.concatenate([own, held_out])[:, 1])))
+    rate = np.array([(row["step"], row["lr"]) for row in trained], float)
+    top = rate[:, 1].max()
+    panels.append(("learning rate, Table 2", LOW, rate, rate[:0], ((0.0, top / 2, top), lambda y: y / top / 1.08)))
 
-    small = font_of(12)
-    left = MARGIN + 12 + int(max(small.getlength(text) for *_, axis in panels for _, text in axis[2]))
+    small, font = font_of(12), font_of(13)
+    left = MARGIN + 12 + int(max(small.getlength(f"{value:.3g}") for *_, axis in panels for value in axis[0]))
     tops = [MARGIN + 30 + sum(panel[1] + 56 for panel in panels[:i]) for i in range(len(panels))]
     size = (left + WIDE + MARGIN + 16, tops[-1] + LOW + 28 + MARGIN)
     large = Image.new("RGB", (size[0] * OVERSAMPLE, size[1] * OVERSAMPLE), PAPER)
-    for (_, height, own, held_out, axis), top in zip(panels, tops):
-        _panel(ImageDraw.Draw(large), (left, top), height, own, held_out, axis, last)
+    for (_, *panel), y in zip(panels, tops):
+        _panel(ImageDraw.Draw(large), (left, y), *panel, last)
     image = large.reduce(OVERSAMPLE)
     draw = ImageDraw.Draw(image)
-    for (title, height, own, held_out, axis), top in zip(panels, tops):
-        _title(draw, (left, top - 12), title, own, held_out)
-        for value, text in axis[2]:
-            draw.text((left - 8, top + height * (1 - _share(value, axis))), text, MUTED, small, anchor="rm")
-    for step in _nice(last, 7):
-        draw.text((left + WIDE * step / last, tops[-1] + LOW + 8), f"{step:,.0f}", MUTED, small, anchor="ma")
+    for (title, height, own, held_out, (ticks, share)), y in zip(panels, tops):
+        draw.text((left, y - 12), title, INK, font_of(15), anchor="ls")
+        now = (_smooth(own) if height == HIGH else own)[-1, 1]
+        draw.text((left + WIDE, y - 12), f"now {now:.3g}", BLUE, font, anchor="rs")
+        if len(held_out):
+            draw.text((left + WIDE - 160, y - 12), f"held out {held_out[-1, 1]:.3g}", ORANGE, font, anchor="rs")
+        for value in ticks:
+            draw.text((left - 8, y + height * (1 - share(value))), f"{value:.3g}", MUTED, small, anchor="rm")
+    for step in sorted({round(last * i / 5) for i in range(6)}):
+        draw.text((left + WIDE * step / last, tops[-1] + LOW + 8), f"{step:,}", MUTED, small, anchor="ma")
     return saved(image, path)
 
 
-def _positive(steps, values):
+def _positive(pairs):
     """(n, 2) steps and values, without those that a logarithm does not take."""
-    kept = [(step, value) for step, value in zip(steps, values) if value is not None and value > 0]
-    return np.array(kept, float).reshape(-1, 2)
-
-
-def _nice(top, most):
-    """Multiples of 1, 2 or 5 times a power of ten from 0 up to `top`, at most `most` of them beside 0."""
-    unit = 10.0 ** math.floor(math.log10(top / most))
-    unit *= next(n for n in (1, 2, 5, 10) if top / (unit * n) <= most)
-    return [n * unit for n in range(int(top / unit + 1e-9) + 1)]
-
-
-def _linear_axis(top):
-    """(bottom, top, ticks, how a value is placed) of an axis from 0."""
-    return 0.0, 1.08 * top, [(value, f"{value:.3g}") for value in _nice(top, 4)], float
+    return np.array([(step, value) for step, value in pairs if value is not None and value > 0], float).reshape(-1, 2)
 
 
 def _log_axis(values):
-    """The same for a logarithmic one: ticks at 1, 2 and 5 times powers of ten, or at both ends of a narrow range."""
+    """(ticks, value -> how far up the axis it lies, 0 to 1). Ticks are 1, 2 and 5 times powers of ten, the powers alone
+    in a wide range, and both ends of a narrow one."""
     bottom, top = math.log10(values.min()), math.log10(values.max())
     pad = max(0.05 * (top - bottom), 0.01)
-    round_ones = [n * 10.0 ** e for e in range(math.floor(bottom), math.ceil(top) + 1) for n in (1, 2, 5)]
-    ticks = [(value, f"{value:g}") for value in round_ones if bottom - pad <= math.log10(value) <= top + pad]
-    if len(ticks) < 2:
-        ticks = [(10 ** end, f"{10 ** end:.3g}") for end in (bottom, top)]
-    if len(ticks) > 7:
-        ticks = [(value, text) for value, text in ticks if text.strip("0.")[0] == "1"]
-    return bottom - pad, top + pad, ticks, math.log10
-
-
-def _share(value, axis):
-    """How far up an axis a value lies, 0 to 1."""
-    bottom, top, _, place = axis
-    return (place(value) - bottom) / (top - bottom)
+    round_ones = [n * 10.0 ** e for e in range(math.floor(bottom), math.ceil(top) + 1)
+                  for n in ((1, 2, 5) if top - bottom < 2 else (1,))]
+    ticks = [value for value in round_ones if bottom - pad <= math.log10(value) <= top + pad]
+    ticks = ticks if len(ticks) > 1 else [10 ** bottom, 10 ** top]
+    return ticks, lambda value: (math.log10(value) - bottom + pad) / (top - bottom + 2 * pad)
 
 
 def _panel(draw, corner, height, own, held_out, axis, last):
     """Axes and curves of one panel, on the oversampled canvas."""
-    x, y = corner
+    (x, y), (ticks, share) = corner, axis
 
     def placed(rows):
-        return scaled([(x + WIDE * step / last, y + height * (1 - _share(value, axis))) for step, value in rows])
-    axes(draw, corner, (WIDE, height), [y + height * (1 - _share(value, axis)) for value, _ in axis[2]])
-    noisy = axis[-1] is not float   # a learning rate is not
-    polyline(draw, placed(_thinned(own)), PALE if noisy else BLUE)
-    if noisy:
-        polyline(draw, placed(_thinned(_smooth(own))), BLUE)
-    points = placed(held_out)
-    if len(points) > 1:
+        rows = rows[::-1][::-(-len(rows) // WIDE)]   # no more of them than pixels, the last one among them
+        return scaled([(x + WIDE * step / last, y + height * (1 - share(value))) for step, value in rows])
+    axes(draw, corner, (WIDE, height), [y + height * (1 - share(value)) for value in ticks])
+    polyline(draw, placed(own), PALE)
+    polyline(draw, placed(_smooth(own)), BLUE)
+    if len(held_out):
+        points = placed(held_out)
         polyline(draw, points, ORANGE)
-    for point in points if len(points) <= 60 else points[-1:]:
-        draw.circle(point, 4 * OVERSAMPLE, ORANGE, PAPER, OVERSAMPLE)
+        draw.circle(points[0], 4 * OVERSAMPLE, ORANGE, PAPER, OVERSAMPLE)
 
 
 def _smooth(rows):
     """The running mean over the last fortieth of what is there, at each step over as much as came before it."""
     width = max(1, len(rows) // 40)
-    total = np.concatenate([[0.0], np.cumsum(rows[:, 1])])
-    n = np.arange(1, len(rows) + 1)
-    first = np.maximum(n - width, 0)
-    return np.stack([rows[:, 0], (total[n] - total[first]) / (n - first)], 1)
-
-
-def _thinned(rows):
-    """At most about as many rows as the panel has pixels; the last one is kept."""
-    every = -(-len(rows) // WIDE)
-    return rows[::-1][::every][::-1]
-
-
-def _title(draw, where, title, own, held_out):
-    """Name and source of a panel on the left, what its colours mean and their latest values on the right."""
-    (x, y), (name, index, source), font, small = where, title, font_of(15), font_of(12)
-    draw.text((x, y), name, INK, font, anchor="ls")
-    x += font.getlength(name)
-    draw.text((x + 1, y + 4), index, INK, small, anchor="ls")
-    draw.text((x + small.getlength(index) + 10, y), source, MUTED, small, anchor="ls")
-    right = where[0] + WIDE
-    entries = [(f"training, running mean {_smooth(own)[-1, 1]:.3g}" if index else f"{own[-1, 1]:.3g}", BLUE)]
-    if len(held_out):
-        entries.insert(0, (f"held out {held_out[-1, 1]:.3g}", ORANGE))
-    for text, colour in entries:
-        draw.text((right, y), text, colour, font_of(13), anchor="rs")
-        right -= font_of(13).getlength(text) + 24
+    total = np.cumsum(rows[:, 1])
+    total[width:] = total[width:] - total[:-width]
+    return np.stack([rows[:, 0], total / np.minimum(np.arange(1, len(rows) + 1), width)], 1)

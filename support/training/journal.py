@@ -1,7 +1,4 @@
-"""What a run writes and shows while it trains: log.jsonl, timing.jsonl, the bar, curves.png, foresight_<step>.png.
-
-log.jsonl holds only pure functions of the run, so that a resumed run's is the same byte for byte.
-"""
+"""What a run writes and shows while it trains: log.jsonl, timing.jsonl, the bar, curves.png, foresight_<step>.png."""
 
 import json
 import math
@@ -23,8 +20,7 @@ SKIPS = 3   # so many steps in a row that are not finite stop a run
 class Journal:
     """The record of one run. skipped: steps in a row, up to now, whose loss or gradient was not finite.
 
-    checkpointer: begun, of the run; first: the step that it begins or goes on with; validate: () -> (held-out dict,
-    Foresight or None), called on every rank.
+    checkpointer: begun, of the run; first: its next step; validate: () -> (held-out dict, Foresight or None).
     """
 
     def __init__(self, checkpointer, first, skipped, validate):
@@ -35,17 +31,18 @@ class Journal:
         self.clock, self.since = time.time(), first
 
     def record(self, done, finite, loss, act, gen, lr, norm, counts, bad_samples):
-        """After step number `done`: a line of log.jsonl, if it is due. bad_samples: over all ranks, so far."""
+        """After step `done`: a line of log.jsonl, if due, of pure functions of the run. bad_samples: of all ranks."""
         train, lambda_gen = self.config.train, self.config.model.lambda_gen
         self.bar.update()
         self.skipped = 0 if finite else self.skipped + 1
+        n = {"n_act": counts[0], "n_gen": counts[1]}
         if not finite:
-            self.log.append({"step": done, "skipped": True, "lr": lr, "n_act": counts[0], "n_gen": counts[1]})
+            self.log.append({"step": done, "skipped": True, "lr": lr, **n})
             tqdm.write(f"step {done}: loss or gradient is not finite, the step is skipped")
         elif done % train.log_every == 0 or done == train.steps:
-            row = {"step": done, "loss": loss, "loss_act": act, "loss_gen": gen, "lr": lr, "grad_norm": float(norm),
-                   "n_act": counts[0], "n_gen": counts[1]}
-            self.log.append(row | ({"bad_samples": int(bad_samples)} if bad_samples else {}))
+            bad = {"bad_samples": int(bad_samples)} if bad_samples else {}
+            self.log.append({"step": done, "loss": loss, "loss_act": act, "loss_gen": gen, "lr": lr,
+                             "grad_norm": float(norm), **n, **bad})
             seconds = (time.time() - self.clock) / (done - self.since)
             self.timing.append({"step": done, "seconds": seconds, "peak_gb": round(memory.peak(self.ranks.device), 3)})
             self.clock, self.since = time.time(), done
@@ -59,8 +56,8 @@ class Journal:
         self.held_out, foresight = self.validate()
         self.log.append({"step": done, "held_out": self.held_out})
         if self.ranks.first:
-            tqdm.write(f"step {done}/{self.config.train.steps} held out: "
-                       + "  ".join(f"{k} {v:.3f}" for k, v in self.held_out.items()))
+            found = "  ".join(f"{name} {value:.3f}" for name, value in self.held_out.items())
+            tqdm.write(f"step {done}/{self.config.train.steps} held out: {found}")
             self._draw(done, foresight)
         self.clock, self.since = time.time(), done
 
@@ -100,8 +97,7 @@ def nonfinite_samples(model, mixture, numbers, ranks):
             i, e, t = mixture.draw(n, len(faults)) if faults else mixture.draw(n)   # what stood in for bad ones
             source = mixture.sources[i]
             found.append(f"{source.name} episode {source.indices[e]} frame {t}")
-    found = [name for names in ranks.gather(found) for name in names]
+    found = sum(ranks.gather(found), [])
     if not found:
         return "each of its samples alone has a finite loss: the gradient is not"
-    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-    return f"not finite: {'; '.join(found[:8])}{more}"
+    return f"not finite: {'; '.join(found[:8])}" + f" and {len(found) - 8} more" * (len(found) > 8)

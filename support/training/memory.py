@@ -1,22 +1,32 @@
 """Will it fit? The memory that tensors of a training take, predicted before anything is allocated.
 
-Weights, gradients and optimizer states are arithmetic. Activations are counted on fake tensors
-(support/training/activations.py).
+Weights, gradients and optimizer states are arithmetic. Activations are counted on fake tensors, which have shapes and
+no memory.
 """
 
-import contextlib
 import functools
 import os
 import resource
-from dataclasses import dataclass, replace
+import weakref
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import NamedTuple
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from data import Batch
 from model import InternVLA_A1
 from support import table1
+from support.precision import to_compute
+from support.trace import sample
 from support.training import optimizers
-from support.training.activations import Peak, card_attention, fake_step, skeleton, synthetic
-from support.training.prepare import prepare
+from support.training.prepare import checkpoint_layers, freeze, prepare
 from support.training.ranks import Ranks
 
 MARGIN = 1.0                     # GiB of a card that are left alone: CUDA's own memory and fragmentation
@@ -25,10 +35,77 @@ CHOICES = ((False, 8), (False, 4), (True, 16), (True, 8), (True, 4), (False, 2),
 STATE = {"fp32": 8, "split": 6, "offload": 12}   # bytes of optimizer state a parameter, wherever it lies
 
 
-# ---- prediction -------------------------------------------------------------------------------------------------
+class Peak(TorchDispatchMode):
+    """Context that follows the storages of all tensors made in it, real or fake. now, peak: bytes."""
 
-@dataclass(frozen=True)
-class Need:
+    def __init__(self):
+        super().__init__()
+        self.live, self.now, self.peak = {}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.prim.device.default:   # most of the calls of a fake step
+            return out
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor) and x.device.type != "meta":
+                self._follow(x.untyped_storage())
+        return out
+
+    def _follow(self, storage):
+        key = storage._cdata
+        if key not in self.live:
+            self.live[key] = storage.nbytes()
+            self.now += self.live[key]
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key):
+        self.now -= self.live.pop(key)
+
+
+def card_attention():
+    """Context with attention as a CUDA card does it. Grouped heads with a mask have no fused kernel there and go the
+    plain way, which keeps the scores; all else is fused."""
+    fused = F.scaled_dot_product_attention
+
+    def attend(*args, enable_gqa=False, attn_mask=None, **kwargs):
+        with sdpa_kernel(SDPBackend.MATH) if enable_gqa and attn_mask is not None else nullcontext():
+            return fused(*args, enable_gqa=enable_gqa, attn_mask=attn_mask, **kwargs)
+    # Replaced rather than intercepted by a torch mode: recomputation in the backward pass would escape a mode.
+    return mock.patch.object(F, "scaled_dot_product_attention", attend)
+
+
+def synthetic(config, B):
+    """(Batch, eps, tau) of B samples with everything present. config: ModelConfig."""
+    batch = Batch(**{name: torch.cat(B * [x]) for name, x in vars(sample(config)).items()})
+    R = config.action_draws
+    return batch, torch.randn(B, R, *batch.action.shape[1:]), torch.rand(B, R)
+
+
+def skeleton(config, fp32, frozen):
+    """The network of a ModelConfig on the meta device. fp32: or else mostly bfloat16; frozen: as for `freeze`."""
+    model = table1.on_meta(config)
+    freeze(model, frozen)
+    return model if fp32 else to_compute(model, torch.bfloat16)
+
+
+@functools.lru_cache
+def fake_step(config, fp32, frozen, recompute, B):
+    """Bytes that a micro-batch of B takes at its peak, above weights and gradients, which are there already. recompute:
+    layers are computed again in the backward pass; config, fp32, frozen: as for `skeleton`."""
+    model = skeleton(config, fp32, frozen)
+    with FakeTensorMode(allow_non_fake_inputs=True), Peak() as peak, card_attention():
+        model.to_empty(device="cpu")
+        for p in model.parameters():
+            p.grad = torch.empty_like(p) if p.requires_grad else None
+        if recompute:
+            checkpoint_layers(model)
+        before = peak.now
+        model(*synthetic(config, B)).total(1.0, 1, 1).backward()
+        return peak.peak - before
+
+
+class Need(NamedTuple):
     """Bytes of one setting. host: on top of the process itself; disk: one checkpoint."""
 
     weights: int
@@ -46,37 +123,33 @@ class Need:
 @functools.lru_cache
 def sizes(config, fp32, frozen):
     """Of a network in its training dtypes: (bytes of all weights, of the trained ones and of the largest of those,
-    number of trained ones, and of those among them that compute in float32 whatever the rest does)."""
+    number of trained ones, and of those among them in float32)."""
     model = skeleton(config, fp32, frozen)
     trained = [p for p in model.parameters() if p.requires_grad]
-    bytes_of = [p.numel() * p.element_size() for p in trained]
-    return (sum(p.numel() * p.element_size() for p in model.parameters()), sum(bytes_of), max(bytes_of),
+    return (sum(p.nbytes for p in model.parameters()), sum(p.nbytes for p in trained), max(p.nbytes for p in trained),
             sum(p.numel() for p in trained), sum(p.numel() for p in trained if p.dtype == torch.float32))
 
 
 def predict(config, activations=None):
     """Config -> Need, for one card that holds everything. activations: their bytes; None: they are counted."""
     train = config.train
-    fp32, frozen = train.optimizer == "fp32", frozenset(train.frozen)
+    fp32, frozen, away = train.optimizer == "fp32", frozenset(train.frozen), train.optimizer == "offload"
     if activations is None:
         activations = fake_step(config.model, fp32, frozen, train.checkpoint_layers, train.batch_size)
     weights, gradients, largest, n, exact = sizes(config.model, fp32, frozen)
+    weights *= 2 if train.ema else 1
     state = STATE[train.optimizer] * n - (2 * exact if train.optimizer == "split" else 0)   # these need no low bits
-    away = train.optimizer == "offload"
-    return Need(weights=weights * (2 if train.ema else 1), gradients=gradients, states=0 if away else state,
-                activations=activations, host=state + 4 * largest if away else 0,   # four buffers
-                disk=weights * (2 if train.ema else 1) + state)
+    return Need(weights, gradients, 0 if away else state, activations,
+                host=state + 4 * largest if away else 0, disk=weights + state)   # on the host four buffers
 
 
 def settings(config):
-    """What --fit may choose from, best first: faster optimizers before leaner ones (float32 where the config has it
-    alone), and with each the largest micro-batch without recomputation from 4 on, then with it. The effective batch
-    stays, and so does --freeze."""
-    train = config.train
-    total = train.batch_size * train.accumulate
-    for kind in ("fp32", "split", "offload"):
-        if kind == "fp32" and train.optimizer != "fp32" or kind != "fp32" and train.ema:
-            continue
+    """What --fit may choose from, best first: faster optimizers before leaner ones, and with each the largest
+    micro-batch without recomputation from 4 on, then with it. The effective batch stays, and so does --freeze."""
+    train, total = config.train, config.train.batch_size * config.train.accumulate
+    kinds = ["fp32"] if train.optimizer == "fp32" else []   # only where it is asked for
+    kinds += [] if train.ema else ["split", "offload"]
+    for kind in kinds:
         for recompute, B in ((False, train.batch_size), *CHOICES):
             if total % B == 0:
                 yield replace(config, train=replace(train, optimizer=kind, checkpoint_layers=recompute, batch_size=B,
@@ -94,8 +167,8 @@ def fit(config, memory_gb):
 
 
 def describe(train):
-    return (f"--optimizer {train.optimizer} --checkpoint_layers {str(train.checkpoint_layers).lower()} "
-            f"--batch_size {train.batch_size} --accumulate {train.accumulate}")
+    return (f"--batch_size {train.batch_size} --accumulate {train.accumulate} --optimizer {train.optimizer} "
+            f"--checkpoint_layers {str(train.checkpoint_layers).lower()}")
 
 
 def table(config, memory_gb):
@@ -104,12 +177,11 @@ def table(config, memory_gb):
     verdict = "fits" if need.device <= (memory_gb - MARGIN) * gib else "does not fit"
     lines = [f"memory of training {config.name}, predicted, in GiB: {describe(train)}"
              + (f" --freeze {train.freeze}" if train.freeze else "")]
-    for name, value, note in (
-            ("weights", need.weights, ""), ("gradients", need.gradients, ""), ("states", need.states, ""),
-            ("activations", need.activations, ""),
-            ("on the device", need.device, f"   {verdict} {memory_gb:.0f} GiB, {MARGIN} left alone"),
-            ("host, masters, moments", need.host, ""), ("disk, one checkpoint", need.disk, "   three at the peak")):
-        lines.append(f"  {name:<22}{value / gib:>8.2f}{note}")
+    notes = {"device": f"   {verdict} {memory_gb:.0f} GiB, {MARGIN} left alone", "disk": "   three at the peak"}
+    for name, what in (("weights", "weights"), ("gradients", "gradients"), ("states", "states"),
+                       ("activations", "activations"), ("device", "on the device"),
+                       ("host", "host, masters, moments"), ("disk", "disk, one checkpoint")):
+        lines.append(f"  {what:<22}{getattr(need, name) / gib:>8.2f}{notes.get(name, '')}")
     lines.append(f"  {'activations by micro-batch':<28}" + "".join(f"{B:>8}" for B in MICRO))
     for recompute in (False, True):
         trains = [replace(train, checkpoint_layers=recompute, batch_size=B) for B in MICRO]
@@ -134,15 +206,13 @@ def parameter_table(config):
 def dry_run(config, device, memory_gb):
     """Print the table; then, where there is room for it, real steps on a synthetic batch, measured."""
     print("counting memory on fake tensors: a few seconds for each micro-batch of a large model", flush=True)
-    print("\n".join(table(config, memory_gb)), flush=True)
+    print(*table(config, memory_gb), sep="\n", flush=True)
     need, cuda = predict(config), device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if cuda else \
-        os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = torch.cuda.mem_get_info(device)[0] if cuda else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     wanted = need.device + (0 if cuda else need.host)
     if wanted > 0.9 * free:
-        print(f"no real step: it needs {wanted / 2 ** 30:.1f} GiB, free are {free / 2 ** 30:.1f} "
-              f"({'on this card' if cuda else 'in this machine; no CUDA device here'})")
-        return
+        return print(f"no real step: it needs {wanted / 2 ** 30:.1f} GiB, free are {free / 2 ** 30:.1f} "
+                     f"({'on this card' if cuda else 'in this machine; no CUDA device here'})")
     if cuda:   # a larger card plays one of memory_gb
         torch.cuda.set_per_process_memory_fraction(min(1.0, memory_gb / card(device)), device)
     with explained(config.train, device):
@@ -152,33 +222,27 @@ def dry_run(config, device, memory_gb):
 
 
 def real_step(config):
-    """Two optimizer steps on noise, the second of two micro-batches -> bytes on the device at the peak: by then the
-    optimizer's states exist, and gradients while activations are made."""
+    """Two optimizer steps, the second of two micro-batches -> bytes on the device at the peak: by then the optimizer's
+    states exist, and gradients while activations are made."""
     ranks, train = Ranks(), config.train
-    counted = Peak() if ranks.device.type == "cpu" else None
-    with contextlib.ExitStack() as stack:
-        if counted:
-            stack.enter_context(counted)
-            stack.enter_context(card_attention())
+    on_cpu = ranks.device.type == "cpu"
+    with Peak() if on_cpu else nullcontext() as counted, card_attention() if on_cpu else nullcontext():
         model = InternVLA_A1(config.model)
         _, masters, _ = prepare(model, train, ranks, False)
         optimizer = optimizers.adamw(train.optimizer, model, masters)
-        if counted:
+        if on_cpu:
             counted.peak = counted.now
         for micro_batches in (1, 2):
             for _ in range(micro_batches):
                 tensors = (x.to(ranks.device) for x in synthetic(config.model, train.batch_size))
                 model(*tensors).total(1.0, 1, 1).backward()
-                del tensors
             norm = optimizers.global_norm(optimizer.parameters.values())
             optimizer.step(train.lr, optimizers.clip_scale(norm, train.clip))
             optimizer.zero_grad()
     optimizer.finish()
     # On the CPU what is kept on the host lies beside what would lie on the device.
-    return counted.peak - predict(config, activations=0).host if counted else torch.cuda.max_memory_allocated()
+    return counted.peak - predict(config, activations=0).host if on_cpu else torch.cuda.max_memory_allocated()
 
-
-# ---- while it runs ----------------------------------------------------------------------------------------------
 
 def card(device):
     """Memory of this machine's card in GiB, 24 without one."""
@@ -192,21 +256,19 @@ def peak(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-@contextlib.contextmanager
+@contextmanager
 def explained(train, device):
     """Out of memory becomes one line: the peak, the batch and the flags that help, those that are not set."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-        if not full:
+        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)):
             raise
         leaner = {"a smaller --batch_size and a larger --accumulate": train.batch_size > 1,
                   "--checkpoint_layers true": not train.checkpoint_layers,
                   "--optimizer split": train.optimizer == "fp32" and not train.ema,
                   "--optimizer offload": train.optimizer != "offload" and not train.ema,
                   "--freeze und": "und" not in train.frozen, "several cards with --shard": True}
-        raise ValueError(
-            f"out of memory at a peak of {peak(device):.1f} GB with --batch_size {train.batch_size}, --optimizer "
-            f"{train.optimizer}, --checkpoint_layers {str(train.checkpoint_layers).lower()}. What helps: "
-            f"{', '.join(flag for flag, helps in leaner.items() if helps)}; --dry-run prints what fits") from error
+        flags = ", ".join(flag for flag, helps in leaner.items() if helps)
+        raise ValueError(f"out of memory at a peak of {peak(device):.1f} GB with {describe(train)}. "
+                         f"What helps: {flags}; --dry-run prints what fits") from error

@@ -4,11 +4,9 @@
     split     bf16 weights; the low 16 bits of their fp32 masters beside them; bf16 moments         10
     offload   bf16 weights and gradients on the device; fp32 masters and moments in host memory     4 (and 12 of host)
 
-Weights always have an exact fp32 master: at these learning rates a bf16 weight that is rounded to nearest after each
-step mostly does not move. Moments in bf16 cost nothing at beta2 = 0.95: the smallest relative change, 0.05, is far
-above bf16's resolution.
-
-Norms and action projections compute in fp32 and keep fp32 weights in every mode. Each rank updates its own shards.
+Weights always have an exact fp32 master: at these learning rates a bf16 weight that is rounded after each step mostly
+does not move. Moments in bf16 move: at beta2 = 0.95 their smallest relative change, 0.05, is far above its resolution.
+Norms and action projections keep fp32 weights and compute in fp32 in every mode. Each rank updates its own shards.
 """
 
 import threading
@@ -28,7 +26,7 @@ def global_norm(parameters):
 
 
 def clip_scale(norm, clip):
-    """What all gradients are multiplied by, so that their global norm is at most `clip`. A 0-dim tensor."""
+    """What brings a global norm of gradients to at most `clip`. A 0-dim tensor."""
     return (clip / (norm + 1e-6)).clamp(max=1.0)
 
 
@@ -38,10 +36,11 @@ def adamw(kind, model, masters, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01):
     masters: name -> float32 value (may share memory). It is emptied: no second copy stands beside the finished state.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = {"fp32": Fp32, "split": Split, "offload": Offload}[kind](
-        parameters, masters, {"betas": betas, "eps": eps, "weight_decay": weight_decay})
+    budget = {"fp32": Fp32, "split": Split, "offload": Offload}[kind]
+    optimizer = budget(parameters, masters, {"betas": betas, "eps": eps, "weight_decay": weight_decay})
     masters.clear()
-    optimizer.hold_back(model)
+    if kind == "offload":
+        optimizer.hold_back(model)
     return optimizer
 
 
@@ -55,15 +54,11 @@ class Fp32:
 
     def step(self, lr, scale):
         """One update. scale: 0-dim tensor that gradients are multiplied by first."""
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
+        self.adamw.param_groups[0]["lr"] = lr
         for name, p in self.parameters.items():
             self.weights[name].grad = local(p.grad).mul_(scale)
         self.adamw.step()
         self.adamw.zero_grad()
-
-    def hold_back(self, model):
-        """Let a forward pass of the model wait for its new weights. Here they are there when `step` returns."""
 
     def zero_grad(self):
         """Drop all gradients."""
@@ -82,7 +77,7 @@ class Fp32:
         found = {}
         for name, p in self.parameters.items():
             for key, part in self.state(name).items():
-                full = part if key == "step" else whole(part, p)
+                full = part if key == "step" else whole(part, p)   # all ranks take part
                 if keep:
                     found[f"{name}.{key}"] = full.cpu() if full is not part else full
         return found
@@ -97,8 +92,8 @@ def moments(tensors, name, p, device):
     """AdamW's state of a parameter out of `tensors`, this rank's part; {} if saved before its first update."""
     if f"{name}.step" not in tensors:
         return {}
-    return {key: (x if key == "step" else share(x, p)).clone().to(device)
-            for key, x in ((key, tensors[f"{name}.{key}"]) for key in ("step", "exp_avg", "exp_avg_sq"))}
+    parts = {key: share(tensors[f"{name}.{key}"], p) for key in ("exp_avg", "exp_avg_sq")}
+    return {key: x.clone().to(device) for key, x in ({"step": tensors[f"{name}.step"]} | parts).items()}
 
 
 class Split(Fp32):
@@ -126,10 +121,9 @@ class Split(Fp32):
             state, weight = self.kept[name], local(p.detach())
             low = state.get("low", weight)
             for hi, low, m, v, g in pieces(weight, low, state["exp_avg"], state["exp_avg_sq"], local(p.grad)):
-                exact = hi.dtype == torch.float32
-                master = hi if exact else get_master(hi, low)
+                master = hi if hi.dtype == torch.float32 else get_master(hi, low)
                 update(master, g.float() * scale, m, v, self.steps, lr, **self.settings)
-                if not exact:
+                if master is not hi:
                     put_master(master, hi, low)
 
     def load(self, tensors):
@@ -170,10 +164,9 @@ def update(weight, g, m, v, step, lr, betas, eps, weight_decay):
 class Offload(Fp32):
     """Masters and moments in host memory, torch's fused CPU AdamW; the device holds bf16 weights and gradients.
 
-    The gradient of the next tensor travels to the host while this one is updated, and the new weight travels back
-    behind it, through two pinned buffers each way. With `overlap` (default: on a GPU) all that happens on a thread
-    beside the next forward pass, in which each layer waits for its own weights (`hold_back`): nothing is computed with
-    an old one.
+    The next gradient travels to the host while this tensor is updated, and the new weight travels back behind it,
+    through two pinned buffers each way. With `overlap` (default: on a GPU) all that happens on a thread beside the next
+    forward pass, in which each layer waits for its own weights (`hold_back`).
     """
 
     def __init__(self, parameters, masters, settings, overlap=None):
@@ -185,20 +178,19 @@ class Offload(Fp32):
         self.slots = [Slot(largest, self.cuda) for _ in range(2)]
         self.stream = torch.cuda.Stream() if self.cuda else None
         self.overlap, self.thread, self.problem = self.cuda if overlap is None else overlap, None, None
-        self.ready = {name: (threading.Event(), torch.cuda.Event() if self.cuda else None) for name in parameters}
-        for ready, _ in self.ready.values():
-            ready.set()
+        self.ready = {}   # name -> two events of the last update: it is through, and the weight is on the device
 
     def hold_back(self, model):
-        """From now on each joint layer's forward pass waits for the layer's weights, and the model's for all others."""
-        for name, module in [("", model), *((f"layers.{i}.", layer) for i, layer in enumerate(model.layers))]:
-            own = [key for key in self.parameters if (key.startswith(name) if name else not key.startswith("layers."))]
+        """From now on each joint layer's forward pass waits for its new weights, and the model's for all others."""
+        layers = {f"layers.{i}.": layer for i, layer in enumerate(model.layers)}
+        for start, module in {"": model, **layers}.items():
+            own = [key for key in self.parameters if key.startswith(start or tuple(layers)) == bool(start)]
             # First of all hooks: sharding gathers weights in one of its own.
             module.register_forward_pre_hook(lambda module, args, own=own: self.wait(own), prepend=True)
 
     def wait(self, names):
         """Until these weights are new. What the update died of is raised here."""
-        for ready, arrived in (self.ready[name] for name in names):
+        for ready, arrived in (self.ready[name] for name in names if name in self.ready):
             ready.wait()
             if arrived:
                 torch.cuda.current_stream().wait_event(arrived)
@@ -209,7 +201,6 @@ class Offload(Fp32):
         self.wait(self.ready)
         if self.thread:
             self.thread.join()
-            self.thread = None
 
     def state(self, name):
         return self.adamw[name].state[self.masters[name]] | {"master": self.masters[name]}
@@ -223,8 +214,7 @@ class Offload(Fp32):
         self.finish()
         if self.cuda:
             self.stream.wait_stream(torch.cuda.current_stream())   # the gradients are complete
-        for ready, _ in self.ready.values():
-            ready.clear()
+        self.ready = {name: (threading.Event(), torch.cuda.Event() if self.cuda else None) for name in self.parameters}
         gradients = [local(p.grad) for p in self.parameters.values()]   # held until they are read, whoever drops them
         work = gradients, lr, scale.to("cpu")
         if self.overlap:
@@ -266,7 +256,6 @@ class Slot:
     def __init__(self, size, pinned):
         self.incoming, self.outgoing = (torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(2))
         self.arrived, self.left = (torch.cuda.Event() if pinned else None for _ in range(2))
-        self.view = None
 
     def fetch(self, gradient):
         """Start copying a gradient to the host."""

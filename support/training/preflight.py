@@ -1,12 +1,13 @@
-"""What is checked, and said, before anything long begins: flags, weights, data, the batch and the disk."""
+"""What is read, checked and said before anything long begins: flags, weights, data, the batch and the disk."""
 
 import shutil
 import sys
 from dataclasses import replace
 
-from config import PAPER_BATCH
+from config import CONFIGS, PAPER_BATCH
 from support.data import file_hashes
 from support.data.statistics import Alone
+from support.flags import Parser, add_config_flags
 from support.training import memory
 from support.training.checkpointer import KEEP
 from support.weights import start as weights
@@ -21,6 +22,33 @@ def refuse(line):
 def warn(line):
     """A line about data, under --on_bad_sample skip."""
     print(f"bad data, will be skipped when drawn: {line}", file=sys.stderr)
+
+
+def parse(argv, description=None):
+    """Arguments of train.py -> argparse's namespace. A bad one is one line and exit code 2."""
+    parser = Parser(prog="train.py", description=description)
+    parser.add_argument("--config", default="conveyor", help=f"one of {', '.join(CONFIGS)}")
+    parser.add_argument("--data", "--mixture", help="dataset folder or mixture.json; 'conveyor' is the embedded world")
+    parser.add_argument("--robot", help="a robot of support/data/robots.py or a .json file (default: the dataset's)")
+    parser.add_argument("--verify", action="store_true", help="first compare every dataset's files with their record")
+    parser.add_argument("--init", choices=("scratch",), help="start the a1_* presets from random weights")
+    parser.add_argument("--from", dest="origin", help="start from the weights of this run or checkpoint")
+    parser.add_argument("--weights", help="directory of a run or of published files: the release's, or a backbone's "
+                        "and Cosmos'")
+    parser.add_argument("--init_und", help="directory or hub id of the backbone: InternVL3-1B-hf or Qwen3-VL-2B")
+    parser.add_argument("--init_vae", help="directory or hub id of Cosmos CI8x8: encoder.jit and decoder.jit")
+    parser.add_argument("--init_experts", default="scratch", help="generation and action experts: scratch (as the "
+                        "release), und (copy --init_und's text blocks: a1_2b), or a directory (a1_3b: Qwen3-0.6B)")
+    parser.add_argument("--out", help="run folder (default runs/<config>)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--shard", action="store_true", help="under torchrun: FSDP2, each rank holds a part")
+    parser.add_argument("--dry-run", action="store_true", help="print the memory table, try one step, and stop")
+    parser.add_argument("--memory_gb", type=float, help="memory of the card in GiB (default: this one's, else 24)")
+    parser.add_argument("--fit", action="store_true", help="choose optimizer, layers and micro-batch by --memory_gb")
+    parser.add_argument("--episodes", type=int, default=200, help="closed-loop episodes a suite in the final report")
+    parser.add_argument("--eval_seed", type=int, default=4242, help="seed of the report's closed-loop scenes")
+    add_config_flags(parser)
+    return parser.parse_args(argv)
 
 
 def check_flags(args, config):
@@ -54,16 +82,14 @@ def starting_weights(args, config, out):
 def verify(folders):
     """--verify: end the program if a file of these datasets is not what its record says."""
     for root in dict.fromkeys(folders):
-        changed = file_hashes.verify(root)
-        if changed:
-            refuse(f"{changed[0]}" + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
+        if changed := file_hashes.verify(root):
+            refuse(changed[0] + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
 
 
 def check_settings(config, corpus, least_chunk=0, ranks=Alone()):
     """ValueError, one line, for settings that cannot work with these data. All ranks call it. least_chunk: what their
     world asks for."""
     windows, lengths = zip(*corpus.extent(ranks))
-    longest = max(lengths)
     for source in (*corpus.sources.values(), corpus.held_out):
         if source is not None and source.cache:
             source.cache.require({config.model.view_size, config.model.frame_size})
@@ -71,8 +97,9 @@ def check_settings(config, corpus, least_chunk=0, ranks=Alone()):
         raise ValueError(f"--chunk {config.model.chunk} is too short: in the embedded world {least_chunk} actions "
                          "decide a scene")
     world = all(row.robot == "conveyor" for row in corpus.listed)   # a smoke test of the a1 presets, by design
-    if config.model.chunk > longest and not (world and config.name != "conveyor"):
-        raise ValueError(f"--chunk {config.model.chunk} is longer than every episode: the longest has {longest} frames")
+    if config.model.chunk > max(lengths) and not (world and config.name != "conveyor"):
+        raise ValueError(f"--chunk {config.model.chunk} is longer than every episode: the longest has {max(lengths)} "
+                         "frames")
     for flag, value in (("batch_size", config.train.batch_size), ("lpt_workers", config.data.lpt_workers)):
         if min(windows) > 0 and value > sum(windows):   # a dataset without windows has a message of its own
             raise ValueError(f"--{flag} {value} is more than the data have samples: {sum(windows)} windows")
@@ -80,25 +107,20 @@ def check_settings(config, corpus, least_chunk=0, ranks=Alone()):
 
 def effective_batch(train, world):
     """One line: micro-batch x accumulation x ranks, beside the paper's (Table 2)."""
-    micro, paper = train.batch_size * world, PAPER_BATCH.get(train.stage)
+    micro, paper, where = train.batch_size * world, PAPER_BATCH.get(train.stage), f"({train.stage}, Table 2)"
     batch = micro * train.accumulate
     line = f"batch: {train.batch_size} x {train.accumulate} accumulated x {world} ranks = {batch}"
-    if paper is None:
-        return line
-    if batch == paper:
-        return f"{line}, the paper's ({train.stage}, Table 2)"
-    return f"{line}; the paper's is {paper} ({train.stage}, Table 2)" + (
-        f": --accumulate {paper // micro} gives it" if paper % micro == 0 else "")
+    if paper in (None, batch):
+        return line + (f", the paper's {where}" if paper else "")
+    hint = "" if paper % micro else f": --accumulate {paper // micro} gives it"
+    return f"{line}; the paper's is {paper} {where}{hint}"
 
 
 def disk_need(config, out):
     """One line on the disk that a run in the folder `out` needs. ValueError: not even one checkpoint fits."""
-    size = memory.predict(config, activations=0).disk
-    stands = sum(path.stat().st_size for path in out.glob("step_*/*"))   # on --resume
-    peak = max((KEEP + 1) * size - stands, 0)   # a new one is written before an old one goes
-    free = shutil.disk_usage(out).free
-    line = f"disk: a checkpoint takes {size / 1e9:.3f} GB, {KEEP} are kept, {peak / 1e9:.3f} GB more at the peak; " \
-           f"{free / 1e9:.3f} GB are free in {out}"
+    size, free = memory.predict(config, activations=0).disk, shutil.disk_usage(out).free
+    line = (f"disk: a checkpoint takes {size / 1e9:.3f} GB, {KEEP} are kept and one more stands while it is written; "
+            f"{free / 1e9:.3f} GB are free in {out}")
     if size > free:
         raise ValueError(f"{line}: not even one fits; free space, or give --out DIR on another disk")
-    return line + ("" if peak <= free else ": too little for the peak, a later save will fail until space is made")
+    return line

@@ -1,8 +1,4 @@
-"""The model as it trains: what is frozen, recomputed, compiled, averaged and sharded, and in which dtype.
-
-Order matters and stands in `prepare` alone: masters are taken before the cast, the average before layers are wrapped,
-recomputation around compilation, and sharding last.
-"""
+"""The model as it trains: what is frozen, recomputed, compiled, averaged and sharded, and in which dtype."""
 
 import functools
 
@@ -11,11 +7,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from support.precision import to_compute
-
-
-def vision_layers(model):
-    """The vision tower's layers, each a unit of recomputation; none in the embedded world's conv stem."""
-    return getattr(model.und.visual, "layers", None) or getattr(model.und.visual, "blocks", None) or []
 
 
 def freeze(model, names):
@@ -29,15 +20,17 @@ def freeze(model, names):
 
 def checkpoint_layers(model):
     """Each joint layer and each vision layer keeps its input alone and is computed again in the backward pass."""
-    for layer in (*model.layers, *vision_layers(model)):
+    vision = getattr(model.und.visual, "layers", getattr(model.und.visual, "blocks", ()))   # the conv stem has none
+    for layer in (*model.layers, *vision):
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def prepare(model, train, ranks, shard):
-    """A fresh float32 model on the CPU -> (the module to call, float32 values of the trained parameters, average or
-    None). The optimizer begins with these values.
+    """A fresh float32 model on the CPU -> (the module to call, float32 values of the trained parameters for the
+    optimizer, average or None). The model itself is changed.
 
-    The model itself is changed: frozen, cast to its compute dtype, moved, sharded, its layers checkpointed or compiled.
+    Order matters: masters are taken before the cast, the average before layers are wrapped, recomputation goes around
+    compilation, and sharding is last.
     """
     freeze(model, train.frozen)
     masters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}

@@ -1,7 +1,4 @@
-"""Several processes as one: what train.py says to its ranks, alone or under torchrun.
-
-    torchrun --nproc_per_node 2 -- train.py ...           DDP: every rank holds everything
-    torchrun --nproc_per_node 2 -- train.py ... --shard   FSDP2: weights, gradients and states are cut per joint layer
+"""Several processes as one, under torchrun: DDP, where every rank holds everything, or with --shard FSDP2.
 
 Gradients are sums over ranks, never means: train.py divides by the counts of the whole step, so ranks with unequal
 numbers of valid elements add up exactly. For a parameter that is not sharded `local`, `whole` and `share` hand back
@@ -33,8 +30,8 @@ def whole(part, like):
     if not isinstance(like, DTensor):
         return part
     sent = part.view(torch.bfloat16) if part.dtype == torch.int16 else part   # gloo and NCCL know no int16
-    return DTensor.from_local(sent, like.device_mesh, like.placements, shape=like.shape,
-                              stride=like.stride()).full_tensor().view(part.dtype)
+    cut = DTensor.from_local(sent, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    return cut.full_tensor().view(part.dtype)
 
 
 def share(x, like):
@@ -50,13 +47,13 @@ def cut_like(x, like):
 
 
 class Ranks:
-    """All processes of one run. rank: this one's number; world: how many there are; device: where it computes; agent:
-    the process id of the torchrun that started it, "" without; restarted: not for the first time."""
+    """All processes of one run. rank: this one's number; first: this one prints and writes; world: how many there are;
+    device: where it computes; agent: the id of torchrun's process, "" without; restarted: not for the first time."""
 
     def __init__(self):
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        self.agent = str(os.getppid()) if "TORCHELASTIC_RESTART_COUNT" in os.environ else ""
+        self.first, attempt = self.rank == 0, os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+        self.restarted, self.agent = int(attempt or 0) > 0, str(os.getppid()) if attempt else ""
         self.device, self.replicated = torch.device("cpu"), []
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -64,16 +61,11 @@ class Ranks:
         if "RANK" in os.environ and not dist.is_initialized():
             store, _, _ = next(dist.rendezvous("env://", self.rank, self.world))
             # torchrun may hand a restarted group the store of the dead one, with the dead one's addresses in it.
-            store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            store = dist.PrefixStore(f"attempt {attempt}", store)
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", store=store, rank=self.rank,
                                     world_size=self.world, timeout=timedelta(minutes=MINUTES))
         if not self.first:
             sys.stdout = open(os.devnull, "w")   # one voice
-
-    @property
-    def first(self):
-        """Whether this rank is the one that prints and writes."""
-        return self.rank == 0
 
     def wrap(self, model, shard):
         """The module whose forward pass synchronises gradients, as sums."""
@@ -83,9 +75,8 @@ class Ranks:
         if shard:
             mesh = init_device_mesh(self.device.type, (self.world,))
             # Kept whole: what is frozen, and beside bfloat16 weights the few float32 ones, since FSDP2 wants one dtype.
-            frozen = {p for p in model.parameters() if not p.requires_grad}
             self.replicated = [p for p in model.parameters() if p.requires_grad and p.dtype != model.dtype]
-            ignored = frozen.union(self.replicated)
+            ignored = {p for p in model.parameters() if not p.requires_grad}.union(self.replicated)
             for layer in model.layers:
                 fully_shard(layer, mesh=mesh, ignored_params=ignored)
             fully_shard(model, mesh=mesh, ignored_params=ignored)
@@ -137,9 +128,9 @@ class Ranks:
     def state_dict(self, model):
         """Full tensors of a model by name, the form of an unsharded run. On rank 0; empty elsewhere if sharded."""
         tensors = {}
-        for name, tensor in model.state_dict().items():
-            full = tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
-            if self.first or not isinstance(tensor, DTensor):
+        for name, x in model.state_dict().items():
+            full = x.full_tensor().cpu() if isinstance(x, DTensor) else x   # all ranks take part
+            if self.first or full is x:
                 tensors[name] = full
         return tensors
 

@@ -1,7 +1,6 @@
 """How good is it? Losses and foresight on held-out windows.
 
 Foresight is scored against the obvious rival, "nothing changes": error of z_hat_{t+m} over error of copying z_t.
-Where a world says what to watch, the same is asked of pixels around the place where an object really is at t+m.
 """
 
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 import flow
-from data import VIEWS, collate, example, stream
+from data import collate, example, stream
 
 HELD_OUT_SEED = 1_000_003   # noise of the validation losses, the same for every run
 
@@ -21,7 +20,7 @@ class Watched(NamedTuple):
 
     group: Callable   # e -> what its scores are called by, such as "static"
     marks: Callable   # (e, t) -> (name, x, y) of objects in the head view at frame t, fractions of it from the top left
-    half: float       # of the side of the square that is cut around a mark, as a fraction of the picture
+    half: float       # half the side of the square that is cut around a mark, as a fraction of the picture
 
 
 class Foresight(NamedTuple):
@@ -37,8 +36,7 @@ class Foresight(NamedTuple):
 def held_out_batches(config, stats, source, rows, limit):
     """Yield (Batch, eps, tau, rows) over at most `limit` held-out windows, evenly spread, with fixed noise."""
     size = 2 * config.train.batch_size
-    rows = rows[np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int)]
-    model = config.model
+    rows, model = rows[np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int)], config.model
     for first in range(0, len(rows), size):
         part = rows[first:first + size]
         batch = collate([example(model, config.data.m, stats, source, int(e), int(t)) for e, t in part])
@@ -52,19 +50,17 @@ def held_out_batches(config, stats, source, rows, limit):
 def validate(model, config, batches, watched=None):
     """Held-out losses and foresight -> (dict of floats, Foresight or None).
 
-    batches: as held_out_batches yields them; with sharding every rank gives the same ones. The dict has loss_act,
-    loss_gen, per kind of view (and group of `watched`) the error of z_hat over that of copying z_t, and the same in
-    pixels around each mark. The pictures are of the window of the first batch in which most changes.
+    batches: as held_out_batches yields them, on every rank the same. The dict has loss_act, loss_gen, per kind of view
+    (and group of `watched`) the error of z_hat over that of copying z_t, and the same in pixels around each mark. The
+    pictures are of the window of the first batch in which most changes.
     """
-    training = model.training
+    training, device = model.training, next(model.parameters()).device
     model.eval()
-    sums, counts, pairs, shown = [0.0, 0.0], [0, 0], {}, None
-    device = next(model.parameters()).device
+    act, gen, pairs, shown = np.zeros(2), np.zeros(2), {}, None   # sums and counts
     for batch, eps, tau, rows in batches:
         losses = model(batch.to(device), eps.to(device), tau.to(device), pictures=True)
-        for i, (total, count) in enumerate(((losses.act_sum, losses.act_count), (losses.gen_sum, losses.gen_count))):
-            sums[i] += float(total)
-            counts[i] += int(count)
+        act += float(losses.act_sum), float(losses.act_count)
+        gen += float(losses.gen_sum), float(losses.gen_count)
         if losses.z_hat is None:
             continue
         _add_latent_errors(pairs, losses, batch, rows, watched)
@@ -73,9 +69,9 @@ def validate(model, config, batches, watched=None):
             _add_pixel_errors(pairs, imagined, batch, rows, watched, config.data.m)
         shown = shown or _foresight(model, losses, batch)
     model.train(training)
-    report = {"loss_act": sums[0] / max(counts[0], 1)}
+    report = {"loss_act": float(act[0] / max(act[1], 1))}
     if config.model.gen_expert:
-        report["loss_gen"] = sums[1] / max(counts[1], 1)
+        report["loss_gen"] = float(gen[0] / max(gen[1], 1))
     for name, errors in sorted(pairs.items()):
         imagined, copied = np.sum(errors, 0)
         if copied > 0:   # where nothing changed at all the ratio says nothing
@@ -85,54 +81,42 @@ def validate(model, config, batches, watched=None):
 
 def _add_latent_errors(pairs, losses, batch, rows, watched):
     """Add (error of z_hat, error of copying z_t) of every view with a true future to pairs[kind of view]."""
-    imagined = (losses.z_hat - losses.z[:, :, 2]).square().mean((2, 3, 4)).cpu().numpy()     # (B, V)
-    copied = (losses.z[:, :, 1] - losses.z[:, :, 2]).square().mean((2, 3, 4)).cpu().numpy()
-    for b, (e, _) in enumerate(rows):
-        if not batch.future_mask[b]:
-            continue
-        group = f"{watched.group(e)}_" if watched else ""
-        for v in range(len(VIEWS)):
-            if batch.view_mask[b, v]:
-                pairs.setdefault(group + ("head" if v == 0 else "wrist"), []).append((imagined[b, v], copied[b, v]))
+    imagined, copied = ((x - losses.z[:, :, 2]).square().mean((2, 3, 4)).cpu().numpy()     # (B, V)
+                        for x in (losses.z_hat, losses.z[:, :, 1]))
+    for b, v in (batch.future_mask[:, None] & batch.view_mask).nonzero().tolist():
+        group = f"{watched.group(rows[b][0])}_" if watched else ""
+        pairs.setdefault(group + ("wrist" if v else "head"), []).append((imagined[b, v], copied[b, v]))
 
 
 def _add_pixel_errors(pairs, imagined, batch, rows, watched, m):
     """The same of pixels in a window of the head view around each mark's true place at t+m. imagined (B, 3, H, W)."""
     size = imagined.shape[-1]
     half = round(watched.half * size)
-    for b, (e, t) in enumerate(rows):
-        true, now = batch.frames[b, 0, 2].float(), batch.frames[b, 0, 1].float()
+    for picture, (_, now, true), (e, t) in zip(imagined.float(), batch.frames[:, 0].float(), rows):
         for name, x, y in watched.marks(e, t + m):
             column, row = round(x * size), round(y * size)
             window = (slice(None), slice(max(0, row - half), row + half), slice(max(0, column - half), column + half))
-            pair = [float((picture[window] - true[window]).square().mean()) for picture in (imagined[b].float(), now)]
+            pair = [float((x[window] - true[window]).square().mean()) for x in (picture, now)]
             pairs.setdefault(f"crop_{name}", []).append(pair)
 
 
 def _foresight(model, losses, batch):
     """The window of a batch in which most changes until t+m -> Foresight; None where no window has a future."""
-    future = batch.future_mask.nonzero().flatten().to(losses.z.device)
-    if not len(future):
+    if not batch.future_mask.any():
         return None
-    change = (losses.z[future, :, 2] - losses.z[future, :, 1]).square().mean((1, 2, 3, 4))
-    b = int(future[change.argmax()])
+    change = (losses.z[:, :, 2] - losses.z[:, :, 1]).square().mean((1, 2, 3, 4)).cpu()
+    b = int(change.masked_fill(~batch.future_mask, -1).argmax())
     latents = torch.stack([*losses.z[b, :, :2].unbind(1), losses.z_hat[b], losses.z[b, :, 2]])   # (4, V, 16, g, g)
     return Foresight(*model.to_pictures(latents).cpu(), batch.view_mask[b])
 
 
-def held_out_losses(checkpointer, corpus, sharded, watched=None):
-    """A function without arguments, called on every rank: what the run has learned so far, as `validate` gives it.
-
-    The first rank alone has opened what is held out. sharded: the others take part in its forward passes, on what it
-    sends them; else they get ({}, None).
-    """
+def held_out_losses(checkpointer, corpus, watched=None):
+    """What `validate` gives of a run. All ranks call it, but the first alone has opened what is held out. Sharded, the
+    others take part in its forward passes, on what it sends them; else they get ({}, None)."""
     config, ranks, stats = checkpointer.config, checkpointer.ranks, checkpointer.by_robot[corpus.held_out_robot]
-    model = checkpointer.average.module if checkpointer.average else checkpointer.model
-
-    def losses():
-        if not (ranks.first or sharded):
-            return {}, None
-        own = held_out_batches(config, stats, corpus.held_out, corpus.held_out_windows,
-                               config.train.eval_windows) if ranks.first else iter(())
-        return validate(model, config, iter(lambda: ranks.agree(next(own, None)), None) if sharded else own, watched)
-    return losses
+    model, sharded = checkpointer.average.module if checkpointer.average else checkpointer.model, checkpointer.sharded
+    if not (ranks.first or sharded):
+        return {}, None
+    own = held_out_batches(config, stats, corpus.held_out, corpus.held_out_windows,
+                           config.train.eval_windows) if ranks.first else iter(())
+    return validate(model, config, iter(lambda: ranks.agree(next(own, None)), None) if sharded else own, watched)

@@ -7,23 +7,23 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from config import CONFIGS, get_config
-from support.training import activations, memory, optimizers
+from support.training import memory, optimizers
 from support.training.prepare import checkpoint_layers
 
 
 def whole_step(config):
     """Peak bytes of an optimizer step of two micro-batches on fake tensors, gradients and states growing as they do."""
     train = config.train
-    model = activations.skeleton(config.model, train.optimizer == "fp32", train.frozen)
-    with FakeTensorMode(), activations.Peak() as peak, activations.card_attention():
-        activations.allocate(model)
+    model = memory.skeleton(config.model, train.optimizer == "fp32", train.frozen)
+    with FakeTensorMode(allow_non_fake_inputs=True), memory.Peak() as peak, memory.card_attention():
+        model.to_empty(device="cpu")
         masters = {name: torch.empty(p.shape) for name, p in model.named_parameters() if p.requires_grad}
         optimizer = optimizers.adamw(train.optimizer, model, masters)
         if train.checkpoint_layers:
             checkpoint_layers(model)
         peak.peak = peak.now
         for _ in range(2):
-            model(*activations.synthetic(config.model, train.batch_size)).total(1.0, 1, 1).backward()
+            model(*memory.synthetic(config.model, train.batch_size)).total(1.0, 1, 1).backward()
         norm = optimizers.global_norm(optimizer.parameters.values())
         optimizer.step(train.lr, optimizers.clip_scale(norm, train.clip))
         return peak.peak
