@@ -21,7 +21,7 @@ def action_plot(predicted, names, true=None, baselines=None, fps=None, path=None
     """
     series = _series(predicted, names, true, baselines or {})
     steps, count = predicted.shape
-    columns = min(count, 4)
+    columns = min(count, 3 if count in (5, 6, 9) else 4)
     font, small = font_of(14), font_of(12)
     limits = [_limits([values[:, i] for _, values, _ in series], spans[i] if spans is not None else 0.0)
               for i in range(count)]
