@@ -8,7 +8,7 @@ from functools import cache, partial
 import numpy as np
 import torch
 
-from data import VIEWS
+from config import VIEWS
 from support.data.letterbox import Letterboxed, letterbox
 
 

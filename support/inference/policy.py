@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 import config as configs
-from data import VIEWS, collate, observation
+from config import VIEWS
+from data import collate, observation
 from support import checkpoint
 from support.data.statistics import of_checkpoint
 from support.inference.control import ControlLoop, places_of

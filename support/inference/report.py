@@ -2,7 +2,7 @@
 
 import torch
 
-from data import VIEWS
+from config import VIEWS
 from support import pictures
 from support.data.letterbox import letterbox
 

@@ -8,7 +8,8 @@ import time
 import torch
 from tqdm import tqdm
 
-from data import VIEWS, collate_with_noise
+from config import VIEWS
+from data import collate_with_noise
 from support import pictures
 from support.training import memory
 from support.progress import bar

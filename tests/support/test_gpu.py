@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import VARIANTS, film
-from data import VIEWS
+from config import VIEWS
 from support.inference.engine import Engine
 from support.inference.engine import random_batch as example
 

@@ -93,7 +93,9 @@ def write_dataset(root, episodes=9000, seed=0):
     datasets = [{"path": name, "weight": weight, "kind": look} for name, look, weight, _ in MIXTURE]
     text = json.dumps({"robot": "conveyor", "datasets": datasets, "validation": "validation"}, indent=2)
     (root / "world").write_text(version() + "\n")
-    (root / "mixture.json").write_text(text + "\n")
+    partial = root / "mixture.json.partial"
+    partial.write_text(text + "\n")
+    partial.replace(root / "mixture.json")   # in one move: where it exists, the data are complete
 
 
 def prepare(root):
