@@ -43,7 +43,7 @@ from support.training.signals import Interruption, ignore_signals
 from support.training.validation import held_out_losses
 from support.weights import start as weights
 from worlds import closed_loop, conveyor
-from worlds import training as world
+from worlds.training import least_chunk, report, watched
 
 
 def lr_at(step, train):
@@ -90,7 +90,7 @@ def read_data(args, config, ranks, newest):
                      config.data.balance)                                                  # Sec. 3.4
     corpus.open(partial(windows, m=config.data.m, full=config.data.full_windows), *lpt.subset(dealt, ranks.rank),
                 evaluates=ranks.first)
-    check_settings(config, corpus, world.least_chunk(corpus.held_out_robot), ranks)
+    check_settings(config, corpus, least_chunk(corpus.held_out_robot), ranks)
     if args.verify and ranks.first:
         verify(row.path for row in [*corpus.listed, corpus.validation] if row)
     ranks.agree(None)
@@ -121,8 +121,8 @@ def build(config, ranks, shard, start):
     torch.manual_seed(train.seed)
     model = InternVLA_A1(config.model)
     print("\n".join(memory.parameter_table(config)))
-    for report in weights.start(model, **start) if start else ():
-        print(report)
+    for line in weights.start(model, **start) if start else ():
+        print(line)
     wrapped, masters, average = prepare(model, train, ranks, shard)
     # --optimizer fp32 is torch.optim.AdamW; split and offload make the same update in less memory of the device.
     optimizer = adamw(train.optimizer, model, masters, betas=(train.beta1, train.beta2), eps=train.adam_eps,
@@ -154,7 +154,7 @@ def run(argv):
         print(effective_batch(train, ranks.world), disk_need(config, out), sep="\n")
         first, progress = checkpointer.begin(newest)
     mixture.bad_samples = bad_samples_of_rank(progress.get("bad_samples", []), ranks)
-    validate = partial(held_out_losses, checkpointer, corpus, world.watched(corpus.held_out))
+    validate = partial(held_out_losses, checkpointer, corpus, watched(corpus.held_out))
     journal = Journal(checkpointer, first, progress.get("skipped", 0), validate)
 
     model.train()
@@ -188,7 +188,7 @@ def run(argv):
             if stop:
                 print(f"interrupted: {checkpointer.outcome(done)}; --resume goes on", flush=True)
                 sys.exit(128 + (interruption.signal or signal.SIGTERM))
-    world.report(checkpointer, corpus, args.episodes, args.eval_seed, journal.final(), began)
+    report(checkpointer, corpus, args.episodes, args.eval_seed, journal.final(), began)
 
 
 if __name__ == "__main__":

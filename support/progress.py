@@ -3,9 +3,9 @@
 from tqdm import tqdm
 
 
-def bar(total, initial=0, unit="it", what=None, silent=False):
+def bar(total, initial=0, unit="it", silent=False):
     """A tqdm over `total` (None: not known yet) of `unit`, from `initial` on. silent: in any case."""
-    return tqdm(total=total, initial=initial, unit=unit, desc=what, dynamic_ncols=True, disable=silent or None)
+    return tqdm(total=total, initial=initial, unit=unit, dynamic_ncols=True, disable=silent or None)
 
 
 def each(items, unit):
