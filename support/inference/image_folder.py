@@ -99,6 +99,12 @@ def write(out, policy, observed, actions, z_hat):
           f"in the robot's units ({policy.config.data.action_mode})")
     for name, column in zip(names, actions.T):
         print(f"  {name:<24} first {column[0]:+8.3f}   last {column[-1]:+8.3f}   range {np.ptp(column):7.3f}")
+    if true is not None:
+        chunks = {"policy": shown}
+        if observed.state.size == true.shape[1]:   # only then is holding the state an action
+            chunks["holding the state"] = observed.state[None]
+        print("mean squared error in standard deviations of the training actions: " + ", ".join(
+            f"{name} {np.square((a - true) / stats.action_std).mean():.4f}" for name, a in chunks.items()))
     if z_hat is not None:
         foresight_picture(policy, observed.seen, observed.future, z_hat, out / "foresight.png")
     print_euler_error(policy, observed.seen, observed.state, observed.task)
