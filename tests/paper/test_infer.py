@@ -57,6 +57,14 @@ def test_the_lines_of_infer_py_are_the_policys_plain_path_bit_for_bit(make, step
         assert np.array_equal(mine, its)
 
 
+def test_true_actions_beside_the_pictures_are_compared_in_training_standard_deviations(on_pictures, tmp_path):
+    """Shorter than the chunk, as at the end of an episode; the policy's deviation is 2, the state is zero."""
+    np.save(tmp_path / "true_actions.npy", np.full((3, 6), 4.0, np.float32))
+    actions, printed = on_pictures("--engine", "plain")
+    error = np.square((actions[:3] - 4) / 2).mean()
+    assert f"training actions: policy {error:.4f}, holding the state 4.0000" in printed
+
+
 def test_infer_gives_the_same_actions_with_and_without_the_engine(on_pictures, make, monkeypatch):
     """Plain runs infer.py's own lines; fewer Euler steps are told by what they change."""
     fast, _ = on_pictures()
