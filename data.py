@@ -122,7 +122,8 @@ def example(model, m, stats, source, e, t, pictures=None):
     mask = np.zeros((model.chunk, model.action_dim), bool)
     if source.has_action:
         chunk, inside = chunk_at(action, t, model.chunk)
-        a = pad(stats.chunk(chunk, state[t]), model.action_dim, f"the action of {source.name}")
+        a = stats.chunk(chunk, state[t])   # standardised; in delta mode relative to q_t, but for grippers
+        a = pad(a, model.action_dim, f"the action of {source.name}")
         mask = inside[:, None] & (arrays["dim_mask"].numpy() | model.noise_on_padding)
     arrays.update(action=torch.from_numpy(a), action_mask=torch.from_numpy(mask),
                   future_mask=torch.tensor(bool(t + m < source.lengths[e])))
