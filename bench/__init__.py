@@ -1,1 +1,4 @@
-"""Figures that neither train.py nor infer.py prints. Nobody imports this folder; results/ holds what it wrote."""
+"""Commands for figures that neither train.py nor infer.py prints. Nobody imports this folder.
+
+results/ holds the reports that the pages quote, of these commands, of lpt.py and of infer.py.
+"""
