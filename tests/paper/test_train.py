@@ -139,6 +139,7 @@ class TwoEpisodes:
         return self.tasks[e]
 
 
+@pytest.mark.long
 def test_two_episodes_are_overfitted_and_the_images_decide():
     """Eq. (4), 200 steps: L_act at most 0.3 of its value with exchanged images, L_gen below copying z_t."""
     torch.manual_seed(0)

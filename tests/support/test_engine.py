@@ -312,6 +312,7 @@ class Operations(TorchDispatchMode):
 BUDGET = {"a1_2b": 10_400, "a1_3b_release": 14_500}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BUDGET)
 def test_at_full_size_no_operation_depends_on_data_and_the_count_stays_in_budget(name):
     """Fake tensors: nothing reads a value, also with two views, padding, given latents and an imagined future; launches
