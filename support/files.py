@@ -1,0 +1,141 @@
+"""What strangers send: every file is bounded before it is read, and every path stays in the folder that names it.
+
+A ValueError here is one line that names the file, what is wrong with it and what to do.
+"""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+LARGEST = 8 << 30   # bytes of one array, or of all arrays of an .npz: numbers, not pictures
+
+
+def lfs_pointer(path):
+    """Whether a file is the text that Git leaves in the place of a large one that was not downloaded."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(40).startswith(b"version https://git-lfs")
+    except OSError:
+        return False
+
+
+def unreadable(path, error, repair="write it again"):
+    """The ValueError for a file that `error` says cannot be read; a missing file and a Git LFS pointer are named."""
+    if not os.path.exists(path):
+        return ValueError(f"{path} is missing")
+    if lfs_pointer(path):
+        return ValueError(f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in its repository")
+    said = str(error).strip().splitlines()
+    return ValueError(f"{path} cannot be read ({said[0][:200] if said else type(error).__name__}): {repair}")
+
+
+def read_text(path, **repair):
+    """A text file, UTF-8 with or without a byte order mark -> str."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error, **repair) from error
+
+
+def parse_json(text, where):
+    """JSON text -> what it holds. `where` names it in the ValueError. Nesting beyond Python's depth is refused."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is no JSON ({str(error)[:120]}): write it again") from error
+
+
+def read_json(path, kind=dict):
+    """A JSON file -> what it holds, of type `kind`: dict, list, a tuple of types."""
+    found = parse_json(read_text(path), path)
+    if not isinstance(found, kind):
+        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{path} holds a {type(found).__name__}, expected a {wanted}: write it again")
+    return found
+
+
+def numbers(values, where, ndim=None):
+    """Numbers from a file, of any form -> float32 array. `where` names them: file, key.
+
+    ValueError: text, complex, ragged, no dimension at all, another number of axes than ndim, or a row that is not
+    finite as float32. The first such row is named.
+    """
+    try:
+        with np.errstate(over="ignore"):
+            found = np.asarray(values)
+            real = found.dtype.kind in "biuf"
+            found = found.astype(np.float32) if real else found
+    except (ValueError, TypeError, OverflowError):
+        real, found = False, np.zeros(0, object)
+    if not real and found.shape != (0,):
+        raise ValueError(f"{where} is {found.dtype} of shape {found.shape}, expected real numbers: write it again")
+    if not real:
+        raise ValueError(f"{where} holds no rows of equal length of real numbers: write it again")
+    if ndim is not None and (found.ndim != ndim or 0 in found.shape[1:]):
+        raise ValueError(f"{where} has shape {found.shape}, expected {ndim} axes, none of them empty: write it again")
+    bad = np.argwhere(~np.isfinite(found))
+    if len(bad):
+        row = f", row {bad[0][0]}" if found.ndim else ""
+        raise ValueError(f"{where}{row}: {np.asarray(values)[tuple(bad[0])]} is not finite as float32; repair it")
+    return found
+
+
+def _promised(file, path, size):
+    """Read the header of an open .npy -> bytes of the array. ValueError: more than the file has, or objects."""
+    version = np.lib.format.read_magic(file)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if header is None:
+        raise ValueError(f"format {version} of .npy")
+    shape, _, dtype = header(file)
+    wanted = dtype.itemsize
+    for length in shape:   # Python's integers, which do not overflow
+        wanted *= int(length)
+    if dtype.hasobject or min(shape, default=0) < 0 or wanted > size:
+        raise ValueError(f"its header promises {dtype} of shape {shape}, {wanted:,} bytes, where there are {size:,}")
+    return wanted
+
+
+def read_npy(path, mmap=False):
+    """An .npy file of plain numbers or text -> array; mmap: a memory map. Its header is checked against its size."""
+    try:
+        with open(path, "rb") as file:
+            if _promised(file, path, os.path.getsize(path)) > LARGEST and not mmap:
+                raise ValueError(f"more than {LARGEST >> 30} GiB of numbers")
+        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except Exception as error:   # of numpy, whatever a torn header makes it raise: tokenize.TokenError, for one
+        raise unreadable(path, error, "write it again, as an .npy file of one plain array") from error
+
+
+def read_npz(path):
+    """An .npz file of plain arrays -> {name: array}. The headers in it are checked against the sizes of its members."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {item.filename: item.file_size for item in archive.infolist()}
+            if sum(sizes.values()) > LARGEST:
+                raise ValueError(f"it unpacks to {sum(sizes.values()):,} bytes, the limit is {LARGEST:,}")
+            for name, size in sizes.items():
+                with archive.open(name) as member:
+                    _promised(member, path, size)
+        with np.load(path, allow_pickle=False) as npz:
+            return {key: npz[key] for key in npz.files}
+    except Exception as error:
+        raise unreadable(path, error, "write it again, as an .npz file of plain arrays") from error
+
+
+def inside(root, named, where):
+    """A path that a file of the folder `root` names -> Path in `root`. `where` names that file, for messages.
+
+    What a recorder wrote as an absolute path is looked for by its last parts in `root`. Links that lie in the folder
+    are the user's own and are followed. ValueError: it leads outside.
+    """
+    root, named = Path(root), str(named)
+    parts = Path(named.replace("\\", "/")).parts
+    if "\0" not in named and parts and ".." not in parts and not Path(named).is_absolute():
+        return root / named
+    for n in range(1, len(parts) if Path(named).is_absolute() and ".." not in parts else 0):
+        if root.joinpath(*parts[n:]).exists():
+            return root.joinpath(*parts[n:])
+    raise ValueError(f"{where} names {named[:200]!r}, which is not a path inside {root}: correct it")
