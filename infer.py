@@ -7,7 +7,7 @@
                                                                            the authors' weights, without a checkpoint
     python infer.py --cut DATA --episode 7 --frame 60 --image-dir DIR      make such a folder from a dataset
 
-DIR holds one picture (PNG or JPEG, RGB, any size) per camera and time:
+DIR holds one picture (any kind and size that support/data/picture.py reads) per camera and time:
     head_past.png   head_now.png     frames t-m and t of the head camera; m is the checkpoint's (15 frames)
     left_wrist_*.png  right_wrist_*.png   likewise; a camera that the robot does not have is left out
     head_future.png ...              optional: frame t+m, shown beside the imagined one

@@ -35,7 +35,10 @@ def unreadable(path, error, repair="write it again"):
 def read_text(path, **repair):
     """A text file, UTF-8 with or without a byte order mark -> str."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8-sig")
+        if text.startswith("version https://git-lfs"):
+            raise ValueError("Git LFS")
+        return text
     except (OSError, ValueError) as error:
         raise unreadable(path, error, **repair) from error
 
@@ -109,8 +112,11 @@ def read_npy(path, mmap=False):
         raise unreadable(path, error, "write it again, as an .npy file of one plain array") from error
 
 
-def read_npz(path):
-    """An .npz file of plain arrays -> {name: array}. The headers in it are checked against the sizes of its members."""
+def read_npz(path, names=None):
+    """An .npz file of plain arrays -> {name: array}. The headers in it are checked against the sizes of its members.
+
+    names: which arrays are read; the others are None.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {item.filename: item.file_size for item in archive.infolist()}
@@ -120,7 +126,7 @@ def read_npz(path):
                 with archive.open(name) as member:
                     _promised(member, path, size)
         with np.load(path, allow_pickle=False) as npz:
-            return {key: npz[key] for key in npz.files}
+            return {key: npz[key] if names is None or key in names else None for key in npz.files}
     except Exception as error:
         raise unreadable(path, error, "write it again, as an .npz file of plain arrays") from error
 

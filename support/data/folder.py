@@ -1,120 +1,206 @@
-"""Episodes in a plain folder, and picture files. What is wrong with a folder is said in one line, by name."""
+"""Episodes in a plain folder. What is wrong with a folder is said in one line, by name."""
 
-import zipfile
-from contextlib import contextmanager
+import re
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from config import VIEWS
 from support.data.file_hashes import files_digest
+from support.data.picture import ENDINGS, check_size, decode
 from support.data.robots import ROBOTS, Robot
+from support.files import numbers, read_npy, read_npz
+
+KEYS = ("state", "action", "task", "fps", "ends", "stored", "robot", "action_names", "suite", "target", "distractor")
+FRAMES = 1 << 27   # of one folder
+JUNK = ("thumbs.db", "desktop.ini", "__macosx")   # what file managers leave, and what is hidden, is not looked at
 
 
-def read_picture(path):
-    """A PNG or JPEG file as (H, W, 3) uint8 RGB. ValueError: one line naming the file."""
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except FileNotFoundError:
-        raise ValueError(f"picture {path} is missing")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"picture {path} cannot be read ({error}): replace the file")
+def listing(folder):
+    """Name in lower case -> path, of what lies in a folder. ValueError: two names are one but for capitals."""
+    found = {}
+    for path in sorted(Path(folder).iterdir()):
+        name = path.name.lower()
+        if name in found:
+            raise ValueError(f"{found[name]} and {path.name} are one name but for capitals: keep one")
+        if not name.startswith(".") and name not in JUNK:
+            found[name] = path
+    return found
 
 
-@contextmanager
-def _arrays(root):
-    """episode.npz, open. ValueError, one line: it is missing, damaged or lacks an array."""
+def frame_files(folder, rows):
+    """The picture files of one camera by frame number: 2 before 10. The numbers are without a gap, or they are `rows`.
+
+    ValueError: another file, two of one number, names that differ in more than the number, the first gap.
+    """
+    found, series = {}, None
+    for path in listing(folder).values():
+        named = re.fullmatch("(.*?)([0-9]+)([^0-9]*)", path.stem.lower())
+        if path.suffix.lower() not in ENDINGS or not named:
+            raise ValueError(f"{path} is no picture with a frame number, such as 000012.png: move it elsewhere")
+        number, series = int(named[2]), series or (path, named[1], named[3])
+        if number in found or named.group(1, 3) != series[1:]:
+            raise ValueError(f"{folder} holds {found.get(number, series[0]).name} and {path.name}: keep one file for a "
+                             "frame, and names that differ in the frame's number only")
+        found[number] = path
+    order = sorted(found)
+    for before, after in zip(order, order[1:]):
+        if after != before + 1 and order != rows.tolist():
+            raise ValueError(f"{folder}: between {found[before].name} and {found[after].name} the picture of frame "
+                             f"{before + 1} is missing; restore it, or number the files without a gap")
+    return [found[number] for number in order]
+
+
+def _arrays(root, keys=KEYS):
+    """episode.npz -> its path, {key: array}, None for what is not in `keys`. ValueError: a key nearly of this name."""
     path = Path(root) / "episode.npz"
+    arrays, meant = read_npz(path, keys), {key.rstrip("s"): key for key in KEYS}
+    for key in sorted(arrays.keys() - set(KEYS)):
+        if key.lower().rstrip("s") in meant:
+            raise ValueError(f"{path}: array '{key}' is not read; name it '{meant[key.lower().rstrip('s')]}'")
+    return path, arrays
+
+
+def _whole(x, where, limit):
+    """Row numbers (n,) -> int64. ValueError: other than whole numbers from 0 to limit."""
+    wrong = np.flatnonzero((x < 0) | (x > limit)) if x.ndim == 1 and x.dtype.kind in "iu" else None
+    if wrong is None or len(wrong):
+        found = f" is {x.dtype} of shape {x.shape}" if wrong is None else f", row {wrong[0]} is {x[wrong[0]]}"
+        raise ValueError(f"{where}{found}, expected one row of whole numbers from 0 to {limit}; write it again")
+    return x.astype(np.int64)
+
+
+def _texts(x, where, *lengths):
+    """Text as numpy's or as UTF-8 bytes -> (n,) str, n one of `lengths`. ValueError: else."""
     try:
-        with np.load(path, allow_pickle=False) as npz:
-            absent = [key for key in ("state", "task", "fps") if key not in npz.files]
-            if not absent:
-                yield npz
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
-        raise ValueError(f"{path} is no readable .npz file of plain arrays: write it again")
-    if absent:
-        raise ValueError(f"dataset {root}: episode.npz has no array '{absent[0]}'")
+        x = np.char.decode(x, "utf-8") if x.dtype.kind == "S" else x
+        if x.dtype.kind == "U" and x.ndim < 2 and x.size in lengths:
+            np.char.encode(x, "utf-8")   # a lone surrogate raises
+            return np.atleast_1d(x)
+    except UnicodeError:
+        pass
+    wanted = " or ".join(map(str, sorted(set(lengths))))
+    raise ValueError(f"{where} is {x.dtype} of shape {x.shape}, expected {wanted} of text in UTF-8; write it again")
+
+
+def _ends(path, arrays):
+    """The number of frames up to the end of each episode (E,) int64; without `ends` all rows are one episode."""
+    rows = {key: len(np.atleast_1d(arrays[key])) for key in ("state", "action") if arrays.get(key) is not None}
+    if not rows and "ends" not in arrays:
+        raise ValueError(f"{path} has no array 'state', 'action' or 'ends', one of which counts the frames")
+    ends = _whole(arrays.get("ends", np.array([*rows.values()][:1])), f"{path}, 'ends'", FRAMES)
+    for e in np.flatnonzero(np.diff(ends, prepend=0) < 1):
+        raise ValueError(f"{path}, 'ends', row {e} is {ends[e]}: an empty episode; drop it")
+    if not len(ends):
+        raise ValueError(f"{path} is empty: it has no episode")
+    for key, n in rows.items():
+        if n != ends[-1]:
+            raise ValueError(f"{path} has {n} rows of '{key}', and {ends[-1]} frames by ends or state; write it again")
+    return ends
+
+
+def _robot(path, arrays):
+    """The name that the folder gives its robot, by default the folder's own."""
+    return str(_texts(arrays["robot"], f"{path}, 'robot'", 1)[0]) if "robot" in arrays else path.parent.name
 
 
 def glance(root, robot=None):
     """As support.data.source.glance. ValueError: as FolderSource, as far as it shows."""
-    with _arrays(root) as npz:
-        frames = int(npz["ends"].max(initial=0)) if "ends" in npz.files else len(npz["state"])
-        named = robot.name if robot else str(npz.get("robot", Path(root).name))
-        has_action = "action" in npz.files
-    if frames < 1:
-        FolderSource(root, robot)   # says what is wrong
-    return Path(root).name, named, frames, has_action
+    path, found = _arrays(root, ("ends", "robot"))
+    ends = _ends(path, {"ends": found["ends"]} if "ends" in found else _arrays(root, ("state", "action"))[1])
+    return path.parent.name, robot.name if robot else _robot(path, found), int(ends[-1]), "action" in found
 
 
 class FolderSource:
     """One or several episodes in a plain folder, as support.data.source.Source says.
 
-    `episode.npz`, F frames in all: state (F, d_q), action (F, d_a) or absent (human video), task (E,) strings, fps;
-    optional ends (E,) cumulative frame counts of several episodes, stored (P,) the rows that have pictures (absent:
-    all), robot, action_names (d_a,), and what `labels` names. Pictures per view: `<view>.npy` uint8 (P, H, W, 3),
-    memory-mapped, or a folder `<view>/` of files in name order; else the view is masked. robot: a Robot or None.
+    `episode.npz`, F frames in all: state (F, d_q), absent or d_q = 0 where there is none; action (F, d_a) or absent
+    (human video); task (E,) or (F,) strings; fps; optional ends (E,) cumulative frame counts of several episodes, stored
+    (P,) the rows that have pictures (absent: all), robot, action_names (d_a,), and what `labels` names. Pictures per
+    view, else it is masked: `<view>.npy` uint8 (P, H, W, 3), memory-mapped, or a folder `<view>/` of numbered files of
+    any kind that support.data.picture decodes. Capitals in names do not count. robot: a Robot or None.
     """
 
     cache, videos, state_keys, action_keys = None, {}, (), ()   # pictures as recorded; arrays, not features with names
 
     def __init__(self, root, robot=None):
-        self.root, self.name = Path(root), Path(root).name
-        with _arrays(root) as npz:
-            arrays = {key: npz[key] for key in npz.files}
-        self.state, self.action = arrays["state"].astype(np.float32), arrays.get("action")
-        self.has_action, self.fps = self.action is not None, float(arrays["fps"])
-        if not 0 < self.fps < np.inf:
-            raise ValueError(f"dataset {root}: fps is {self.fps:g}; write the recording's frame rate")
-        named = str(arrays.get("robot", self.name))
+        path, arrays = _arrays(root)
+        self.root, self.name = path.parent, path.parent.name
+        self.ends = _ends(path, arrays)
+        E, F = len(self.ends), int(self.ends[-1])
+        self.starts = np.concatenate([[0], self.ends[:-1]])
+        self.lengths, self.indices = np.diff(self.ends, prepend=0), range(E)
+        for key in ("task", "fps"):
+            if key not in arrays:
+                raise ValueError(f"{path} has no array '{key}'")
+        self.tasks = _texts(arrays["task"], f"{path}, 'task'", E, F)
+        self.fps = float(arrays["fps"].item()) if numbers(arrays["fps"], f"{path}, 'fps'").size == 1 else 0.0
+        if not self.fps > 0:
+            raise ValueError(f"{path}: fps is {arrays['fps']}; write the recording's frame rate, one number above 0")
+        rows = {key: self._rows(path, key, arrays[key]) for key in ("state", "action", "target", "distractor")
+                if key in arrays and (key != "state" or arrays[key].shape != (F, 0))}
+        self.state, self.action = rows.pop("state", np.zeros((F, 0), np.float32)), arrays.get("action")
+        self.has_action = rows.pop("action", None) is not None   # checked as float32, kept as stored
+        suite = {"suite": _texts(arrays["suite"], f"{path}, 'suite'", E)} if "suite" in arrays else {}
+        self._labels, names = rows | suite, arrays.get("action_names", np.zeros(0))
+        d_a = self.action.shape[1] if self.has_action else names.size
+        self.action_names = _texts(names, f"{path}, 'action_names'", d_a).tolist() if names.size else []
+        named = _robot(path, arrays)
         robot = robot or ROBOTS.get(named, Robot(named))
         self.robot, self.relative = robot.name, robot.relative
-        self.ends = arrays.get("ends", np.array([len(self.state)]))
-        self.starts = np.concatenate([[0], self.ends[:-1]])
-        self.lengths, self.tasks = np.diff(np.concatenate([[0], self.ends])), np.atleast_1d(arrays["task"])
-        self.indices, self.action_names = range(len(self.ends)), arrays.get("action_names", np.array([], str)).tolist()
-        self._labels = {key: arrays[key] for key in ("suite", "target", "distractor") if key in arrays}
-        self._check()
-        stored = arrays.get("stored", np.arange(len(self.state)))
-        self.slot = np.full(len(self.state), -1)   # of each frame, the number of its picture
-        self.slot[stored] = np.arange(len(stored))
-        self.views = {view: view for view in VIEWS
-                      if (self.root / f"{view}.npy").exists() or (self.root / view).is_dir()}
-        if not self.views:
-            raise ValueError(f"dataset {root}: no pictures; expected head.npy or a folder head/ of PNG files")
+        self.stored = _whole(arrays.get("stored", np.arange(F)), f"{path}, 'stored'", F - 1)
+        self.slot = np.full(F, -1)   # of each frame, the number of its picture
+        self.slot[self.stored] = np.arange(len(self.stored))
+        if (self.slot >= 0).sum() != len(self.stored):
+            raise ValueError(f"{path}, 'stored' names a row twice; write it again")
+        self.files = self._cameras()
+        self.views = {view: view for view in VIEWS if view in self.files}
 
-    def _check(self):
-        where = f"dataset {self.root}"
-        if len(self.state) == 0 or len(self.ends) == 0 or self.lengths.min() < 1:
-            raise ValueError(f"{where}: it is empty or holds an empty episode")
-        if self.ends[-1] != len(self.state) or len(self.tasks) != len(self.ends):
-            raise ValueError(f"{where}: ends, task and state disagree about the number of frames or episodes")
-        if self.has_action and len(self.action) != len(self.state):
-            raise ValueError(f"{where}: {len(self.action)} actions for {len(self.state)} states")
-        for key, rows in (("state", self.state), ("action", self.action))[:1 + self.has_action]:
-            if rows.ndim != 2:
-                raise ValueError(f"{where}: {key} has shape {rows.shape}, expected (frames, dimensions)")
-            for row in np.flatnonzero(~np.isfinite(rows).all(1)):
-                e = int(np.searchsorted(self.ends, row, side="right"))
-                raise ValueError(f"{where}, episode {e}, frame {row - self.starts[e]}: {key} is not finite; repair it")
+    def _rows(self, path, key, x):
+        """A column of episode.npz (F, d) -> float32. ValueError: not of numbers, of F rows, all of them finite."""
+        try:
+            found = numbers(x, f"{path}, '{key}'", 2)
+        except ValueError:
+            for e, (first, end) in enumerate(zip(self.starts, self.ends) if x.ndim == 2 else ()):
+                numbers(x[first:end], f"{path}, episode {e}, '{key}'", 2)   # whose rows are its frames
+            raise
+        if len(found) != self.ends[-1]:
+            raise ValueError(f"{path} has {len(found)} rows of '{key}' for {self.ends[-1]} frames; write it again")
+        return found
+
+    def _cameras(self):
+        """view -> its .npy file or its folder. ValueError: two of one view, or a camera that would not be seen."""
+        found, other = {}, {}
+        for name, path in listing(self.root).items():
+            view, folder, array = name.removesuffix(".npy"), path.is_dir(), name.endswith(".npy")
+            if view in VIEWS and (folder or array):
+                if view in found:
+                    raise ValueError(f"{self.root} holds {found[view].name} and {path.name}: keep one of them")
+                found[view] = path
+            elif folder or array:   # as many pictures as frames with pictures are a camera
+                of = read_npy(path, mmap=True).shape[:-3] if array else \
+                    (sum(item.suffix.lower() in ENDINGS for item in path.iterdir()),)
+                if of == (len(self.stored),):
+                    raise ValueError(f"{path} is of no known view: name it {', '.join(VIEWS)}, or move it elsewhere")
+            elif path.stem.lower() in VIEWS:
+                other[path.stem.lower()] = path
+        for view in [*(other.keys() - found.keys()), *([] if found else VIEWS[:1])]:
+            raise ValueError(f"dataset {self.root}: no pictures; expected {view}.npy or a folder {view}/ of pictures" +
+                             (f", and {other[view].name} is not read" if view in other else ""))
+        return found
 
     @cached_property
     def pictures(self):
         """view -> memory map or list of files; opened in the process that reads."""
-        found = {}
-        for view in self.views:
-            path = self.root / f"{view}.npy"
-            try:
-                found[view] = np.load(path, mmap_mode="r") if path.exists() else sorted((self.root / view).iterdir())
-            except (ValueError, OSError, EOFError):
-                raise ValueError(f"{path} is no readable .npy file of pictures: write it again")
-            if path.exists() and (found[view].dtype != np.uint8 or found[view].shape[3:] != (3,)):
-                raise ValueError(f"{path} holds {found[view].dtype} of shape {found[view].shape}, expected uint8 "
-                                 f"(frames, height, width, 3): write it again")
-            expected = self.slot.max() + 1
+        found, expected = {}, len(self.stored)
+        for view, path in self.files.items():
+            found[view] = frame_files(path, self.stored) if path.is_dir() else read_npy(path, mmap=True)
+            if not path.is_dir():
+                if found[view].dtype != np.uint8 or found[view].ndim != 4 or found[view].shape[3] != 3:
+                    raise ValueError(f"{path} holds {found[view].dtype} of shape {found[view].shape}, expected uint8 "
+                                     f"(frames, height, width, 3): write it again")
+                check_size(*found[view].shape[1:3], f"a picture of {path}")
             if len(found[view]) != expected:
                 raise ValueError(f"dataset {self.root}: view {view} has {len(found[view])} pictures, not {expected}")
         return found
@@ -134,13 +220,13 @@ class FolderSource:
         if slot < 0:
             raise ValueError(f"dataset {self.root}, episode {e}, frame {t}: its picture is not stored")
         item = self.pictures[view][slot]
-        return read_picture(item) if isinstance(item, Path) else item
+        return decode(item) if isinstance(item, Path) else item
 
     def frames(self, view, e, times):
         return [self.frame(view, e, t) for t in times]
 
     def task(self, e, t):
-        return str(self.tasks[e])
+        return str(self.tasks[e if len(self.tasks) == len(self.ends) else self.starts[e] + t])
 
     def labels(self, e):
         rows = slice(self.starts[e], self.ends[e])

@@ -7,9 +7,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from support.data.picture import check_size
+
 
 def box(H, W, size):
-    """Where an H x W picture lies in its square: (top, left, h, w)."""
+    """Where an H x W picture lies in its square: (top, left, h, w). ValueError: so thin that nothing is left of it."""
+    check_size(H, W, "a picture")
     scale = min(size / H, size / W)
     h, w = round(H * scale), round(W * scale)
     return (size - h) // 2, (size - w) // 2, h, w

@@ -30,12 +30,12 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: I
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)   # check_size refuses sooner
 
 
-def check_size(height, width):
-    """ValueError unless a picture of that size can be held and letterboxed. The caller says which picture."""
+def check_size(height, width, what="it"):
+    """ValueError unless a picture of that size can be held and letterboxed. what: which one, for the message."""
     short, long = sorted((height, width))
     if short < 1 or long > ASPECT * short or short * long > PIXELS:
-        raise ValueError(f"{height} x {width} (height, width): a picture has 1 to {PIXELS:,} pixels, and its longer "
-                         f"side is at most {ASPECT} times its shorter one")
+        raise ValueError(f"{what} is {height} x {width} (height, width): a picture has 1 to {PIXELS:,} pixels, and its "
+                         f"longer side is at most {ASPECT} times its shorter one")
 
 
 def decode(data, where=None):

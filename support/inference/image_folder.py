@@ -1,6 +1,6 @@
 """A folder of pictures, as infer.py's first docstring describes it: read, planned for, or cut from a dataset."""
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +9,15 @@ from PIL import Image
 
 from config import VIEWS, DataConfig
 from support import plots
-from support.data.folder import read_picture
+from support.data.folder import listing
+from support.data.picture import ENDINGS, decode
 from support.data.robots import find_robot
 from support.data.source import open_source
+from support.files import numbers, read_json, read_npy, read_text
 from support.inference.report import action_names, foresight_picture, print_euler_error
 
 TIMES = ("past", "now", "future")
+WRITTEN = ("actions.png", "foresight.png")   # by `write`, where --out is the folder itself
 TRUE_ACTIONS = 50   # that `cut` writes, at most
 
 
@@ -32,30 +35,47 @@ class Observed:
 def read(folder, stats, task=None, state=None):
     """An image folder of the robot of `stats` -> Observed. task, state: the text and the file given instead of the
     folder's own. ValueError: one line that names the file."""
-    seen, future = read_pictures(folder)
-    state = state or next((folder / name for name in ("state.npy", "state.json") if (folder / name).exists()), None)
-    d_q, d_a, true = len(stats.state_mean), len(stats.action_mean), folder / "true_actions.npy"
-    if state:
-        q_t = read_numbers(Path(state), 1, d_q, f"robot '{stats.robot}' has {d_q} state dimensions")
-    else:
-        print("no state given: using the mean state of the training data; --state FILE gives the real one")
-        q_t = np.array(stats.state_mean, np.float32)
-    if not task and (folder / "task.txt").exists():
-        task = (folder / "task.txt").read_text().strip()
-    if not task:
-        raise ValueError(f"--task is missing, and so is {folder}/task.txt: what shall the robot do?")
-    actions = read_numbers(true, 2, d_a, f"expected (steps, {d_a})") if true.exists() else None
-    return Observed(seen, future, q_t, task, actions)
-
-
-def read_pictures(folder):
-    """view -> [o_{t-m}, o_t], and view -> o_{t+m}. ValueError: one line."""
     if not folder.is_dir():
         raise ValueError(f"--image-dir {folder}: no such folder; infer.py --help describes it")
+    files = listing(folder)
+    seen, future = read_pictures(folder, files)
+    states = [Path(state)] if state else [files[name] for name in ("state.npy", "state.json") if name in files]
+    d_q, d_a = len(stats.state_mean), len(stats.action_mean)
+    if len(states) > 1:
+        raise ValueError(f"{folder} holds state.npy and state.json: keep one of them, or give --state FILE")
+    if states:
+        q_t = read_numbers(states[0], 1, d_q, f"robot '{stats.robot}' has {d_q} state dimensions")
+    else:
+        if d_q:
+            print("no state given: using the mean state of the training data; --state FILE gives the real one")
+        q_t = np.array(stats.state_mean, np.float32)
+    if task is None and "task.txt" in files:
+        task = read_text(files["task.txt"], repair="save it as UTF-8").strip()
+    if task is None:
+        raise ValueError(f"--task is missing, and so is {folder}/task.txt: what shall the robot do?")
+    if not task:
+        print("the instruction is empty")
+    true = files.get("true_actions.npy")
+    return Observed(seen, future, q_t, task, read_numbers(true, 2, d_a, f"expected (steps, {d_a})") if true else None)
+
+
+def read_pictures(folder, files):
+    """view -> [o_{t-m}, o_t], and view -> o_{t+m}. files: a `listing`. ValueError: one line."""
+    paths = {}
+    for name, path in files.items():
+        stem, ending = os.path.splitext(name)
+        view, _, time = stem.rpartition("_")
+        if view not in VIEWS or time not in TIMES:
+            if ending not in ENDINGS or name in WRITTEN:
+                continue
+            raise ValueError(f"{path} is of no known view and time: name it VIEW_TIME{ending}, with {', '.join(VIEWS)} "
+                             f"and {', '.join(TIMES)}; or move it elsewhere")
+        if stem in paths:
+            raise ValueError(f"{folder} holds {paths[stem].name} and {path.name}: keep one of them")
+        paths[stem] = path
     seen, future = {}, {}
     for view in VIEWS:
-        found = {time: read_picture(path) for time in TIMES for suffix in (".jpeg", ".jpg", ".png")
-                 if (path := folder / f"{view}_{time}{suffix}").exists()}
+        found = {time: decode(paths[f"{view}_{time}"]) for time in TIMES if f"{view}_{time}" in paths}
         if not found:
             continue
         for time in ("past", "now"):
@@ -73,15 +93,9 @@ def read_pictures(folder):
 def read_numbers(path, axes, d, expected):
     """float32 from .npy or .json, d numbers on the last of so many axes. ValueError, one line: the file, what was
     expected."""
-    try:
-        values = json.loads(path.read_text()) if path.suffix == ".json" else np.load(path, allow_pickle=False)
-        x = np.asarray(values, np.float32)
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); replace it by a .npy or .json of numbers")
-    if x.ndim != axes or x.shape[-1] != d:
+    x = numbers(read_json(path, list) if path.suffix.lower() == ".json" else read_npy(path), path)
+    if x.ndim != axes or x.shape[-1] != d or 0 in x.shape[:-1]:
         raise ValueError(f"{path} has shape {x.shape}; {expected}")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{path}: dimension {np.argwhere(~np.isfinite(x))[0, -1]} is not finite")
     return x
 
 
@@ -115,21 +129,25 @@ def cut(dataset, folder, episode=-1, frame=None, robot=None):
     """Write an image folder from an episode of a dataset, with the true future and the true actions. frame: t, by
     default m. ValueError: one line, for an episode or a frame that does not exist."""
     source = open_source(dataset, find_robot(robot) if robot else None)
-    E, m = len(source.lengths), DataConfig.m
-    if not -E <= episode < E:
-        raise ValueError(f"--episode {episode}: {dataset} has episodes 0 to {E - 1}")
-    e, t = episode % E, m if frame is None else frame
+    E, m, own = len(source.lengths), DataConfig.m, list(source.indices)
+    if episode not in own and not -E <= episode < 0:
+        gaps = f", {E} in all" if max(own) - min(own) >= E else ""
+        raise ValueError(f"--episode {episode}: {dataset} has episodes {min(own)} to {max(own)}{gaps}")
+    e, t = own.index(episode) if episode in own else episode % E, m if frame is None else frame
     T = int(source.lengths[e])
     if not 0 <= t < T:
-        raise ValueError(f"--frame {t}: episode {e} of {dataset} has frames 0 to {T - 1}")
+        raise ValueError(f"--frame {t}: episode {own[e]} of {dataset} has frames 0 to {T - 1}")
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("state.npy", "true_actions.npy", *(f"{view}_{time}.png" for view in VIEWS for time in TIMES)):
+        (folder / name).unlink(missing_ok=True)   # of an earlier cut
     for view in source.views:
         for time, at in zip(TIMES, (max(t - m, 0), t, t + m)):
             if at < T:
                 Image.fromarray(np.asarray(source.frame(view, e, at))).save(folder / f"{view}_{time}.png")
     state, action = source.numbers(e)
-    np.save(folder / "state.npy", state[t])
+    if state.shape[1]:
+        np.save(folder / "state.npy", state[t])
     if action is not None:
         np.save(folder / "true_actions.npy", action[t:t + TRUE_ACTIONS])
-    (folder / "task.txt").write_text(source.task(e, t) + "\n")
-    print(f"wrote frames t - {m}, t and t + {m} of episode {e}, t = {t}, to {folder}")
+    (folder / "task.txt").write_text(source.task(e, t) + "\n", encoding="utf-8")
+    print(f"wrote frames t - {m}, t and t + {m} of episode {own[e]}, t = {t}, to {folder}")

@@ -98,10 +98,10 @@ def nan_at(row, T=12):
 @pytest.mark.parametrize("arrays, words", [
     ({"T": 4, "state": np.zeros((0, 6)), "action": np.zeros((0, 6)), "ends": np.zeros(0, int),
       "task": np.array([])}, ["is empty"]),
-    ({"state": nan_at(9)}, ["episode 1, frame 1: state is not finite"]),
-    ({"action": np.zeros((11, 6))}, ["11 actions for 12 states"]),
+    ({"state": nan_at(9)}, ["episode 1, 'state', row 1: nan is not finite"]),
+    ({"action": np.zeros((11, 6))}, ["11 rows of 'action'"]),
     ({"ends": np.array([8, 8, 12]), "task": np.array(["a", "b", "c"])}, ["empty episode"]),
-    ({"state": None}, ["no array 'state'"]),
+    ({"fps": None}, ["no array 'fps'"]),
     ({"action": None}, ["no dataset of the mixture has actions"]),
     ({"views": ()}, ["no pictures; expected head.npy"]),
     ({"ends": np.array([12]), "task": np.array(["go"])}, ["record a second one"]),
@@ -213,7 +213,7 @@ def test_infer_alone_takes_the_newest_run(script, pictures, a_checkpoint, tmp_pa
     ("left_wrist_now.png", None, ["left_wrist_now.png is missing", "past and now"]),
     ("head_now.png", b"no picture", ["head_now.png cannot be read"]),
     ("state.npy", np.zeros(7, np.float32), ["state.npy has shape (7,)", "6 state dimensions"]),
-    ("state.npy", np.array([0, 0, np.nan, 0, 0, 0]), ["state.npy: dimension 2 is not finite"]),
+    ("state.npy", np.array([0, 0, np.nan, 0, 0, 0]), ["state.npy, row 2: nan is not finite"]),
     ("state.npy", b"garbage", ["state.npy cannot be read"]),
     ("task.txt", None, ["--task is missing", "task.txt"]),
     ("true_actions.npy", np.zeros((4, 5)), ["(4, 5)", "(steps, 6)"]),
@@ -233,7 +233,7 @@ def test_a_faulty_image_folder_is_refused_with_the_file(refuses, pictures, a_che
 
 def test_a_faulty_state_file_is_refused(refuses, pictures, a_checkpoint):
     path = pictures / "given.json"
-    for text, words in (("[0, 0, 0]", "has shape (3,)"), ('{"x": 1}', "cannot be read")):
+    for text, words in (("[0, 0, 0]", "has shape (3,)"), ('{"x": 1}', "holds a dict, expected a list")):
         path.write_text(text)
         assert words in refuses("infer.py", "--image-dir", pictures, "--checkpoint", a_checkpoint, "--state", path)
 
