@@ -12,7 +12,8 @@ from support.data.picture import ENDINGS, check_size, decode
 from support.data.robots import ROBOTS, Robot
 from support.files import numbers, read_npy, read_npz
 
-KEYS = ("state", "action", "task", "fps", "ends", "stored", "robot", "action_names", "suite", "target", "distractor")
+ROWS = ("state", "action", "target", "distractor")   # arrays with a row a frame
+KEYS = ROWS + ("task", "fps", "ends", "stored", "robot", "action_names", "suite")
 FRAMES = 1 << 27   # of one folder
 JUNK = ("thumbs.db", "desktop.ini", "__macosx")   # what file managers leave, and what is hidden, is not looked at
 
@@ -55,11 +56,11 @@ def frame_files(folder, rows):
 def _arrays(root, keys=KEYS):
     """episode.npz -> its path, {key: array}, None for what is not in `keys`. ValueError: a key nearly of this name."""
     path = Path(root) / "episode.npz"
-    arrays, meant = read_npz(path, keys), {key.rstrip("s"): key for key in KEYS}
-    for key in sorted(arrays.keys() - set(KEYS)):
-        if key.lower().rstrip("s") in meant:
-            raise ValueError(f"{path}: array '{key}' is not read; name it '{meant[key.lower().rstrip('s')]}'")
-    return path, arrays
+    arrays = read_npz(path, keys)
+    for key in arrays.keys() - set(KEYS):
+        if key.lower().rstrip("s") in [known.rstrip("s") for known in KEYS]:
+            raise ValueError(f"{path}: '{key}' is not read; arrays are called {', '.join(KEYS)}")
+    return path, arrays | {"robot": _texts(arrays.get("robot", np.array(path.parent.name)), f"{path}, 'robot'", 1)[0]}
 
 
 def _whole(x, where, limit):
@@ -73,53 +74,47 @@ def _whole(x, where, limit):
 
 def _texts(x, where, *lengths):
     """Text as numpy's or as UTF-8 bytes -> (n,) str, n one of `lengths`. ValueError: else."""
+    wrong = f"{where} is {x.dtype} of shape {x.shape}, expected {' or '.join(map(str, lengths))} of text in UTF-8"
     try:
-        x = np.char.decode(x, "utf-8") if x.dtype.kind == "S" else x
-        if x.dtype.kind == "U" and x.ndim < 2 and x.size in lengths:
-            np.char.encode(x, "utf-8")   # a lone surrogate raises
-            return np.atleast_1d(x)
+        x = np.atleast_1d(np.char.decode(x, "utf-8") if x.dtype.kind == "S" else x)
+        if x.dtype.kind == "U" and x.ndim == 1 and len(x) in lengths and np.char.encode(x, "utf-8") is not None:
+            return x   # without lone surrogates, at which encode raises
     except UnicodeError:
         pass
-    wanted = " or ".join(map(str, sorted(set(lengths))))
-    raise ValueError(f"{where} is {x.dtype} of shape {x.shape}, expected {wanted} of text in UTF-8; write it again")
+    raise ValueError(f"{wrong}; write it again")
 
 
 def _ends(path, arrays):
     """The number of frames up to the end of each episode (E,) int64; without `ends` all rows are one episode."""
-    rows = {key: len(np.atleast_1d(arrays[key])) for key in ("state", "action") if arrays.get(key) is not None}
+    rows = {key: len(np.atleast_1d(arrays[key])) for key in ROWS if arrays.get(key) is not None}
     if not rows and "ends" not in arrays:
         raise ValueError(f"{path} has no array 'state', 'action' or 'ends', one of which counts the frames")
     ends = _whole(arrays.get("ends", np.array([*rows.values()][:1])), f"{path}, 'ends'", FRAMES)
-    for e in np.flatnonzero(np.diff(ends, prepend=0) < 1):
-        raise ValueError(f"{path}, 'ends', row {e} is {ends[e]}: an empty episode; drop it")
     if not len(ends):
         raise ValueError(f"{path} is empty: it has no episode")
+    for e in np.flatnonzero(np.diff(ends, prepend=0) < 1):
+        raise ValueError(f"{path}, 'ends', row {e} is {ends[e]}: an empty episode; drop it")
     for key, n in rows.items():
         if n != ends[-1]:
-            raise ValueError(f"{path} has {n} rows of '{key}', and {ends[-1]} frames by ends or state; write it again")
+            raise ValueError(f"{path} has {n} rows of '{key}' for {ends[-1]} frames; write it again")
     return ends
-
-
-def _robot(path, arrays):
-    """The name that the folder gives its robot, by default the folder's own."""
-    return str(_texts(arrays["robot"], f"{path}, 'robot'", 1)[0]) if "robot" in arrays else path.parent.name
 
 
 def glance(root, robot=None):
     """As support.data.source.glance. ValueError: as FolderSource, as far as it shows."""
     path, found = _arrays(root, ("ends", "robot"))
-    ends = _ends(path, {"ends": found["ends"]} if "ends" in found else _arrays(root, ("state", "action"))[1])
-    return path.parent.name, robot.name if robot else _robot(path, found), int(ends[-1]), "action" in found
+    ends = _ends(path, found if "ends" in found else _arrays(root, (*ROWS, "robot"))[1])
+    return path.parent.name, robot.name if robot else str(found["robot"]), int(ends[-1]), "action" in found
 
 
 class FolderSource:
     """One or several episodes in a plain folder, as support.data.source.Source says.
 
     `episode.npz`, F frames in all: state (F, d_q), absent or d_q = 0 where there is none; action (F, d_a) or absent
-    (human video); task (E,) or (F,) strings; fps; optional ends (E,) cumulative frame counts of several episodes, stored
-    (P,) the rows that have pictures (absent: all), robot, action_names (d_a,), and what `labels` names. Pictures per
-    view, else it is masked: `<view>.npy` uint8 (P, H, W, 3), memory-mapped, or a folder `<view>/` of numbered files of
-    any kind that support.data.picture decodes. Capitals in names do not count. robot: a Robot or None.
+    (human video); task (E,) or (F,) strings, fps; optional ends (E,) cumulative frame counts of several episodes,
+    stored (P,) the rows that have pictures (absent: all), robot, action_names (d_a,), and what `labels` names. Pictures
+    per view: `<view>.npy` uint8 (P, H, W, 3), memory-mapped, or a folder `<view>/` of numbered files that
+    support.data.picture decodes; else the view is masked. Names in capitals are the same names. robot: a Robot or None.
     """
 
     cache, videos, state_keys, action_keys = None, {}, (), ()   # pictures as recorded; arrays, not features with names
@@ -138,64 +133,62 @@ class FolderSource:
         self.fps = float(arrays["fps"].item()) if numbers(arrays["fps"], f"{path}, 'fps'").size == 1 else 0.0
         if not self.fps > 0:
             raise ValueError(f"{path}: fps is {arrays['fps']}; write the recording's frame rate, one number above 0")
-        rows = {key: self._rows(path, key, arrays[key]) for key in ("state", "action", "target", "distractor")
-                if key in arrays and (key != "state" or arrays[key].shape != (F, 0))}
+        rows = {key: self._rows(path, key, arrays[key]) for key in ROWS if key in arrays}
         self.state, self.action = rows.pop("state", np.zeros((F, 0), np.float32)), arrays.get("action")
         self.has_action = rows.pop("action", None) is not None   # checked as float32, kept as stored
-        suite = {"suite": _texts(arrays["suite"], f"{path}, 'suite'", E)} if "suite" in arrays else {}
-        self._labels, names = rows | suite, arrays.get("action_names", np.zeros(0))
+        self._labels, names = rows, arrays.get("action_names", np.zeros(0))
+        if "suite" in arrays:
+            self._labels["suite"] = _texts(arrays["suite"], f"{path}, 'suite'", E)
         d_a = self.action.shape[1] if self.has_action else names.size
         self.action_names = _texts(names, f"{path}, 'action_names'", d_a).tolist() if names.size else []
-        named = _robot(path, arrays)
-        robot = robot or ROBOTS.get(named, Robot(named))
+        robot = robot or ROBOTS.get(str(arrays["robot"]), Robot(str(arrays["robot"])))
         self.robot, self.relative = robot.name, robot.relative
-        self.stored = _whole(arrays.get("stored", np.arange(F)), f"{path}, 'stored'", F - 1)
+        stored = _whole(arrays.get("stored", np.arange(F)), f"{path}, 'stored'", F - 1)
         self.slot = np.full(F, -1)   # of each frame, the number of its picture
-        self.slot[self.stored] = np.arange(len(self.stored))
-        if (self.slot >= 0).sum() != len(self.stored):
+        self.slot[stored] = np.arange(len(stored))
+        if (self.slot >= 0).sum() != len(stored):
             raise ValueError(f"{path}, 'stored' names a row twice; write it again")
-        self.files = self._cameras()
+        self.files = self._cameras(len(stored))
         self.views = {view: view for view in VIEWS if view in self.files}
 
     def _rows(self, path, key, x):
-        """A column of episode.npz (F, d) -> float32. ValueError: not of numbers, of F rows, all of them finite."""
+        """An array of a row a frame -> (F, d) float32; only of the state may d be 0. ValueError: not finite numbers."""
+        if key == "state" and x.shape[1:] == (0,):
+            return x.astype(np.float32)
         try:
-            found = numbers(x, f"{path}, '{key}'", 2)
+            return numbers(x, f"{path}, '{key}'", 2)
         except ValueError:
-            for e, (first, end) in enumerate(zip(self.starts, self.ends) if x.ndim == 2 else ()):
-                numbers(x[first:end], f"{path}, episode {e}, '{key}'", 2)   # whose rows are its frames
+            for e in range(len(self.ends) if x.dtype.kind == "f" else 0):   # of which the rows are frames
+                numbers(x[self.starts[e]:self.ends[e]], f"{path}, episode {e}, '{key}'")
             raise
-        if len(found) != self.ends[-1]:
-            raise ValueError(f"{path} has {len(found)} rows of '{key}' for {self.ends[-1]} frames; write it again")
-        return found
 
-    def _cameras(self):
+    def _cameras(self, P):
         """view -> its .npy file or its folder. ValueError: two of one view, or a camera that would not be seen."""
-        found, other = {}, {}
-        for name, path in listing(self.root).items():
-            view, folder, array = name.removesuffix(".npy"), path.is_dir(), name.endswith(".npy")
-            if view in VIEWS and (folder or array):
-                if view in found:
+        files, found = listing(self.root), {}
+        for name, path in files.items():
+            view, stem, array = name.removesuffix(".npy"), path.stem.lower(), name.endswith(".npy")
+            if not array and not path.is_dir():
+                if stem in VIEWS and not {stem, f"{stem}.npy"} & files.keys():
+                    raise ValueError(f"{path} is not read: a camera is {stem}.npy, or a folder {stem}/ of pictures")
+            elif view in VIEWS:
+                if found.setdefault(view, path) != path:
                     raise ValueError(f"{self.root} holds {found[view].name} and {path.name}: keep one of them")
-                found[view] = path
-            elif folder or array:   # as many pictures as frames with pictures are a camera
-                of = read_npy(path, mmap=True).shape[:-3] if array else \
-                    (sum(item.suffix.lower() in ENDINGS for item in path.iterdir()),)
-                if of == (len(self.stored),):
+            else:   # P pictures are a camera too
+                shape = read_npy(path, mmap=True).shape if array else \
+                    (sum(item.suffix.lower() in ENDINGS for item in path.iterdir()), 0, 0, 3)
+                if len(shape) == 4 and shape[0] == P:
                     raise ValueError(f"{path} is of no known view: name it {', '.join(VIEWS)}, or move it elsewhere")
-            elif path.stem.lower() in VIEWS:
-                other[path.stem.lower()] = path
-        for view in [*(other.keys() - found.keys()), *([] if found else VIEWS[:1])]:
-            raise ValueError(f"dataset {self.root}: no pictures; expected {view}.npy or a folder {view}/ of pictures" +
-                             (f", and {other[view].name} is not read" if view in other else ""))
+        if not found:
+            raise ValueError(f"dataset {self.root}: no pictures; expected head.npy or a folder head/ of pictures")
         return found
 
     @cached_property
     def pictures(self):
         """view -> memory map or list of files; opened in the process that reads."""
-        found, expected = {}, len(self.stored)
+        shown, found = np.flatnonzero(self.slot >= 0), {}
+        stored, expected = shown[np.argsort(self.slot[shown])], len(shown)
         for view, path in self.files.items():
-            found[view] = frame_files(path, self.stored) if path.is_dir() else read_npy(path, mmap=True)
+            found[view] = frame_files(path, stored) if path.is_dir() else read_npy(path, mmap=True)
             if not path.is_dir():
                 if found[view].dtype != np.uint8 or found[view].ndim != 4 or found[view].shape[3] != 3:
                     raise ValueError(f"{path} holds {found[view].dtype} of shape {found[view].shape}, expected uint8 "

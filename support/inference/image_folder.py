@@ -40,14 +40,14 @@ def read(folder, stats, task=None, state=None):
     files = listing(folder)
     seen, future = read_pictures(folder, files)
     states = [Path(state)] if state else [files[name] for name in ("state.npy", "state.json") if name in files]
-    d_q, d_a = len(stats.state_mean), len(stats.action_mean)
+    d_q, d_a, true = len(stats.state_mean), len(stats.action_mean), files.get("true_actions.npy")
     if len(states) > 1:
         raise ValueError(f"{folder} holds state.npy and state.json: keep one of them, or give --state FILE")
     if states:
         q_t = read_numbers(states[0], 1, d_q, f"robot '{stats.robot}' has {d_q} state dimensions")
     else:
-        if d_q:
-            print("no state given: using the mean state of the training data; --state FILE gives the real one")
+        print("no state given: using the mean state of the training data; --state FILE gives the real one" if d_q else
+              f"robot '{stats.robot}' has no state")
         q_t = np.array(stats.state_mean, np.float32)
     if task is None and "task.txt" in files:
         task = read_text(files["task.txt"], repair="save it as UTF-8").strip()
@@ -55,7 +55,6 @@ def read(folder, stats, task=None, state=None):
         raise ValueError(f"--task is missing, and so is {folder}/task.txt: what shall the robot do?")
     if not task:
         print("the instruction is empty")
-    true = files.get("true_actions.npy")
     return Observed(seen, future, q_t, task, read_numbers(true, 2, d_a, f"expected (steps, {d_a})") if true else None)
 
 
@@ -91,8 +90,7 @@ def read_pictures(folder, files):
 
 
 def read_numbers(path, axes, d, expected):
-    """float32 from .npy or .json, d numbers on the last of so many axes. ValueError, one line: the file, what was
-    expected."""
+    """float32 from .npy or .json, d numbers on the last of so many axes. ValueError: the file, what was expected."""
     x = numbers(read_json(path, list) if path.suffix.lower() == ".json" else read_npy(path), path)
     if x.ndim != axes or x.shape[-1] != d or 0 in x.shape[:-1]:
         raise ValueError(f"{path} has shape {x.shape}; {expected}")
