@@ -27,7 +27,7 @@ ASPECT = 32        # in a square of 64 px the shorter side keeps 2
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}   # EXIF orientation -> what makes it upright; 1 and unknown values are upright
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)   # check_size refuses sooner
+warnings.filterwarnings("ignore", module="PIL")   # what it would only warn of is read or refused here
 
 
 def check_size(height, width, what="it"):

@@ -139,7 +139,7 @@ def test_a_corrupt_picture_is_named(refuses, tmp_path, loaders):
 def test_a_view_with_another_number_of_pictures_than_frames_is_named(refuses, tmp_path):
     """A lost picture would shift all later ones."""
     root = write_folder(tmp_path / "lost", views=("head", "left_wrist"))
-    (root / "left_wrist" / "000005.png").unlink()
+    (root / "left_wrist" / "000011.png").unlink()
     line = refuses("train.py", "--data", root, *RUN)
     assert "lost: view left_wrist has 11 pictures, not 12" in line
 
