@@ -74,7 +74,7 @@ def _whole(x, where, limit):
 
 def _texts(x, where, *lengths):
     """Text as numpy's or as UTF-8 bytes -> (n,) str, n one of `lengths`. ValueError: else."""
-    wrong = f"{where} is {x.dtype} of shape {x.shape}, expected {' or '.join(map(str, lengths))} of text in UTF-8"
+    wrong = f"{where} is {x.dtype} of shape {x.shape}, expected {' or '.join(map(str, lengths))} texts in UTF-8"
     try:
         x = np.atleast_1d(np.char.decode(x, "utf-8") if x.dtype.kind == "S" else x)
         if x.dtype.kind == "U" and x.ndim == 1 and len(x) in lengths and np.char.encode(x, "utf-8") is not None:
@@ -185,17 +185,19 @@ class FolderSource:
     @cached_property
     def pictures(self):
         """view -> memory map or list of files; opened in the process that reads."""
-        shown, found = np.flatnonzero(self.slot >= 0), {}
-        stored, expected = shown[np.argsort(self.slot[shown])], len(shown)
+        found, shown = {}, np.flatnonzero(self.slot >= 0)
         for view, path in self.files.items():
-            found[view] = frame_files(path, stored) if path.is_dir() else read_npy(path, mmap=True)
-            if not path.is_dir():
-                if found[view].dtype != np.uint8 or found[view].ndim != 4 or found[view].shape[3] != 3:
-                    raise ValueError(f"{path} holds {found[view].dtype} of shape {found[view].shape}, expected uint8 "
-                                     f"(frames, height, width, 3): write it again")
-                check_size(*found[view].shape[1:3], f"a picture of {path}")
-            if len(found[view]) != expected:
-                raise ValueError(f"dataset {self.root}: view {view} has {len(found[view])} pictures, not {expected}")
+            if path.is_dir():
+                found[view] = x = frame_files(path, shown[np.argsort(self.slot[shown])])
+            else:
+                found[view] = x = read_npy(path, mmap=True)
+                if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] != 3:
+                    raise ValueError(f"{path} holds {x.dtype} of shape {x.shape}, expected uint8 (frames, height, "
+                                     f"width, 3): write it again")
+                check_size(*x.shape[1:3], f"a picture of {path}")
+            if len(x) != len(shown):
+                ends = f" ({x[0].name} to {x[-1].name})" if path.is_dir() and x else ""
+                raise ValueError(f"dataset {self.root}: view {view} has {len(x)} pictures{ends}, not {len(shown)}")
         return found
 
     def __getstate__(self):
@@ -209,7 +211,7 @@ class FolderSource:
         return self.state[rows], self.action[rows] if self.has_action else None
 
     def frame(self, view, e, t):
-        slot = self.slot[self.starts[e] + t]
+        slot = self.slot[self.starts[e] + t] if 0 <= t < self.lengths[e] else -1
         if slot < 0:
             raise ValueError(f"dataset {self.root}, episode {e}, frame {t}: its picture is not stored")
         item = self.pictures[view][slot]

@@ -141,7 +141,7 @@ def test_a_view_with_another_number_of_pictures_than_frames_is_named(refuses, tm
     root = write_folder(tmp_path / "lost", views=("head", "left_wrist"))
     (root / "left_wrist" / "000011.png").unlink()
     line = refuses("train.py", "--data", root, *RUN)
-    assert "lost: view left_wrist has 11 pictures, not 12" in line
+    assert "lost: view left_wrist has 11 pictures (000000.png to 000010.png), not 12" in line
 
 
 def test_a_frame_whose_picture_is_not_stored_is_never_replaced_by_another(tmp_path):
@@ -152,6 +152,8 @@ def test_a_frame_whose_picture_is_not_stored_is_never_replaced_by_another(tmp_pa
     assert source.frame("head", 0, 5)[0, 0, 0] == 5 and source.frame("head", 1, 3)[0, 0, 0] == 11
     with pytest.raises(ValueError, match="keys.*frame 4"):
         source.frame("head", 0, 4)
+    with pytest.raises(ValueError, match="episode 0, frame 11"):   # which is another episode's
+        source.frame("head", 0, 11)
 
 
 @pytest.mark.parametrize("name, content", [

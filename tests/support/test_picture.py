@@ -176,7 +176,7 @@ def test_key_frames_may_be_numbered_as_they_are_stored(tmp_path):
 
 @pytest.mark.parametrize("change, words", [
     (lambda root: (root / "head/7.png").unlink(), "between 6.png and 8.png the picture of frame 7 is missing"),
-    (lambda root: (root / "head/0.png").unlink(), "23 pictures, not 24"),
+    (lambda root: (root / "head/0.png").unlink(), "23 pictures (1.png to 23.png), not 24"),
     (lambda root: shutil.copy(root / "head/3.png", root / "head/003.png"), "holds 003.png and 3.png"),
     (lambda root: shutil.copy(root / "head/3.png", root / "head/3.JPG"), "holds 3.JPG and 3.png"),
     (lambda root: (root / "head/3.png").rename(root / "head/left_3.png"), "left_3.png"),
