@@ -36,11 +36,11 @@ def read_text(path, **repair):
     """A text file, UTF-8 with or without a byte order mark -> str."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        if text.startswith("version https://git-lfs"):
-            raise ValueError("Git LFS")
-        return text
     except (OSError, ValueError) as error:
         raise unreadable(path, error, **repair) from error
+    if lfs_pointer(path):
+        raise unreadable(path, "")
+    return text
 
 
 def parse_json(text, where):
