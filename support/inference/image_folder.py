@@ -60,33 +60,23 @@ def read(folder, stats, task=None, state=None):
 
 def read_pictures(folder, files):
     """view -> [o_{t-m}, o_t], and view -> o_{t+m}. files: a `listing`. ValueError: one line."""
-    paths = {}
+    found = {}
     for name, path in files.items():
         stem, ending = os.path.splitext(name)
         view, _, time = stem.rpartition("_")
-        if view not in VIEWS or time not in TIMES:
-            if ending not in ENDINGS or name in WRITTEN:
-                continue
+        if view in VIEWS and time in TIMES:
+            if found.setdefault((view, time), path) != path:
+                raise ValueError(f"{folder} holds {found[view, time].name} and {path.name}: keep one of them")
+        elif ending in ENDINGS and name not in WRITTEN:
             raise ValueError(f"{path} is of no known view and time: name it VIEW_TIME{ending}, with {', '.join(VIEWS)} "
                              f"and {', '.join(TIMES)}; or move it elsewhere")
-        if stem in paths:
-            raise ValueError(f"{folder} holds {paths[stem].name} and {path.name}: keep one of them")
-        paths[stem] = path
-    seen, future = {}, {}
-    for view in VIEWS:
-        found = {time: decode(paths[f"{view}_{time}"]) for time in TIMES if f"{view}_{time}" in paths}
-        if not found:
-            continue
-        for time in ("past", "now"):
-            if time not in found:
-                raise ValueError(f"--image-dir {folder}: {view}_{time}.png is missing; a camera needs past and now, or "
-                                 "none of its files if the robot does not have it")
-        seen[view] = [found["past"], found["now"]]
-        if "future" in found:
-            future[view] = found["future"]
-    if not seen:
+    if not found:
         raise ValueError(f"--image-dir {folder}: no picture found; expected head_past.png and head_now.png at least")
-    return seen, future
+    for view, time in [(view, time) for view, _ in found for time in ("past", "now") if (view, time) not in found]:
+        raise ValueError(f"--image-dir {folder}: {view}_{time}.png is missing; a camera needs past and now, or none of "
+                         "its files if the robot does not have it")
+    return ({view: [decode(found[view, time]) for time in ("past", "now")] for view in VIEWS if (view, "now") in found},
+            {view: decode(found[view, "future"]) for view in VIEWS if (view, "future") in found})
 
 
 def read_numbers(path, axes, d, expected):
