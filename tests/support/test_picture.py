@@ -231,7 +231,7 @@ def test_an_empty_instruction_and_a_robot_without_state_are_read_and_said(images
 
 @pytest.mark.parametrize("name, content, words", [
     ("front_now.png", b"", "front_now.png is of no known view"), ("head_next.png", b"", "and past, now, future"),
-    ("head_now.JPG", b"", "holds head_now.JPG and head_now.png"), ("left_wrist_now.mp4", b"x", "left_wrist_past.png is missing"),
+    ("head_now.JPG", b"", "holds head_now.JPG and head_now.png"), ("left_wrist_now.mp4", b"x", "past.png is missing"),
     ("TASK.txt", b"x", "but for capitals"), ("task.txt", "W\u00fcrfel".encode("latin-1"), "task.txt cannot be read"),
     ("task.txt", POINTER, "task.txt is a Git LFS pointer"), ("state.json", b"[0]", "holds state.npy and state.json"),
     ("state.npy", header("{'descr':'<f4','fortran_order':False,'shape':(10000000000,)}"), "promises"),
