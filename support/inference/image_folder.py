@@ -40,9 +40,9 @@ def read(folder, stats, task=None, state=None):
     else:
         print("no state given: using the mean state of the training data; --state FILE gives the real one")
         q_t = np.array(stats.state_mean, np.float32)
-    if not task and (folder / "task.txt").exists():
+    if task is None and (folder / "task.txt").exists():
         task = (folder / "task.txt").read_text().strip()
-    if not task:
+    if task is None:   # an empty one is what a policy may have been trained on
         raise ValueError(f"--task is missing, and so is {folder}/task.txt: what shall the robot do?")
     actions = read_numbers(true, 2, d_a, f"expected (steps, {d_a})") if true.exists() else None
     return Observed(seen, future, q_t, task, actions)
@@ -123,7 +123,7 @@ def cut(dataset, folder, episode=-1, frame=None, robot=None):
     if not 0 <= t < T:
         raise ValueError(f"--frame {t}: episode {e} of {dataset} has frames 0 to {T - 1}")
     folder.mkdir(parents=True, exist_ok=True)
-    for view in source.views:
+    for view in source.views_of(e):
         for time, at in zip(TIMES, (max(t - m, 0), t, t + m)):
             if at < T:
                 Image.fromarray(np.asarray(source.frame(view, e, at))).save(folder / f"{view}_{time}.png")
