@@ -223,6 +223,9 @@ class FolderSource:
     def task(self, e, t):
         return str(self.tasks[e if len(self.tasks) == len(self.ends) else self.starts[e] + t])
 
+    def views_of(self, e):
+        return list(self.views)
+
     def labels(self, e):
         rows = slice(self.starts[e], self.ends[e])
         return {key: str(x[e]) if key == "suite" else x[rows] for key, x in self._labels.items()}
