@@ -106,7 +106,7 @@ def plain_folder(root, T=24, files=False, **arrays):
     """Two episodes; picture t is all t. arrays: in the place of good ones, None for none."""
     random = np.random.default_rng(0)
     good = {"state": random.normal(size=(T, 6)), "action": random.normal(size=(T, 6)), "task": np.array(["a", "b"]),
-            "fps": 29.97, "ends": np.array([T // 2, T])} | arrays
+            "fps": 29.97, "ends": np.array([T // 2, T]), "robot": "arm"} | arrays
     root.mkdir()
     np.savez(root / "episode.npz", **{key: x for key, x in good.items() if x is not None})
     pictures = np.broadcast_to(np.arange(T, dtype=np.uint8)[:, None, None, None], (T, 8, 8, 3))
@@ -151,7 +151,7 @@ def test_state_may_be_absent_and_the_task_bytes_or_one_a_frame(tmp_path):
         root = plain_folder(tmp_path / name, task=np.array([f"task {t}" for t in range(24)]), **less[name])
         source = FolderSource(root)
         assert source.numbers(1)[0].shape == (12, 0) and source.task(1, 3) == "task 15" and source.fps == 29.97
-        assert glance(root) == (name, name, 24, name != "c")
+        assert glance(root) == (name, "arm", 24, name != "c")
     assert FolderSource(plain_folder(tmp_path / "d", task=np.array([b"a", "\u00fc".encode()]))).task(1, 0) == "\u00fc"
 
 
