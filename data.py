@@ -115,7 +115,7 @@ def times(source, m, e, t):
 
 def example(model, m, stats, source, e, t, pictures=None):
     """The training tuple at frame t of episode e, as the arrays of a Batch. pictures: as in observation, if at hand."""
-    pictures = pictures or {view: source.frames(view, e, times(source, m, e, t)) for view in source.views}
+    pictures = pictures or {view: source.frames(view, e, times(source, m, e, t)) for view in source.views_of(e)}
     state, action = source.numbers(e)
     arrays = observation(model, stats, pictures, state[t] if source.has_action else None, source.task(e, t))
     a = np.zeros((model.chunk, model.action_dim), np.float32)
@@ -133,7 +133,7 @@ def example(model, m, stats, source, e, t, pictures=None):
 def examples(model, m, stats, source, e, ts):
     """The training tuples at all frames `ts` of episode e: what lies between them in a video is decoded once."""
     wanted = sorted({time for t in ts for time in times(source, m, e, t)})
-    seen = {view: dict(zip(wanted, source.frames(view, e, wanted))) for view in source.views}
+    seen = {view: dict(zip(wanted, source.frames(view, e, wanted))) for view in source.views_of(e)}
     return [example(model, m, stats, source, e, t,
                     {view: [at[time] for time in times(source, m, e, t)] for view, at in seen.items()}) for t in ts]
 

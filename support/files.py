@@ -44,9 +44,14 @@ def read_text(path, **repair):
 
 
 def parse_json(text, where):
-    """JSON text -> what it holds. `where` names it in the ValueError. Nesting beyond Python's depth is refused."""
+    """JSON text, or its bytes -> what it holds. `where` names it in the ValueError. Nesting beyond Python's depth and
+    halves of letters, which nothing can print, are refused."""
     try:
-        return json.loads(text)
+        text = text if isinstance(text, str) else text.decode("utf-8")
+        found = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+        return found
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is no JSON ({str(error)[:120]}): write it again") from error
 
@@ -58,6 +63,25 @@ def read_json(path, kind=dict):
         wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise ValueError(f"{path} holds a {type(found).__name__}, expected a {wanted}: write it again")
     return found
+
+
+def read_jsonl(path):
+    """A file of JSON objects, one a line -> list of (text that names the line, dict). Empty lines are left out."""
+    if lfs_pointer(path) or not os.path.isfile(path):
+        raise unreadable(path, "no file")
+    lines = enumerate(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1)
+    rows = [(f"{path}, line {n}", parse_json(line, f"{path}, line {n}")) for n, line in lines if line.strip()]
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} holds a {type(row).__name__}, expected an object: write it again")
+    return rows
+
+
+def whole(value, where, low=0, high=10 ** 9):
+    """A whole number from a file -> int; 12.0 is 12. ValueError: of another kind, or not from low to high."""
+    if type(value) in (int, float) and low <= value <= high and value == int(value):
+        return int(value)
+    raise ValueError(f"{where} is {value!r:.60}, expected a whole number from {low} to {high}: correct it")
 
 
 def numbers(values, where, ndim=None):

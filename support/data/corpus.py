@@ -4,6 +4,7 @@
 this rank was dealt. Episodes, windows and statistics of the others never exist in its memory.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -145,6 +146,7 @@ class Corpus:
         dataset, instructions and the last pictures, where a torn video is seen. Yields (line that says what is wrong,
         whether it is held out).
         """
+        texts = []
         pairs = [(self.sources[i], self.windows[i], False) for i in self.counted]
         pairs += [(self.held_out, self.held_out_windows, True)] if self.held_out else []
         for source, rows, held_out in pairs:
@@ -154,9 +156,13 @@ class Corpus:
             reads = [(source.numbers, e) for e in rows[last, 0].tolist()] if held_out else []
             reads += [(source.task, e, t) for e, t in places]
             reads += [(source.frame, view, e, min(t + m, int(source.lengths[e]) - 1))
-                      for e, t in places for view in source.views]
+                      for e, t in places for view in source.views_of(e)]
             for read, *where in reads:
                 try:
-                    read(*where)
+                    found = read(*where)
+                    texts += [found] if read == source.task else []
                 except ValueError as error:
                     yield str(error), held_out
+        if texts and not any(text.strip() for text in texts):
+            print('every instruction that was looked at is empty, and the policy will obey none; the column that holds '
+                  'them, if one does, is "instruction" in a --robot file', file=sys.stderr)

@@ -9,7 +9,7 @@ import numpy as np
 from config import VIEWS
 from support.data.file_hashes import files_digest
 from support.data.picture import ENDINGS, check_size, decode
-from support.data.robots import ROBOTS, Robot
+from support.data.robots import ROBOTS, Robot, action_kinds, unnamed
 from support.files import numbers, read_npy, read_npz
 
 ROWS = ("state", "action", "target", "distractor")   # arrays with a row a frame
@@ -60,7 +60,7 @@ def _arrays(root, keys=KEYS):
     for key in arrays.keys() - set(KEYS):
         if key.lower().rstrip("s") in [known.rstrip("s") for known in KEYS]:
             raise ValueError(f"{path}: '{key}' is not read; arrays are called {', '.join(KEYS)}")
-    return path, arrays | {"robot": _texts(arrays.get("robot", np.array(path.parent.name)), f"{path}, 'robot'", 1)[0]}
+    return path, arrays | {"robot": str(_texts(arrays.get("robot", np.array("")), f"{path}, 'robot'", 1)[0])}
 
 
 def _whole(x, where, limit):
@@ -104,7 +104,8 @@ def glance(root, robot=None):
     """As support.data.source.glance. ValueError: as FolderSource, as far as it shows."""
     path, found = _arrays(root, ("ends", "robot"))
     ends = _ends(path, found if "ends" in found else _arrays(root, (*ROWS, "robot"))[1])
-    return path.parent.name, robot.name if robot else str(found["robot"]), int(ends[-1]), "action" in found
+    named = (robot.name if robot else found["robot"]) or FolderSource(root, robot).robot
+    return path.parent.name, named, int(ends[-1]), "action" in found
 
 
 class FolderSource:
@@ -141,8 +142,6 @@ class FolderSource:
             self._labels["suite"] = _texts(arrays["suite"], f"{path}, 'suite'", E)
         d_a = self.action.shape[1] if self.has_action else names.size
         self.action_names = _texts(names, f"{path}, 'action_names'", d_a).tolist() if names.size else []
-        robot = robot or ROBOTS.get(str(arrays["robot"]), Robot(str(arrays["robot"])))
-        self.robot, self.relative = robot.name, robot.relative
         stored = _whole(arrays.get("stored", np.arange(F)), f"{path}, 'stored'", F - 1)
         self.slot = np.full(F, -1)   # of each frame, the number of its picture
         self.slot[stored] = np.arange(len(stored))
@@ -150,6 +149,10 @@ class FolderSource:
             raise ValueError(f"{path}, 'stored' names a row twice; write it again")
         self.files = self._cameras(len(stored))
         self.views = {view: view for view in VIEWS if view in self.files}
+        unlabelled = [""] * self.state.shape[1], self.action_names or [""] * d_a
+        robot = robot or ROBOTS.get(arrays["robot"], Robot(arrays["robot"]))
+        self.robot, self.relative = robot.name or unnamed(self.fps, *unlabelled, list(self.views)), robot.relative
+        self.kinds = action_kinds(robot, unlabelled[1], unlabelled[1])[0] if self.has_action else ()
 
     def _rows(self, path, key, x):
         """An array of a row a frame -> (F, d) float32; only of the state may d be 0. ValueError: not finite numbers."""
@@ -222,6 +225,9 @@ class FolderSource:
 
     def task(self, e, t):
         return str(self.tasks[e if len(self.tasks) == len(self.ends) else self.starts[e] + t])
+
+    def views_of(self, e):
+        return list(self.views)
 
     def labels(self, e):
         rows = slice(self.starts[e], self.ends[e])

@@ -1,5 +1,7 @@
 """What is in a LeRobot dataset, and all that is wrong with it, so that it is repaired in one go: `--inspect`."""
 
+from contextlib import suppress
+
 import numpy as np
 
 from config import VIEWS
@@ -39,7 +41,7 @@ def faults(source):
             continue                                       # its pictures may lie in the same file
         readable.append(e)
         tried(source.task, e, source.lengths[e] - 1)
-        for view in source.views:
+        for view in source.views_of(e):
             path = source.videos[view][0][e] if view in source.videos else (source.files[e], view)
             if path not in missing and path not in looked_at:
                 looked_at.add(path)
@@ -49,29 +51,39 @@ def faults(source):
 
 def inspect(source, episodes):
     """Lines that say what the reader makes of a dataset; ranges of its dimensions are over `episodes`."""
-    tasks = source.info.get("total_tasks") or len(set(source.tasks))
     yield (f"{source.root}: LeRobot {source.version}, robot '{source.robot}', {source.fps:g} frames/s, "
            f"{len(source.lengths)} episodes of {min(source.lengths)} to {max(source.lengths)} frames, "
-           f"{sum(source.lengths):,} in all, {tasks} different tasks")
+           f"{sum(source.lengths):,} in all")
     yield f"m = 15 frames = {15 / source.fps:.2f} s, a chunk of 50 = {50 / source.fps:.2f} s"
     for slot in VIEWS:
         height, width = source.size(slot) if slot in source.views else (0, 0)
         yield f"{slot:<12} " + (f"{source.views[slot]} ({width} x {height})" if width else "missing: masked")
-    others = [key for key, feature in source.info["features"].items()
+    others = [f"{key} ({source.not_colour[key]})" if key in source.not_colour else key
+              for key, feature in source.info["features"].items()
               if feature["dtype"] in ("video", "image") and key not in source.views.values()]
     if others:
         yield f"cameras not read: {', '.join(others)}"
     if not source.has_action:
         yield "no actions: human video, trains L_gen alone"
-    state, action = Moments(), Moments()   # episode by episode: a dataset may be larger than memory
+    yield from source.notes
+    state, action, tasks = Moments(), Moments(), {}   # episode by episode: a dataset may be larger than memory
     for e in episodes:
         for sums, values in zip((state, action), source.numbers(e)):
-            if values is not None:
+            if values is not None and values.size:
                 sums.merge(moments_of(values.astype(np.float64)))
-    for kind, names, sums in (("state", source.state_names, state), ("action", source.action_names, action)):
+        with suppress(ValueError):   # `faults` has said it
+            tasks |= {source.task(e, t): None for t in (0, source.lengths[e] - 1)}
+    told = [task for task in tasks if task.strip()]
+    yield (f"instruction  {source.instruction_from()}: {len(told)} different"
+           + (f", such as {told[0]!r:.80}" if told else "") + ("; some are empty" if len(told) < len(tasks) else ""))
+    for kind, keys, names, sums in (("state", source.state_keys, source.state_names, state),
+                                    ("action", source.action_keys, source.action_names, action)):
+        yield f"{kind:<12} {' + '.join(keys) or 'none'}, {len(names)} dimensions" + \
+            (": more than the model's 32, choose some in a --robot file" if len(names) > 32 else "")
         for d, name in enumerate(names if sums.n else ()):
-            known = len(source.relative) == len(names)
-            mode = "" if not known else "  relative" if source.relative[d] else "  absolute"
+            mode = f"  {source.kinds[d]}{'?' * source.guessed}" if kind == "action" else ""
+            if kind == "action" and source.relative:
+                mode += f"  relative to state {d}" if source.relative[d] else "  absolute"
             constant = "  constant" if sums.std()[d] < 1e-3 else ""
             yield f"{kind} {d:>2}  {name:<32}{sums.low[d]:+9.3f} .. {sums.high[d]:+9.3f}{mode}{constant}"
     if source.has_action and not source.relative:

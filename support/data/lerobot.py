@@ -1,4 +1,4 @@
-"""LeRobot v2.1 and v3.0 datasets, read directly from disk, without the lerobot package.
+"""LeRobot v2.0, v2.1 and v3.0 datasets, read directly from disk, without the lerobot package.
 
 Numbers are in parquet (pyarrow), pictures in mp4 (PyAV) or as PNG inside parquet; both packages are imported on first
 use. Building a source reads metadata (support/data/lerobot_metadata.py), the rest is read when asked for. Frame t of an
@@ -7,15 +7,16 @@ that time. Not thread-safe: parallel reading is done by processes.
 """
 
 import io
-import json
+import multiprocessing
+import sys
 from bisect import bisect_left, bisect_right
-from functools import cached_property
 
 import numpy as np
 from PIL import Image
 
 from support.data import frame_cache
 from support.data.file_hashes import files_digest
+from support.data.lerobot_episodes import instructions
 from support.data.lerobot_metadata import AGAIN, LeRobotMetadata, picture_shape
 from support.data.parquet import damage, read_columns, read_table, row_groups
 from support.data.video import LRU, read_frames
@@ -37,18 +38,22 @@ class LeRobotSource(LeRobotMetadata):
         self.read_episodes()
         self.cache = frame_cache.FrameCache.open(self.root, self.views.values(), self.lengths)
         self._checked = set()   # episodes whose rows have passed
-        missing = self.missing_files() if check_files else {}
-        for path, index in missing.items():
+        missing = self.missing_files()
+        for note in self.notes if check_files and multiprocessing.parent_process() is None else ():
+            print(note, file=sys.stderr)
+        for path, index in missing.items() if check_files else ():
             more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
             raise self.fault(f"{path} is missing{more}; {AGAIN}", index)
 
     def missing_files(self):
-        """{path: first episode that needs it} of every data or video file that is not there."""
+        """{path: first episode that needs it} of every data or video file that is not there, but should be."""
         needed = {}
         for files in (self.files, *(files for files, _ in self.videos.values() if not self.cache)):
             for path, index in zip(files, self.indices):
                 needed.setdefault(path, index)
-        return {path: index for path, index in needed.items() if not path.exists()}
+        missing = {path: index for path, index in needed.items() if not path.exists()}
+        lacked = self.find_lacking(missing, self.cache)
+        return {path: index for path, index in missing.items() if path not in lacked}
 
     def identity(self):
         meta = [path for path in (self.root / "meta").rglob("*") if path.is_file() and "stats" not in path.name]
@@ -56,7 +61,7 @@ class LeRobotSource(LeRobotMetadata):
                 "files": files_digest([*self.files, *meta])}
 
     def numbers(self, e):
-        keys = self.state_keys + self.action_keys + self.row_keys
+        keys = dict.fromkeys([key for parts in self.parts.values() for key, _ in parts] + list(self.row_keys))
         sizes = {key: int(np.prod(self.info["features"][key]["shape"])) for key in keys}
         where = f"{self.where}, episode {self.indices[e]}"
         arrays = self._rows(e, sizes, where) if keys else {}
@@ -64,15 +69,15 @@ class LeRobotSource(LeRobotMetadata):
             self._check_rows(e, arrays)
             self._checked.add(e)
         none = np.zeros((self.lengths[e], 0), np.float32)
-        state, action = (np.concatenate([none, *(arrays[key] for key in mine)], 1)
-                         for mine in (self.state_keys, self.action_keys))
+        state, action = (np.concatenate([none, *(arrays[key] if taken is None else arrays[key][:, taken]
+                                                 for key, taken in parts)], 1) for parts in self.parts.values())
         return state, action if self.has_action else None
 
     def _rows(self, e, sizes, where):
         """Columns {key: dimension} of episode e -> {key: (L, dimension) float32}; only its row groups are read."""
         path, first, L = self.files[e], self.first_rows[e], self.lengths[e]
         starts = _ROW_GROUPS.get(path, lambda: row_groups(path, where))
-        if starts[-1] < first + L or (self.version == "v2.1" and starts[-1] != L):
+        if starts[-1] < first + L or (self.version != "v3.0" and starts[-1] != L):
             raise ValueError(f"{where}: {path} has {starts[-1]} rows, meta/ says {first + L}; {AGAIN}")
         groups = range(bisect_right(starts, first) - 1, bisect_left(starts, first + L))
         parts = {group: _NUMBERS.get((path, group, *sizes), lambda: read_columns(path, sizes, where, group))
@@ -96,18 +101,6 @@ class LeRobotSource(LeRobotMetadata):
                              f"frames were lost or repeated, its start was cut off, or fps in meta/info.json is wrong",
                              index, t)
 
-    @cached_property
-    def _task_texts(self):
-        """task_index -> text, from meta/tasks."""
-        path = self.root / "meta" / ("tasks.jsonl" if self.version == "v2.1" else "tasks.parquet")
-        with damage(self.where, f"{path} cannot be read"):
-            if self.version == "v2.1":
-                rows, text = map(json.loads, filter(str.strip, path.read_text(encoding="utf-8").split("\n"))), "task"
-            else:   # a pandas frame whose index is the text; some writers give it a name
-                table = read_table(path, None, self.where)
-                rows, text = table.to_pylist(), next(name for name in table.column_names if name != "task_index")
-            return {int(row["task_index"]): str(row[text]) for row in rows}
-
     def has_pictures(self, e, t):
         return np.ones(len(t), bool)
 
@@ -115,14 +108,28 @@ class LeRobotSource(LeRobotMetadata):
         return {}
 
     def task(self, e, t):
-        """That of its row where the dataset has several, else the episode's."""
-        if "task_index" not in self.info["features"] or self.info.get("total_tasks") == 1:
-            return self.tasks[e]
+        """That of its row, in the robot file's column or by its task_index; else the episode's."""
         where = f"{self.where}, episode {self.indices[e]}, frame {t}"
-        index = float(self._rows(e, {"task_index": 1}, where)["task_index"][t, 0])   # as stored: a null is not a number
-        if index not in self._task_texts:
+        if self.instruction:
+            index = self._value(self.instruction, e, t, where)
+            if type(index) not in (int, float):
+                return next(iter(instructions(index, f"{where}: '{self.instruction}'")), "")
+        elif not self.by_row(e):
+            return self.tasks[e]
+        else:   # as stored: a null is not a number
+            index = float(self._rows(e, {"task_index": 1}, where)["task_index"][t, 0])
+        if index not in self.task_texts:
             raise ValueError(f"{where}: its task_index {index:g} is not listed in meta/tasks; {AGAIN}")
-        return self._task_texts[index]
+        return self.task_texts[index]
+
+    def _value(self, key, e, t, where):
+        """One row of a column, as pyarrow has it; only its row group is read."""
+        path, row = self.files[e], self.first_rows[e] + t
+        starts = _ROW_GROUPS.get(path, lambda: row_groups(path, where))
+        group = bisect_right(starts, row) - 1
+        column = _PICTURES.get((path, key, group), lambda: read_table(path, [key], where, group)[key])
+        with damage(where, f"'{key}' in {path} cannot be read"):
+            return column[row - starts[group]].as_py()
 
     def frame(self, view, e, t):
         return self.frames(view, e, [t])[0]

@@ -3,9 +3,13 @@
 A robot is known by the `robot_type` of its dataset, or by --robot: a name of the table or a JSON file such as
 
     {"name": "my_arm", "cameras": {"head": "observation.images.top", "left_wrist": "observation.images.wrist"},
-     "state": ["observation.state"], "action": ["action"], "delta": [6, -1]}
+     "state": ["observation.state"], "action": [["action", [0, 6], "gripper"]], "delta": [6, -1],
+     "kind": "position", "instruction": "language_instruction"}
 
-where `delta` counts, in order, 6 dimensions that are relative to the state at t and 1 (a gripper) that is absolute.
+All but the name may be left out. An entry of `state` and `action` is a feature, or a list of a feature and what is
+taken of it: dimensions [first, end) or names, in this order. "state": [] is no state. `delta` counts, in order, 6
+dimensions that are relative to the state at t and 1 (a gripper) that is absolute. `kind` says what the actions are, in
+one word or one for each dimension: position, velocity or torque. `instruction` is the column that holds the text.
 """
 
 import json
@@ -16,8 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from config import VIEWS
+from support.data.file_hashes import digest
+from support.files import read_json
 from support.flags import nearest
 
+WIDEST = 1000   # dimensions of a feature, or chosen
+KINDS = {"position": "", "velocity": "vel|velocity|velocities|qvel|speeds?|twist", "torque": "torques?|efforts?|tau"}
 WORD = "(?<![a-z])"   # where a word begins: a laptop is no top, and what is bright is not right
 
 
@@ -27,11 +35,13 @@ class Robot:
 
     name: str
     relative: tuple = ()    # per dimension, whether delta mode subtracts the state at t
-    state: tuple = ()       # features of the dataset, concatenated in order
+    state: tuple | None = None   # features, or (feature, (first, end) or name, ...), concatenated in order; (): none
     action: tuple = ()
     widths: tuple = ()      # their dimensions, where known
     cameras: dict = field(default_factory=dict)   # slot -> feature
     grippers_by_range: bool = False   # absolute dimensions are scaled to +-0.5 of their range, not standardised
+    kinds: tuple | str = ()  # of KINDS, of each action dimension or of all
+    instruction: str = ""   # the column that holds it
 
 
 def dims(*runs):
@@ -85,21 +95,74 @@ def find_robot(name_or_file):
         near = nearest(name_or_file, ROBOTS)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(ROBOTS)}"
         raise ValueError(f"--robot {name_or_file}: unknown; {hint}; or give a .json file, see support/data/robots.py")
-    known = {"name": str, "cameras": dict, "state": list, "action": list, "delta": list}
-    try:
-        row = json.loads(path.read_text())
-        wrong = [key for key, value in row.items() if key not in known or not isinstance(value, known[key])]
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"--robot {path} cannot be read as JSON ({error})") from error
+    known = {"name": str, "cameras": dict, "state": list, "action": list, "delta": list, "kind": (str, list),
+             "instruction": str}
+    row, where = read_json(path), f"--robot {path}"
+    wrong = [key for key, value in row.items() if key not in known or not isinstance(value, known[key])]
     if wrong or "name" not in row:
-        raise ValueError(f"--robot {path}: {', '.join(wrong) or 'name'} is missing, unknown or of another type; it "
-                         f"takes name (text), cameras (slot -> feature), state, action (features), delta (numbers)")
-    if set(row.get("cameras", {})) - set(VIEWS):
-        raise ValueError(f"--robot {path}: cameras are {', '.join(VIEWS)}, not {', '.join(row['cameras'])}")
-    if not all(isinstance(run, int) and run for run in row.get("delta", [])):
-        raise ValueError(f"--robot {path}: delta counts dimensions, such as [6, -1]; found {row['delta']}")
-    return Robot(row["name"], dims(*row.get("delta", ())), tuple(row.get("state", ())), tuple(row.get("action", ())),
-                 cameras=row.get("cameras", {}))
+        raise ValueError(f"{where}: {', '.join(wrong)[:200] or 'name'} is missing, unknown or of another type; it "
+                         f"takes name, instruction (text), cameras (slot -> feature), state, action (features), delta "
+                         f"(numbers), kind")
+    cameras, delta, kinds = row.get("cameras", {}), row.get("delta", []), row.get("kind", ())
+    if not (row["name"].isprintable() and 0 < len(row["name"]) <= 100):
+        raise ValueError(f"{where}: name is {row['name']!r:.100}, expected 1 to 100 letters that can be printed")
+    if set(cameras) - set(VIEWS) or not all(isinstance(key, str) for key in cameras.values()):
+        raise ValueError(f"{where}: cameras are {', '.join(VIEWS)}, not {', '.join(cameras)[:200]}, and name features")
+    if not all(type(run) is int and 0 < abs(run) <= WIDEST for run in delta) or sum(map(abs, delta)) > WIDEST:
+        raise ValueError(f"{where}: delta counts dimensions, such as [6, -1], {WIDEST} at most; found {delta!r:.100}")
+    if not all(isinstance(kind, str) and kind in KINDS for kind in ([kinds] if isinstance(kinds, str) else kinds)):
+        raise ValueError(f"{where}: kind is {kinds!r:.100}; it is one of {', '.join(KINDS)}, or a list of these")
+    each = [kinds] * len(dims(*delta)) if isinstance(kinds, str) else kinds
+    if any(relative and kind != "position" for relative, kind in zip(dims(*delta), each)):
+        raise ValueError(f"{where}: delta takes a velocity or a torque relative to the state; count it as absolute")
+    if row.get("action") == []:
+        raise ValueError(f"{where}: action is empty; leave it out, or say \"kind\": \"human\" in a mixture.json")
+    state, action = ([_entry(entry, f"{where}: {key}") for entry in row.get(key, ())] for key in ("state", "action"))
+    return Robot(row["name"], dims(*delta), tuple(state) if "state" in row else None, tuple(action), cameras=cameras,
+                 kinds=kinds if isinstance(kinds, str) else tuple(kinds), instruction=row.get("instruction", ""))
+
+
+def _entry(entry, where):
+    """An entry of a robot file's state or action -> feature, or (feature, (first, end) or name, ...)."""
+    feature, *parts = entry if isinstance(entry, list) and entry else [entry]
+    parts = [tuple(part) if isinstance(part, list) else part for part in parts]
+    ranges = [part for part in parts if not isinstance(part, str)]
+    if not isinstance(feature, str) or not all(
+            isinstance(part, tuple) and len(part) == 2 and all(type(n) is int for n in part)
+            and 0 <= part[0] < part[1] <= WIDEST for part in ranges):
+        raise ValueError(f"{where}: {entry!r:.100} is no feature and no [feature, [first, end] or name, ...]")
+    return (feature, *parts) if parts else feature
+
+
+def unnamed(fps, state, action, others):
+    """What a robot that nobody named is called: by all that it measures, so that a moved dataset is still of it.
+
+    state, action: names of their dimensions; others: JSON-able, its cameras for one."""
+    measured = digest([float(fps), list(state), list(action), others])
+    return f"unnamed-{len(state)}q{len(action)}a-{measured[:8]}"
+
+
+def action_kinds(robot, keys, names):
+    """The control mode of each action dimension, of which features' keys and names are given -> tuple of KINDS, whether
+    it is guessed. The dimension's own name decides, else the feature's, but not about a gripper."""
+    kinds, guessed = (robot.kinds,) * len(names) if isinstance(robot.kinds, str) else robot.kinds, False
+    if not kinds:
+        texts = [[name, "" if re.search("grip|pos", name.lower()) else key] for key, name in zip(keys, names)]
+        kinds = tuple(next((kind for text in pair for kind, words in KINDS.items()
+                            if words and re.search(f"{WORD}({words})(?![a-z])", spelt(text))), "position")
+                      for pair in texts)
+        guessed = set(kinds) - {"position"}
+    if len(kinds) != len(names):
+        raise ValueError(f"robot '{robot.name}' has {len(kinds)} kinds, the actions have {len(names)} dimensions; give "
+                         f"a --robot file with the right ones")
+    return kinds, bool(guessed)
+
+
+def check_width(what, d, most):
+    """ValueError where `what` has more dimensions than the model takes."""
+    if d > most:
+        raise ValueError(f'{what} has {d} dimensions, the model takes at most {most}; choose some in a --robot file, '
+                         f'such as "state": [["observation.state", [0, 7], [22, 29]]]')
 
 
 def release_statistics(path, robot):
@@ -130,6 +193,11 @@ def release_statistics(path, robot):
     return moments
 
 
+def spelt(key):
+    """A name in lower case, its words apart: leftWrist -> left_wrist."""
+    return re.sub("([a-z])([A-Z])", r"\1_\2", key).lower()
+
+
 def guess_cameras(keys):
     """Video feature keys -> {slot: key}, from the beginnings of the words in the keys.
 
@@ -138,7 +206,7 @@ def guess_cameras(keys):
     """
     found, rest = {slot: [] for slot in VIEWS}, []
     for key in keys:
-        words = re.sub("([a-z])([A-Z])", r"\1_\2", key.removeprefix("observation.")).lower()
+        words = spelt(key.removeprefix("observation."))
         right, side = re.search(rf"{WORD}right", words), re.search(rf"{WORD}(left|right)", words)
         if re.search(rf"{WORD}(left|right)?(wrist|hand|gripper)", words):
             found["right_wrist" if right else "left_wrist"].append(key)

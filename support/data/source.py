@@ -23,13 +23,17 @@ class Source(Protocol):
     relative: tuple     # per action dimension, whether delta mode takes it relative to the state at t; () unknown
     lengths: list       # (E,) frames of each episode
     indices: list       # (E,) the number that the dataset itself gives an episode, for messages
-    views: dict         # slot -> its camera, in the order of config.VIEWS or fewer
-    state_keys: tuple   # features that make up the state; () where they have no names
+    kinds: tuple        # per action dimension, of support.data.robots.KINDS; () without actions
+    views: dict         # slot -> its camera, in the order of config.VIEWS or fewer; of all episodes
+    state_keys: tuple   # features that make up the state, and what is taken of them; () where they have no names
     action_keys: tuple
     action_names: list  # of the action dimensions; [] unknown
     has_action: bool    # False: human video
     videos: dict        # slot -> (mp4 of each episode, seconds at which it begins there); {} where pictures are files
     cache: object       # the FrameCache that its pictures come from, or None
+
+    def views_of(self, e):
+        """The views that episode e has pictures of; others are missing there."""
 
     def numbers(self, e):
         """-> state (L, d_q), action (L, d_a) or None; float32, raw units."""

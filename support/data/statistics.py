@@ -10,7 +10,7 @@ import numpy as np
 
 from config import VIEWS
 from support.data.moments import Moments, action_moments, moments_of
-from support.data.robots import ROBOTS
+from support.data.robots import ROBOTS, check_width
 
 SAMPLE, SAMPLE_SEED = 2_000_000, 0   # above so many windows, so many of them, chosen by this seed
 
@@ -111,9 +111,10 @@ def of_checkpoint(state):
 
 def inputs_of(source):
     """Which feature fills which slot: list of text such as "head = observation.images.top"."""
-    features = {"state": source.state_keys, "action": source.action_keys}
+    features = {"state": source.state_keys, "action": source.action_keys,
+                "instruction": filter(None, [getattr(source, "instruction", "")])}
     return [f"{slot} = {key}" for slot, key in source.views.items()] + \
-        [f"{kind} = {' + '.join(keys)}" for kind, keys in features.items() if keys]
+        [f"{kind} = {joined}" for kind, keys in features.items() if (joined := " + ".join(keys))]
 
 
 def reference(relative, action_mode, state):
@@ -128,9 +129,7 @@ def reference(relative, action_mode, state):
 
 def pad(x, width, what):
     """(..., d) -> (..., width) float32 with zeros; ValueError when d is larger."""
-    if x.shape[-1] > width:
-        raise ValueError(f"{what} has {x.shape[-1]} dimensions, the model takes at most {width}; name fewer features "
-                         "in a --robot file")
+    check_width(what, x.shape[-1], width)
     out = np.zeros(x.shape[:-1] + (width,), np.float32)
     out[..., :x.shape[-1]] = x
     return out

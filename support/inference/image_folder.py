@@ -128,7 +128,7 @@ def cut(dataset, folder, episode=-1, frame=None, robot=None):
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("state.npy", "true_actions.npy", *(f"{view}_{time}.png" for view in VIEWS for time in TIMES)):
         (folder / name).unlink(missing_ok=True)   # of an earlier cut
-    for view in source.views:
+    for view in source.views_of(e):
         for time, at in zip(TIMES, (max(t - m, 0), t, t + m)):
             if at < T:
                 Image.fromarray(np.asarray(source.frame(view, e, at))).save(folder / f"{view}_{time}.png")

@@ -60,7 +60,7 @@ class Baselines:
 
 def observed(source, e, t, m):
     """What a robot would send at frame t of a recorded episode -> (view -> [o_{t-m}, o_t], state (d_q,), task)."""
-    pictures = {view: [source.frame(view, e, max(t + d, 0)) for d in (-m, 0)] for view in source.views}
+    pictures = {view: [source.frame(view, e, max(t + d, 0)) for d in (-m, 0)] for view in source.views_of(e)}
     return pictures, source.numbers(e)[0][t], source.task(e, t)
 
 
@@ -154,6 +154,6 @@ def draw_episode(policy, source, e, curves, starts, out):
     t = min(max(T // 2, m), T - 1 - m)
     if policy.config.model.gen_expert and t >= m:
         seen, state, task = observed(source, e, t, m)
-        future = {view: source.frame(view, e, t + m) for view in source.views}
+        future = {view: source.frame(view, e, t + m) for view in source.views_of(e)}
         _, z_hat = policy.plan([seen], state[None], [task])
         foresight_picture(policy, seen, future, z_hat[0], out / f"foresight_{e}.png")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from config import CONFIGS, PAPER_BATCH
 from support.data import file_hashes
+from support.data.robots import check_width
 from support.data.statistics import Alone
 from support.flags import Parser, add_config_flags
 from support.training import memory
@@ -91,8 +92,12 @@ def check_settings(config, corpus, least_chunk=0, ranks=Alone()):
     world asks for."""
     windows, lengths = zip(*corpus.extent(ranks))
     for source in (*corpus.sources.values(), corpus.held_out):
-        if source is not None and source.cache:
+        if source is None:
+            continue
+        if source.cache:
             source.cache.require({config.model.view_size, config.model.frame_size})
+        for kind, most in (("state", config.model.state_dim), ("action", config.model.action_dim)):   # of LeRobot
+            check_width(f"the {kind} of robot '{source.robot}'", len(getattr(source, f"{kind}_names", ())), most)
     if config.model.chunk < least_chunk:
         raise ValueError(f"--chunk {config.model.chunk} is too short: in the embedded world {least_chunk} actions "
                          "decide a scene")

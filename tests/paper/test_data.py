@@ -51,6 +51,9 @@ class Fake:
     def task(self, e, t):
         return self.tasks[e]
 
+    def views_of(self, e):
+        return list(self.views)
+
     def has_pictures(self, e, t):
         return np.ones(len(t), bool)
 

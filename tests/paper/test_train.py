@@ -129,6 +129,9 @@ class TwoEpisodes:
     def numbers(self, e):
         return self.state[e], self.action[e]
 
+    def views_of(self, e):
+        return list(self.views)
+
     def frame(self, view, e, t):
         return self.film[t][e, conveyor.VIEWS.index(view)]
 

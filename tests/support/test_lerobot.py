@@ -177,8 +177,18 @@ def test_a_known_robot_without_its_head_camera_has_its_cameras_guessed(dataset):
 
 
 def test_robots_that_nobody_named_are_told_apart_by_their_datasets(dataset):
+    """By what they measure, so that a dataset that was moved is still of the robot that a checkpoint knows."""
     edit_info(dataset, robot_type="unknown")
-    assert LeRobotSource(dataset).robot == "toy"
+    name = LeRobotSource(dataset).robot
+    assert name.startswith("unnamed-3q2a-")
+    moved = dataset.rename(dataset.parent / "moved")
+    edit_info(moved, robot_type=None)
+    assert LeRobotSource(moved).robot == name
+    for change in ({"fps": 15}, {"features": {**json.loads((moved / "meta/info.json").read_text())["features"], "action":
+                                              {"dtype": "float32", "shape": [2], "names": ["pan", "tilt"]}}}):
+        edit_info(moved, **change)
+        assert LeRobotSource(moved).robot not in (name, "")
+        name = LeRobotSource(moved).robot
 
 
 def _child(source, queue):
@@ -409,12 +419,12 @@ def test_the_task_of_a_frame_is_that_of_its_row(tmp_path, version, index_name):
         for t in range(n):
             row = t if version == "v2.1" else (BEFORE_30[e] + t) % 7
             assert source.task(e, t) == TEXTS[row // 5 % 3]
-    edit_info(tmp_path / "toy", total_tasks=1)
-    assert LeRobotSource(tmp_path / "toy").task(1, 6) == source.tasks[1]
+    edit_info(tmp_path / "toy", total_tasks=1)     # which nothing depends on: three are listed
+    assert LeRobotSource(tmp_path / "toy").task(1, 6) == source.task(1, 6)
     edit_info(tmp_path / "toy", total_tasks=3)
     for path in (tmp_path / "toy/meta").glob("tasks.*"):
         path.unlink()
-    with pytest.raises(ValueError, match="meta/tasks.* cannot be read"):
+    with pytest.raises(ValueError, match="meta/tasks.* is missing"):
         LeRobotSource(tmp_path / "toy").task(0, 0)
 
 
@@ -442,7 +452,7 @@ def test_vectors_of_two_axes_are_flattened(dataset):
 
 def test_numbers_and_tasks_of_v30(tmp_path):
     source = LeRobotSource(write_v30(tmp_path / "toy"))
-    assert source.robot == "toy" and source.tasks == ["task 0", "task 1", "task 2", "task 0"]
+    assert source.robot.startswith("unnamed") and source.tasks == ["task 0", "task 1", "task 2", "task 0"]
     for e in (3, 0, 2, 1):
         state, action = source.numbers(e)
         assert state[:, 0].tolist() == [100.0 * e + t for t in range(LENGTHS_30[e])]
@@ -549,7 +559,7 @@ def test_a_users_own_robot_is_a_json_file(tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("{", "cannot be read as JSON"), ('{"nam": "x"}', "nam is missing, unknown"), ('{"cameras": {}}', "name is missing"),
+    ("{", "is no JSON"), ('{"nam": "x"}', "nam is missing, unknown"), ('{"cameras": {}}', "name is missing"),
     ('{"name": "x", "cameras": {"top": "a"}}', "cameras are head, left_wrist, right_wrist, not top"),
     ('{"name": "x", "delta": [0]}', "delta counts dimensions")])
 def test_a_wrong_robot_file_is_one_line(tmp_path, content, message):
