@@ -113,9 +113,10 @@ class FolderSource:
 
     `episode.npz`, F frames in all: state (F, d_q), absent or d_q = 0 where there is none; action (F, d_a) or absent
     (human video); task (E,) or (F,) strings, fps; optional ends (E,) cumulative frame counts of several episodes,
-    stored (P,) the rows that have pictures (absent: all), robot, action_names (d_a,), and what `labels` names. Pictures
-    per view: `<view>.npy` uint8 (P, H, W, 3), memory-mapped, or a folder `<view>/` of numbered files that
-    support.data.picture decodes; else the view is masked. Names in capitals are the same names. robot: a Robot or None.
+    stored (P,) the rows that have pictures (absent: all), robot (absent: known by what it measures), action_names
+    (d_a,), and what `labels` names. Pictures per view: `<view>.npy` uint8 (P, H, W, 3), memory-mapped, or a folder
+    `<view>/` of numbered files that support.data.picture decodes; else the view is masked. Names in capitals are the
+    same names. robot: a Robot or None.
     """
 
     cache, videos, state_keys, action_keys = None, {}, (), ()   # pictures as recorded; arrays, not features with names
