@@ -47,7 +47,7 @@ def read(folder, stats, task=None, state=None):
         q_t = read_numbers(states[0], 1, d_q, f"robot '{stats.robot}' has {d_q} state dimensions")
     else:
         print("no state given: using the mean state of the training data; --state FILE gives the real one" if d_q else
-              f"robot '{stats.robot}' has no state")
+              f"robot '{stats.robot}' has no state: the state token gets zeros")
         q_t = np.array(stats.state_mean, np.float32)
     if task is None and "task.txt" in files:
         task = read_text(files["task.txt"], repair="save it as UTF-8").strip()
@@ -117,25 +117,24 @@ def cut(dataset, folder, episode=-1, frame=None, robot=None):
     """Write an image folder from an episode of a dataset, with the true future and the true actions. frame: t, by
     default m. ValueError: one line, for an episode or a frame that does not exist."""
     source = open_source(dataset, find_robot(robot) if robot else None)
-    E, m, own = len(source.lengths), DataConfig.m, list(source.indices)
-    if episode not in own and not -E <= episode < 0:
-        gaps = f", {E} in all" if max(own) - min(own) >= E else ""
-        raise ValueError(f"--episode {episode}: {dataset} has episodes {min(own)} to {max(own)}{gaps}")
-    e, t = own.index(episode) if episode in own else episode % E, m if frame is None else frame
+    E, m = len(source.lengths), DataConfig.m
+    if not -E <= episode < E:
+        raise ValueError(f"--episode {episode}: {dataset} has episodes 0 to {E - 1}")
+    e, t = episode % E, m if frame is None else frame
     T = int(source.lengths[e])
     if not 0 <= t < T:
-        raise ValueError(f"--frame {t}: episode {own[e]} of {dataset} has frames 0 to {T - 1}")
+        raise ValueError(f"--frame {t}: episode {e} of {dataset} has frames 0 to {T - 1}")
+    pictures = {f"{view}_{time}.png": source.frame(view, e, at) for view in source.views_of(e)
+                for time, at in zip(TIMES, (max(t - m, 0), t, t + m)) if at < T}
+    state, action = source.numbers(e)
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("state.npy", "true_actions.npy", *(f"{view}_{time}.png" for view in VIEWS for time in TIMES)):
         (folder / name).unlink(missing_ok=True)   # of an earlier cut
-    for view in source.views_of(e):
-        for time, at in zip(TIMES, (max(t - m, 0), t, t + m)):
-            if at < T:
-                Image.fromarray(np.asarray(source.frame(view, e, at))).save(folder / f"{view}_{time}.png")
-    state, action = source.numbers(e)
+    for name, picture in pictures.items():
+        Image.fromarray(np.asarray(picture)).save(folder / name)
     if state.shape[1]:
         np.save(folder / "state.npy", state[t])
     if action is not None:
         np.save(folder / "true_actions.npy", action[t:t + TRUE_ACTIONS])
     (folder / "task.txt").write_text(source.task(e, t) + "\n", encoding="utf-8")
-    print(f"wrote frames t - {m}, t and t + {m} of episode {own[e]}, t = {t}, to {folder}")
+    print(f"wrote frames t - {m}, t and t + {m} of episode {e}, t = {t}, to {folder}")

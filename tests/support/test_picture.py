@@ -236,7 +236,8 @@ def test_an_empty_instruction_and_a_robot_without_state_are_read_and_said(images
     (images / "state.npy").unlink()
     found = image_folder.read(images, SimpleNamespace(robot="arm", state_mean=(), action_mean=(0.,)))
     assert found.task == "" and found.state.shape == (0,)
-    assert capsys.readouterr().out == "robot 'arm' has no state\nthe instruction is empty\n"
+    assert capsys.readouterr().out == ("robot 'arm' has no state: the state token gets zeros\n"
+                                         "the instruction is empty\n")
 
 
 @pytest.mark.parametrize("name, content, words", [
