@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from config import VIEWS
 from support.data.file_hashes import files_digest
-from support.data.robots import ROBOTS, Robot
+from support.data.robots import ROBOTS, Robot, unnamed
 
 
 def read_picture(path):
@@ -43,10 +43,10 @@ def glance(root, robot=None):
     """As support.data.source.glance. ValueError: as FolderSource, as far as it shows."""
     with _arrays(root) as npz:
         frames = int(npz["ends"].max(initial=0)) if "ends" in npz.files else len(npz["state"])
-        named = robot.name if robot else str(npz.get("robot", Path(root).name))
+        named = robot.name if robot else str(npz.get("robot", ""))
         has_action = "action" in npz.files
-    if frames < 1:
-        FolderSource(root, robot)   # says what is wrong
+    if frames < 1 or not named:   # it says what is wrong, or by what it measures who it is
+        named = FolderSource(root, robot).robot
     return Path(root).name, named, frames, has_action
 
 
@@ -69,7 +69,7 @@ class FolderSource:
         self.has_action, self.fps = self.action is not None, float(arrays["fps"])
         if not 0 < self.fps < np.inf:
             raise ValueError(f"dataset {root}: fps is {self.fps:g}; write the recording's frame rate")
-        named = str(arrays.get("robot", self.name))
+        named = str(arrays.get("robot", ""))
         robot = robot or ROBOTS.get(named, Robot(named))
         self.robot, self.relative = robot.name, robot.relative
         self.ends = arrays.get("ends", np.array([len(self.state)]))
@@ -85,6 +85,9 @@ class FolderSource:
                       if (self.root / f"{view}.npy").exists() or (self.root / view).is_dir()}
         if not self.views:
             raise ValueError(f"dataset {root}: no pictures; expected head.npy or a folder head/ of PNG files")
+        if not self.robot:
+            d_q, d_a = self.state.shape[1], self.action.shape[1] if self.has_action else 0
+            self.robot = unnamed(self.fps, range(d_q), self.action_names or range(d_a), list(self.views))
 
     def _check(self):
         where = f"dataset {self.root}"

@@ -14,9 +14,10 @@ from support.data.frame_cache import cache_for, fill
 from support.data.lerobot import LeRobotSource
 from support.data.lerobot_metadata import dimension_names
 from support.data.robots import Robot, action_kinds, find_robot
+from support.data.source import glance, open_source
 from support.data.statistics import statistics
 
-from test_bad_input import RUN
+from test_bad_input import RUN, write_folder
 from test_lerobot import (HEAD, LENGTHS, WRIST, all_exact, edit_info, give_tasks, numbers_of, pa, parquet, pq, video,
                           write_dataset, write_v30)
 
@@ -123,6 +124,13 @@ def test_a_guessed_kind_is_said_and_a_robot_file_decides(dataset, capfd):
     told = LeRobotSource(dataset, robot_file(dataset, kind="position", delta=[2]))
     assert told.kinds == ("position",) * 2 and not told.guessed and not capfd.readouterr().err
     assert LeRobotSource(dataset, robot_file(dataset, kind=["torque", "position"])).kinds == ("torque", "position")
+
+
+def test_a_plain_folder_that_nobody_named_is_known_by_what_it_measures(tmp_path):
+    """Moved, it is still the robot of the checkpoint; at another rate it is not."""
+    here, there, other = (write_folder(tmp_path / name, fps=np.array(fps)) for name, fps in (("a", 30), ("b", 30), ("c", 15)))
+    names = [open_source(root).robot for root in (here, there, other)]
+    assert names[0] == names[1] != names[2] and names == [glance(root)[1] for root in (here, there, other)]
 
 
 # ---- instructions ---------------------------------------------------------------------------------------------------
