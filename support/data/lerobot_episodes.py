@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from support.data.parquet import arrow, damage, read_table
-from support.files import inside, read_jsonl, whole
+from support.files import inside, lfs_pointer, read_jsonl, unreadable, whole
 
 DAMAGED = "meta/ is damaged or not of this format"
 AGAIN = "download the dataset again"
@@ -137,6 +137,8 @@ class LeRobotEpisodes:
         columns = ["episode_index", "length", "data/chunk_index", "data/file_index", "dataset_from_index",
                    "dataset_to_index"]
         columns += [f"videos/{key}/{what}" for key in films.values() for what in (*fields, "from_timestamp")]
+        for path in filter(lfs_pointer, paths):
+            raise self.fault(unreadable(path, ""))
         with damage(self.where, f"{paths[0]} cannot be read"):
             told = ["tasks"] * ("tasks" in arrow().parquet.read_schema(paths[0]).names)
         tables = [read_table(path, columns + told, self.where) for path in paths]
