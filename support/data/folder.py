@@ -150,10 +150,11 @@ class FolderSource:
             raise ValueError(f"{path}, 'stored' names a row twice; write it again")
         self.files = self._cameras(len(stored))
         self.views = {view: view for view in VIEWS if view in self.files}
-        unlabelled = [""] * self.state.shape[1], self.action_names or [""] * d_a
         robot = robot or ROBOTS.get(arrays["robot"], Robot(arrays["robot"]))
-        self.robot, self.relative = robot.name or unnamed(self.fps, *unlabelled, list(self.views)), robot.relative
-        self.kinds = action_kinds(robot, unlabelled[1], unlabelled[1])[0] if self.has_action else ()
+        measures = range(self.state.shape[1]), self.action_names or range(d_a), list(self.views)
+        self.robot, self.relative = robot.name or unnamed(self.fps, *measures), robot.relative
+        names = self.action_names or [""] * d_a
+        self.kinds = action_kinds(robot, names, names)[0] if self.has_action else ()
 
     def _rows(self, path, key, x):
         """An array of a row a frame -> (F, d) float32; only of the state may d be 0. ValueError: not finite numbers."""

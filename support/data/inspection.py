@@ -76,6 +76,9 @@ def inspect(source, episodes):
     told = [task for task in tasks if task.strip()]
     yield (f"instruction  {source.instruction_from()}: {len(told)} different"
            + (f", such as {told[0]!r:.80}" if told else "") + ("; some are empty" if len(told) < len(tasks) else ""))
+    texts = [key for key, feature in source.info["features"].items() if feature["dtype"] == "string"]
+    if set(texts) - {source.instruction}:
+        yield f"text that \"instruction\" in a --robot file may name: {', '.join(texts)}"
     for kind, keys, names, sums in (("state", source.state_keys, source.state_names, state),
                                     ("action", source.action_keys, source.action_names, action)):
         yield f"{kind:<12} {' + '.join(keys) or 'none'}, {len(names)} dimensions" + \

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from support.data.parquet import arrow, damage, read_table
-from support.files import inside, read_jsonl, whole
+from support.files import inside, lfs_pointer, read_jsonl, unreadable, whole
 
 DAMAGED = "meta/ is damaged or not of this format"
 AGAIN = "download the dataset again"
@@ -102,17 +102,26 @@ class LeRobotEpisodes:
             made = {pair: self.root / text for pair, text in texts.items()}
         return [made[pair] for pair in numbers]
 
-    def _episode(self, where, row):
-        """Append a row of meta/'s list of episodes."""
-        self.indices.append(self._try(whole, row.get("episode_index"), f"{where}: episode_index"))
-        self.lengths.append(self._try(whole, row.get("length"), f"{where}: length", high=LONGEST))
-        self.listed.append(self._try(instructions, row.get("tasks"), f"{where}: tasks"))
-        self.tasks.append(self.listed[-1][0] if self.listed[-1] else "")
+    def _whole(self, rows, name, where, high=10 ** 9):
+        """A column of whole numbers, checked: rows {name: values}; where, the text that names each row."""
+        values = rows[name]
+        if set(map(type, values)) == {int} and min(values) >= 0 and max(values) <= high:
+            return values
+        return [self._try(whole, n, f"{at}: {name}", high=high) for n, at in zip(values, where)]
+
+    def _list(self, rows, where):
+        self.indices, self.lengths = self._whole(rows, "episode_index", where), self._whole(rows, "length", where, LONGEST)
+        known = {}   # few texts, many episodes
+        for tasks, at in zip(rows["tasks"], where):
+            if repr(tasks) not in known:
+                known[repr(tasks)] = self._try(instructions, tasks, f"{at}: tasks")
+        self.listed = [known[repr(tasks)] for tasks in rows["tasks"]]
+        self.tasks = [texts[0] if texts else "" for texts in self.listed]
 
     def _read_v2(self):
-        self.indices, self.lengths, self.tasks, self.listed = [], [], [], []
-        for where, row in self._try(read_jsonl, self.root / "meta" / "episodes.jsonl"):
-            self._episode(where, row)
+        listed = self._try(read_jsonl, self.root / "meta" / "episodes.jsonl")
+        self._list({name: [row.get(name) for _, row in listed] for name in ("episode_index", "length", "tasks")},
+                   [where for where, _ in listed])
         size = self._try(whole, self.info.get("chunks_size", 1000), f"{self.info_path}: chunks_size", low=1)
         fields, numbers = ("episode_chunk", "episode_index"), [(index // size, index) for index in self.indices]
         self.files, self.first_rows = self._paths("data_path", fields, numbers), [0] * len(numbers)
@@ -128,41 +137,60 @@ class LeRobotEpisodes:
         columns = ["episode_index", "length", "data/chunk_index", "data/file_index", "dataset_from_index",
                    "dataset_to_index"]
         columns += [f"videos/{key}/{what}" for key in films.values() for what in (*fields, "from_timestamp")]
-        self.indices, self.lengths, self.tasks, self.listed, rows = [], [], [], [], []
-        for path in paths:
-            with damage(self.where, f"{path} cannot be read"):
-                more = ["tasks"] if "tasks" in arrow().parquet.read_schema(path).names else []
-            table = read_table(path, columns + more, self.where)
-            for n, row in enumerate(table.select(columns).to_pylist()):
-                where = f"{path}, row {n}"
-                with damage(self.where, f"{where}: its task is not UTF-8"):
-                    row["tasks"] = table["tasks"][n].as_py() if more else None
-                self._episode(where, row)
-                for name in columns[2:6]:
-                    row[name] = self._try(whole, row[name], f"{where}: {name}")
-                low, high = row["dataset_from_index"], row["dataset_to_index"]
-                if self.lengths[-1] != high - low:
-                    raise self.fault(f"meta/episodes gives it {self.lengths[-1]} frames and the rows {low} to {high}; "
-                                     f"{AGAIN}", self.indices[-1])
-                rows.append((where, row))
-        self.files = self._paths("data_path", fields, [(row["data/chunk_index"], row["data/file_index"])
-                                                       for _, row in rows])
-        starts, begins = {}, [row["dataset_from_index"] for _, row in rows]
-        order = sorted(range(len(rows)), key=begins.__getitem__)
+        for path in filter(lfs_pointer, paths):
+            raise self.fault(unreadable(path, ""))
+        with damage(self.where, f"{paths[0]} cannot be read"):
+            told = ["tasks"] * ("tasks" in arrow().parquet.read_schema(paths[0]).names)
+        tables = [read_table(path, columns + told, self.where) for path in paths]
+        rows = {name: [value for table in tables for value in table[name].to_pylist()] for name in columns}
+        where = [f"{path}, row {n}" for path, table in zip(paths, tables) for n in range(len(table))]
+        rows["tasks"] = [] if told else [None] * len(where)
+        try:
+            for tasks in (row for table in tables for name in told for row in table[name]):
+                rows["tasks"].append(tasks.as_py())
+        except UnicodeDecodeError as error:
+            raise self.fault(f"{where[len(rows['tasks'])]}: its task is not UTF-8 ({error.reason})") from error
+        self._list(rows, where)
+        begins, ends = (self._whole(rows, name, where) for name in columns[4:6])
+        for index, length, low, high in zip(self.indices, self.lengths, begins, ends):
+            if length != high - low:
+                raise self.fault(f"meta/episodes gives it {length} frames and the rows {low} to {high}; {AGAIN}", index)
+        order = sorted(range(len(begins)), key=begins.__getitem__)
         for e, following in zip(order, order[1:]):
-            if begins[e] + self.lengths[e] > begins[following]:
+            if ends[e] > begins[following]:
                 raise self.fault(f"meta/episodes gives it rows of episode {self.indices[following]}; {AGAIN}",
                                  self.indices[e])
+        place = [self._whole(rows, f"data/{name}", where) for name in fields]
+        self.files, starts = self._paths("data_path", fields, list(zip(*place))), {}
         for file, row in zip(self.files, begins):   # rows are global; a file begins at its lowest
             starts[file] = min(row, starts.get(file, row))
         self.first_rows = [row - starts[file] for file, row in zip(self.files, begins)]
-        self.videos = {slot: self._stretches(key, fields, rows) for slot, key in films.items()}
+        self.videos = {slot: self._stretches(key, fields, rows, where) for slot, key in films.items()}
+
+    def _stretches(self, key, fields, rows, where):
+        """The films of a camera in v3.0, and the seconds at which the episodes begin there. Of an episode without one,
+        all is null."""
+        names = [f"videos/{key}/{name}" for name in (*fields, "from_timestamp")]
+        without = {e for e, told in enumerate(zip(*(rows[name] for name in names))) if told == (None,) * 3}
+        mine = {name: [0 if e in without else value for e, value in enumerate(rows[name])] if without else rows[name]
+                for name in names}
+        for second, row in zip(mine[names[2]], where):
+            if type(second) not in (int, float) or not 0 <= second < 1e9:
+                raise self.fault(f"{row}: {names[2]} is {second!r:.40}, expected seconds; {AGAIN}")
+        numbers = list(zip(*(self._whole(mine, name, where) for name in names[:2])))
+        files = self._paths("video_path", fields, numbers, key)
+        for e in without:
+            files[e] = self.root / "videos" / key / NO_FILM
+        return files, mine[names[2]]
 
     def find_lacking(self, missing, cache):
         """Fill `lacking`: {view: episodes recorded without it} -> the films that are among `missing` for that reason.
 
         Of v3.0 the episodes that name no film; of v2.x those without one, where others have it and meta/info.json does
         not count it in total_videos. An episode without any picture, or a camera without any film, has lost them."""
+        self.lacking = {}
+        if not missing and not cache:
+            return ()
         episodes, films = range(len(self.lengths)), {} if cache else {view: of[0] for view, of in self.videos.items()}
         cameras = sum(feature["dtype"] == "video" for feature in self.info["features"].values())
         counted = self.version == "v3.0" or self.info.get("total_videos") == len(episodes) * cameras
@@ -181,21 +209,6 @@ class LeRobotEpisodes:
     def views_of(self, e):
         """The views of which episode e has pictures."""
         return [view for view in self.views if e not in self.lacking.get(view, ())]
-
-    def _stretches(self, key, fields, rows):
-        """The films of a camera in v3.0, and the seconds at which the episodes begin there. Of an episode without one,
-        all is null."""
-        numbers, seconds = [], []
-        for where, row in rows:
-            *place, second = (row[f"videos/{key}/{what}"] for what in (*fields, "from_timestamp"))
-            there = any(value is not None for value in (*place, second))
-            if there and not (type(second) in (int, float) and 0 <= second < 1e9):
-                raise self.fault(f"{where}: videos/{key}/from_timestamp is {second!r:.40}, expected seconds; {AGAIN}")
-            numbers.append(there and tuple(
-                self._try(whole, n, f"{where}: videos/{key}/{name}") for n, name in zip(place, fields)))
-            seconds.append(float(second or 0))
-        found = iter(self._paths("video_path", fields, list(filter(None, numbers)), key))
-        return [next(found) if place else self.root / "videos" / key / NO_FILM for place in numbers], seconds
 
     def instruction_from(self):
         """Where the instruction of a frame is read, text."""

@@ -46,8 +46,8 @@ def picture_shape(feature):
 def is_depth(key, feature):
     """Whether a camera measures distance: it is flagged so, in any of the places that recorders use, or called so."""
     places = [place for place in (feature, feature.get("info"), feature.get("video_info")) if isinstance(place, dict)]
-    flagged = any(place.get("video.is_depth_map") or place.get("is_depth_map") for place in places)
-    return flagged or bool(re.search("depth(?!ai)|disparity", spelt(key)))
+    flags = [str(place.get(flag)).lower() for place in places for flag in ("video.is_depth_map", "is_depth_map")]
+    return "true" in flags or bool(re.search("depth(?!ai)|disparity", spelt(key)))
 
 
 class LeRobotMetadata(LeRobotEpisodes):
@@ -108,15 +108,16 @@ class LeRobotMetadata(LeRobotEpisodes):
         cameras = cameras if "head" in cameras else {}   # else the words in the names decide about all of them
         return Robot(name, row.relative, row.state or None, row.action, cameras=cameras) if here else Robot(name)
 
-    def _shape(self, key, axes=None):
-        """Check the shape that info.json gives a feature."""
+    def _shape(self, key, most=math.inf):
+        """The shape that info.json gives a feature, checked: of `most` numbers in all."""
         shape, where = self.info["features"][key].get("shape"), f"{self.info_path}: the shape of '{key}'"
-        if not isinstance(shape, list) or axes is not None and len(shape) != axes:
-            raise self.fault(f"{where} is {shape!r:.60}, expected {axes or 'a list of'} numbers; {AGAIN}")
+        if not isinstance(shape, list):
+            raise self.fault(f"{where} is {shape!r:.60}, expected a list of numbers; {AGAIN}")
         for n in shape:
             self._try(whole, n, where, low=1, high=10 ** 5)
-        if axes is None and math.prod(shape) > WIDEST:
-            raise self.fault(f"{where} is {shape!r:.60}, more than {WIDEST} dimensions; {AGAIN}")
+        if math.prod(shape) > most:
+            raise self.fault(f"{where} is {shape!r:.60}, more than {most} dimensions; {AGAIN}")
+        return shape
 
     def _part(self, kind, entry):
         """An entry of Robot.state or .action -> (feature, its dimensions that are taken or None for all, their names,
@@ -127,7 +128,7 @@ class LeRobotMetadata(LeRobotEpisodes):
             none = ', or "state": [] for none' if kind == "state" else ""
             raise self.fault(f"no feature '{key}'; name the {kind} features in a --robot file{none}, of "
                              f"{', '.join(vectors)}")
-        self._shape(key)
+        self._shape(key, WIDEST)
         names = self._try(dimension_names, key, self.info["features"][key])
         if not parts:
             return key, None, names, key
@@ -183,8 +184,8 @@ class LeRobotMetadata(LeRobotEpisodes):
         features, self.not_colour = self.info["features"], {}
         found = [key for key, feature in features.items() if feature["dtype"] in ("video", "image")]
         for key in found:
-            self._shape(key, axes=3)
-            channels = picture_shape(features[key])[2]
+            axes = len(self._shape(key))
+            channels = picture_shape(features[key])[2] if axes == 3 else 1 if axes == 2 else "no"
             if is_depth(key, features[key]):
                 self.not_colour[key] = "is a depth camera"
             elif channels != 3:

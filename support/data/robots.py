@@ -25,7 +25,7 @@ from support.files import read_json
 from support.flags import nearest
 
 WIDEST = 1000   # dimensions of a feature, or chosen
-KINDS = {"position": "", "velocity": "vel|velocity|velocities|qvel|speeds?|twist", "torque": "torques?|efforts?|tau"}
+KINDS = {"position": "", "velocity": "vel|velocity|velocities|qvel|dq|speeds?|twist", "torque": "torques?|efforts?|tau"}
 WORD = "(?<![a-z])"   # where a word begins: a laptop is no top, and what is bright is not right
 
 

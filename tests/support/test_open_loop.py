@@ -153,7 +153,7 @@ def test_an_image_folder_cut_from_a_dataset_gives_the_training_inputs_bit_for_bi
 
 def test_infer_reports_the_held_out_episode_with_plot_foresight_and_json(script, tmp_path, capsys):
     """infer.py --open-loop on a folder of two episodes: the last is held out, all baselines stand beside the policy."""
-    root = write_folder(tmp_path / "arm", T=80, ends=np.array([40, 80]))
+    root = write_folder(tmp_path / "arm", T=80, ends=np.array([40, 80]), robot=np.array("arm"))
     model = replace(get_config("conveyor", SMALL).model, gen_expert=True)
     path = save_checkpoint(tmp_path / "run", model)
     script("infer.py", "--open-loop", "--data", root, "--checkpoint", path, "--out", tmp_path / "out",
