@@ -30,7 +30,7 @@ def write_folder(root, T=12, d=6, views=("head",), **arrays):
     root.mkdir(parents=True)
     rng = np.random.default_rng(0)
     numbers = {"state": rng.uniform(-1, 1, (T, d)), "action": rng.uniform(-1, 1, (T, d)), "fps": np.array(30),
-               "ends": np.array([T - 4, T]), "task": np.array(["go", "stop"]), "robot": root.name} | arrays
+               "ends": np.array([T - 4, T]), "task": np.array(["go", "stop"])} | arrays
     np.savez(root / "episode.npz", **{key: x for key, x in numbers.items() if x is not None})
     for view in views:
         (root / view).mkdir()

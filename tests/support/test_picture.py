@@ -155,14 +155,10 @@ def test_state_may_be_absent_and_the_task_bytes_or_one_a_frame(tmp_path):
     assert FolderSource(plain_folder(tmp_path / "d", task=np.array([b"a", "\u00fc".encode()]))).task(1, 0) == "\u00fc"
 
 
-def test_a_folder_that_names_no_robot_is_known_by_what_it_measures(tmp_path):
-    """Wherever it lies; another rate or width is another robot. Velocities are known by their names."""
+def test_velocities_are_known_by_their_names(tmp_path):
     names = np.array([f"joint_{d}.vel" for d in range(6)])
-    here, there = (plain_folder(tmp_path / name, robot=None, action_names=names) for name in ("here", "there"))
-    other = plain_folder(tmp_path / "other", robot=None, fps=15., action_names=names)
-    robots = [glance(root)[1] for root in (here, there, other)]
-    assert robots[0] == robots[1] != robots[2] and FolderSource(here).robot == robots[0]
-    assert FolderSource(here).kinds == ("velocity",) * 6
+    assert FolderSource(plain_folder(tmp_path / "d", action_names=names)).kinds == ("velocity",) * 6
+    assert FolderSource(plain_folder(tmp_path / "e")).kinds == ("position",) * 6
 
 
 def test_frame_files_are_in_the_order_of_their_numbers(tmp_path):
