@@ -10,9 +10,10 @@ from PIL import Image
 from config import VIEWS, DataConfig
 from support import plots
 from support.data.folder import read_picture
+from support.data.idle import holding
 from support.data.robots import find_robot
 from support.data.source import open_source
-from support.inference.report import action_names, foresight_picture, print_euler_error
+from support.inference.report import action_names, deviations, foresight_picture, print_euler_error, shown_errors
 
 TIMES = ("past", "now", "future")
 TRUE_ACTIONS = 50   # that `cut` writes, at most
@@ -38,7 +39,8 @@ def read(folder, stats, task=None, state=None):
     if state:
         q_t = read_numbers(Path(state), 1, d_q, f"robot '{stats.robot}' has {d_q} state dimensions")
     else:
-        print("no state given: using the mean state of the training data; --state FILE gives the real one")
+        print("no state given: using the mean state of the training data; --state FILE gives the real one" if d_q else
+              f"robot '{stats.robot}' has no state: the state token gets zeros")
         q_t = np.array(stats.state_mean, np.float32)
     if not task and (folder / "task.txt").exists():
         task = (folder / "task.txt").read_text().strip()
@@ -100,11 +102,13 @@ def write(out, policy, observed, actions, z_hat):
     for name, column in zip(names, actions.T):
         print(f"  {name:<24} first {column[0]:+8.3f}   last {column[-1]:+8.3f}   range {np.ptp(column):7.3f}")
     if true is not None:
-        chunks = {"policy": shown}
-        if observed.state.size == true.shape[1]:   # only then is holding the state an action
-            chunks["holding the state"] = observed.state[None]
-        print("mean squared error in standard deviations of the training actions: " + ", ".join(
-            f"{name} {np.square((a - true) / stats.action_std).mean():.4f}" for name, a in chunks.items()))
+        chunks, held = {"policy": shown}, holding(stats, observed.state)
+        if held is not None:
+            chunks["holding the state"] = held[None]
+        chunks["training mean"] = stats.actions(np.zeros_like(true), observed.state)
+        rows = {name: dict(zip(("mse", "median"), deviations(a, true, np.array(stats.action_std), stats.moving)))
+                for name, a in chunks.items()}
+        print(f"mean squared error in standard deviations of the training actions: {shown_errors(rows, ', ')}")
     if z_hat is not None:
         foresight_picture(policy, observed.seen, observed.future, z_hat, out / "foresight.png")
     print_euler_error(policy, observed.seen, observed.state, observed.task)

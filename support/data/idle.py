@@ -1,0 +1,60 @@
+"""Where nothing is to move: which dimensions were idle in training, and what holds a robot still.
+
+An idle action dimension is commanded as what it was in training, whatever the model says, and is masked like padding in
+training and at inference, so that what the model would say there reaches no other dimension.
+"""
+
+import numpy as np
+
+ROUNDING = float(np.finfo(np.float32).eps)   # what float32 leaves of a difference of numbers near 1 that should be 0
+STATE = 10   # times the floor for a state: divided by next to nothing, a posture that was not trained on would blow up
+
+
+def near_constant(std, magnitude, floor):
+    """Which dimensions do not move: their deviation is at most `floor` times their magnitude, or is float32 rounding.
+
+    All (d,). The unit does not matter: a joint at 0.7 +- 1e-5 rad is near-constant, a force of 1e-4 +- 3e-5 is not.
+    """
+    return std <= np.maximum(floor * np.abs(magnitude), ROUNDING)
+
+
+def kinds_of(source):
+    """What a source says of its action dimensions: position, velocity or torque; (): all are positions."""
+    kinds = tuple(getattr(source, "kinds", ()))
+    return kinds if set(kinds) - {"position"} else ()
+
+
+def check_kinds(robot, kinds, relative, action_mode):
+    """ValueError where delta mode would take a velocity or a torque relative to a state."""
+    for d, kind in enumerate(kinds if action_mode == "delta" else ()):
+        if kind != "position" and d < len(relative) and relative[d]:
+            raise ValueError(f"--action_mode delta: action {d} of robot '{robot}' is a {kind}, which is relative to no "
+                             'state: --action_mode absolute, or make it absolute in the "delta" of a robot file')
+
+
+def holding(stats, state):
+    """Raw state (d_q,) -> the action (d_a,) that keeps a robot where it is: its positions, and 0 for a velocity or a
+    torque. None where a position has no state: if the widths differ, only relative dimensions are known to have one."""
+    d_q, d_a = len(state), len(stats.positions)
+    of = [d for d in np.flatnonzero(stats.positions) if d < d_q and (d_q == d_a or (*stats.relative, 0)[d])]
+    if set(np.flatnonzero(stats.positions & stats.moving)) - set(of):
+        return None
+    held = np.where(stats.positions, stats.action_mean, 0.0)   # of what is idle and has no state
+    held[of] = state[of]
+    return held
+
+
+def lines(stats):
+    """What training says of the dimensions that do not move, and of those that are no positions."""
+    states, moves = [item for item in stats.unscaled if item.startswith("state")], stats.moving
+    if states:
+        yield f"near-constant dimensions, passed through unscaled: {', '.join(states)}"
+    names = [f"action {d}" + (f" ({stats.action_names[d]})" if stats.action_names else "") for d in range(len(moves))]
+    follows = stats.relative if stats.action_mode == "delta" else ()   # what is idle beside a state that moves
+    idle = [f"{names[d]} = {'the state + ' if follows and follows[d] else ''}{stats.action_mean[d]:.6g}"
+            for d in np.flatnonzero(~moves)]
+    if idle:
+        yield f"idle in training, so commanded as it was there and not in L_act: {', '.join(idle)}"
+    if not stats.positions.all():
+        yield "no positions, so 0 holds them: " + \
+            ", ".join(f"{names[d]} ({stats.kinds[d]})" for d in np.flatnonzero(~stats.positions))
