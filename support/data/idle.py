@@ -7,7 +7,8 @@ training and at inference, so that what the model would say there reaches no oth
 import numpy as np
 
 ROUNDING = float(np.finfo(np.float32).eps)   # what float32 leaves of a difference of numbers near 1 that should be 0
-STATE = 10   # times the floor for a state: divided by next to nothing, a posture that was not trained on would blow up
+STALLED = 1e-3   # deviation of a state, in its unit and of its command's, below which it is not divided by: a finger
+#                  that was told 1.5 rad and stalled at 0 +- 2e-4 would blow up where it is free to move
 
 
 def near_constant(std, magnitude, floor):
@@ -36,7 +37,7 @@ def holding(stats, state):
     """Raw state (d_q,) -> the action (d_a,) that keeps a robot where it is: its positions, and 0 for a velocity or a
     torque. None where a position has no state: if the widths differ, only relative dimensions are known to have one."""
     d_q, d_a = len(state), len(stats.positions)
-    of = [d for d in np.flatnonzero(stats.positions) if d < d_q and (d_q == d_a or (*stats.relative, 0)[d])]
+    of = [d for d in np.flatnonzero(stats.positions) if d < d_q and (d_q == d_a or any(stats.relative[d:d + 1]))]
     if set(np.flatnonzero(stats.positions & stats.moving)) - set(of):
         return None
     held = np.where(stats.positions, stats.action_mean, 0.0)   # of what is idle and has no state
@@ -45,16 +46,13 @@ def holding(stats, state):
 
 
 def lines(stats):
-    """What training says of the dimensions that do not move, and of those that are no positions."""
+    """What training says of the dimensions that do not move."""
     states, moves = [item for item in stats.unscaled if item.startswith("state")], stats.moving
     if states:
         yield f"near-constant dimensions, passed through unscaled: {', '.join(states)}"
     names = [f"action {d}" + (f" ({stats.action_names[d]})" if stats.action_names else "") for d in range(len(moves))]
-    follows = stats.relative if stats.action_mode == "delta" else ()   # what is idle beside a state that moves
-    idle = [f"{names[d]} = {'the state + ' if follows and follows[d] else ''}{stats.action_mean[d]:.6g}"
+    follows = [stats.action_mode == "delta" and relative for relative in stats.relative] or [False] * len(moves)
+    idle = [f"{names[d]} = {'the state + ' if follows[d] else ''}{stats.action_mean[d]:.6g}"
             for d in np.flatnonzero(~moves)]
     if idle:
         yield f"idle in training, so commanded as it was there and not in L_act: {', '.join(idle)}"
-    if not stats.positions.all():
-        yield "no positions, so 0 holds them: " + \
-            ", ".join(f"{names[d]} ({stats.kinds[d]})" for d in np.flatnonzero(~stats.positions))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from config import VIEWS
-from support.data.idle import STATE, check_kinds, kinds_of, lines, near_constant
+from support.data.idle import STALLED, check_kinds, kinds_of, lines, near_constant
 from support.data.moments import Moments, action_moments, moments_of
 from support.data.robots import ROBOTS
 
@@ -83,10 +83,6 @@ class Statistics:
     def positions(self):
         """(d_a,) bool: action dimensions that are positions; the others are velocities or torques."""
         return np.array([kind == "position" for kind in self.kinds] or [True] * len(self.action_mean), bool)
-
-    def stopped(self, action):
-        """What is commanded where the chunk is over: its last action, but 0 for a velocity or a torque."""
-        return np.where(self.positions, action, np.zeros_like(action))
 
     def cameras(self):
         """Slots that trained pictures filled, such as ("head", "left_wrist"); () where that is not known."""
@@ -281,10 +277,9 @@ def _finished(moments, about, action_mode, std_floor):
                 raise ValueError(f"robot '{robot}' has {len(joint)} dimensions in support/data/robots.py, "
                                  f"its data {len(mean)} of {kind}")
             mean, std = np.where(joint, mean, (sums.low + sums.high) / 2), np.where(joint, std, sums.high - sums.low)
-        magnitude = np.abs(mean)
-        if kind == "state" and len(mean) == len(commanded.mean):   # a stalled finger is as large as what it was told
-            magnitude = np.maximum(magnitude, np.abs(commanded.mean))
-        still = near_constant(std, magnitude, std_floor * STATE if kind == "state" else std_floor)
+        still = near_constant(std, mean, std_floor)
+        if kind == "state" and len(mean) == len(commanded.mean):
+            still |= std < STALLED * np.minimum(np.abs(commanded.mean), 1)
         if kind == "action" and action_mode == "delta":   # told one posture: absolute, however the state moved
             fixed = near_constant(commanded.std(), commanded.mean, std_floor)
             mean, still = np.where(fixed, commanded.mean, mean), still | fixed

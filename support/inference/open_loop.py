@@ -1,8 +1,7 @@
 """Open loop: what a policy would have commanded on a recorded episode, beside what was commanded, no robot moving.
 
 At t = 0, k, 2k, ... the policy plans a whole chunk, and the chunks are laid end to end. Three rivals do so without
-looking, in the policy's own action mode: a policy that does not beat them has learned nothing that the state did not
-tell.
+looking, in the policy's own action mode: who does not beat them has learned nothing that the state did not tell.
 """
 
 import json
@@ -57,17 +56,14 @@ class Baselines:
         """(T, d_q) -> (T, features). A delta does not depend on the posture, which is left out there: a regression
         from it fails in every posture that was not trained on."""
         x, t = self.stats.normalise("state", state).astype(np.float64), np.arange(len(state))
-        changes = [x - x[np.maximum(t - back, 0)] for back in (1, 2)]
         posture = [] if self.stats.action_mode == "delta" else [x]
-        return np.concatenate([*posture, *changes, np.ones((len(x), 1))], 1)
+        return np.concatenate([*posture, *(x - x[np.maximum(t - n, 0)] for n in (1, 2)), np.ones((len(x), 1))], 1)
 
     def chunks(self, state, t):
         """The states of an episode (T, d_q) and t -> name -> (k, d_a). Holding needs a state for every position."""
-        standardised = {"mean action": np.zeros((self.k, len(self.unit))),
-                        "ridge regression": (self._features(state[max(t - 2, 0):t + 1])[-1] @ self.weights).reshape(
-                            self.k, -1)}
-        chunks = {name: self.stats.actions(a, state[t]) for name, a in standardised.items()}
-        held = holding(self.stats, state[t])
+        a, held = self._features(state[max(t - 2, 0):t + 1])[-1] @ self.weights, holding(self.stats, state[t])
+        chunks = {name: self.stats.actions(x.reshape(self.k, -1), state[t])
+                  for name, x in (("mean action", 0 * a), ("ridge regression", a))}
         return chunks if held is None else chunks | {"hold the state": np.tile(held, (self.k, 1))}
 
 
