@@ -13,6 +13,7 @@ from config import VIEWS
 from support.data.idle import STALLED, check_kinds, kinds_of, lines, near_constant
 from support.data.moments import Moments, action_moments, moments_of
 from support.data.robots import ROBOTS
+from support.data.together import Alone, alike, gathered
 
 SAMPLE, SAMPLE_SEED = 2_000_000, 0   # above so many windows, so many of them, chosen by this seed
 
@@ -83,6 +84,10 @@ class Statistics:
     def positions(self):
         """(d_a,) bool: action dimensions that are positions; the others are velocities or torques."""
         return np.array([kind == "position" for kind in self.kinds] or [True] * len(self.action_mean), bool)
+
+    def stopped(self, action):
+        """What is commanded while no new action comes: the last one, but 0 for a velocity or a torque."""
+        return np.where(self.positions, action, np.zeros_like(action))
 
     def cameras(self):
         """Slots that trained pictures filled, such as ("head", "left_wrist"); () where that is not known."""
@@ -165,24 +170,6 @@ def pad(x, width, what):
 
 # ---- over all windows ---------------------------------------------------------------------------
 
-class Alone:
-    """One process: what is used here of support.training.ranks.Ranks."""
-
-    first = True
-
-    def gather(self, value):
-        return [value]
-
-    def agree(self, value):
-        return value
-
-
-def gathered(ranks, of_own):
-    """{dataset: value} of each rank's own datasets -> that of all, in order of the dataset's number."""
-    everywhere = {i: value for own in ranks.gather(of_own) for i, value in own.items()}
-    return dict(sorted(everywhere.items()))
-
-
 def sampled(counts):
     """{dataset: windows} -> {dataset: which of its windows, sorted}, SAMPLE in all. None: all of them."""
     total = sum(counts.values())
@@ -192,15 +179,6 @@ def sampled(counts):
     first = np.cumsum([0, *counts.values()])
     cuts = np.searchsorted(chosen, first)
     return {i: chosen[low:high] - begin for i, low, high, begin in zip(counts, cuts, cuts[1:], first)}
-
-
-def alike(robot, what, values):
-    """Refuse datasets of one robot that differ in what must be the same in all of them. values: [(name, value), ...]"""
-    first, expected = values[0]
-    for name, value in values:
-        if value != expected:
-            raise ValueError(f"robot '{robot}' has {what} {expected} in dataset {first} and {value} in {name}: "
-                             "they are not one robot; name them apart with a robot file for each")
 
 
 def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks=Alone()):

@@ -64,7 +64,7 @@ class ControlLoop:
         at = self.t - self.planned_at
         self.starved += at >= len(self.queue)
         self.seconds.append(time.perf_counter() - began)
-        return self.queue[at] if at < len(self.queue) else self.queue[-1] * self.policy.stats.positions
+        return self.queue[at] if at < len(self.queue) else self.policy.stats.stopped(self.queue[-1])
 
     def _checked(self, images, state):
         """view -> Picture, and the state as float32. ValueError: one line."""
