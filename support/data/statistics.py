@@ -215,7 +215,7 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks
 def _sums(sources, window_lists, k, action_mode, bad):
     """This rank's part of `statistics` -> Moments of the state, of the action and of the action before the delta
     transform, and {dataset: dimensions of state and action}."""
-    states, actions, commanded, widths, delta = Moments(), Moments(), Moments(), {}, action_mode == "delta"
+    states, actions, commanded, widths = Moments(), Moments(), Moments(), {}
     for i, source in sources.items():
         rows = window_lists[i]
         cuts = np.flatnonzero(np.diff(rows[:, 0], prepend=-1))                     # rows are sorted by episode
@@ -232,13 +232,13 @@ def _sums(sources, window_lists, k, action_mode, bad):
                 break
             ts = rows[first:last, 1]
             states.merge(moments_of(state[ts]))
-            if delta and len(source.relative) != action.shape[1]:
+            if action_mode == "delta" and len(source.relative) != action.shape[1]:
                 raise ValueError(f"--action_mode delta: the robot's delta mask has {len(source.relative)} dimensions, "
                                  f"its data {action.shape[1]}; give --robot my_robot.json, see support/data/robots.py")
-            actions.merge(action_moments(action, reference(source.relative, action_mode, state), ts, k))
-            if delta:
-                commanded.merge(action_moments(action, np.zeros((len(action), 1)), ts, k))
-    return (states, actions, commanded if delta else actions), widths
+            moved = reference(source.relative, action_mode, state)
+            for sums, more in zip((actions, commanded), action_moments(action, moved, ts, k)):
+                sums.merge(more)
+    return (states, actions, commanded), widths
 
 
 def _finished(moments, about, action_mode, std_floor):
