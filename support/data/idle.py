@@ -35,12 +35,13 @@ def check_kinds(robot, kinds, relative, action_mode):
 
 def holding(stats, state):
     """Raw state (d_q,) -> the action (d_a,) that keeps a robot where it is: its positions, and 0 for a velocity or a
-    torque. None where a position has no state: if the widths differ, only relative dimensions are known to have one."""
+    torque. If the widths differ, only relative dimensions are known to have a state; a position without one, such as a
+    gripper's, is at its training mean. None: nothing is known of any dimension."""
     d_q, d_a = len(state), len(stats.positions)
     of = [d for d in np.flatnonzero(stats.positions) if d < d_q and (d_q == d_a or any(stats.relative[d:d + 1]))]
-    if set(np.flatnonzero(stats.positions & stats.moving)) - set(of):
+    if not of and stats.positions.all():
         return None
-    held = np.where(stats.positions, stats.action_mean, 0.0)   # of what is idle and has no state
+    held = np.where(stats.positions, stats.action_mean, 0.0)
     held[of] = state[of]
     return held
 

@@ -60,7 +60,7 @@ class Baselines:
         return np.concatenate([*posture, *(x - x[np.maximum(t - n, 0)] for n in (1, 2)), np.ones((len(x), 1))], 1)
 
     def chunks(self, state, t):
-        """The states of an episode (T, d_q) and t -> name -> (k, d_a). Holding needs a state for every position."""
+        """The states of an episode (T, d_q) and t -> name -> (k, d_a). Holding only where a state is known."""
         a, held = self._features(state[max(t - 2, 0):t + 1])[-1] @ self.weights, holding(self.stats, state[t])
         chunks = {name: self.stats.actions(x.reshape(self.k, -1), state[t])
                   for name, x in (("mean action", 0 * a), ("ridge regression", a))}

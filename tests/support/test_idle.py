@@ -160,7 +160,8 @@ def test_delta_takes_action_d_relative_to_state_d_whatever_the_widths():
     raw = stats.chunk(a, q) * stats.action_std + stats.action_mean
     np.testing.assert_allclose(raw, a - np.append(q[:6], 0), atol=1e-5)
     np.testing.assert_allclose(stats.actions(stats.chunk(a, q), q), a, atol=1e-5)
-    assert holding(stats, q) is None   # the gripper has no state that is known
+    assert holding(stats, q).tolist() == [0, 1, 2, 3, 4, 5, stats.action_mean[6]]   # the gripper has no state
+    assert holding(stats_of(recorded(action, state, ())), q) is None
     wide = recorded(RNG.normal(size=(200, 8)), RNG.normal(size=(200, 7)), (True,) * 8)
     with pytest.raises(ValueError, match="action 7 would be relative to state 7, the data have 7 state dimensions"):
         stats_of(wide, "delta")
