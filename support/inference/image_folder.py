@@ -106,8 +106,7 @@ def write(out, policy, observed, actions, z_hat):
         if held is not None:
             chunks["holding the state"] = held[None]
         chunks["training mean"] = stats.actions(np.zeros_like(true), observed.state)
-        rows = {name: dict(zip(("mse", "median"), deviations(a, true, np.array(stats.action_std), stats.moving)))
-                for name, a in chunks.items()}
+        rows = {name: deviations(a, true, np.array(stats.action_std), stats.moving) for name, a in chunks.items()}
         print(f"mean squared error in standard deviations of the training actions: {shown_errors(rows, ', ')}")
     if z_hat is not None:
         foresight_picture(policy, observed.seen, observed.future, z_hat, out / "foresight.png")

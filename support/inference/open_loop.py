@@ -105,10 +105,9 @@ def errors(found, baselines, names):
     report, moving = {}, baselines.stats.moving
     for name in (name for name in found if name != "true"):
         error = found[name] - found["true"]
-        mse, median = deviations(found[name], found["true"], baselines.unit, moving)
         raw = [{"mse": float(np.mean(e ** 2)), "mae": float(np.mean(np.abs(e)))} for e in error.T]
         joints, idle = ({names[d]: raw[d] for d in np.flatnonzero(those)} for those in (moving, ~moving))
-        report[name] = {"mse": mse, "median": median, "joints": joints, "idle": idle}
+        report[name] = deviations(found[name], found["true"], baselines.unit, moving) | {"joints": joints, "idle": idle}
     return report
 
 

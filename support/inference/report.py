@@ -14,10 +14,10 @@ def action_names(stats):
 
 
 def deviations(predicted, true, unit, moving):
-    """Squared error in units of `unit` (d_a,), averaged over steps: mean and median over the dimensions `moving` (d_a,)
-    bool -> two floats, 0 where none moves. predicted, true (k, d_a)."""
-    squares = (((predicted - true) / unit) ** 2).mean(0)[moving]
-    return (float(squares.mean()), float(np.median(squares))) if len(squares) else (0.0, 0.0)
+    """Squared error in units of `unit` (d_a,), averaged over steps -> {"mse", "median"} of the dimensions `moving`
+    (d_a,) bool, 0 where none moves. predicted, true (k, d_a)."""
+    squares = (((predicted - true) / unit) ** 2).mean(0)[moving] if moving.any() else np.zeros(1)
+    return {"mse": float(squares.mean()), "median": float(np.median(squares))}
 
 
 def shown_errors(errors, comma="  "):
