@@ -156,7 +156,7 @@ def spread(rows, n):
 # ---- infer.py --open-loop ---------------------------------------------------------------------------------------
 
 def write_report(policy, data, out, robot=None):
-    """Every held-out episode of `data`: its plot, a foresight picture and all errors as JSON in the folder `out`.
+    """Every held-out episode of `data`: its plot, a foresight picture and all errors as JSON, into the folder `out`.
     ValueError, one line, for data of another robot than the policy drives."""
     if not data:
         raise ValueError("--open-loop needs --data, the dataset or mixture that the policy was trained on")
@@ -180,7 +180,9 @@ def write_report(policy, data, out, robot=None):
     e, t = rows[0]
     print_euler_error(policy, *observed(source, e, t, m))
     if policy.config.model.gen_expert:
-        for view, row in foresight(policy, corpus, rows).items():
+        imagined = foresight(policy, corpus, rows)
+        (out / "foresight.json").write_text(json.dumps(imagined, indent=1) + "\n")
+        for view, row in imagined.items():
             print(f"foresight, {view}: mean squared error of latents: "
                   + "  ".join(f"{name} {error:.4f}" for name, error in row.items()))
     print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")

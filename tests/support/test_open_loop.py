@@ -166,7 +166,11 @@ def test_infer_reports_the_held_out_episode_with_plot_foresight_and_json(script,
     assert list(report) == ["1"]
     assert set(report["1"]) == {"policy", "hold the state", "mean action", "ridge regression"}
     assert {"episode_1.png", "foresight_1.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    imagined = json.loads((tmp_path / "out" / "foresight.json").read_text())
+    assert {view: set(row) for view, row in imagined.items()} == {
+        "head": {"policy", "copy of t", "training-mean picture"}}
     printed = capsys.readouterr().out
+    assert "foresight, head: mean squared error of latents: policy" in printed
     assert "episode 1: mean squared error in training standard deviations: policy" in printed
     assert "5 instead of 10 Euler steps move the actions by" in printed
     assert "replay: 8 recorded windows give the model the same inputs in training and at inference" in printed
