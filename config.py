@@ -141,7 +141,7 @@ class DataConfig(Checked):
     lpt_workers: int = _f(4, "workers of each rank that LPT spreads the datasets over", at_least=1)
     balance: str = _f("greedy", "the paper's greedy rule, or datasets split exactly", choices=("greedy", "exact"))
     loaders: int = _f(0, "loader processes (0: in the training process); changes nothing but speed")
-    std_floor: float = _f(1e-3, "dimensions with a smaller standard deviation pass through unscaled")
+    std_floor: float = _f(1e-4, "actions that deviate by less than this part of their magnitude are idle")
     on_bad_sample: str = _f("stop", "stop, or skip: draw another, up to one in a thousand", choices=("stop", "skip"))
 
 

@@ -45,9 +45,9 @@ class Batch:
     text_ids: torch.Tensor      # (B, N_txt) int64
     text_mask: torch.Tensor     # (B, N_txt) bool
     state: torch.Tensor         # (B, 32) float32, q_t, standardised
-    dim_mask: torch.Tensor      # (B, 32) bool, the action dimension exists
+    dim_mask: torch.Tensor      # (B, 32) bool, the action dimension exists, and moved in training
     action: torch.Tensor = None         # (B, k, 32) float32, a_{t:t+k}, standardised
-    action_mask: torch.Tensor = None    # (B, k, 32) bool: has actions, step inside the episode, dimension exists
+    action_mask: torch.Tensor = None    # (B, k, 32) bool: has actions, step inside the episode, dim_mask
     future_mask: torch.Tensor = None    # (B,) bool, t+m lies inside the episode
 
     def to(self, device):
@@ -85,7 +85,7 @@ def observation(model, stats, pictures, state, task):
     """One live observation as the arrays of a Batch (inference half).
 
     pictures: view -> list of (H, W, 3) uint8 at the times t-m, t (and t+m in training); missing views absent.
-    state (d_q,) in raw units, or None (human video); task: the instruction.
+    state (d_q,) in raw units, or None (human video); task: the instruction. An idle dimension is masked like padding.
     """
     if not pictures:
         raise ValueError("an observation needs the picture of at least one view")
@@ -101,11 +101,11 @@ def observation(model, stats, pictures, state, task):
     ids, mask = token_ids(task, model.text_tokens, model.tokenizer)
     q_t = np.zeros(model.state_dim, np.float32) if state is None else \
         pad(stats.normalise("state", np.asarray(state)), model.state_dim, "the state")
-    d_a = 0 if state is None else len(stats.action_mean)
+    acts = () if state is None else set(range(len(stats.action_mean))).difference(stats.left_out)
     return {"image": torch.stack(views), "frames": torch.stack(frames),
             "view_mask": torch.tensor([view in pictures for view in VIEWS]),
             "text_ids": torch.from_numpy(ids), "text_mask": torch.from_numpy(mask),
-            "state": torch.from_numpy(q_t), "dim_mask": torch.arange(model.action_dim) < d_a}
+            "state": torch.from_numpy(q_t), "dim_mask": torch.tensor([d in acts for d in range(model.action_dim)])}
 
 
 def times(source, m, e, t):

@@ -7,6 +7,7 @@ from functools import partial
 import worlds
 from support.inference.open_loop import mean_errors, open_loop
 from support.inference.policy import Policy
+from support.inference.report import shown_errors
 from support.training.preflight import refuse
 from support.training.validation import Watched
 from worlds.closed_loop import closed_loop
@@ -41,10 +42,11 @@ def evaluate(policy, corpus, episodes, seed):
         return {}
     if len(corpus.sources) < len(corpus.listed):
         print(f"rivals of the open loop are fitted on the first rank's {len(corpus.sources)} datasets alone")
-    errors = mean_errors(open_loop(policy, corpus)[0])
+    reports = open_loop(policy, corpus)[0]
+    mean, median = mean_errors(reports), mean_errors(reports, "median")
     print("held-out actions, mean squared error in training standard deviations: "
-          + "  ".join(f"{name} {value:.4f}" for name, value in errors.items()))
-    return {"open_loop": errors}
+          + shown_errors({name: {"mse": mean[name], "median": median[name]} for name in mean}))
+    return {"open_loop": mean, "open_loop_median": median}
 
 
 def report(checkpointer, corpus, episodes, seed, held_out, began):

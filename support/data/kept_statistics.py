@@ -7,9 +7,10 @@ from dataclasses import asdict
 import numpy as np
 
 from support.data import file_hashes, statistics
+from support.data.idle import kinds_of
 from support.data.statistics import Alone, Statistics, gathered, inputs_of
 
-FORMAT = 2   # of what is kept and how it is computed: raise it when either changes
+FORMAT = 3   # of what is kept and how it is computed: raise it when either changes
 
 
 def statistics_by_robot(corpus, *settings, ranks=Alone()):
@@ -35,6 +36,7 @@ def kept_statistics(folder, sources, window_lists, m, k, action_mode, std_floor,
     began, problems = time.perf_counter(), []
     identities = gathered(ranks, {i: source.identity() | {
         "robot": source.robot, "relative": list(source.relative), "inputs": inputs_of(source),
+        "kinds": kinds_of(source),
         "windows": hashlib.sha256(np.ascontiguousarray(window_lists[i]).tobytes()).hexdigest()}
         for i, source in sources.items() if source.has_action})
     depends = {"format": FORMAT, "m": m, "k": k, "action_mode": action_mode, "std_floor": std_floor,

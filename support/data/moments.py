@@ -45,7 +45,7 @@ def moments_of(x):
 
 
 def action_moments(action, moved, ts, k):
-    """Moments of a_j - moved_t over the windows at ts (n, sorted) and their steps inside the episode.
+    """Moments of a_j - moved_t over the windows at ts (n, sorted) and their steps inside the episode, and of a_j alone.
 
     action (L, d), moved (L, d or 1) float64. Lowest and highest are of a_j: they are used for absolute dimensions only.
     """
@@ -59,8 +59,9 @@ def action_moments(action, moved, ts, k):
     end = np.minimum(ts + k, L)
     steps, sums = (end - ts)[:, None], np.concatenate([np.zeros((1, a.shape[1])), np.cumsum(a, 0)])
     inside, s = sums[end] - sums[ts], s[ts]
-    n = c.sum()
-    mean = (c @ a - (steps * s).sum(0)) / n
-    squares = c @ a ** 2 - 2 * (s * inside).sum(0) + (steps * s ** 2).sum(0) - n * mean ** 2
+    n, once, twice = c.sum(), c @ a, c @ a ** 2
+    mean = (once - (steps * s).sum(0)) / n
+    squares = twice - 2 * (s * inside).sum(0) + (steps * s ** 2).sum(0) - n * mean ** 2
     used = action[c > 0]
-    return Moments(n, mean + shift - base, np.maximum(squares, 0), used.min(0), used.max(0))
+    alone = Moments(n, once / n + shift, np.maximum(twice - n * (once / n) ** 2, 0), used.min(0), used.max(0))
+    return Moments(n, mean + shift - base, np.maximum(squares, 0), alone.low, alone.high), alone

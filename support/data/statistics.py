@@ -4,13 +4,16 @@ Each rank sums over the datasets that it was dealt (support/data/moments.py). Wh
 """
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from types import SimpleNamespace
 
 import numpy as np
 
 from config import VIEWS
+from support.data.idle import STALLED, check_kinds, kinds_of, lines, near_constant
 from support.data.moments import Moments, action_moments, moments_of
 from support.data.robots import ROBOTS, check_width
+from support.data.together import Alone, alike, gathered
 
 SAMPLE, SAMPLE_SEED = 2_000_000, 0   # above so many windows, so many of them, chosen by this seed
 
@@ -19,9 +22,9 @@ SAMPLE, SAMPLE_SEED = 2_000_000, 0   # above so many windows, so many of them, c
 class Statistics:
     """Mean and standard deviation per dimension, over the training windows, after the delta transform.
 
-    A deviation below the floor is not divided by. The embedded world's grippers hold the middle and the width of their
-    range instead [ours]: standardised, a rarely used switch would let a timing error of one frame outweigh every error
-    of position. JSON-able; stored in every checkpoint.
+    A deviation below the floor is not divided by; an action dimension of that kind is idle (support/data/idle.py). The
+    embedded world's grippers hold the middle and the width of their range instead [ours]: standardised, a rarely used
+    switch would let a timing error of one frame outweigh every error of position. JSON-able; in every checkpoint.
     """
 
     robot: str
@@ -37,6 +40,8 @@ class Statistics:
     relative: tuple = ()       # which dimensions delta mode takes relative to the state at t, where it is known
     sample: int = 0            # how many of the windows were looked at; 0: all
     inputs: tuple = ()         # which feature fills which slot: "head = observation.images.top", "state = ..."
+    kinds: tuple = ()          # position, velocity or torque, of each action dimension; (): all are positions
+    left_out: tuple = ()       # idle action dimensions that training masked as padding; none in older checkpoints
 
     @classmethod
     def from_dict(cls, stored):
@@ -55,11 +60,34 @@ class Statistics:
         return self
 
     def check_inputs(self, source):
-        """ValueError unless a source's cameras and features are those that were trained on; fewer cameras may be."""
+        """ValueError unless a source measures what was trained on; fewer cameras may be. The robot's name counts only
+        where the dataset gives it one: a folder that was moved or renamed is still the same robot."""
+        if source.robot != self.robot and source.robot != source.root.name and not source.robot.startswith("unnamed-"):
+            raise ValueError(f"dataset {source.name} is of robot '{source.robot}', the checkpoint drives "
+                             f"'{self.robot}': give the same --robot as in training")
         strange = [item for item in inputs_of(source) if item not in self.inputs] if self.inputs else ()
         if strange:
             raise ValueError(f"dataset {source.name} gives {', '.join(strange)}; trained was on "
                              f"{', '.join(self.inputs)}: give the same --robot as in training")
+        for what, found, known in (("action dimensions", tuple(source.action_names), self.action_names),
+                                   ("frames/s", source.fps, self.fps)):
+            if found and known and found != known:
+                raise ValueError(f"dataset {source.name} has {what} {found}; trained was on {known}: it is of another "
+                                 "robot, or give the same --robot as in training")
+
+    @cached_property
+    def moving(self):
+        """(d_a,) bool: the action dimensions that are not idle."""
+        return np.array([f"action {d}" not in self.unscaled for d in range(len(self.action_mean))], bool)
+
+    @cached_property
+    def positions(self):
+        """(d_a,) bool: action dimensions that are positions; the others are velocities or torques."""
+        return np.array([kind == "position" for kind in self.kinds] or [True] * len(self.action_mean), bool)
+
+    def stopped(self, action):
+        """What is commanded while no new action comes: the last one, but 0 for a velocity or a torque."""
+        return np.where(self.positions, action, np.zeros_like(action))
 
     def cameras(self):
         """Slots that trained pictures filled, such as ("head", "left_wrist"); () where that is not known."""
@@ -73,10 +101,9 @@ class Statistics:
         yield f"it reads {', '.join(self.inputs)}"
         if self.sample:
             yield f"statistics over a seeded sample of {self.sample:,} of these windows"
-        if self.unscaled:
-            names = {f"action {d}": f" ({name})" for d, name in enumerate(self.action_names)}
-            shown = ", ".join(item + names.get(item, "") for item in self.unscaled)
-            yield f"near-constant dimensions, passed through unscaled: {shown}"
+        if not self.state_mean:
+            yield "no state: the state token gets zeros"
+        yield from lines(self)
 
     def normalise(self, kind, x):
         """Raw units -> standardised, last axis, float32. kind "state" or "action"."""
@@ -86,13 +113,15 @@ class Statistics:
         return ((x - mean) / std).astype(np.float32)
 
     def chunk(self, a, state):
-        """Actions (k, d_a) and state at t (d_q,) in raw units -> the standardised chunk (k, d_a) float32."""
-        return self.normalise("action", a - reference(self.relative, self.action_mode, state)[None])
+        """Raw actions (..., k, d_a), states at t (..., d_q) -> standardised chunks (..., k, d_a) float32, 0 if idle."""
+        moved = np.expand_dims(reference(self.relative, self.action_mode, state), -2)
+        return np.where(self.moving, self.normalise("action", a - moved), np.float32(0))
 
     def actions(self, a, state):
-        """Standardised chunk (..., k, 32) and raw state (..., d_q) -> actions in raw units (..., k, d_a) float32."""
+        """Standardised chunk (..., k, 32) and raw state (..., d_q) -> actions in raw units (..., k, d_a) float32, those
+        that are idle at their training mean."""
         mean, std = np.float64(self.action_mean), np.float64(self.action_std)
-        a = a[..., :len(mean)] * std + mean
+        a = np.where(self.moving, a[..., :len(mean)], 0) * std + mean
         return (a + np.expand_dims(reference(self.relative, self.action_mode, state), -2)).astype(np.float32)
 
 
@@ -121,10 +150,13 @@ def reference(relative, action_mode, state):
     """What a relative action is relative to: the state at t on relative dimensions, else 0. (..., d_a or 1) float64"""
     if action_mode == "absolute":
         return np.zeros(state.shape[:-1] + (1,))
-    if len(relative) != state.shape[-1]:
-        raise ValueError(f"--action_mode delta: the robot's delta mask has {len(relative)} dimensions, its data "
-                         f"{state.shape[-1]}; give --robot my_robot.json, see support/data/robots.py")
-    return np.where(np.array(relative), state, 0).astype(np.float64)
+    of, d_q = np.flatnonzero(relative), state.shape[-1]
+    if of.max(initial=-1) >= d_q:
+        raise ValueError(f"--action_mode delta: action {of[-1]} would be relative to state {of[-1]}, the data have "
+                         f"{d_q} state dimensions; give --robot my_robot.json, see support/data/robots.py")
+    moved = np.zeros(state.shape[:-1] + (len(relative),))
+    moved[..., of] = state[..., of]
+    return moved
 
 
 def pad(x, width, what):
@@ -137,24 +169,6 @@ def pad(x, width, what):
 
 # ---- over all windows ---------------------------------------------------------------------------
 
-class Alone:
-    """One process: what is used here of support.training.ranks.Ranks."""
-
-    first = True
-
-    def gather(self, value):
-        return [value]
-
-    def agree(self, value):
-        return value
-
-
-def gathered(ranks, of_own):
-    """{dataset: value} of each rank's own datasets -> that of all, in order of the dataset's number."""
-    everywhere = {i: value for own in ranks.gather(of_own) for i, value in own.items()}
-    return dict(sorted(everywhere.items()))
-
-
 def sampled(counts):
     """{dataset: windows} -> {dataset: which of its windows, sorted}, SAMPLE in all. None: all of them."""
     total = sum(counts.values())
@@ -164,15 +178,6 @@ def sampled(counts):
     first = np.cumsum([0, *counts.values()])
     cuts = np.searchsorted(chosen, first)
     return {i: chosen[low:high] - begin for i, low, high, begin in zip(counts, cuts, cuts[1:], first)}
-
-
-def alike(robot, what, values):
-    """Refuse datasets of one robot that differ in what must be the same in all of them. values: [(name, value), ...]"""
-    first, expected = values[0]
-    for name, value in values:
-        if value != expected:
-            raise ValueError(f"robot '{robot}' has {what} {expected} in dataset {first} and {value} in {name}: "
-                             "they are not one robot; name them apart with a robot file for each")
 
 
 def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks=Alone()):
@@ -186,26 +191,30 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks
     sources = {i: source for i, source in sources.items() if source.has_action}
     about = gathered(ranks, {i: SimpleNamespace(
         name=source.name, robot=source.robot, fps=source.fps, relative=tuple(source.relative), inputs=inputs_of(source),
-        action_names=tuple(source.action_names), windows=len(window_lists[i])) for i, source in sources.items()})
+        kinds=kinds_of(source), action_names=tuple(source.action_names), windows=len(window_lists[i]))
+        for i, source in sources.items()})
     rows = list(about.values())
     robot = rows[0].robot
     alike(robot, "frames/s", [(of.name, of.fps) for of in rows])
     alike(robot, "a delta mask of", [(of.name, of.relative) for of in rows])
+    alike(robot, "the kinds of action", [(of.name, of.kinds) for of in rows])
+    check_kinds(robot, rows[0].kinds, rows[0].relative, action_mode)
     chosen = ranks.agree(sampled({i: of.windows for i, of in about.items()}) if ranks.first else None)
     own = {i: window_lists[i] if chosen is None else window_lists[i][chosen[i]] for i in sources}
     moments, widths = _sums(sources, own, k, action_mode, bad)
     widths = gathered(ranks, widths)
     alike(robot, "state and action dimensions", [(about[i].name, width) for i, width in widths.items()])
-    merged = Moments(), Moments()   # of one rank these are its own, to the bit
+    merged = [Moments() for _ in moments]   # of one rank these are its own, to the bit
     for part in ranks.gather(moments):
         for sums, more in zip(merged, part):
             sums.merge(more)
-    return _finished(dict(zip(("state", "action"), merged)), rows, action_mode, std_floor)
+    return _finished(merged, rows, action_mode, std_floor)
 
 
 def _sums(sources, window_lists, k, action_mode, bad):
-    """This rank's part of `statistics` -> Moments of the state, of the action, and {dataset: their dimensions}."""
-    states, actions, widths = Moments(), Moments(), {}
+    """This rank's part of `statistics` -> Moments of the state, of the action and of the action before the delta
+    transform, and {dataset: dimensions of state and action}."""
+    states, actions, commanded, widths = Moments(), Moments(), Moments(), {}
     for i, source in sources.items():
         rows = window_lists[i]
         cuts = np.flatnonzero(np.diff(rows[:, 0], prepend=-1))                     # rows are sorted by episode
@@ -222,16 +231,20 @@ def _sums(sources, window_lists, k, action_mode, bad):
                 break
             ts = rows[first:last, 1]
             states.merge(moments_of(state[ts]))
+            if action_mode == "delta" and len(source.relative) != action.shape[1]:
+                raise ValueError(f"--action_mode delta: the robot's delta mask has {len(source.relative)} dimensions, "
+                                 f"its data {action.shape[1]}; give --robot my_robot.json, see support/data/robots.py")
             moved = reference(source.relative, action_mode, state)
-            actions.merge(action_moments(action, np.broadcast_to(moved, (len(moved), moved.shape[1])), ts, k))
-    return (states, actions), widths
+            for sums, more in zip((actions, commanded), action_moments(action, moved, ts, k)):
+                sums.merge(more)
+    return (states, actions, commanded), widths
 
 
 def _finished(moments, about, action_mode, std_floor):
-    """Moments -> Statistics, with the floor and the embedded world's grippers."""
+    """Moments as of `_sums` -> Statistics, with the floor and the embedded world's grippers."""
     found, unscaled, one, total = {}, [], about[0], sum(of.windows for of in about)
-    robot = one.robot
-    for kind, sums in moments.items():
+    robot, relative, (states, actions, commanded) = one.robot, one.relative, moments
+    for kind, sums in (("state", states), ("action", actions)):
         if not sums.n:
             raise ValueError(f"robot '{robot}': no episode of its training windows could be read")
         mean, std = sums.mean, sums.std()
@@ -241,9 +254,17 @@ def _finished(moments, about, action_mode, std_floor):
                 raise ValueError(f"robot '{robot}' has {len(joint)} dimensions in support/data/robots.py, "
                                  f"its data {len(mean)} of {kind}")
             mean, std = np.where(joint, mean, (sums.low + sums.high) / 2), np.where(joint, std, sums.high - sums.low)
-        unscaled += [f"{kind} {d}" for d in np.flatnonzero(std < std_floor)]
+        still = near_constant(std, mean, std_floor)
+        if kind == "state" and len(mean) == len(commanded.mean):
+            still |= std < STALLED * np.minimum(np.abs(commanded.mean), 1)
+        if kind == "action" and action_mode == "delta":   # told one posture: absolute, however the state moved
+            fixed = near_constant(commanded.std(), commanded.mean, std_floor)
+            mean, still = np.where(fixed, commanded.mean, mean), still | fixed
+            relative = tuple(bool(of and not told) for of, told in zip(relative, fixed))
+        unscaled += [f"{kind} {d}" for d in np.flatnonzero(still)]
         found[f"{kind}_mean"] = tuple(mean.tolist())
-        found[f"{kind}_std"] = tuple(np.where(std < std_floor, 1.0, std).tolist())
+        found[f"{kind}_std"] = tuple(np.where(still, 1.0, std).tolist())
     return Statistics(robot=robot, action_mode=action_mode, fps=one.fps, windows=total, action_names=one.action_names,
-                      relative=one.relative, unscaled=tuple(unscaled), sample=SAMPLE if total > SAMPLE else 0,
-                      inputs=tuple(dict.fromkeys(item for of in about for item in of.inputs)), **found)
+                      relative=relative, unscaled=tuple(unscaled), sample=SAMPLE if total > SAMPLE else 0,
+                      inputs=tuple(dict.fromkeys(item for of in about for item in of.inputs)), kinds=one.kinds,
+                      left_out=tuple(np.flatnonzero(still).tolist()), **found)

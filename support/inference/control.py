@@ -31,8 +31,8 @@ class ControlLoop:
     """One episode of `Policy.step`.
 
     `queue` is the chunk planned from frame `planned_at`: the action of step t is queue[t - planned_at], or the last one
-    where the chunk is over. The next chunk is planned from frame `next_plan`, or later if the last one is still under
-    way, and entered at its own place when it arrives.
+    where the chunk is over (0 for a velocity or a torque). The next chunk is planned from frame `next_plan`, or later
+    if the last one is still under way, and entered at its own place when it arrives.
     """
 
     def __init__(self, policy, task, execute_steps, background):
@@ -64,7 +64,7 @@ class ControlLoop:
         at = self.t - self.planned_at
         self.starved += at >= len(self.queue)
         self.seconds.append(time.perf_counter() - began)
-        return self.queue[min(at, len(self.queue) - 1)]
+        return self.queue[at] if at < len(self.queue) else self.policy.stats.stopped(self.queue[-1])
 
     def _checked(self, images, state):
         """view -> Picture, and the state as float32. ValueError: one line."""
@@ -73,7 +73,7 @@ class ControlLoop:
             picture = np.asarray(picture)
             if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
                 raise ValueError(f"step: {view} is {picture.dtype} {picture.shape}; give uint8 (H, W, 3)")
-        state, d = np.array(state, np.float32), len(self.policy.stats.state_mean)
+        state, d = np.array(() if state is None else state, np.float32), len(self.policy.stats.state_mean)
         if state.shape != (d,) or not np.isfinite(state).all():
             raise ValueError(f"step: the state is {np.array2string(state, threshold=8)} of shape {state.shape}; "
                              f"give {d} finite numbers in raw units")

@@ -11,10 +11,11 @@ from config import VIEWS, DataConfig
 from support import plots
 from support.data.folder import listing
 from support.data.picture import ENDINGS, decode
+from support.data.idle import holding
 from support.data.robots import find_robot
 from support.data.source import open_source
 from support.files import numbers, read_json, read_npy, read_text
-from support.inference.report import action_names, foresight_picture, print_euler_error
+from support.inference.report import action_names, deviations, foresight_picture, print_euler_error, shown_errors
 
 TIMES = ("past", "now", "future")
 WRITTEN = ("actions.png", "foresight.png")   # by `write`, where --out is the folder itself
@@ -102,11 +103,12 @@ def write(out, policy, observed, actions, z_hat):
     for name, column in zip(names, actions.T):
         print(f"  {name:<24} first {column[0]:+8.3f}   last {column[-1]:+8.3f}   range {np.ptp(column):7.3f}")
     if true is not None:
-        chunks = {"policy": shown}
-        if observed.state.size == true.shape[1]:   # only then is holding the state an action
-            chunks["holding the state"] = observed.state[None]
-        print("mean squared error in standard deviations of the training actions: " + ", ".join(
-            f"{name} {np.square((a - true) / stats.action_std).mean():.4f}" for name, a in chunks.items()))
+        chunks, held = {"policy": shown}, holding(stats, observed.state)
+        if held is not None:
+            chunks["holding the state"] = held[None]
+        chunks["training mean"] = stats.actions(np.zeros_like(true), observed.state)
+        rows = {name: deviations(a, true, np.array(stats.action_std), stats.moving) for name, a in chunks.items()}
+        print(f"mean squared error in standard deviations of the training actions: {shown_errors(rows, ', ')}")
     if z_hat is not None:
         foresight_picture(policy, observed.seen, observed.future, z_hat, out / "foresight.png")
     print_euler_error(policy, observed.seen, observed.state, observed.task)

@@ -1,7 +1,7 @@
 """Open loop: what a policy would have commanded on a recorded episode, beside what was commanded, no robot moving.
 
-At t = 0, k, 2k, ... the policy plans a whole chunk, and the chunks are laid end to end. Three baselines do the same
-without looking: a policy that does not beat them has learned nothing that the state did not tell.
+At t = 0, k, 2k, ... the policy plans a whole chunk, and the chunks are laid end to end. Three rivals do so without
+looking, in the policy's own action mode: who does not beat them has learned nothing that the state did not tell.
 """
 
 import json
@@ -10,33 +10,40 @@ import sys
 import numpy as np
 import torch
 
+from config import VIEWS
 from data import chunk_at, example, open_corpus
 from support import plots
-from support.inference.report import action_names, foresight_picture, print_euler_error
+from support.data.idle import holding
+from support.data.letterbox import letterbox
+from support.inference.report import action_names, deviations, foresight_picture, print_euler_error, shown_errors
 
-RIDGE = 1e-2   # times the number of training frames, on standardised states
+RIDGE = 1e-2      # of each feature's variance, times the number of training frames
+PICTURES = 64     # training frames that the mean picture is of
 
 
 class Baselines:
-    """Hold the state, the mean action, and a ridge regression from the state to the next k actions, fitted on a
-    corpus's training episodes of stats' robot. skip: one that cannot be read is told instead of being an error."""
+    """Hold the state, the training mean, and a ridge regression from the states at t, t - 1 and t - 2 to the
+    standardised chunk, fitted on a corpus's training episodes of the held-out robot. skip: one that cannot be read is
+    told instead of being an error."""
 
     def __init__(self, corpus, stats, k, skip=False):
         self.stats, self.k, XX, XY, actions = stats, k, 0, 0, []
         for state, action in self._episodes(corpus, skip):   # sums, because a corpus's chunks fill the memory
-            X, Y = self._features(state), np.stack([chunk_at(action, t, k)[0] for t in range(len(action))])
-            XX, XY = XX + X.T @ X, XY + X.T @ Y.reshape(len(X), -1).astype(np.float64)
+            X, chunks = self._features(state), np.stack([chunk_at(action, t, k)[0] for t in range(len(action))])
+            Y = stats.chunk(chunks, state).reshape(len(X), -1)
+            XX, XY = XX + X.T @ X, XY + X.T @ Y.astype(np.float64)
             actions.append(action)
         actions = np.concatenate(actions)
-        penalty = RIDGE * len(actions) * np.eye(len(XX))
-        penalty[-1, -1] = 0   # the intercept is free
-        self.weights = np.linalg.solve(XX + penalty, XY)
-        self.mean, std = actions.mean(0, dtype=np.float64), actions.std(0, dtype=np.float64)
-        self.unit = np.where(std < 1e-3, 1.0, std)   # of the training actions: what errors are measured in
+        variance = XX.diagonal() / len(actions) - (XX[-1] / len(actions)) ** 2   # the last row sums the features
+        penalty = RIDGE * len(actions) * np.where(variance > 1e-12, variance, 1)
+        penalty[-1] = 0   # the intercept is free
+        self.weights = np.linalg.solve(XX + np.diag(penalty), XY)
+        std = actions.std(0, dtype=np.float64)   # of the training actions: what errors are measured in
+        self.unit = np.where(stats.moving & (std > 0), std, stats.action_std)
 
     def _episodes(self, corpus, skip):
         for i, source in corpus.sources.items():
-            fits = source.has_action and source.robot == self.stats.robot
+            fits = source.has_action and source.robot == corpus.held_out.robot
             for e in np.unique(corpus.windows[i][:, 0]) if fits else ():
                 try:
                     yield source.numbers(int(e))
@@ -46,16 +53,18 @@ class Baselines:
                     print(f"bad data, left out of the baselines: {error}", file=sys.stderr)
 
     def _features(self, state):
-        x = self.stats.normalise("state", state).astype(np.float64)
-        return np.concatenate([x, np.ones((len(x), 1))], 1)
+        """(T, d_q) -> (T, features). A delta does not depend on the posture, which is left out there: a regression
+        from it fails in every posture that was not trained on."""
+        x, t = self.stats.normalise("state", state).astype(np.float64), np.arange(len(state))
+        posture = [] if self.stats.action_mode == "delta" else [x]
+        return np.concatenate([*posture, *(x - x[np.maximum(t - n, 0)] for n in (1, 2)), np.ones((len(x), 1))], 1)
 
-    def chunks(self, state):
-        """state (d_q,) -> name -> (k, d_a). Holding needs states and actions of the same dimensions."""
-        chunks = {"mean action": np.tile(self.mean, (self.k, 1)),
-                  "ridge regression": (self._features(state[None]) @ self.weights).reshape(self.k, -1)}
-        if len(state) == len(self.mean):
-            chunks["hold the state"] = np.tile(state, (self.k, 1))
-        return chunks
+    def chunks(self, state, t):
+        """The states of an episode (T, d_q) and t -> name -> (k, d_a). Holding only where a state is known."""
+        a, held = self._features(state[max(t - 2, 0):t + 1])[-1] @ self.weights, holding(self.stats, state[t])
+        chunks = {name: self.stats.actions(x.reshape(self.k, -1), state[t])
+                  for name, x in (("mean action", 0 * a), ("ridge regression", a))}
+        return chunks if held is None else chunks | {"hold the state": np.tile(held, (self.k, 1))}
 
 
 def observed(source, e, t, m):
@@ -75,28 +84,30 @@ def replay(policy, source, e, t):
             raise ValueError(f"replay: '{name}' of dataset {source.name}, episode {e}, frame {t} is not the same in "
                              f"training and at inference: the policy would be run on inputs it was not trained on")
     back = stats.actions(trained["action"].numpy(), state)
-    return float((np.abs(back - chunk_at(source.numbers(e)[1], t, model.chunk)[0]) / stats.action_std).max())
+    error = np.abs(back - chunk_at(source.numbers(e)[1], t, model.chunk)[0]) / stats.action_std
+    return float(error[:, stats.moving].max(initial=0))   # what is idle comes back as its mean
 
 
 def traces(policy, baselines, source, e):
     """One episode -> name -> (T, d_a) in raw units, with "policy" and "true" among the names, and chunk starts."""
-    _, action = source.numbers(e)
+    state, action = source.numbers(e)
     T, chunks, starts = len(action), [], list(range(0, len(action), policy.config.model.chunk))
     for t in starts:
         seen, q_t, task = observed(source, e, t, policy.config.data.m)
-        chunks.append({"policy": policy.plan([seen], q_t[None], [task])[0][0]} | baselines.chunks(q_t))
+        chunks.append({"policy": policy.plan([seen], q_t[None], [task])[0][0]} | baselines.chunks(state, t))
     curves = {name: np.concatenate([chunk[name] for chunk in chunks])[:T] for name in chunks[0]}
     return curves | {"true": action}, starts
 
 
 def errors(found, baselines, names):
-    """name -> mse in training standard deviations, and by joint: mse and mae in raw units."""
-    report = {}
+    """name -> mse in training standard deviations, mean and median over the dimensions that moved in training; of each
+    of those ("joints"), and of the others ("idle"), mse and mae in raw units."""
+    report, moving = {}, baselines.stats.moving
     for name in (name for name in found if name != "true"):
         error = found[name] - found["true"]
-        joints = zip(names, (error ** 2).mean(0).tolist(), np.abs(error).mean(0).tolist())
-        report[name] = {"mse": float(np.mean((error / baselines.unit) ** 2)),
-                        "joints": {joint: {"mse": mse, "mae": mae} for joint, mse, mae in joints}}
+        raw = [{"mse": float(np.mean(e ** 2)), "mae": float(np.mean(np.abs(e)))} for e in error.T]
+        joints, idle = ({names[d]: raw[d] for d in np.flatnonzero(those)} for those in (moving, ~moving))
+        report[name] = deviations(found[name], found["true"], baselines.unit, moving) | {"joints": joints, "idle": idle}
     return report
 
 
@@ -109,27 +120,51 @@ def open_loop(policy, corpus):
     return {e: errors(curves, baselines, names) for e, (curves, _) in found.items()}, found
 
 
-def mean_errors(reports):
-    """Mean over episodes of each one's mse -> name -> float."""
+def mean_errors(reports, key="mse"):
+    """Mean over episodes of each one's mse, or of another figure of `errors` -> name -> float."""
     names = next(iter(reports.values()))
-    return {name: float(np.mean([report[name]["mse"] for report in reports.values()])) for name in names}
+    return {name: float(np.mean([report[name][key] for report in reports.values()])) for name in names}
+
+
+def foresight(policy, corpus, rows):
+    """Of held-out windows (episode, t) that have a future: mean squared error of the latents of the imagined t + m, and
+    of pictures that need no imagination -> view -> name -> float."""
+    m, size, source, found = policy.config.data.m, policy.config.model.frame_size, corpus.held_out, {}
+
+    def latents(picture):
+        return policy.model.phi_cosmos(picture.to(policy.device)[None, None, None])[0, 0, 0].cpu()
+    trained = [(of, corpus.windows[i]) for i, of in corpus.sources.items() if of.robot == source.robot]
+    frames = [(of, *row) for of, those in trained for row in spread(those, max(1, PICTURES // len(trained)))]
+    means = {view: latents(torch.stack([letterbox(of.frame(view, e, t), size).float() for of, e, t in frames
+                                        if view in of.views]).mean(0).round().byte()) for view in source.views}
+    for e, t in (row for row in rows if row[1] + m < source.lengths[row[0]]):
+        seen, state, task = observed(source, e, t, m)
+        z_hat = policy.plan([seen], state[None], [task])[1][0]
+        for view, (_, now) in seen.items():
+            true = latents(letterbox(source.frame(view, e, t + m), size))
+            for name, z in (("policy", z_hat[VIEWS.index(view)]), ("copy of t", latents(letterbox(now, size))),
+                            ("training-mean picture", means[view])):
+                found.setdefault(view, {}).setdefault(name, []).append(float((z - true).square().mean()))
+    return {view: {name: float(np.mean(errors)) for name, errors in row.items()} for view, row in found.items()}
+
+
+def spread(rows, n):
+    """At most n of windows (N, 2), evenly -> list of [episode, t]."""
+    return rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)].tolist()
 
 
 # ---- infer.py --open-loop ---------------------------------------------------------------------------------------
 
 def write_report(policy, data, out, robot=None):
-    """Every held-out episode of `data`: its plot, a foresight picture and all errors as JSON in the folder `out`.
+    """Every held-out episode of `data`: its plot, a foresight picture and all errors as JSON, into the folder `out`.
     ValueError, one line, for data of another robot than the policy drives."""
     if not data:
         raise ValueError("--open-loop needs --data, the dataset or mixture that the policy was trained on")
     m = policy.config.data.m
     corpus = open_corpus(data, m, robot=robot, hold_out=policy.config.data.hold_out)
     source = corpus.held_out
-    if source.robot != policy.stats.robot:
-        raise ValueError(f"--data {data} is of robot '{source.robot}', the checkpoint drives '{policy.stats.robot}': "
-                         "give the same --robot as in training")
     policy.stats.check_inputs(source)
-    rows = corpus.held_out_windows[np.linspace(0, len(corpus.held_out_windows) - 1, 8).astype(int)].tolist()
+    rows = spread(corpus.held_out_windows, 8)
     worst = max(replay(policy, source, e, t) for e, t in rows)
     print(f"replay: {len(rows)} recorded windows give the model the same inputs in training and at inference, bit for "
           f"bit; their actions come back to {worst:.0e} standard deviations")
@@ -138,10 +173,18 @@ def write_report(policy, data, out, robot=None):
     (out / "open_loop.json").write_text(json.dumps(reports, indent=1) + "\n")
     for e, (curves, starts) in found.items():
         draw_episode(policy, source, e, curves, starts, out)
-        print(f"episode {e}: mean squared error in training standard deviations: "
-              + "  ".join(f"{name} {row['mse']:.4f}" for name, row in reports[e].items()))
+        print(f"episode {e}: mean squared error in training standard deviations: {shown_errors(reports[e])}")
+        for joint in reports[e]["policy"]["idle"]:
+            print(f"  idle in training, mean error in raw units: {joint}: "
+                  + "  ".join(f"{name} {row['idle'][joint]['mae']:.2g}" for name, row in reports[e].items()))
     e, t = rows[0]
     print_euler_error(policy, *observed(source, e, t, m))
+    if policy.config.model.gen_expert:
+        imagined = foresight(policy, corpus, rows)
+        (out / "foresight.json").write_text(json.dumps(imagined, indent=1) + "\n")
+        for view, row in imagined.items():
+            print(f"foresight, {view}: mean squared error of latents: "
+                  + "  ".join(f"{name} {error:.4f}" for name, error in row.items()))
     print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")
 
 

@@ -18,6 +18,11 @@ from support.inference.control import ControlLoop, places_of
 from support.weights.loading import empty_model, load_state
 
 
+def given(states, tasks):
+    """States (N, d_q) of N tasks, without numbers in place of None: a robot without a state may leave it out."""
+    return [() if q is None else q for q in ([None] * len(tasks) if states is None else states)]
+
+
 class Policy:
     """A model with the statistics it was trained with. model: InternVLA_A1; config: Config.
 
@@ -58,9 +63,10 @@ class Policy:
     # ---- whole chunks -------------------------------------------------------------------------------------------
 
     def batch(self, pictures, states, tasks):
-        """pictures: per sample view -> [o_{t-m}, o_t] uint8 (H, W, 3); states (N, d_q) -> Batch, on the CPU."""
+        """pictures: per sample view -> [o_{t-m}, o_t] uint8 (H, W, 3); states (N, d_q), or None for a robot without a
+        state -> Batch, on the CPU."""
         return collate([observation(self.config.model, self.stats, p, q, task)
-                        for p, q, task in zip(pictures, states, tasks)])
+                        for p, q, task in zip(pictures, given(states, tasks), tasks)])
 
     def noise(self, n):
         """eps (n, k, d_a) on the CPU: a pure function of the seed and the number of calls so far."""
@@ -72,7 +78,7 @@ class Policy:
         """Observations as in `batch` -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None). ValueError:
         an engine takes scenes of the same cameras in one call."""
         a, _, z_hat = self.chunk(self.batch(pictures, states, tasks), self.noise(len(tasks)), imagine=imagine)
-        actions = self.stats.actions(a.cpu().numpy(), np.asarray(states, np.float32))
+        actions = self.stats.actions(a.cpu().numpy(), np.asarray(given(states, tasks), np.float32))
         return actions, None if z_hat is None else z_hat.cpu()
 
     def chunk(self, batch, eps, z_past=None, imagine=False):
@@ -107,8 +113,8 @@ class Policy:
         self.loop = ControlLoop(self, task, steps, background)
 
     def step(self, images, state):
-        """images: view -> (H, W, 3) uint8, a missing camera left out; state (d_q,) -> action (d_a,), both in raw units.
-        ValueError before `reset`, or for an observation that cannot be used."""
+        """images: view -> (H, W, 3) uint8, a missing camera left out; state (d_q,), or None for a robot without one
+        -> action (d_a,), both in raw units. ValueError before `reset`, or for an observation that cannot be used."""
         if self.loop is None:
             raise ValueError("call reset(task) before the first step")
         return self.loop.step(images, state)

@@ -1,5 +1,6 @@
 """What is drawn and printed of one plan: its actions by name, the imagined future, what fewer Euler steps change."""
 
+import numpy as np
 import torch
 
 from config import VIEWS
@@ -10,6 +11,19 @@ from support.data.letterbox import letterbox
 def action_names(stats):
     """Names of the action dimensions, numbers where the dataset gave none."""
     return list(stats.action_names) or [f"action {d}" for d in range(len(stats.action_mean))]
+
+
+def deviations(predicted, true, unit, moving):
+    """Squared error in units of `unit` (d_a,), averaged over steps -> {"mse", "median"} of the dimensions `moving`
+    (d_a,) bool, 0 where none moves. predicted, true (k, d_a)."""
+    squares = (((predicted - true) / unit) ** 2).mean(0)[moving] if moving.any() else np.zeros(1)
+    return {"mse": float(squares.mean()), "median": float(np.median(squares))}
+
+
+def shown_errors(errors, comma="  "):
+    """name -> {"mse", "median"} as text."""
+    return "; median of dimensions: ".join(comma.join(f"{name} {row[key]:.4f}" for name, row in errors.items())
+                                           for key in ("mse", "median"))
 
 
 def foresight_picture(policy, seen, future, z_hat, path):

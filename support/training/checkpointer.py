@@ -17,7 +17,8 @@ from support.data.statistics import in_checkpoint, of_checkpoint
 from support.training.ranks import load_state
 from support.weights.loading import empty_model
 
-FREE = ("threads", "loaders", "checkpoint_layers", "save_every", "on_bad_sample")   # a resumed run may change these
+# A resumed run may change these. std_floor shows in the statistics, which are compared.
+FREE = ("threads", "loaders", "checkpoint_layers", "save_every", "on_bad_sample", "std_floor")
 KEEP = 2                                                           # checkpoints that stand
 AGENT = "agent"   # file of a run: the process id of the agent that began it, until the run stops itself
 
@@ -161,7 +162,7 @@ class Checkpointer:
                    for key, was in stored[part].items() if was != own[part][key]}
         if refused := [key for key in changes if key not in FREE]:
             raise ValueError(f"{path} was trained with another config (--{', --'.join(refused)}): give the same flags")
-        if state["drawn"] != self.drawn:
+        if [row[1:] for row in state["drawn"]] != [row[1:] for row in self.drawn]:   # a name may have changed
             raise ValueError(f"{path} was trained on other datasets or weights (name, weight, frames: "
                              f"{state['drawn']}, now {self.drawn}): give the same --data")
         if of_checkpoint(state) != self.by_robot:

@@ -75,14 +75,18 @@ def test_baselines_are_what_all_frames_at_once_give_and_a_bad_episode_is_left_ou
         return numbers(e)
     corpus.held_out.numbers = torn
     baselines = Baselines(corpus, stats, K, skip=True)
-    X = np.concatenate([np.concatenate([stats.normalise("state", state), np.ones((len(state), 1))], 1)
-                        for state, _ in read])
-    Y = np.concatenate([[action[np.minimum(t + np.arange(K), len(action) - 1)].ravel() for t in range(len(action))]
-                        for _, action in read]).astype(np.float64)
-    penalty = np.diag([0.01 * len(X)] * (X.shape[1] - 1) + [0])
+    q = [stats.normalise("state", state).astype(np.float64) for state, _ in read]
+    X = np.concatenate([np.concatenate([x, x - x[[0, *range(len(x) - 1)]], x - x[[0, 0, *range(len(x) - 2)]],
+                                        np.ones((len(x), 1))], 1) for x in q])
+    Y = np.concatenate([[stats.normalise("action", action[np.minimum(t + np.arange(K), len(action) - 1)]).ravel()
+                         for t in range(len(action))] for _, action in read]).astype(np.float64)
+    penalty = np.diag(0.01 * len(X) * X.var(0))   # none on the intercept
     actions = np.concatenate([action for _, action in read]).astype(np.float64)
     np.testing.assert_allclose(baselines.weights, np.linalg.solve(X.T @ X + penalty, X.T @ Y), rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(baselines.mean, actions.mean(0), rtol=1e-12)
+    state = read[0][0]
+    np.testing.assert_allclose(baselines.chunks(state, 5)["mean action"], np.tile(stats.action_mean, (K, 1)), rtol=1e-6)
+    np.testing.assert_allclose(baselines.chunks(state, 5)["ridge regression"], stats.actions(
+        (X[5] @ baselines.weights).reshape(K, 6), state[5]), rtol=1e-5)
     np.testing.assert_allclose(baselines.unit, actions.std(0), rtol=1e-6)
     assert capsys.readouterr().err.count("dataset fake, episode 1 is torn") == 1
 
@@ -162,7 +166,11 @@ def test_infer_reports_the_held_out_episode_with_plot_foresight_and_json(script,
     assert list(report) == ["1"]
     assert set(report["1"]) == {"policy", "hold the state", "mean action", "ridge regression"}
     assert {"episode_1.png", "foresight_1.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    imagined = json.loads((tmp_path / "out" / "foresight.json").read_text())
+    assert {view: set(row) for view, row in imagined.items()} == {
+        "head": {"policy", "copy of t", "training-mean picture"}}
     printed = capsys.readouterr().out
+    assert "foresight, head: mean squared error of latents: policy" in printed
     assert "episode 1: mean squared error in training standard deviations: policy" in printed
     assert "5 instead of 10 Euler steps move the actions by" in printed
     assert "replay: 8 recorded windows give the model the same inputs in training and at inference" in printed
