@@ -11,6 +11,7 @@ import numpy as np
 from config import VIEWS
 from support.data.moments import Moments, action_moments, moments_of
 from support.data.robots import ROBOTS
+from support.files import numbers
 
 SAMPLE, SAMPLE_SEED = 2_000_000, 0   # above so many windows, so many of them, chosen by this seed
 
@@ -42,8 +43,16 @@ class Statistics:
     def from_dict(cls, stored):
         """What a checkpoint holds. ValueError: missing, damaged, or of another version."""
         try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
-        except (AttributeError, TypeError) as error:
+            stats = cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+            for kind in ("state", "action"):
+                mean, std = (numbers(getattr(stats, f"{kind}_{moment}"), f"their {kind}_{moment}", 1).tolist()
+                             for moment in ("mean", "std"))
+                if len(mean) != len(std) or min(std, default=1) <= 0:
+                    raise ValueError(f"{kind}: {len(mean)} mean and {len(std)} std, none of them 0 or below")
+            if not isinstance(stats.robot, str) or numbers(stats.fps, "fps", 0) <= 0:
+                raise ValueError(f"robot {stats.robot!r:.60} at {stats.fps!r:.60} frames/s")
+            return stats
+        except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"the statistics are missing or not of this version ({error}): without them actions have "
                              f"no units; train again, or import the weights with python -m support.weights") from error
 

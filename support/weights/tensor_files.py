@@ -9,13 +9,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 
-def find(path_or_id, files):
-    """A directory, or a hub id such as Qwen/Qwen3-VL-2B-Instruct -> Path. ValueError says what to fetch and where."""
+def find(path_or_id, files, revision=None):
+    """A directory, or a hub id such as Qwen/Qwen3-VL-2B-Instruct, which is fetched -> Path. Only for what a user names.
+
+    revision: branch, tag or commit of a hub id. ValueError says what to fetch and where.
+    """
     if Path(path_or_id).is_dir():
+        if revision:
+            raise ValueError(f"--revision {revision} is of a hub id, {path_or_id} is a directory: leave it out")
         return Path(path_or_id)
     from huggingface_hub import snapshot_download
     try:
-        return Path(snapshot_download(str(path_or_id), allow_patterns=list(files)))
+        return Path(snapshot_download(str(path_or_id), allow_patterns=list(files), revision=revision))
     except Exception as error:   # offline, absent, gated, no id at all: the hub has a class for each
         raise ValueError(f"{path_or_id} is no directory here and could not be fetched from the hub "
                          f"({type(error).__name__}): download {', '.join(files)} of huggingface.co/{path_or_id} "
