@@ -166,8 +166,9 @@ class Checkpointer:
             raise ValueError(f"{path} is no checkpoint of a training run, it has no {', '.join(wrong)}: to start from "
                              "its weights give --from and another --out")
         stored, own, words = to_dict(from_dict(state["config"])), self.stored, checkpoint.load_tokenizer(path)
-        if words != self.words and (words or bool(stored["model"]["tokenizer"]) != bool(self.words)):
-            raise ValueError(f"{path} was trained with another tokenizer: give the same --tokenizer, or leave it out")
+        if words != self.words if words else bool(stored["model"]["tokenizer"]) != bool(self.words):
+            raise ValueError(f"{path} was trained with another tokenizer: give the same --tokenizer, or leave it out "
+                             "where its files stand in the checkpoint")
         stored["model"]["tokenizer"] = own["model"]["tokenizer"]   # an older version has the name and not the files
         changes = {key: (was, own[part][key]) for part in ("model", "data", "train")
                    for key, was in stored[part].items() if was != own[part][key]}

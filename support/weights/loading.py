@@ -96,7 +96,7 @@ def empty_model(config, device="cpu", dtype=torch.float32, tensors=None, what=""
         with torch.device("meta"):
             model = to_compute(InternVLA_A1(config), dtype)   # constants are born on the CPU all the same
     except Exception as error:   # numbers that no layer can have; torch has a class for each
-        raise ValueError(f"{what or 'the config'} is of no network that can be built ({str(error)[:120]}): use the "
+        raise ValueError(f"{what or 'the config'} is of no network that can be built ({str(error).splitlines()[0][:120]}): use the "
                          "config it was trained with") from error
     if tensors is not None:
         here, there = ({(name, tuple(x.shape)) for name, x in of.items()} for of in (model.state_dict(), tensors))

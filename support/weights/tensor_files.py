@@ -18,6 +18,8 @@ def find(path_or_id, files, revision=None):
         if revision:
             raise ValueError(f"--revision {revision} is of a hub id, {path_or_id} is a directory: leave it out")
         return Path(path_or_id)
+    if str(path_or_id).count("/") != 1 or str(path_or_id)[0] in "/.~":
+        raise ValueError(f"{path_or_id} is no directory here, and no hub id such as Qwen/Qwen3-VL-2B-Instruct")
     from huggingface_hub import snapshot_download
     try:
         return Path(snapshot_download(str(path_or_id), allow_patterns=list(files), revision=revision))
