@@ -112,3 +112,158 @@ def test_an_export_acts_there_and_imported_again_as_the_run_does(published, smal
     idle = by_robot[robot].action_mean[2] + (state[2] if mode == "delta" else 0)
     print(f"\nexport, {robot}, {mode}: largest difference of an action {error:.1e}, idle {np.abs(there[:, 2] - idle).max():.1e}")
     assert error < 1e-5 and np.abs(there[:, 2] - idle).max() < 1e-5
+
+
+# ---- what the files say ------------------------------------------------------------------------------------------
+
+def read(published, **flags):
+    directory, config, stats = release_settings(published, "small", flags.pop("robot", None), flags.pop("mode", None), **flags)
+    return config, stats
+
+
+def test_what_the_weights_are_is_read_and_how_they_were_made_is_only_reported(published, small, capsys):
+    """Their train_config.json resumes a run of 25,000,000 steps in a folder of their cluster."""
+    write(published / "train_config.json", **THEIRS)
+    write(published / "config.json", type="qwena1", chunk_size=8, num_inference_steps=7, qwen3_vl_variant="qwen3_vl_2l")
+    config, stats = read(published)   # the only robot needs no name
+    assert (config.model.chunk, config.model.euler_steps, config.data.action_mode) == (8, 7, "delta")
+    assert config.train == CONFIGS["small"].train and stats.robot == "genie1"
+    assert read(published, mode="delta")[0] == config
+    said = capsys.readouterr().out
+    for part in ("resume = true", "steps = 25000000", "batch_size = 28", 'pretrained_path = "/mnt/cluster/outputs/01310000"',
+                 "scheduler.num_decay_steps = 25000000", "30 frames/s (assumed, --fps says otherwise)"):
+        assert part in said, part
+    write(published / "train_config.json", dataset={"action_mode": "abs"})
+    assert read(published)[1].action_mode == "absolute"
+    arguments = train.parse(["--config", "small", "--weights", str(published)])   # the same reading
+    from support.weights import start
+    assert start.settings(arguments, CONFIGS["small"], start.chosen(arguments, published), published).model.chunk == 8
+
+
+@pytest.mark.parametrize("change, flags, message", [
+    ({}, {"mode": "absolute"}, "--action_mode absolute contradicts .*train_config.json: dataset.action_mode, which says delta"),
+    ({"config": {"chunk_size": 9}}, {}, "train_config.json: policy.chunk_size is 8, .*config.json: chunk_size says 9"),
+    ({"config": {"type": "interna1"}}, {}, "policy.type is 'qwena1', .*config.json: type says internvl3"),
+    ({"config": {"type": "pi0"}}, {}, "config.json: type is 'pi0', which is not known here"),
+    ({"config": {"qwen3_vl_variant": "qwen3_vl_28l"}}, {}, "says layers 28, --config small has 2"),
+    ({"config": {"chunk_size": 10 ** 400}}, {}, "chunk_size says 1000"),
+    ({"config": {"chunk_size": [8]}}, {}, r"config.json: chunk_size is \[8\], which is not known"),
+    ({"train": {"dataset": {"action_mode": "rel"}}}, {}, "dataset.action_mode is 'rel'"),
+    ({"train": {"dataset": [1]}}, {}, "--action_mode absolute.delta is needed: no file of"),
+    ({"stats": {}}, {}, "--robot is needed: .*stats.json is of no robot"),
+    ({"stats": {"genie1": {}, "aloha": {}}}, {}, "--robot is needed: .*stats.json is of genie1, aloha"),
+    ({"stats": {"genie1": {}}}, {}, "robot 'genie1' has no mean of states.left_joint.position, only nothing"),
+    ({"stats": {"my_arm": {}}}, {}, "--robot my_arm: unknown.*or give a .json file"),
+    ({"text": "[" * 100_000}, {}, "stats.json is no JSON"),
+    ({}, {"revision": "main"}, "--revision main is of a hub id, .*published is a directory"),
+    ({}, {"fps": -1.0}, "statistics are missing or not of this version.*frames/s")])
+def test_a_flag_or_file_that_contradicts_or_cannot_be_is_one_line(published, small, change, flags, message):
+    write(published / "train_config.json", **change.get("train", THEIRS))
+    write(published / "config.json", **change.get("config", {}))
+    if "stats" in change:
+        write(published / "stats.json", **change["stats"])
+    if "text" in change:
+        (published / "stats.json").write_text(change["text"])
+    with pytest.raises(ValueError, match=message) as refusal:
+        read(published, **flags)
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 900
+
+
+@pytest.mark.parametrize("value", [[0.5] * 6, [0.5] * 6 + ["x"], [0.5] * 6 + [1e300], [0.5] * 6 + [None], [[1], [1, 2]],
+                                   [0.5] * 6 + [10 ** 400], "text", None, {}, [-1.0] * 7])
+def test_statistics_that_are_no_numbers_are_refused_by_name(published, small, value):
+    stored = json.loads((published / "stats.json").read_text())
+    stored["genie1"]["actions.left_joint.position"]["std"] = value
+    write(published / "stats.json", **stored)
+    with pytest.raises(ValueError, match="stats.json: .*(std of actions.left_joint.position|action mean and std)"):
+        read(published, mode="delta")
+
+
+def test_a_robot_file_names_what_the_table_does_not_know(published, small, tmp_path):
+    write(published / "stats.json", my_arm={"observation.state": {"mean": [0, 1], "std": [1, 1]},
+                                            "hand": {"mean": [1, 2, 3], "std": [1, 2, 3]}})
+    write(tmp_path / "arm.json", name="my_arm", action=["hand"], delta=[2, -1])
+    _, stats = read(published, robot=str(tmp_path / "arm.json"), mode="absolute", fps=20.0)
+    assert (stats.fps, stats.state_mean, stats.action_std) == (20.0, (0, 1), (1 + 1e-6, 2 + 1e-6, 3 + 1e-6))
+    write(tmp_path / "arm.json", name="my_arm", action=["hand"])
+    with pytest.raises(ValueError, match="a delta mask of 0 dimensions.*--robot FILE with the right"):
+        read(published, robot=str(tmp_path / "arm.json"), mode="delta")
+
+
+# ---- tokenizers --------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def connect(*args, **kwargs):
+        raise AssertionError("something was fetched")
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", connect)
+
+
+@pytest.mark.parametrize("name", ["evil-org/evil-repo", "DIR", "../run", "/", "\0", "x" * 10_000])
+def test_a_tokenizer_that_a_checkpoint_names_is_neither_fetched_nor_followed(tmp_path, tiny, build, no_network, name):
+    """Also where that directory has code that a library would run."""
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    (evil / "evil.py").write_text(f"import pathlib; pathlib.Path('{tmp_path}/PWNED').touch()\nclass T: pass\n")
+    write(evil / "tokenizer_config.json", tokenizer_class="T", auto_map={"AutoTokenizer": ["evil.T", None]})
+    write(evil / "config.json", model_type="x", auto_map={"AutoTokenizer": "evil.T", "AutoConfig": "evil.T"})
+    config = replace(CONFIGS["conveyor"], model=replace(tiny, tokenizer=name.replace("DIR", str(evil))))
+    stats = Statistics("arm", "absolute", 30.0, (0.0,), (1.0,), (0.0,), (1.0,), 1)
+    path = checkpoint.save(tmp_path / "run", 1, build(tiny).state_dict(), {}, {"config": to_dict(config),
+                                                                                **in_checkpoint({"arm": stats})})
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match="whose files do not stand in it: give --tokenizer DIR") as refusal:
+        Policy.load(path)
+    assert time.perf_counter() - began < 1 and "\n" not in str(refusal.value)
+    with pytest.raises(ValueError, match="evil cannot be loaded .*: give --tokenizer a directory"):
+        Policy.load(path, tokenizer=str(evil))
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_a_tokenizer_is_read_from_its_files_alone_and_gives_the_ids_that_the_library_gives(words, tmp_path, no_network):
+    """Whatever tokenizer_config.json says: it is not read."""
+    from transformers import AutoTokenizer, Qwen2TokenizerFast
+    library = Qwen2TokenizerFast(vocab=str(words / "vocab.json"), merges=str(words / "merges.txt"))
+    library.save_pretrained(tmp_path / "whole")
+    texts = ("pick up", "  pick\n", "ick", "", "<|endoftext|>", "kiup pick")
+    expected = [AutoTokenizer.from_pretrained(tmp_path / "whole")(text)["input_ids"] for text in texts]
+    write(tmp_path / "whole/tokenizer_config.json", tokenizer_class="Unknown", auto_map={"AutoTokenizer": "evil.T"})
+    for folder in (words, tmp_path / "whole"):
+        assert [prompts.token_ids(text, len(ids) or 1, str(folder))[0][:len(ids)].tolist()
+                for text, ids in zip(texts, expected)] == expected
+
+
+@pytest.mark.parametrize("name, text", [("tokenizer.json", "{}"), ("tokenizer.json", "[" * 100_000), ("tokenizer.json", ""),
+                                        ("vocab.json", "[]"), ("vocab.json", '{"p": -1}'), ("merges.txt", "p i k\n")])
+def test_a_torn_tokenizer_is_one_line(words, tiny, name, text):
+    (words / name).write_text(text)
+    with pytest.raises(ValueError, match=f"tokenizer .*words: .*{name}.* cannot be read") as refusal:
+        with_tokenizer(tiny, "nowhere", str(words))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_tokenizer_of_another_network_is_refused(words, tiny):
+    with pytest.raises(ValueError, match="has token ids up to .*, the network has 5 text embeddings"):
+        with_tokenizer(replace(tiny, vocab=5), "nowhere", str(words))
+    with pytest.raises(ValueError, match="/no/where is no directory here, and no hub id"):
+        find("/no/where", checkpoint.TOKENIZER)
+
+
+def test_a_runs_tokenizer_goes_with_its_checkpoints(words, tmp_path, tiny, build):
+    """Its files are listed in the manifest, and a checkpoint that lost or changed one is damaged."""
+    path = checkpoint.save(tmp_path / "run", 1, {}, {}, {}, tokenizer=prompts.tokenizer_files(words))
+    assert checkpoint.load_tokenizer(path) == prompts.tokenizer_files(words)
+    moved = path.rename(tmp_path / "moved")
+    assert with_tokenizer(replace(tiny, tokenizer="x/y"), moved).tokenizer == str(moved)
+    good = (moved / "vocab.json").read_bytes()
+    (moved / "vocab.json").write_bytes(good.replace(b"1", b"2"))
+    with pytest.raises(checkpoint.CheckpointError, match="vocab.json is damaged"):
+        checkpoint.verify(moved)
+    (moved / "vocab.json").unlink()
+    with pytest.raises(checkpoint.CheckpointError, match="vocab.json"):
+        checkpoint.verify(moved, ())
+    (moved / "vocab.json").write_bytes(good)
+    (moved / "tokenizer.json").write_text("{}")
+    with pytest.raises(checkpoint.CheckpointError, match="tokenizer.json is not listed"):
+        checkpoint.verify(moved)
