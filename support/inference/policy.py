@@ -45,7 +45,7 @@ class Policy:
         config = configs.from_dict(state.get("config"))
         config = replace(config, model=with_tokenizer(config.model, path, tokenizer))
         half = any(tensor.dtype == torch.bfloat16 for tensor in tensors.values())
-        model = empty_model(config.model, device, torch.bfloat16 if half else torch.float32, tensors, path)
+        model = empty_model(config.model, device, torch.bfloat16 if half else torch.float32)
         load_state(model, tensors, f"checkpoint {path}")
         by_robot = of_checkpoint(state)
         robot = robot or next(iter(by_robot))

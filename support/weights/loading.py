@@ -85,25 +85,15 @@ def fill(model, source, rules, wanted):
     return report
 
 
-def empty_model(config, device="cpu", dtype=torch.float32, tensors=None, what=""):
-    """InternVLA-A1 whose parameters are allocated once, in their final dtype, and not initialised.
-
-    tensors: those of a checkpoint, `what` in messages. ValueError: names or shapes differ; nothing is allocated then.
-    """
-    if tensors is not None and max(config.layers, config.vit_layers) > len(tensors):
-        raise ValueError(f"{what} does not fit its config: {config.layers} layers of {len(tensors)} tensors")
+def empty_model(config, device="cpu", dtype=torch.float32):
+    """InternVLA-A1 whose parameters are allocated once, in their final dtype, and not initialised."""
     try:
         with torch.device("meta"):
             model = to_compute(InternVLA_A1(config), dtype)   # constants are born on the CPU all the same
-    except Exception as error:   # numbers that no layer can have; torch has a class for each
-        raise ValueError(f"{what or 'the config'} is of no network that can be built ({str(error).splitlines()[0][:120]}): use the "
-                         "config it was trained with") from error
-    if tensors is not None:
-        here, there = ({(name, tuple(x.shape)) for name, x in of.items()} for of in (model.state_dict(), tensors))
-        if differ := sorted(f"{name} {list(shape)}" for name, shape in here ^ there):
-            raise ValueError(f"{what} does not fit its config, {len(differ)} names or shapes differ, such as "
-                             f"{', '.join(differ[:3])}: use it with the version and config that wrote it")
-    return model._apply(lambda x: torch.empty_like(x, device=device) if x.is_meta else x.to(device)).eval()
+        return model._apply(lambda x: torch.empty_like(x, device=device) if x.is_meta else x.to(device)).eval()
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
+        raise ValueError(f"no network of this config can be built here ({' '.join(str(error).split())[:120]}): use "
+                         "that of the weights, or more memory") from error
 
 
 def backbone_fields(directory):

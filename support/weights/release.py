@@ -102,6 +102,9 @@ def export_run(args):
     path, out = checkpoint.resolve(args.run), Path(args.out)
     tensors, state = checkpoint.load(path)
     config, by_robot = from_dict(state.get("config")), of_checkpoint(state)
+    if config.model.backbone not in TOKENIZERS:
+        raise ValueError(f"{path} is of backbone {config.model.backbone}, which the released code does not have: train "
+                         "--config a1_3b_release to export it")
     for stats in by_robot.values():
         stats.check(config.data.action_mode)
     base = find(args.base, RELEASE_FILES, args.revision)

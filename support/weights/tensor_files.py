@@ -6,7 +6,9 @@ Both kinds have one interface: `directory`, `where` (the keys), shape(key) and r
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+
+from support.files import unreadable
 
 
 def find(path_or_id, files, revision=None):
@@ -40,8 +42,8 @@ class Tensors:
         for path in paths:
             try:
                 file = safe_open(path, "pt")
-            except (OSError, SafetensorError) as error:
-                raise ValueError(f"{path} cannot be read ({error}): download it again") from error
+            except Exception as error:   # of the library, whatever a torn header makes it raise
+                raise unreadable(path, error, "download it again") from error
             self.metadata = file.metadata()
             self.where |= dict.fromkeys(file.keys(), file)
 
@@ -61,8 +63,8 @@ class TorchScript:
         for name in files:
             try:
                 module = torch.jit.load(self.directory / name, map_location="cpu")
-            except (RuntimeError, ValueError) as error:
-                raise ValueError(f"{self.directory / name} cannot be read as TorchScript: download it again") from error
+            except Exception as error:
+                raise unreadable(self.directory / name, error, "download this TorchScript file again") from error
             self.where |= module.state_dict()
 
     def shape(self, key):

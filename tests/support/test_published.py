@@ -6,7 +6,8 @@ What the other side computes is written here anew from its formulas, in float32 
 import json
 import socket
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,11 +21,13 @@ from support.data import prompts
 from support.data.robots import ROBOTS
 from support.data.statistics import Statistics, in_checkpoint
 from support.inference.policy import Policy
+from support.weights import start
 from support.weights.__main__ import parse
 from support.weights.loading import with_tokenizer
 from support.weights.release import export_run, import_release, load_release, release_settings
 from support.weights.tensor_files import find
 
+from test_bad_input import RUN, write_folder
 from test_weights import published, small, small_vae   # fixtures: the authors' small 3B in the published form
 
 THEIRS = {"dataset": {"type": "qwena1", "action_mode": "delta", "root": "/mnt/cluster/data"}, "resume": True,
@@ -83,7 +86,8 @@ def released(out, robot, features, relative, policy, eps, state, batch):
 @pytest.mark.parametrize("mode", ["delta", "absolute"])
 @pytest.mark.parametrize("robot", ["genie1", "my arm"])
 @torch.inference_mode()
-def test_an_export_acts_there_and_imported_again_as_the_run_does(published, small, tmp_path, words, mode, robot, capsys):
+def test_an_export_acts_there_and_imported_again_as_the_run_does(published, small, tmp_path, words, mode, robot,
+                                                                 capsys):
     config = replace(CONFIGS["small"], model=replace(small, chunk=6, euler_steps=5),
                      data=replace(CONFIGS["small"].data, action_mode=mode))
     run, by_robot = run_of(config, load_release(small, published)[0], tmp_path, words, mode)
@@ -103,22 +107,22 @@ def test_an_export_acts_there_and_imported_again_as_the_run_does(published, smal
     pictures = {view: random.integers(0, 256, (2, 48, 64, 3), dtype=np.uint8) for view in ("head", "left_wrist")}
     batch, eps = ours.batch([pictures], state[None], ["pick"]), ours.noise(1)
     assert batch.text_ids[0, 0] == 8   # by the tokenizer that went with it
-    features = {"state": row.state, "action": row.action} if row else {"state": ["observation.state"], "action": ["action"]}
+    features = {"state": row.state if row else ["observation.state"], "action": row.action if row else ["action"]}
     there = released(out, robot, features, by_robot[robot].relative, ours, eps, state, batch)
-    here = [policy.stats.actions(policy.model.sample_actions(policy.batch([pictures], state[None], ["pick"]), eps).numpy(),
-                                 state[None])[0] for policy in (ours, theirs)]
+    here = [policy.stats.actions(policy.model.sample_actions(policy.batch([pictures], state[None], ["pick"]),
+                                                             eps).numpy(), state[None])[0] for policy in (ours, theirs)]
     moves = np.arange(len(state)) != 2   # an idle dimension is commanded as its mean; here by the Statistics' own rule
     error = max(np.abs(there - a)[:, moves].max() for a in here)
     idle = by_robot[robot].action_mean[2] + (state[2] if mode == "delta" else 0)
-    print(f"\nexport, {robot}, {mode}: largest difference of an action {error:.1e}, idle {np.abs(there[:, 2] - idle).max():.1e}")
-    assert error < 1e-5 and np.abs(there[:, 2] - idle).max() < 1e-5
+    idle = np.abs(there[:, 2] - idle).max()
+    print(f"\nexport, {robot}, {mode}: largest difference of an action {error:.1e}, of an idle one {idle:.1e}")
+    assert error < 1e-5 and idle < 1e-5
 
 
 # ---- what the files say ------------------------------------------------------------------------------------------
 
 def read(published, **flags):
-    directory, config, stats = release_settings(published, "small", flags.pop("robot", None), flags.pop("mode", None), **flags)
-    return config, stats
+    return release_settings(published, "small", flags.pop("robot", None), flags.pop("mode", None), **flags)[1:]
 
 
 def test_what_the_weights_are_is_read_and_how_they_were_made_is_only_reported(published, small, capsys):
@@ -130,18 +134,17 @@ def test_what_the_weights_are_is_read_and_how_they_were_made_is_only_reported(pu
     assert config.train == CONFIGS["small"].train and stats.robot == "genie1"
     assert read(published, mode="delta")[0] == config
     said = capsys.readouterr().out
-    for part in ("resume = true", "steps = 25000000", "batch_size = 28", 'pretrained_path = "/mnt/cluster/outputs/01310000"',
+    for part in ("resume = true", "steps = 25000000", "batch_size = 28", 'path = "/mnt/cluster/outputs/01310000"',
                  "scheduler.num_decay_steps = 25000000", "30 frames/s (assumed, --fps says otherwise)"):
         assert part in said, part
     write(published / "train_config.json", dataset={"action_mode": "abs"})
     assert read(published)[1].action_mode == "absolute"
     arguments = train.parse(["--config", "small", "--weights", str(published)])   # the same reading
-    from support.weights import start
     assert start.settings(arguments, CONFIGS["small"], start.chosen(arguments, published), published).model.chunk == 8
 
 
 @pytest.mark.parametrize("change, flags, message", [
-    ({}, {"mode": "absolute"}, "--action_mode absolute contradicts .*train_config.json: dataset.action_mode, which says delta"),
+    ({}, {"mode": "absolute"}, "--action_mode absolute contradicts .*json: dataset.action_mode, which says delta"),
     ({"config": {"chunk_size": 9}}, {}, "train_config.json: policy.chunk_size is 8, .*config.json: chunk_size says 9"),
     ({"config": {"type": "interna1"}}, {}, "policy.type is 'qwena1', .*config.json: type says internvl3"),
     ({"config": {"type": "pi0"}}, {}, "config.json: type is 'pi0', which is not known here"),
@@ -234,8 +237,9 @@ def test_a_tokenizer_is_read_from_its_files_alone_and_gives_the_ids_that_the_lib
                 for text, ids in zip(texts, expected)] == expected
 
 
-@pytest.mark.parametrize("name, text", [("tokenizer.json", "{}"), ("tokenizer.json", "[" * 100_000), ("tokenizer.json", ""),
-                                        ("vocab.json", "[]"), ("vocab.json", '{"p": -1}'), ("merges.txt", "p i k\n")])
+@pytest.mark.parametrize("name, text", [
+    ("tokenizer.json", "{}"), ("tokenizer.json", "[" * 100_000), ("tokenizer.json", ""), ("vocab.json", "[]"),
+    ("vocab.json", '{"p": -1}'), ("merges.txt", "p i k\n")])
 def test_a_torn_tokenizer_is_one_line(words, tiny, name, text):
     (words / name).write_text(text)
     with pytest.raises(ValueError, match=f"tokenizer .*words: .*{name}.* cannot be read") as refusal:
@@ -267,3 +271,42 @@ def test_a_runs_tokenizer_goes_with_its_checkpoints(words, tmp_path, tiny, build
     (moved / "tokenizer.json").write_text("{}")
     with pytest.raises(checkpoint.CheckpointError, match="tokenizer.json is not listed"):
         checkpoint.verify(moved)
+
+
+def test_a_run_goes_on_and_starts_others_when_its_tokenizers_directory_is_gone(words, tmp_path, capsys):
+    data = write_folder(tmp_path / "arm", task=np.array(["pick", "pick up"]))
+    flags = ["--data", str(data), *RUN, "--eval_windows", "2"]
+    train.run([*flags, "--tokenizer", str(words), "--out", str(tmp_path / "run")])
+    gone = words.rename(tmp_path / "gone")
+    train.run([*flags, "--resume", "--out", str(tmp_path / "run")])
+    train.run([*flags, "--resume", "--out", str(tmp_path / "run"), "--tokenizer", str(gone)])   # the same, elsewhere
+    train.run([*flags, "--from", str(tmp_path / "run"), "--out", str(tmp_path / "other")])
+    for name in ("run", "other"):
+        path = checkpoint.resolve(tmp_path / name)
+        assert checkpoint.load_tokenizer(path) == prompts.tokenizer_files(gone)
+        assert checkpoint.load(path)[1]["config"]["model"]["tokenizer"] == checkpoint.OWN_TOKENIZER
+    (gone / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(ValueError, match="was trained with another tokenizer"):
+        train.run([*flags, "--resume", "--out", str(tmp_path / "run"), "--tokenizer", str(gone)])
+    state = json.loads((path / "state.json").read_text())
+    state["config"]["model"]["tokenizer"] = "of/old"   # of a version that kept no files
+    old = checkpoint.save(tmp_path / "old", 2, checkpoint.load(path)[0], checkpoint.load_optimizer(path), state)
+    for more, message in ((["--resume", "--out", str(old.parent)], "was trained with another tokenizer"),
+                          (["--from", str(old), "--out", str(tmp_path / "x")], "'of/old', whose files do not stand")):
+        with pytest.raises(ValueError, match=message):
+            train.run([*flags, *more])
+
+
+# ---- the image tokenizer -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("flags", ["--config a1_2b --init_und X --data conveyor", "--config conveyor --vae cosmos",
+                                   "--config a1_2b --init_und X --init scratch --data conveyor"])
+def test_a_random_image_tokenizer_is_never_taken_without_a_word(flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--init_vae DIR is missing.* the image tokenizer would be random"):
+        train.run(flags.split())
+
+
+def test_where_it_is_asked_for_it_is_said(small):
+    (line,) = start.start(SimpleNamespace(config=small))
+    assert line.startswith("the image tokenizer is random, as --init scratch asks")
