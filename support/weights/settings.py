@@ -68,16 +68,17 @@ def release_config(directory, flags, config=None):
             raise ValueError(f"{where} is {value!r:.60}, {said[field][1]} says {said[field][0]}: correct one of them")
     theirs = [f"{key} = {json.dumps(value)[:80]}" for key in THEIRS
               if (value := _at(files[TRAIN_CONFIG], key)) not in (None, "", False)]
+    adopted = ADOPTED if config else (*ADOPTED, "layers")
     config = config or get_config(PRESETS[said.get("backbone", ("qwen3vl",))[0]], flags)
     here = vars(config.model) | {"view_size": config.model.view_size}
     for field, (value, where) in said.items():
-        if field in ADOPTED and flags.get(field) not in (None, value):
+        if field in adopted and flags.get(field) not in (None, value):
             raise ValueError(f"--{field} {flags[field]} contradicts {where}, which says {value}: leave the flag out")
-        if field not in ADOPTED and here[field] != value:
+        if field not in adopted and here[field] != value:
             raise ValueError(f"{where} says {field} {value}, --config {config.name} has {here[field]}: give another")
     if "action_mode" not in said and not flags.get("action_mode"):
         raise ValueError(f"--action_mode absolute|delta is needed: no file of {directory} says how the weights act")
-    taken = {field: said[field][0] for field in ADOPTED if field in said}
+    taken = {field: said[field][0] for field in adopted if field in said}
     for part, own in (("data", config.data), ("model", config.model)):
         config = replace(config, **{part: replace(own, **{key: v for key, v in taken.items() if key in vars(own)})})
     print(f"action mode {config.data.action_mode}: {said.get('action_mode', (0, '--action_mode'))[1]}")
@@ -106,7 +107,7 @@ def release_stats(directory, robot, action_mode, fps=None):
     if action_mode == "delta" and len(stats.relative) != len(stats.action_mean):
         raise ValueError(f"robot {row.name} has a delta mask of {len(stats.relative)} dimensions, {directory / STATS} "
                          f"has {len(stats.action_mean)} of action: give --robot FILE with the right \"delta\"")
-    by = "--fps" if fps else OURS if ours else "assumed, --fps says otherwise"
+    by = "--fps" if fps else OURS if ours else "assumed: no file says it"
     print(f"robot {row.name}, {stats.fps:g} frames/s ({by})")
     return stats
 
@@ -162,6 +163,6 @@ def write_settings(out, config, by_robot, step):
     if differ:
         yield f"the released code computes another network: {', '.join(differ)}"
     for robot, stats in by_robot.items():
-        known, features = robot in ROBOTS and ROBOTS[robot].widths, list(stats_for_release(stats))
-        yield f"robot {robot}: statistics of {', '.join(features)}" + (
-            "" if known else f"; add it to the released code's tables, with the delta mask {list(stats.relative)}")
+        known = robot in ROBOTS and ROBOTS[robot].widths and ROBOTS[robot].relative == stats.relative
+        yield f"robot {robot}: statistics of {', '.join(stats_for_release(stats))}" + (
+            "" if known else f"; give the released code's tables this robot, with the delta mask {list(stats.relative)}")

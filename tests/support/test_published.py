@@ -135,7 +135,7 @@ def test_what_the_weights_are_is_read_and_how_they_were_made_is_only_reported(pu
     assert read(published, mode="delta")[0] == config
     said = capsys.readouterr().out
     for part in ("resume = true", "steps = 25000000", "batch_size = 28", 'path = "/mnt/cluster/outputs/01310000"',
-                 "scheduler.num_decay_steps = 25000000", "30 frames/s (assumed, --fps says otherwise)"):
+                 "scheduler.num_decay_steps = 25000000", "30 frames/s (assumed: no file says it)"):
         assert part in said, part
     write(published / "train_config.json", dataset={"action_mode": "abs"})
     assert read(published)[1].action_mode == "absolute"
