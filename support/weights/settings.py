@@ -18,8 +18,9 @@ TYPES = {"qwena1": "qwen3vl", "interna1": "internvl3"}
 MODES = {"abs": "absolute", "absolute": "absolute", "delta": "delta"}
 # What the files say of the weights: field of our config, file, key.
 SAID = [("backbone", CONFIG, "type"), ("backbone", TRAIN_CONFIG, "policy.type"),
-        ("action_mode", TRAIN_CONFIG, "dataset.action_mode"), ("action_mode", TRAIN_CONFIG, "action_mode"),
-        ("action_mode", CONFIG, "action_mode"), ("view_size", TRAIN_CONFIG, "dataset.height"),
+        ("view_size", TRAIN_CONFIG, "dataset.height"), ("action_mode", CONFIG, "action_mode"),
+        *(("action_mode", TRAIN_CONFIG, prefix + key) for prefix in ("dataset.", "policy.", "")
+          for key in ("action_mode", "action_type")),
         *((field, file, prefix + key) for file, prefix in ((CONFIG, ""), (TRAIN_CONFIG, "policy."))
           for field, key in (("chunk", "chunk_size"), ("euler_steps", "num_inference_steps"),
                              ("action_dim", "max_action_dim"), ("state_dim", "max_state_dim"),
@@ -46,7 +47,7 @@ def _meant(field, value):
         return {"backbone": TYPES, "action_mode": MODES}[field][value]
     if field == "layers":   # qwen3_vl_28l; qwen3_vl_2b, their class's default, counts no layers
         return int(found[1]) if (found := re.fullmatch(r"\w{1,40}_(\d{1,4})l", value)) else None
-    if type(value) is not int:
+    if type(value) is not int or not 0 < value <= 10 ** 6:
         raise ValueError(value)
     return value
 
@@ -66,6 +67,10 @@ def release_config(directory, flags, config=None):
             raise ValueError(f"{where} is {value!r:.60}, which is not known here: is it InternVLA-A1's?") from error
         if meant is not None and said.setdefault(field, (meant, where))[0] != meant:
             raise ValueError(f"{where} is {value!r:.60}, {said[field][1]} says {said[field][0]}: correct one of them")
+    rows = _at(files[TRAIN_CONFIG], "dataset.data_transforms.inputs")
+    delta = isinstance(rows, list) and "delta_action" in [_at(row, "type") for row in rows]
+    if delta and "action_mode" not in said:
+        said["action_mode"] = "delta", f"{directory / TRAIN_CONFIG}: dataset.data_transforms has delta_action"
     theirs = [f"{key} = {json.dumps(value)[:80]}" for key in THEIRS
               if (value := _at(files[TRAIN_CONFIG], key)) not in (None, "", False)]
     adopted = ADOPTED if config else (*ADOPTED, "layers")
@@ -125,8 +130,10 @@ def stats_for_release(stats):
         mean, std = (np.float64(getattr(stats, f"{kind}_{moment}")) for moment in ("mean", "std"))
         idle = np.array([kind == "action" and f"action {d}" in stats.unscaled for d in range(len(std))], bool)
         std = np.where(idle, 0, std - RELEASE_EPSILON)
-        fits = row.widths and sum(row.widths) == len(mean)
-        names, widths = (getattr(row, kind), row.widths) if fits else (RELEASE_FEATURES[kind], (len(mean),))
+        names, widths = (getattr(row, kind), row.widths) if row.widths else (RELEASE_FEATURES[kind], (len(mean),))
+        if sum(widths) != len(mean):
+            raise ValueError(f"robot {row.name} has {len(mean)} dimensions of {kind}, the release's has {sum(widths)}: "
+                             "it is another one; train with a --robot file of another name to export it")
         cuts = np.cumsum(widths)[:-1]
         found |= {name: {"mean": m.tolist(), "std": s.tolist()}
                   for name, m, s in zip(names, np.split(mean, cuts), np.split(std, cuts))}
@@ -165,4 +172,4 @@ def write_settings(out, config, by_robot, step):
     for robot, stats in by_robot.items():
         known = robot in ROBOTS and ROBOTS[robot].widths and ROBOTS[robot].relative == stats.relative
         yield f"robot {robot}: statistics of {', '.join(stats_for_release(stats))}" + (
-            "" if known else f"; give the released code's tables this robot, with the delta mask {list(stats.relative)}")
+            "" if known else f"; add it to the released code's tables, with the delta mask {list(stats.relative)}")

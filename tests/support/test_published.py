@@ -139,6 +139,8 @@ def test_what_the_weights_are_is_read_and_how_they_were_made_is_only_reported(pu
         assert part in said, part
     write(published / "train_config.json", dataset={"action_mode": "abs"})
     assert read(published)[1].action_mode == "absolute"
+    write(published / "train_config.json", dataset={"data_transforms": {"inputs": [{"type": "delta_action"}]}})
+    assert read(published)[1].action_mode == "delta"
     arguments = train.parse(["--config", "small", "--weights", str(published)])   # the same reading
     assert start.settings(arguments, CONFIGS["small"], start.chosen(arguments, published), published).model.chunk == 8
 
@@ -149,7 +151,8 @@ def test_what_the_weights_are_is_read_and_how_they_were_made_is_only_reported(pu
     ({"config": {"type": "interna1"}}, {}, "policy.type is 'qwena1', .*config.json: type says internvl3"),
     ({"config": {"type": "pi0"}}, {}, "config.json: type is 'pi0', which is not known here"),
     ({"config": {"qwen3_vl_variant": "qwen3_vl_28l"}}, {}, "says layers 28, --config small has 2"),
-    ({"config": {"chunk_size": 10 ** 400}}, {}, "chunk_size says 1000"),
+    ({"config": {"chunk_size": 10 ** 400}}, {}, "config.json: chunk_size is 1000.* not known"),
+    ({"config": {"chunk_size": -1}}, {}, "config.json: chunk_size is -1, which is not known"),
     ({"config": {"chunk_size": [8]}}, {}, r"config.json: chunk_size is \[8\], which is not known"),
     ({"train": {"dataset": {"action_mode": "rel"}}}, {}, "dataset.action_mode is 'rel'"),
     ({"train": {"dataset": [1]}}, {}, "--action_mode absolute.delta is needed: no file of"),
