@@ -133,7 +133,7 @@ def release_statistics(path, robot):
             moments[f"{kind}_{moment}"] = tuple((np.concatenate([np.zeros(0), *values]) + add).tolist())
         mean, std = moments[f"{kind}_mean"], moments[f"{kind}_std"]
         width = sum(row.widths) or len(mean)
-        if not len(mean) == len(std) == width or min(std, default=1) <= 0:
+        if not len(mean) == len(std) == width or min(std, default=1) <= 0 or width == 0 and kind == "action":
             raise ValueError(f"{path}: the {kind} mean and std of robot '{row.name}' must be {width} numbers, no std "
                              f"below 0, found {len(mean)} and {len(std)}")
     return moments

@@ -110,7 +110,7 @@ def _check_fields(stats):
             raise ValueError(f"{item.name} is {value!r:.60}")
     for kind in ("state", "action"):
         mean, std = getattr(stats, f"{kind}_mean"), getattr(stats, f"{kind}_std")
-        if len(mean) != len(std) or min(std, default=1) <= 0 or stats.fps <= 0:
+        if len(mean) != len(std) or min(std, default=1) <= 0 or not stats.action_mean or stats.fps <= 0:
             raise ValueError(f"{kind}: {len(mean)} mean and {len(std)} std, none 0 or below; {stats.fps:g} frames/s")
 
 

@@ -66,6 +66,10 @@ def release_settings(directory, config, robot, action_mode, fps=None, tokenizer=
     flags = {"action_mode": action_mode}
     config = release_config(directory, flags, config and get_config(config, flags))
     stats, model = release_stats(directory, robot, config.data.action_mode, fps), named_tokenizer(config).model
+    for kind, most in (("state", model.state_dim), ("action", model.action_dim)):
+        if (d := len(getattr(stats, f"{kind}_mean"))) > most:
+            raise ValueError(f"{directory / STATS}: robot {stats.robot} has {d} dimensions of {kind}, the model takes "
+                             f"{most}: choose some in a --robot file")
     if acts or tokenizer or has_tokenizer(directory):
         model = with_tokenizer(model, directory, tokenizer)
     return directory, replace(config, model=model), stats
