@@ -125,10 +125,11 @@ def release_statistics(path, robot):
                 if not isinstance(found.get(key), dict) or moment not in found[key]:
                     raise ValueError(f"{path}: robot '{row.name}' has no {moment} of {key}, only "
                                      f"{', '.join(found)[:200] or 'nothing'}; name the features in a --robot file")
-                if not all(isinstance(part, tuple) for part in parts):
-                    raise ValueError(f"--robot: {key} is chosen by names, which {path} has not: give ranges instead")
                 numbers(found[key][moment], f"{path}: {moment} of {key}, robot '{row.name}'")   # what it refuses
                 whole = np.ravel(np.asarray(found[key][moment], np.float64))
+                if not all(isinstance(part, tuple) and part[1] <= len(whole) for part in parts):
+                    raise ValueError(f"--robot: of {key}, {path} has {len(whole)} numbers and no names: give ranges of "
+                                     f"these, not {parts!r:.100}")
                 values += [whole[slice(*part)] for part in parts] or [whole]
             moments[f"{kind}_{moment}"] = tuple((np.concatenate([np.zeros(0), *values]) + add).tolist())
         mean, std = moments[f"{kind}_mean"], moments[f"{kind}_std"]

@@ -106,12 +106,15 @@ def release_stats(directory, robot, action_mode, fps=None):
     row = ROBOTS.get(robot) or Robot(robot) if ours else find_robot(robot)
     moments = release_statistics(directory / STATS, row)
     names = tuple(f"{key}[{i}]" if n > 1 else key for key, n in zip(row.action, row.widths) for i in range(n))
-    found = {"windows": 0, "fps": 30.0, "relative": row.relative, "action_names": names} | ours | moments
+    found = {"windows": 0, "fps": 30.0, "relative": row.relative, "action_names": names}
+    d, kinds = len(moments["action_mean"]), getattr(row, "kinds", ())   # one for all, or one a dimension
+    kinds = (kinds,) * d if isinstance(kinds, str) else kinds
+    found |= ({"kinds": kinds} if kinds else {}) | ours | moments
     found |= {"robot": row.name, "action_mode": action_mode} | ({} if fps is None else {"fps": fps})
     stats = Statistics.from_dict(found)
-    if action_mode == "delta" and len(stats.relative) != len(stats.action_mean):
-        raise ValueError(f"robot {row.name} has a delta mask of {len(stats.relative)} dimensions, {directory / STATS} "
-                         f"has {len(stats.action_mean)} of action: give --robot FILE with the right \"delta\"")
+    if action_mode == "delta" and len(stats.relative) != d or len(kinds) not in (0, d):
+        raise ValueError(f"robot {row.name} has a delta mask of {len(stats.relative)} dimensions and {len(kinds)} "
+                         f"kinds, {directory / STATS} has {d} of action: give --robot FILE with the right ones")
     by = "--fps" if fps else OURS if ours else "assumed: no file says it"
     print(f"robot {row.name}, {stats.fps:g} frames/s ({by})")
     return stats

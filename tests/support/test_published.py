@@ -197,7 +197,7 @@ def test_a_robot_file_names_what_the_table_does_not_know(published, small, tmp_p
             read(published, robot=str(tmp_path / "arm.json"), mode="absolute")
     write(published / "stats.json", my_arm=dict.fromkeys(("observation.state", "hand"), {"mean": [1], "std": [1]}))
     write(tmp_path / "arm.json", name="my_arm", action=["hand"])
-    with pytest.raises(ValueError, match="a delta mask of 0 dimensions.*--robot FILE with the right"):
+    with pytest.raises(ValueError, match="a delta mask of 0 dimensions.* 1 of action: give --robot FILE"):
         read(published, robot=str(tmp_path / "arm.json"), mode="delta")
 
 
