@@ -3,7 +3,7 @@
     python infer.py --image-dir DIR --task "right pick green cross"        actions and an imagined future
     python infer.py --closed-loop --episodes 200 --seed 1 --json FILE      success in the embedded world
     python infer.py --open-loop --data DATA                                predicted beside recorded actions, held out
-    python infer.py --weights DIR --config a1_3b_release --robot NAME --action_mode delta --image-dir DIR ...
+    python infer.py --weights DIR --robot NAME --tokenizer DIR --image-dir DIR ...
                                                                            the authors' weights, without a checkpoint
     python infer.py --cut DATA --episode 7 --frame 60 --image-dir DIR      make such a folder from a dataset
 
@@ -73,12 +73,14 @@ def parse(argv):
     parser.add_argument("--state", help="q_t in raw units, .npy or .json (default: state.npy or state.json of DIR)")
     parser.add_argument("--checkpoint", help="a run or one checkpoint of it (default: the newest under runs/)")
     parser.add_argument("--weights", help="directory or hub id of the authors' release, instead of a checkpoint")
-    parser.add_argument("--config", default="a1_3b_release", help="with --weights: the preset")
-    parser.add_argument("--robot", help="with --weights: one of support/data/robots.py; with --open-loop and --cut: as "
-                        "in training; else which of the checkpoint's robots, if there are several")
-    parser.add_argument("--action_mode", choices=("absolute", "delta"), help="with --weights: as it was trained")
+    parser.add_argument("--config", help="with --weights: the preset (default: what its config.json names)")
+    parser.add_argument("--robot", help="with --weights: one of support/data/robots.py or a .json file; with "
+                        "--open-loop and --cut: as in training; else which of the checkpoint's robots")
+    parser.add_argument("--action_mode", choices=("absolute", "delta"),
+                        help="with --weights: how they act, where their train_config.json does not say")
     parser.add_argument("--vae", help="with --weights: directory of NVIDIA's encoder.jit and decoder.jit")
-    parser.add_argument("--tokenizer", help="directory or hub id of the tokenizer, if it lies elsewhere than it did")
+    parser.add_argument("--tokenizer", help="directory or hub id of the tokenizer, in place of the weights' own")
+    parser.add_argument("--revision", help="with --weights HUB_ID: its branch, tag or commit")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="with --weights")
     parser.add_argument("--out", help="where results go (default: DIR/result, or rollouts/)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise and of the closed-loop scenes")
@@ -124,7 +126,7 @@ def open_policy(args, device):
     fast = {"engine": engine, "euler_steps": args.euler_steps}
     if args.weights:
         directory, config, stats = release_settings(args.weights, args.config, args.robot, args.action_mode,
-                                                    tokenizer=args.tokenizer)
+                                                    tokenizer=args.tokenizer, revision=args.revision)
         model, reports = load_release(config.model, directory, device, getattr(torch, args.dtype), vae=args.vae)
         print("\n".join(map(str, reports)))
         policy = Policy(model, config, stats, args.seed, **fast)

@@ -1,9 +1,10 @@
 """Checkpoints that survive a kill, a full disk and a flipped bit.
 
-A checkpoint is one directory, `<run>/step_00001500/`, with exactly four files; `manifest.json` gives size and SHA-256
-of the others. It is written under a temporary name, flushed file by file, then renamed. A rename is atomic, so a
-directory called `step_*` is always whole. Every file is hashed before it is used, and a missing, damaged or unlisted
-one is an error that names it. Tensors are stored as safetensors only: nothing here can run code. POSIX only.
+A checkpoint is one directory, `<run>/step_00001500/`, with exactly four files, or its tokenizer's beside them;
+`manifest.json` gives size and SHA-256 of the others. It is written under a temporary name, flushed file by file, then
+renamed. A rename is atomic, so a directory called `step_*` is always whole. Every file is hashed before it is used, and
+a missing, damaged or unlisted one is an error that names it. Tensors are stored as safetensors only: nothing here can
+run code. POSIX only.
 """
 
 import contextlib
@@ -22,9 +23,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from support.files import read_json
+
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 MANIFEST = "manifest.json"
 FILES = (MODEL, OPTIMIZER, STATE)
+TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")   # those of a run whose tokens are not bytes
+OWN_TOKENIZER = "the files of this checkpoint"               # what its config then names as its tokenizer
 STEP_NAME = re.compile(r"step_(\d{8,})")
 TEMPORARY = ".tmp_step_"
 OLDER = "use an older checkpoint or copy this one again"
@@ -37,11 +42,12 @@ class CheckpointError(ValueError):
 
 
 def save(run: str | Path, step: int, model: dict[str, Tensor], optimizer: dict[str, Tensor],
-         state: dict, keep: int = 2) -> Path:
+         state: dict, keep: int = 2, tokenizer: dict[str, bytes] | None = None) -> Path:
     """Write `<run>/step_<step>` atomically, then delete all but the newest `keep` of it and the older ones -> its path.
 
     Tensors may lie on any device and need not be contiguous; the extra memory is at most one of them. `state` holds
-    finite JSON values. A checkpoint of the same step is replaced; those of later steps are never touched.
+    finite JSON values, `tokenizer` files of TOKENIZER. A checkpoint of the same step is replaced; those of later steps
+    are never touched.
     CheckpointError: it cannot be written; older ones are intact.
     """
     run = Path(run)
@@ -50,7 +56,7 @@ def save(run: str | Path, step: int, model: dict[str, Tensor], optimizer: dict[s
         run.mkdir(parents=True, exist_ok=True)
         _remove_stale(run)
         _require_space(run, (model, optimizer))
-        _write_and_rename(final, model, optimizer, state)
+        _write_and_rename(final, model, optimizer, state, tokenizer or {})
     except OSError as error:
         raise CheckpointError(f"step {step} was not saved in {run}: {error.strerror or error}; older checkpoints are "
                               "intact; free space or fix permissions there, or use another directory") from error
@@ -58,7 +64,8 @@ def save(run: str | Path, step: int, model: dict[str, Tensor], optimizer: dict[s
     return final
 
 
-def _write_and_rename(final: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict) -> None:
+def _write_and_rename(final: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict,
+                      tokenizer: dict[str, bytes]) -> None:
     """Fill a temporary sibling of `final`, flush it to disk, rename it; leave no trace of a failure."""
     temporary = final.parent / f"{TEMPORARY}{final.name[5:]}_{os.getpid()}"
     os.mkdir(temporary)
@@ -69,6 +76,7 @@ def _write_and_rename(final: Path, model: dict[str, Tensor], optimizer: dict[str
             entries = {MODEL: _write(temporary / MODEL, _safetensors(model)),
                        OPTIMIZER: _write(temporary / OPTIMIZER, _safetensors(optimizer)),
                        STATE: _write(temporary / STATE, [_canonical(state)])}
+            entries |= {name: _write(temporary / name, [content]) for name, content in tokenizer.items()}
             _write(temporary / MANIFEST, [_manifest(entries)])
             os.fsync(lock)
             if final.exists():        # a damaged one that --resume stepped over
@@ -174,7 +182,7 @@ def _rotate(run: Path, step: int, keep: int) -> None:
             print(f"checkpoint: could not delete old {path}: {error.strerror or error}", file=sys.stderr)
 
 
-def verify(path: str | Path, hashed: Iterable[str] = FILES) -> None:
+def verify(path: str | Path, hashed: Iterable[str] = (*FILES, *TOKENIZER)) -> None:
     """Compare one checkpoint with its manifest: names and sizes of all files, SHA-256 of those in `hashed`.
     CheckpointError names the first bad file."""
     path = Path(path)
@@ -182,19 +190,19 @@ def verify(path: str | Path, hashed: Iterable[str] = FILES) -> None:
         present = set(os.listdir(path))
         for name in sorted({MANIFEST, *FILES} - present):
             raise CheckpointError(f"{path / name} is missing: {OLDER}")
-        for name in sorted(present - {MANIFEST, *FILES}):
+        entries = _read_manifest(path / MANIFEST) if present <= {MANIFEST, *FILES, *TOKENIZER} else dict.fromkeys(FILES)
+        for name in sorted(present - {MANIFEST, *entries}):
             raise CheckpointError(f"{path / name} is not listed in {MANIFEST}: move it out of the checkpoint")
-        entries = _read_manifest(path / MANIFEST)
-        for name in FILES:
-            size, expected = os.path.getsize(path / name), entries[name]["size"]
+        for name, entry in entries.items():
+            size, expected = os.path.getsize(path / name), entry["size"]
             if size != expected:
                 raise CheckpointError(f"{path / name} has {size} bytes, {MANIFEST} says {expected}: {OLDER}")
-        for name in hashed:
+        for name in (name for name in hashed if name in entries):
             with open(path / name, "rb") as file:
                 found, expected = hashlib.file_digest(file, "sha256").hexdigest(), entries[name]["sha256"]
             if found != expected:
                 raise CheckpointError(f"{path / name} is damaged, its SHA-256 is {found[:12]}..., {MANIFEST} says "
-                                      f"{expected[:12]}...: {OLDER}")
+                                      f"{str(expected)[:12]}...: {OLDER}")
     except OSError as error:
         raise CheckpointError(f"cannot read checkpoint {error.filename or path}: {error.strerror or error}; "
                               "check the path and its permissions") from error
@@ -202,10 +210,12 @@ def verify(path: str | Path, hashed: Iterable[str] = FILES) -> None:
 
 def _read_manifest(path: Path) -> dict[str, dict]:
     """The entries {name: {"sha256", "size"}} of a manifest that is exactly what `_manifest` would write."""
-    raw = path.read_bytes()
+    with open(path, "rb") as file:
+        raw = file.read(1 << 16)   # a whole one has about 1,000 bytes
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         entries = json.loads(raw)["files"]
-        known = set(entries) == set(FILES) and all(set(entry) == {"sha256", "size"} for entry in entries.values())
+        known = set(FILES) <= set(entries) <= {*FILES, *TOKENIZER} and \
+            all(set(entry) == {"sha256", "size"} for entry in entries.values())
         if known and raw == _manifest(entries):
             return entries
     raise CheckpointError(f"{path} is damaged or was edited: {OLDER}")
@@ -260,10 +270,23 @@ def resolve(path: str | Path) -> Path:
 def load(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """Model tensors (on the CPU) and state of one checkpoint directory; both files are verified first."""
     verify(path, (MODEL, STATE))
-    return load_file(Path(path) / MODEL), json.loads((Path(path) / STATE).read_bytes())
+    return _tensors(Path(path) / MODEL), read_json(Path(path) / STATE)
 
 
 def load_optimizer(path: str | Path) -> dict[str, Tensor]:
     """Optimizer tensors (on the CPU) of one checkpoint directory; the file is verified first."""
     verify(path, (OPTIMIZER,))
-    return load_file(Path(path) / OPTIMIZER)
+    return _tensors(Path(path) / OPTIMIZER)
+
+
+def load_tokenizer(path: str | Path) -> dict[str, bytes]:
+    """The tokenizer's files of one checkpoint directory; {} if it has none. They are verified first."""
+    verify(path, TOKENIZER)
+    return {name: (Path(path) / name).read_bytes() for name in TOKENIZER if (Path(path) / name).exists()}
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:   # its manifest agrees, so it was written so: whatever the library says of such a file
+        raise CheckpointError(f"{path} is no safetensors file ({str(error)[:120]}): {OLDER}") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 LARGEST = 8 << 30   # bytes of one array, or of all arrays of an .npz: numbers, not pictures
+LARGEST_TEXT = 1 << 30
 
 
 def lfs_pointer(path):
@@ -35,6 +36,8 @@ def unreadable(path, error, repair="write it again"):
 def read_text(path, **repair):
     """A text file, UTF-8 with or without a byte order mark -> str."""
     try:
+        if os.path.exists(path) and not (os.path.isfile(path) and os.path.getsize(path) <= LARGEST_TEXT):
+            raise ValueError(f"no file of at most {LARGEST_TEXT >> 30} GiB")   # a pipe would be waited for
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise unreadable(path, error, **repair) from error
@@ -56,9 +59,9 @@ def parse_json(text, where):
         raise ValueError(f"{where} is no JSON ({str(error)[:120]}): write it again") from error
 
 
-def read_json(path, kind=dict):
+def read_json(path, kind=dict, **repair):
     """A JSON file -> what it holds, of type `kind`: dict, list, a tuple of types."""
-    found = parse_json(read_text(path), path)
+    found = parse_json(read_text(path, **repair), path)
     if not isinstance(found, kind):
         wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise ValueError(f"{path} holds a {type(found).__name__}, expected a {wanted}: write it again")

@@ -21,11 +21,12 @@ import numpy as np
 
 from config import VIEWS
 from support.data.file_hashes import digest
-from support.files import read_json
+from support.files import numbers, read_json
 from support.flags import nearest
 
 WIDEST = 1000   # dimensions of a feature, or chosen
 KINDS = {"position": "", "velocity": "vel|velocity|velocities|qvel|dq|speeds?|twist", "torque": "torques?|efforts?|tau"}
+RELEASE_FEATURES, RELEASE_EPSILON = {"state": ("observation.state",), "action": ("action",)}, 1e-6   # of other robots
 WORD = "(?<![a-z])"   # where a word begins: a laptop is no top, and what is bright is not right
 
 
@@ -167,29 +168,37 @@ def check_width(what, d, most):
 
 def release_statistics(path, robot):
     """stats.json that the release saved beside its weights -> {"state_mean", "state_std", "action_mean", "action_std":
-    tuple}. The release divides by std + 1e-6: it is added here. ValueError: robot, feature or width does not fit.
+    tuple}. The release divides by std + 1e-6: it is added here. robot: a name of the table, or a Robot. ValueError:
+    robot, feature or width does not fit, or a number is not finite.
     """
-    try:
-        stored = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is missing or cannot be read ({error}): the release saves it beside its "
-                         f"model.safetensors, and without it actions have no units") from error
-    known = [name for name in stored if name in ROBOTS]
-    if robot not in known:
-        raise ValueError(f"{path} has no statistics of robot '{robot}', only of {', '.join(known) or 'none'}: "
-                         f"give --robot one of these")
-    moments, relative = {}, ROBOTS[robot].relative
+    row = robot if isinstance(robot, Robot) else ROBOTS.get(robot, Robot(robot))
+    stored, moments = read_json(path), {}
+    if not isinstance(stored.get(row.name), dict):
+        raise ValueError(f"{path} has no statistics of robot '{row.name}', only of {', '.join(stored)[:200] or 'none'}"
+                         ": give --robot one of these, or a .json file with its name")
+    found = stored[row.name]
     for kind in ("state", "action"):
-        keys = getattr(ROBOTS[robot], kind)
-        absent = [key for key in keys if key not in stored[robot]]
-        if absent:
-            raise ValueError(f"{path}: robot '{robot}' has no {', '.join(absent)}, only {', '.join(stored[robot])}")
-        for moment, add in (("mean", 0.0), ("std", 1e-6)):
-            values = np.concatenate([np.ravel(np.asarray(stored[robot][key][moment], np.float64)) for key in keys])
-            if len(values) != len(relative) or not np.isfinite(values).all():
-                raise ValueError(f"{path}: the {kind} {moment} of robot '{robot}' must be {len(relative)} finite "
-                                 f"numbers, found {len(values)}")
-            moments[f"{kind}_{moment}"] = tuple((values + add).tolist())
+        keys = getattr(row, kind)
+        keys = RELEASE_FEATURES[kind] if keys == getattr(Robot, kind) else keys
+        for moment, add in (("mean", 0.0), ("std", RELEASE_EPSILON)):
+            values = []
+            for key in keys:
+                key, *parts = [key] if isinstance(key, str) else key
+                if not isinstance(found.get(key), dict) or moment not in found[key]:
+                    raise ValueError(f"{path}: robot '{row.name}' has no {moment} of {key}, only "
+                                     f"{', '.join(found)[:200] or 'nothing'}; name the features in a --robot file")
+                numbers(found[key][moment], f"{path}: {moment} of {key}, robot '{row.name}'")   # what it refuses
+                whole = np.ravel(np.asarray(found[key][moment], np.float64))
+                if not all(isinstance(part, tuple) and part[1] <= len(whole) for part in parts):
+                    raise ValueError(f"--robot: of {key}, {path} has {len(whole)} numbers and no names: give ranges of "
+                                     f"these, not {parts!r:.100}")
+                values += [whole[slice(*part)] for part in parts] or [whole]
+            moments[f"{kind}_{moment}"] = tuple((np.concatenate([np.zeros(0), *values]) + add).tolist())
+        mean, std = moments[f"{kind}_mean"], moments[f"{kind}_std"]
+        width = sum(row.widths) or len(mean)
+        if not len(mean) == len(std) == width or min(std, default=1) <= 0 or width == 0 and kind == "action":
+            raise ValueError(f"{path}: the {kind} mean and std of robot '{row.name}' must be {width} numbers, no std "
+                             f"below 0, found {len(mean)} and {len(std)}")
     return moments
 
 

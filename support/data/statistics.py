@@ -3,7 +3,7 @@
 Each rank sums over the datasets that it was dealt (support/data/moments.py). What is gathered is small.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from types import SimpleNamespace
 
@@ -14,6 +14,7 @@ from support.data.idle import STALLED, check_kinds, kinds_of, lines, near_consta
 from support.data.moments import Moments, action_moments, moments_of
 from support.data.robots import ROBOTS, check_width
 from support.data.together import Alone, alike, gathered
+from support.files import numbers
 
 SAMPLE, SAMPLE_SEED = 2_000_000, 0   # above so many windows, so many of them, chosen by this seed
 
@@ -47,8 +48,10 @@ class Statistics:
     def from_dict(cls, stored):
         """What a checkpoint holds. ValueError: missing, damaged, or of another version."""
         try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
-        except (AttributeError, TypeError) as error:
+            stats = cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+            _check_fields(stats)
+            return stats
+        except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"the statistics are missing or not of this version ({error}): without them actions have "
                              f"no units; train again, or import the weights with python -m support.weights") from error
 
@@ -125,6 +128,21 @@ class Statistics:
         return (a + np.expand_dims(reference(self.relative, self.action_mode, state), -2)).astype(np.float32)
 
 
+def _check_fields(stats):
+    """ValueError for a field of another type, or numbers that cannot be statistics."""
+    for item in fields(stats):
+        value, of = getattr(stats, item.name), {"relative": bool, "left_out": int}.get(item.name, str)
+        moments = item.name.endswith(("_mean", "_std"))
+        if moments or item.type is float:
+            numbers(value, item.name, int(moments))
+        elif type(value) is not item.type or item.type is tuple and {*map(type, value)} - {of}:
+            raise ValueError(f"{item.name} is {value!r:.60}")
+    for kind in ("state", "action"):
+        mean, std = getattr(stats, f"{kind}_mean"), getattr(stats, f"{kind}_std")
+        if len(mean) != len(std) or min(std, default=1) <= 0 or not stats.action_mean or stats.fps <= 0:
+            raise ValueError(f"{kind}: {len(mean)} mean and {len(std)} std, none 0 or below; {stats.fps:g} frames/s")
+
+
 def in_checkpoint(by_robot):
     """{robot: Statistics} -> what a checkpoint's state holds of it."""
     rows = {robot: asdict(of) for robot, of in by_robot.items()}
@@ -134,8 +152,9 @@ def in_checkpoint(by_robot):
 def of_checkpoint(state):
     """A checkpoint's state -> {robot: Statistics}, the first the one that it was validated on. ValueError: missing."""
     first = Statistics.from_dict(state.get("statistics"))
-    return {first.robot: first} | {name: Statistics.from_dict(row)
-                                   for name, row in state.get("statistics_by_robot", {}).items()}
+    more = state.get("statistics_by_robot", {})
+    rows = [Statistics.from_dict(row) for row in (more.values() if isinstance(more, dict) else [None])]
+    return {stats.robot: stats for stats in (first, *rows)}
 
 
 def inputs_of(source):

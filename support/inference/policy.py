@@ -15,7 +15,7 @@ from data import collate, observation
 from support import checkpoint
 from support.data.statistics import of_checkpoint
 from support.inference.control import ControlLoop, places_of
-from support.weights.loading import empty_model, load_state
+from support.weights.loading import empty_model, load_state, with_tokenizer
 
 
 def given(states, tasks):
@@ -42,13 +42,13 @@ class Policy:
 
     @classmethod
     def load(cls, path, seed=0, tokenizer=None, robot=None, device="cpu", engine=None, **options):
-        """path: a run or one checkpoint of it; bfloat16 if stored so. tokenizer: where that lies now, if elsewhere.
+        """path: a run or one checkpoint of it; bfloat16 if stored so. tokenizer: in place of its own.
         robot: which, if it was trained on several. options: euler_steps, cameras (default: those of training).
         CheckpointError or ValueError: one line."""
-        tensors, state = checkpoint.load(checkpoint.resolve(path))
-        config = configs.from_dict(state["config"])
-        if tokenizer:
-            config = replace(config, model=replace(config.model, tokenizer=tokenizer))
+        path = checkpoint.resolve(path)
+        tensors, state = checkpoint.load(path)
+        config = configs.from_dict(state.get("config"))
+        config = replace(config, model=with_tokenizer(config.model, path, tokenizer))
         half = any(tensor.dtype == torch.bfloat16 for tensor in tensors.values())
         model = empty_model(config.model, device, torch.bfloat16 if half else torch.float32)
         load_state(model, tensors, f"checkpoint {path}")

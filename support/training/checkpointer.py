@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from config import from_dict, to_dict
 from support import checkpoint
 from support.checkpoint import CheckpointError
+from support.data.prompts import tokenizer_files
 from support.data.statistics import in_checkpoint, of_checkpoint
 from support.training.ranks import load_state
 from support.weights.loading import empty_model
@@ -74,6 +75,10 @@ class Checkpointer:
     def __init__(self, out, ranks, config, by_robot, model, optimizer, average=None, drawn=()):
         self.out, self.ranks, self.config, self.by_robot = Path(out), ranks, config, by_robot
         self.model, self.optimizer, self.average, self.drawn = model, optimizer, average, list(drawn)
+        self.words, self.stored = {}, to_dict(config)
+        if config.model.tokenizer:   # its files stand in every checkpoint: the directory may be gone when it is read
+            self.words = tokenizer_files(config.model.tokenizer)
+            self.stored["model"]["tokenizer"] = checkpoint.OWN_TOKENIZER
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -98,13 +103,13 @@ class Checkpointer:
             kept |= {f"trained.{name}": x for name, x in model.items()} | {"averaged": self.average.n_averaged}
             model = self.average.module.state_dict()
         if self.ranks.first:
-            state = {"step": step, "config": to_dict(self.config), **in_checkpoint(self.by_robot),
+            state = {"step": step, "config": self.stored, **in_checkpoint(self.by_robot),
                      "versions": self.versions(), "progress": progress, "drawn": self.drawn}
             try:
                 if not self.log.flush(sync=True):
                     raise CheckpointError(f"step {step} was not saved: {self.log.path} cannot be written; older "
                                           "checkpoints are intact; free space there")
-                checkpoint.save(self.out, step, model, kept, state | {"log_length": self.log.length}, KEEP)
+                checkpoint.save(self.out, step, model, kept, state | {"log_length": self.log.length}, KEEP, self.words)
             except CheckpointError as error:
                 problem = f"{error}; training goes on and the next save tries again"
                 print(f"train.py: {problem}", file=sys.stderr, flush=True)
@@ -157,7 +162,15 @@ class Checkpointer:
     def _resume(self, path):
         """ValueError: it is another run's."""
         tensors, state = checkpoint.load(path)
-        stored, own = to_dict(from_dict(state["config"])), to_dict(self.config)
+        kinds = {"config": dict, "drawn": list, "log_length": int, "progress": dict, "step": int, "versions": dict}
+        if wrong := [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]:
+            raise ValueError(f"{path} is no checkpoint of a training run, it has no {', '.join(wrong)}: to start from "
+                             "its weights give --from and another --out")
+        stored, own, words = to_dict(from_dict(state["config"])), self.stored, checkpoint.load_tokenizer(path)
+        if words != self.words if words else bool(stored["model"]["tokenizer"]) != bool(self.words):
+            raise ValueError(f"{path} was trained with another tokenizer: give the same --tokenizer, or leave it out "
+                             "where its files stand in the checkpoint")
+        stored["model"]["tokenizer"] = own["model"]["tokenizer"]   # an older version has the name and not the files
         changes = {key: (was, own[part][key]) for part in ("model", "data", "train")
                    for key, was in stored[part].items() if was != own[part][key]}
         if refused := [key for key in changes if key not in FREE]:

@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from dataclasses import replace
 
 from config import CONFIGS, PAPER_BATCH
 from support.data import file_hashes
@@ -66,18 +65,19 @@ def starting_weights(args, config, out):
     """Where the weights come from -> (config with their tokenizer, arguments of support.weights.start.start).
     Without data or weights the program ends here: the parameter table, then one line that names what is missing."""
     start = weights.chosen(args, out)
-    vae = start["vae"] or config.model.vae != "cosmos" or not config.model.gen_expert
-    published = "release" in start or start["und"] and vae
-    if config.name != "conveyor" and (args.data is None or not (args.init or start["origin"] or published)):
+    whole = start["origin"] or "release" in start
+    vae = whole or start["vae"] or config.model.vae != "cosmos" or not config.model.gen_expert
+    if not vae and (start["und"] or config.name == "conveyor" and not args.init):
+        raise ValueError("--init_vae DIR is missing, with encoder.jit and decoder.jit of Cosmos CI8x8 (or these in a "
+                         "folder of --weights DIR): the image tokenizer would be random; --init scratch without "
+                         "--init_und asks for that, --gen_expert false needs none")
+    if config.name != "conveyor" and (args.data is None or not (args.init or whole or start["und"])):
         print("\n".join(memory.parameter_table(config)))
         missing = "--data DIR (a dataset folder, or 'conveyor')" if args.data is None else \
             "weights: --weights DIR, or --from RUN, or --init_und DIR and --init_vae DIR, or --init scratch"
         refuse(f"--config {config.name} needs {missing}; "
                f"for example: python train.py --config {config.name} --init scratch --data conveyor")
-    words = weights.tokenizer_of(start, config.model)
-    if words and not config.model.tokenizer:   # weights and their vocabulary belong together
-        config = replace(config, model=replace(config.model, tokenizer=words))
-    return config, start
+    return weights.settings(args, config, start, out), start
 
 
 def verify(folders):

@@ -4,14 +4,16 @@ Each key of either side must be matched, converted or named as deliberately left
 equal, before the first tensor is read. Tensors are then copied one by one, so memory never holds a second copy.
 """
 
-import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from model import InternVLA_A1
+from support.checkpoint import TOKENIZER
+from support.data.prompts import check_tokenizer, has_tokenizer
+from support.files import read_json
 from support.precision import to_compute
 from support.weights.key_maps import BACKBONE, COSMOS, LEFT_OUT, compact, text_blocks, translate, unbuilt
 from support.weights.tensor_files import Tensors, TorchScript, find
@@ -85,19 +87,28 @@ def fill(model, source, rules, wanted):
 
 def empty_model(config, device="cpu", dtype=torch.float32):
     """InternVLA-A1 whose parameters are allocated once, in their final dtype, and not initialised."""
-    with torch.device("meta"):
-        model = to_compute(InternVLA_A1(config), dtype)   # constants are born on the CPU all the same
-    return model._apply(lambda x: torch.empty_like(x, device=device) if x.is_meta else x.to(device)).eval()
+    try:
+        with torch.device("meta"):
+            model = to_compute(InternVLA_A1(config), dtype)   # constants are born on the CPU all the same
+        return model._apply(lambda x: torch.empty_like(x, device=device) if x.is_meta else x.to(device)).eval()
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
+        raise ValueError(f"no network of this config can be built here ({' '.join(str(error).split())[:120]}): use "
+                         "that of the weights, or more memory") from error
 
 
 def backbone_fields(directory):
     """What a backbone's config.json says, as ModelConfig fields; transformers 4.57 and 5.x write it differently."""
+    path = Path(directory) / "config.json"
+    stored = read_json(path, repair="give the directory of the backbone")
     try:
-        stored = json.loads((Path(directory) / "config.json").read_text())
-        text, vision = stored["text_config"], stored["vision_config"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{directory}/config.json is missing or is not a vision-language model's "
-                         f"({type(error).__name__}: {error}); give the directory of the backbone") from error
+        return _backbone_fields(stored, path)
+    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
+        raise ValueError(f"{path} is not a vision-language model's ({type(error).__name__}: {error}); give the "
+                         "directory of the backbone") from error
+
+
+def _backbone_fields(stored, path):
+    text, vision = stored["text_config"], stored["vision_config"]
     rope = (text.get("rope_scaling") or {}) | (text.get("rope_parameters") or {})
     heads = text["num_attention_heads"]
     fields = {"layers": text["num_hidden_layers"], "heads": heads, "kv_heads": text["num_key_value_heads"],
@@ -115,7 +126,7 @@ def backbone_fields(directory):
         return fields | {"backbone": "qwen3vl", "qkv_bias": bool(text.get("attention_bias")), "qk_norm": True,
                          "vit_patch": vision["patch_size"], "vit_layers": vision["depth"],
                          "vit_heads": vision["num_heads"], "vit_grid": round(vision["num_position_embeddings"] ** 0.5)}
-    raise ValueError(f"{directory}/config.json: model_type '{stored['model_type']}' is no backbone of InternVLA-A1; "
+    raise ValueError(f"{path}: model_type '{stored['model_type']}' is no backbone of InternVLA-A1; "
                      f"known are internvl (OpenGVLab/InternVL3-1B-hf) and qwen3_vl (Qwen/Qwen3-VL-2B-Instruct)")
 
 
@@ -150,3 +161,18 @@ def load_state(model, tensors, what):
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{what} does not fit this config: {' '.join(str(error).split())[:300]}") from error
+
+
+def with_tokenizer(model, path, given=None):
+    """The ModelConfig of a checkpoint or published directory `path`, its tokenizer a directory that has been read.
+
+    given: --tokenizer, a directory or hub id: what a user names may be fetched. What a file names never is, nor
+    followed: its tokenizer's files stand beside it. ValueError: they do not.
+    """
+    if model.tokenizer and not (given or has_tokenizer(path)):
+        raise ValueError(f"{path} was trained with the tokenizer {model.tokenizer[:100]!r}, whose files do not stand "
+                         "in it: give --tokenizer DIR, with tokenizer.json, or with vocab.json and merges.txt")
+    if given or model.tokenizer:   # else one token a byte
+        model = replace(model, tokenizer=str(find(given, TOKENIZER) if given else path))
+    check_tokenizer(model)
+    return model

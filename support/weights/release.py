@@ -1,8 +1,7 @@
 """The authors' published checkpoint: into a model, into an ordinary checkpoint of ours, and back to their form."""
 
 import json
-import shutil
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,21 +9,18 @@ from safetensors.torch import save_file
 
 from config import from_dict, get_config, to_dict
 from support import checkpoint
-from support.data.robots import ROBOTS, release_statistics
-from support.data.statistics import Statistics
+from support.data.prompts import has_tokenizer, tokenizer_files
+from support.data.robots import ROBOTS
+from support.data.statistics import in_checkpoint, of_checkpoint
 from support.table1 import on_meta
 from support.weights.key_maps import COSMOS, NO_VAE, RELEASE
-from support.weights.loading import empty_model, fill, plan, read
+from support.weights.loading import empty_model, fill, plan, read, with_tokenizer
+from support.weights.settings import (CONFIG, OURS, STATS, TRAIN_CONFIG, release_config, release_stats,
+                                      write_settings)
 from support.weights.tensor_files import Tensors, TorchScript, find
 
-RELEASE_FILES = ("config.json", "model.safetensors", "stats.json")
+RELEASE_FILES = (CONFIG, TRAIN_CONFIG, STATS, "model.safetensors", OURS, *checkpoint.TOKENIZER)
 TOKENIZERS = {"internvl3": "OpenGVLab/InternVL3-1B-hf", "qwen3vl": "Qwen/Qwen3-VL-2B-Instruct"}
-
-
-def release_tokenizer(directory, backbone):
-    """The tokenizer of the authors' directory: its own, else the backbone's on the hub, "" if that has none."""
-    own = (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists()
-    return str(directory) if own else TOKENIZERS.get(backbone, "")
 
 
 def release_parts(directory, vae):
@@ -44,7 +40,7 @@ def load_release(config, path_or_id, device="cpu", dtype=torch.float32, vae=None
 
 
 def export_release(config, own, out, base):
-    """Write weights as a directory that the release can load -> Path of its model.safetensors.
+    """Write weights in a directory that the release can load -> Path of its model.safetensors.
 
     config: ModelConfig. own: its state dict. base: the published directory. What is not built here is copied from it,
     and every tensor gets its dtype there.
@@ -56,50 +52,80 @@ def export_release(config, own, out, base):
         tensor = change(own[ours]) if change else own[ours]
         tensors[key] = tensor.to("cpu", tensors[key].dtype).contiguous()
     out.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out / "model.safetensors", metadata=source.metadata)
-    for name in ("config.json", "stats.json"):
-        if (source.directory / name).exists():
-            shutil.copyfile(source.directory / name, out / name)
-    return out / "model.safetensors"
+    save_file(tensors, out / ".model.safetensors", metadata=source.metadata)
+    return (out / ".model.safetensors").rename(out / "model.safetensors")   # never half a file under that name
 
 
-def release_settings(directory, config, robot, action_mode, fps=30.0, tokenizer=None):
+def release_settings(directory, config, robot, action_mode, fps=None, tokenizer=None, revision=None, acts=True):
     """What the release's directory says beside its weights -> (Path, Config, Statistics).
 
-    config: name of a preset. tokenizer: in place of the directory's own, or else the backbone's on the hub.
+    config: name of a preset, None: by the directory. robot, action_mode: None where the files say it. tokenizer,
+    revision: of --tokenizer and of a hub id. acts: whether it needs a tokenizer now.
     """
-    if not robot or not action_mode:
-        raise ValueError("--robot NAME and --action_mode absolute|delta are needed: the release's files do not say "
-                         "which of their statistics to use")
-    directory = find(directory, RELEASE_FILES)
-    moments, row = release_statistics(directory / "stats.json", robot), ROBOTS[robot]
-    tokenizer = tokenizer or release_tokenizer(directory, get_config(config).model.backbone)
-    names = tuple(f"{feature}[{i}]" if width > 1 else feature
-                  for feature, width in zip(row.action, row.widths) for i in range(width))
-    stats = Statistics(robot=robot, action_mode=action_mode, fps=fps, windows=0, action_names=names,
-                       relative=row.relative, **moments)
-    return directory, get_config(config, {"action_mode": action_mode, "tokenizer": tokenizer}), stats
+    directory = find(directory, RELEASE_FILES, revision)
+    flags = {"action_mode": action_mode}
+    config = release_config(directory, flags, config and get_config(config, flags))
+    stats, model = release_stats(directory, robot, config.data.action_mode, fps), named_tokenizer(config).model
+    for kind, most in (("state", model.state_dim), ("action", model.action_dim)):
+        if (d := len(getattr(stats, f"{kind}_mean"))) > most:
+            raise ValueError(f"{directory / STATS}: robot {stats.robot} has {d} dimensions of {kind}, the model takes "
+                             f"{most}: choose some in a --robot file")
+    if acts or tokenizer or has_tokenizer(directory):
+        model = with_tokenizer(model, directory, tokenizer)
+    return directory, replace(config, model=model), stats
+
+
+def named_tokenizer(config):
+    """The Config of published weights, which are never of bytes: the backbone's tokenizer is named, not fetched."""
+    return replace(config, model=replace(config.model, tokenizer=TOKENIZERS.get(config.model.backbone, "")))
 
 
 def import_release(args):
     """The command `import`: an ordinary checkpoint at step 0, every tensor in the dtype it was published in."""
-    if Path(args.out).exists() and any(Path(args.out).iterdir()):
-        raise ValueError(f"{args.out} is not empty: give a new directory")
+    _new(args.out)
     directory, config, stats = release_settings(args.dir, args.config, args.robot, args.action_mode, args.fps,
-                                                args.tokenizer)
+                                                args.tokenizer, args.revision, acts=False)
+    stored, words = to_dict(config), {}
+    if has_tokenizer(config.model.tokenizer):
+        words = tokenizer_files(config.model.tokenizer)
+        stored["model"]["tokenizer"] = checkpoint.OWN_TOKENIZER
+    elif config.model.tokenizer:
+        print(f"no tokenizer in {directory}: {args.out} will ask for --tokenizer DIR, that of {config.model.tokenizer}")
     own, tensors = on_meta(config.model).state_dict(), {}
     for source, rules, wanted in release_parts(directory, args.vae):
         copies, report = plan(source, rules, config.model, own, wanted)
         tensors |= dict(read(source, copies))   # memory-mapped, but for the converted ones
         print(report)
-    state = {"step": 0, "config": to_dict(config), "statistics": asdict(stats), "versions": {}, "log_length": 0}
-    print(f"wrote {checkpoint.save(args.out, 0, tensors, {}, state)}")
+    state = {"step": 0, "config": stored, **in_checkpoint({stats.robot: stats}), "versions": {}, "log_length": 0}
+    print(f"wrote {checkpoint.save(args.out, 0, tensors, {}, state, tokenizer=words)}")
 
 
 def export_run(args):
-    """The command `export`."""
-    tensors, state = checkpoint.load(checkpoint.resolve(args.run))
-    print(f"wrote {export_release(from_dict(state['config']).model, tensors, args.out, args.base)}")
+    """The command `export`: weights, and all that the other side needs to act the same."""
+    _new(args.out)
+    path, out = checkpoint.resolve(args.run), Path(args.out)
+    tensors, state = checkpoint.load(path)
+    config, by_robot = from_dict(state.get("config")), of_checkpoint(state)
+    if config.model.backbone not in TOKENIZERS:
+        raise ValueError(f"{path} is of backbone {config.model.backbone}, which the released code does not have: train "
+                         "--config a1_3b_release to export it")
+    for stats in by_robot.values():
+        stats.check(config.data.action_mode)
+    base = find(args.base, RELEASE_FILES, args.revision)
+    wrote = export_release(config.model, tensors, out, base)
+    for line in write_settings(out, config, by_robot, checkpoint.step_of(path)):
+        print(line)
+    words = checkpoint.load_tokenizer(path)
+    for name, content in words.items():
+        (out / name).write_bytes(content)
+    if config.model.tokenizer and not words:
+        print(f"no tokenizer in {path}: copy the files of {config.model.tokenizer[:100]!r} into {out}")
+    print(f"wrote {wrote}")
+
+
+def _new(out):
+    if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+        raise ValueError(f"{out} is not empty: give a new directory")
 
 
 def random_release(args):

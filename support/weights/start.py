@@ -1,13 +1,15 @@
 """The weights that a training run begins with: what train.py's --weights, --from and --init_* stand for."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 from config import from_dict
 from support import checkpoint
+from support.files import read_json
 from support.weights.key_maps import RELEASE
-from support.weights.loading import fill, initialise_experts, load_backbone, load_cosmos, load_state
-from support.weights.release import RELEASE_FILES, release_tokenizer
+from support.weights.loading import fill, initialise_experts, load_backbone, load_cosmos, load_state, with_tokenizer
+from support.weights.release import RELEASE_FILES, named_tokenizer
+from support.weights.settings import release_config
 from support.weights.tensor_files import Tensors, find
 
 # What may differ between a run and the one its weights come from: how it is trained, not what the network computes.
@@ -63,22 +65,37 @@ def identify(directory):
 def model_type(folder):
     """What config.json of a folder says of itself, None without one. ValueError: it cannot be read."""
     path = folder / "config.json"
-    try:
-        return json.loads(path.read_text()).get("model_type") if path.exists() else None
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read ({error!r}): download it again") from error
+    return read_json(path, repair="download it again").get("model_type") if path.exists() else None
 
 
-def tokenizer_of(start, model):
-    """The tokenizer of the weights a run starts with, "" if they bring none. start: arguments of `start`."""
+def settings(args, config, start, out):
+    """The Config of a run that begins with these weights: their tokenizer and, of published ones, what their files say.
+
+    start: arguments of `start`. Words and embeddings belong together: a run that is resumed has its tokenizer in its
+    checkpoints. ValueError: a flag contradicts the files, or a tokenizer is not there.
+    """
+    given, beside, named = args.tokenizer, start["origin"], ""
     if start.get("release"):
-        return release_tokenizer(Path(start["release"]), model.backbone)
-    return start["und"] or (origin_config(start["origin"]).tokenizer if start["origin"] else "")
+        config, beside = release_config(Path(start["release"]), vars(args), config), start["release"]
+        named = named_tokenizer(config).model.tokenizer
+    elif start["origin"]:
+        named = origin_config(start["origin"]).tokenizer
+    if args.resume and not given:
+        given = next(filter(_has_words, sorted(out.glob("step_*"), reverse=True)), None)
+    model = replace(config.model, tokenizer="" if given else named)
+    return replace(config, model=with_tokenizer(model, beside, given or start["und"]))
+
+
+def _has_words(path):
+    try:
+        return bool(checkpoint.load_tokenizer(path))
+    except checkpoint.CheckpointError:
+        return False   # it will be named when the run is
 
 
 def origin_config(path):
     """The ModelConfig of one of our checkpoints."""
-    return from_dict(json.loads((path / checkpoint.STATE).read_text())["config"]).model
+    return from_dict(read_json(path / checkpoint.STATE).get("config")).model
 
 
 def start(model, origin=None, und=None, vae=None, experts="scratch", release=None):
@@ -102,5 +119,8 @@ def start(model, origin=None, und=None, vae=None, experts="scratch", release=Non
     if experts == "und" and not und:
         raise ValueError("--init_experts und copies the text blocks of --init_und DIR, which is missing")
     reports = [load_backbone(model, und)] if und else []
-    reports += [load_cosmos(model, vae)] if vae else []
+    if vae:
+        reports.append(load_cosmos(model, vae))
+    elif model.config.gen_expert and model.config.vae == "cosmos":
+        reports.append("the image tokenizer is random, as --init scratch asks, and so are the latents of L_gen")
     return reports + ([] if experts == "scratch" else initialise_experts(model, und if experts == "und" else experts))

@@ -6,16 +6,25 @@ Both kinds have one interface: `directory`, `where` (the keys), shape(key) and r
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+
+from support.files import unreadable
 
 
-def find(path_or_id, files):
-    """A directory, or a hub id such as Qwen/Qwen3-VL-2B-Instruct -> Path. ValueError says what to fetch and where."""
+def find(path_or_id, files, revision=None):
+    """A directory, or a hub id such as Qwen/Qwen3-VL-2B-Instruct, which is fetched -> Path. Only for what a user names.
+
+    revision: branch, tag or commit of a hub id. ValueError says what to fetch and where.
+    """
     if Path(path_or_id).is_dir():
+        if revision:
+            raise ValueError(f"--revision {revision} is of a hub id, {path_or_id} is a directory: leave it out")
         return Path(path_or_id)
+    if str(path_or_id).count("/") != 1 or str(path_or_id)[0] in "/.~":
+        raise ValueError(f"{path_or_id} is no directory here, and no hub id such as Qwen/Qwen3-VL-2B-Instruct")
     from huggingface_hub import snapshot_download
     try:
-        return Path(snapshot_download(str(path_or_id), allow_patterns=list(files)))
+        return Path(snapshot_download(str(path_or_id), allow_patterns=list(files), revision=revision))
     except Exception as error:   # offline, absent, gated, no id at all: the hub has a class for each
         raise ValueError(f"{path_or_id} is no directory here and could not be fetched from the hub "
                          f"({type(error).__name__}): download {', '.join(files)} of huggingface.co/{path_or_id} "
@@ -33,8 +42,8 @@ class Tensors:
         for path in paths:
             try:
                 file = safe_open(path, "pt")
-            except (OSError, SafetensorError) as error:
-                raise ValueError(f"{path} cannot be read ({error}): download it again") from error
+            except Exception as error:   # of the library, whatever a torn header makes it raise
+                raise unreadable(path, error, "download it again") from error
             self.metadata = file.metadata()
             self.where |= dict.fromkeys(file.keys(), file)
 
@@ -54,8 +63,8 @@ class TorchScript:
         for name in files:
             try:
                 module = torch.jit.load(self.directory / name, map_location="cpu")
-            except (RuntimeError, ValueError) as error:
-                raise ValueError(f"{self.directory / name} cannot be read as TorchScript: download it again") from error
+            except Exception as error:
+                raise unreadable(self.directory / name, error, "download this TorchScript file again") from error
             self.where |= module.state_dict()
 
     def shape(self, key):

@@ -35,7 +35,8 @@ def small_vae(monkeypatch):
 
 @pytest.fixture
 def published(tmp_path):
-    """The small 3B in the published form: bfloat16 where the release has it, one of the tied pair, statistics."""
+    """The small 3B in the published form: bfloat16 where the release has it, one of the tied pair, statistics; and a
+    tokenizer of three merges, in Qwen's files."""
     tensors = {key: x if "norm" in key or key.split(".")[1].endswith(("proj", "conv")) else x.bfloat16()
                for key, x in Fixture("3b_small").sd.items() if not key.endswith("embed_tokens.weight")}
     for side, name in (("_enc_model.encoder.patcher", "wavelets"), ("_dec_model.decoder.unpatcher", "_arange")):
@@ -47,6 +48,9 @@ def published(tmp_path):
                for keys in (ROBOTS["genie1"].state, ROBOTS["genie1"].action)
                for feature, width in zip(keys, ROBOTS["genie1"].widths)}
     (folder / "stats.json").write_text(json.dumps({"genie1": moments}))
+    pieces = ["p", "i", "c", "k", "u", "Ġ", "pi", "ck", "pick"]
+    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    (folder / "merges.txt").write_text("#version: 0.2\np i\nc k\npi ck\n")
     return folder
 
 
@@ -108,7 +112,6 @@ def test_import_then_export_is_exact_to_the_bit_over_all_keys(published, small, 
         assert set(before) == set(after)
         for key, x in before.items():
             assert x.dtype == after[key].dtype and torch.equal(x, after[key]), key
-        assert (path.parent / "stats.json").read_bytes() == (published / "stats.json").read_bytes()
 
 
 def test_export_writes_what_was_trained(published, small, tmp_path):
@@ -132,14 +135,16 @@ def test_the_release_becomes_an_ordinary_checkpoint(published, small, run):
     assert policy.stats.action_mode == "delta" and policy.stats.action_std == (2.000001,) * 16
     assert policy.model.layers[0].und.mlp.up_proj.weight.dtype == torch.bfloat16
     _, config, stats = release_settings(published, "small", "genie1", "delta")
-    assert config == policy.config and stats == policy.stats
+    assert config.model.tokenizer == str(published) and policy.config.model.tokenizer == str(checkpoint.resolve(run))
+    assert replace(config.model, tokenizer="") == replace(policy.config.model, tokenizer="")
+    assert config.data == policy.config.data and stats == policy.stats
     model, _ = load_release(config.model, published, dtype=torch.bfloat16)
     ours, theirs = policy.model.state_dict(), model.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 @pytest.mark.parametrize("robot, mode, message", [
-    (None, "delta", "--robot NAME and --action_mode"), ("genie1", None, "--robot NAME and --action_mode"),
+    ("genie1", None, "--action_mode absolute.delta is needed: no file of .*published says"),
     ("aloha", "delta", "no statistics of robot 'aloha', only of genie1")])
 def test_a_robot_or_mode_that_cannot_be_derived_is_refused(published, small, robot, mode, message):
     with pytest.raises(ValueError, match=message):
@@ -212,7 +217,7 @@ def test_cosmos_loads_from_torchscript(small, tmp_path):
     assert report.matched == len(wanted) and len(report.left_out["constants of the Haar transform"]) == 2
     assert all(torch.equal(p, wanted[key]) for key, p in model.vae.state_dict().items())
     (tmp_path / "decoder.jit").write_bytes(b"not TorchScript")
-    with pytest.raises(ValueError, match="decoder.jit cannot be read as TorchScript: download it again"):
+    with pytest.raises(ValueError, match=r"decoder.jit cannot be read \(.*\): download this TorchScript file again"):
         load_cosmos(model, tmp_path)
 
 
@@ -266,9 +271,8 @@ def test_a_directory_of_published_files_is_told_apart_by_what_it_holds(tmp_path)
         weights.identify(make("nothing", README=""))
     with pytest.raises(ValueError, match="two backbones, .*eyes and .*more"):
         weights.identify(make("three", **{"more__config.json": '{"model_type": "internvl"}'}))
-    with pytest.raises(ValueError, match="torn/config.json cannot be read"):
+    with pytest.raises(ValueError, match="torn/config.json is no JSON"):
         weights.identify(make("torn", **{"config.json": "{"}))
-    assert weights.tokenizer_of({"release": str(release)}, CONFIGS["conveyor"].model) == ""
 
 
 @pytest.mark.parametrize("flags", ["--weights W --from X", "--weights W --init scratch", "--weights W --init_und X",
