@@ -5,6 +5,7 @@ A ValueError here is one line that names the file, what is wrong with it and wha
 
 import json
 import os
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -20,6 +21,22 @@ def lfs_pointer(path):
             return file.read(40).startswith(b"version https://git-lfs")
     except OSError:
         return False
+
+
+def require_writable(path, flag, file=False):
+    """ValueError, one line, unless a folder (or file) can be written or made; nothing stays. path None: no flag."""
+    if path is None:
+        return
+    place = Path(path).absolute()
+    there = next(at for at in (place.parent if file else place, *place.parents) if os.path.exists(at))
+    try:
+        if file and place.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        with tempfile.TemporaryFile(dir=there):
+            return
+    except OSError as error:
+        what = f"{there} is no folder" if not there.is_dir() else error.strerror or error
+        raise ValueError(f"{flag} {str(path)[:200]} cannot be written: {what}; name another place") from error
 
 
 def unreadable(path, error, repair="write it again"):
