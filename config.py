@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 VIEWS = ("head", "left_wrist", "right_wrist")   # V: the slots that cameras fill, in this order
 BOUNDS = {"above": operator.gt, "at_least": operator.ge, "at_most": operator.le, "below": operator.lt}
 KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", tuple: "whole numbers"}
-EPISODES = r"(none)?|@?\d{1,9}|((-[1-9]\d{0,8}|\d{1,9}(-\d{1,9})?)(,(?!$)|$))+"   # 0-19,25: support/data/episodes.py
+EPISODES = r"none|@?\d{1,9}|((-[1-9]\d{0,8}|\d{1,9}(-\d{1,9})?)(,(?!$)|$))+"   # 0-19,25: support/data/episodes.py
 
 
 def _f(default, help, **metadata):
@@ -62,7 +62,7 @@ class ModelConfig(Checked):
     """The network. The experts share layers, heads, kv_heads and head_dim: joint attention needs it."""
 
     backbone: str = _f("tiny", "understanding backbone", choices=("tiny", "internvl3", "qwen3vl"))
-    layers: int = _f(3, "joint layers", at_least=1, at_most=200)
+    layers: int = _f(3, "joint layers", at_least=1, at_most=100)
     heads: int = _f(2, "query heads", at_least=1, at_most=1024)
     kv_heads: int = _f(2, "key/value heads", at_least=1, at_most=1024)
     head_dim: int = _f(32, "dimensions of one head", at_least=2, at_most=4096)
@@ -87,7 +87,7 @@ class ModelConfig(Checked):
     text_tokens: int = _f(32, "text budget, padded on the right", at_least=1, at_most=65536)
     tokenizer: str = _f("", "directory or hub id of the text's tokenizer; empty: one token a byte")
     view_tokens: tuple = _f((), "ids before and after a view's tokens; empty: none")
-    vit_layers: int = _f(0, "layers of the vision tower", at_most=200)
+    vit_layers: int = _f(0, "layers of the vision tower", at_most=100)
     vit_width: int = _f(0, "width of the vision tower", at_most=65536)
     vit_mlp: int = _f(0, "MLP width of the vision tower", at_most=2**20)
     vit_heads: int = _f(0, "heads of the vision tower", at_most=1024)
@@ -148,7 +148,7 @@ class DataConfig(Checked):
     m: int = _f(15, "frames between t-m, t and t+m", at_least=1, at_most=10000)
     action_mode: str = _f("absolute", "delta: joints relative to q_t, grippers not", choices=("absolute", "delta"))
     full_windows: bool = _f(False, "[ours] only windows whose t-m and t+m lie inside the episode")
-    only_episodes: str = _f("", "numbers of episodes to use, as 0-19,25, or a file of them; empty: all", form=EPISODES)
+    only_episodes: str = _f("", "numbers of episodes to use, as 0-19,25, or a file; empty: all", form=f"({EPISODES})?")
     hold_out: str = _f("-1", "numbers of episodes to hold out, as 3,7-9 or -1, the last used; or none", form=EPISODES)
     stretch: int = _f(1, "[ours] windows decoded at once; 8 if key frames are rare", at_least=1, at_most=1024)
     lpt_workers: int = _f(4, "workers of each rank that LPT spreads the datasets over", at_least=1, at_most=65536)

@@ -111,10 +111,11 @@ def parse(argv):
 
 def check_flags(args, device):
     """ValueError, one line, for flags that cannot work, before anything is loaded."""
-    jobs = [job for job in ("cut", "closed_loop", "open_loop", "image_dir") if vars(args)[job]]
-    if not jobs:
-        raise ValueError("give --image-dir DIR, --closed-loop, --open-loop or --cut DATA; --help shows them")
-    refuse_ignored("infer.py", args, "--" + jobs[0].replace("_", "-"), "--weights" if args.weights else "a checkpoint")
+    jobs = [job for job in ("--cut", "--closed-loop", "--open-loop") if job[2:].replace("-", "_") in args.given]
+    jobs = jobs or ["--image-dir"] * bool(args.image_dir)
+    if len(jobs) != 1:
+        raise ValueError("give one of --image-dir DIR, --closed-loop, --open-loop, --cut DATA; --help shows them")
+    refuse_ignored("infer.py", args, *jobs, "--weights" if args.weights else "a policy without --weights")
     require_writable(args.out, "--out")
     require_writable(args.json, "--json", file=True)
     if device == "cuda" and not torch.cuda.is_available():

@@ -3,6 +3,7 @@
 A ValueError here is one line that names the file, what is wrong with it and what to do.
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -31,12 +32,14 @@ def require_writable(path, flag, file=False):
     there = next(at for at in (place.parent if file else place, *place.parents) if os.path.exists(at))
     try:
         if file and place.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
+            raise IsADirectoryError(0, "Is a directory")
+        with contextlib.suppress(FileNotFoundError):
+            place.stat()
         with tempfile.TemporaryFile(dir=there):
             return
     except OSError as error:
-        what = f"{there} is no folder" if not there.is_dir() else error.strerror or error
-        raise ValueError(f"{flag} {str(path)[:200]} cannot be written: {what}; name another place") from error
+        line = f"{flag} {str(path)[:200]} cannot be made: {error.strerror}; give one that can be written"
+        raise ValueError(line) from error
 
 
 def unreadable(path, error, repair="write it again"):

@@ -32,14 +32,12 @@ READ_BY = {
     },
     "infer.py": {
         "image_dir": ("--image-dir", "--cut"),
-        "closed_loop": ("--closed-loop",),
-        "open_loop": ("--open-loop",),
         "task state": ("--image-dir",),
         "episodes json controls": ("--closed-loop",),
         "data": ("--open-loop",),
         "episode frame": ("--cut",),
         "weights tokenizer out seed engine euler_steps device threads": ACTING,
-        "checkpoint": ("a checkpoint",),
+        "checkpoint": ("a policy without --weights",),
         "config action_mode vae dtype": ("--weights",),
     },
     "model.py": {"only_episodes hold_out action_mode full_windows stretch lpt_workers balance loaders std_floor "
@@ -132,12 +130,14 @@ def episodes(text, folder="."):
 _PARSERS = {bool: _boolean, int: _number(int), float: _number(float), str: str, tuple: _integers}
 
 
-def value(kind, known):
-    """What argparse calls for a flag of a kind, with metadata as a field of config.py has them."""
+def value(kind, known=None, parser=None):
+    """What argparse calls for a flag of a kind (or with a parser). known: bounds, as metadata of a field of config.py;
+    the fields themselves are checked there."""
     def parse(text):
         try:
-            found = (episodes if known.get("form") == EPISODES else _PARSERS[kind])(text)
-            check("it", found, kind, known)
+            found = (parser or _PARSERS[kind])(text)
+            if known is not None:
+                check("it", found, kind, known)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
         return found
@@ -149,6 +149,6 @@ def add_config_flags(parser, sections=tuple(SECTIONS)):
     for title in sections:
         group = parser.add_argument_group(title)
         for item in fields(SECTIONS[title]):
-            choices, known = item.metadata.get("choices"), {} if "choices" in item.metadata else item.metadata
-            group.add_argument(f"--{item.name}", type=value(item.type, known), help=item.metadata["help"],
-                               choices=choices, metavar=None if choices else item.type.__name__.upper())
+            choices, form = item.metadata.get("choices"), item.metadata.get("form")
+            group.add_argument(f"--{item.name}", type=value(item.type, parser=form and episodes), choices=choices,
+                               help=item.metadata["help"], metavar=None if choices else item.type.__name__.upper())

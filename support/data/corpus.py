@@ -4,6 +4,7 @@
 this rank was dealt. Episodes, windows and statistics of the others never exist in its memory.
 """
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +22,10 @@ LISTING = 1 << 24   # bytes of a mixture file, at most
 
 def _used(row, source):
     """The positions of a dataset's episodes that are used."""
-    return chosen(row.only, source.indices, range(len(source.lengths)), "--only_episodes", source.name)
+    found = chosen(row.only, source.indices, range(len(source.lengths)), "--only_episodes", source.name)
+    if not found:
+        raise ValueError(f"--only_episodes {row.only}: no episode of dataset {source.name} is used; name some")
+    return found
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ class Corpus:
         """A folder with mixture.json, such a file itself, or one dataset. robot, hold_out, only_episodes: as the flags
         say, of one dataset. ValueError: one line."""
         path = Path(path)
-        if not path.is_dir() and not (path.is_file() and path.stat().st_size < LISTING):
-            raise ValueError(f"--data {path}: no such folder or mixture file")
+        if not os.path.isdir(path) and not (os.path.isfile(path) and path.stat().st_size < LISTING):
+            raise ValueError(f"--data {str(path)[:200]}: no such folder or mixture file")
         listing = path / "mixture.json" if path.is_dir() else path
         robot = find_robot(robot) if robot else None
         rows, validation = read_mixture(listing, robot) if listing.exists() else ([{"path": ".", "robot": robot}], None)
@@ -190,8 +194,9 @@ class Corpus:
         """Lines for the start of a run: choices of episodes that this rank has opened, by their own numbers."""
         for i in self.counted:
             if self.listed[i].only:
-                numbers = [self.sources[i].indices[e] for e in self.used[i]]
-                yield f"dataset {self.listed[i].name} is trained on {len(numbers)} episodes: {spans(numbers)}"
+                source, used = self.sources[i], self.used[i]
+                yield (f"dataset {self.listed[i].name}: {len(used)} of {len(source.lengths)} episodes are trained on: "
+                       f"{spans(source.indices[e] for e in used)}")
         if not self.holds_out:
             yield "nothing is held out: no figure of this run says how it does on what it has not seen"
         elif self.held_out and self.hold_out != "-1":

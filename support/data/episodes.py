@@ -5,17 +5,13 @@ as checkpoints of older versions count. The empty text is all, `none` is none.
 """
 
 from bisect import bisect_left, bisect_right
+from itertools import groupby
 
 
 def spans(numbers):
     """Numbers, for messages: 0 to 19, 25."""
-    runs = []
-    for n in sorted(numbers):
-        if runs and runs[-1][1] == n - 1:
-            runs[-1][1] = n
-        else:
-            runs.append([n, n])
-    said = [f"{first} to {last}" if first < last else str(first) for first, last in runs]
+    runs = [list(run) for _, run in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0])]
+    said = [f"{run[0][1]} to {run[-1][1]}" if len(run) > 1 else str(run[0][1]) for run in runs]
     return ", ".join(said[:8] + ["..."] * (len(said) > 8)) or "none"
 
 
@@ -28,15 +24,12 @@ def chosen(text, indices, among, flag, name):
     numbers, found = sorted(places), set()
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not numbers:
-            those = []
-        elif part[0] == "@":
-            those = [indices[e] for e in among if e == int(part[1:])]
-        elif not first:
-            those = [indices[e] for e in list(among)[-int(last):][:1] if int(last) <= len(among)]
+        if part[0] == "@" or not first:
+            place = int(part[1:]) if first else len(among) - int(last)
+            those = [indices[e] for e in among[place:][:1] if place >= 0]
         else:   # a range may span gaps, but it ends inside the dataset
             low, high = int(first), int(last or first)
-            inside = numbers[0] <= low <= high <= numbers[-1]
+            inside = numbers and numbers[0] <= low <= high <= numbers[-1]
             those = numbers[bisect_left(numbers, low):bisect_right(numbers, high)] if inside else []
         if not those:
             raise ValueError(f"{flag} {part}: dataset {name} has episodes {spans(numbers)}")

@@ -34,7 +34,7 @@ def read_mixture(listing, robot=None):
     rows, validation = stored.get("datasets"), stored.get("validation")
     held_out = [] if validation is None else [{"path": validation} if isinstance(validation, str) else validation]
     _require(isinstance(rows, list) and 0 < len(rows) <= ROWS and all(isinstance(row, dict) for row in rows + held_out),
-             listing, "datasets is a list of at least one, validation a dataset or its path")
+             listing, "datasets is a list of at least one dataset, validation one or its path")
     rows, held_out = ([{key: value for key, value in row.items() if value is not None} for row in some]
                       for some in (rows, held_out))
     for some, keys in (([stored], TOP), (rows, TEXT | CHOICES | {"weight"}), (held_out, VALIDATION)):
@@ -44,7 +44,9 @@ def read_mixture(listing, robot=None):
     for row in rows + held_out:
         text = all(isinstance(value, str) for key, value in row.items() if key in TEXT)
         _require(text and isinstance(stored.get("robot", ""), str), listing, "path, kind, robot and name are text")
-        _require(row.get("path", "").strip() and "\0" not in row["path"], listing, "every dataset has a path")
+        parts = row.get("path", "").split("/")
+        possible = "".join(parts).strip() and "\0" not in row["path"] and max(map(len, parts)) < 256 > len(parts)
+        _require(possible, listing, "every dataset has a path")
         weight, name = row.get("weight", 1), row.get("name", row["path"])
         _require(type(weight) in (int, float), listing, f"the weight of {name} is a number")
         if not 0 < weight <= 10**9:

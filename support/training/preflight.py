@@ -14,8 +14,6 @@ from support.training import memory
 from support.training.checkpointer import KEEP
 from support.weights import start as weights
 
-LATER = "a robot of an embedded world", "data that hold out nothing themselves", "a run that holds out data"
-
 
 def refuse(line):
     """End the program with one line and exit code 2."""
@@ -60,7 +58,6 @@ def parse(argv, description=None):
 
 def check_flags(args, config):
     """ValueError, one line, for flags that contradict each other, that would be ignored or cannot work."""
-    refuse_ignored("train.py", args, *jobs_of(args, config), *LATER)
     if args.init and (args.origin or args.init_und):
         raise ValueError(f"--init {args.init} and {'--from' if args.origin else '--init_und'} both say where weights "
                          "come from: choose one")
@@ -71,6 +68,7 @@ def check_flags(args, config):
     chosen = [args.given[name] for name in ("checkpoint_layers", "optimizer") if name in args.given]
     if args.fit and chosen and not (chosen == ["--optimizer"] and args.optimizer == "fp32"):
         raise ValueError(f"--fit chooses {chosen[0]} itself; only --optimizer fp32 can be asked of it")
+    refuse_ignored("train.py", args, *jobs_of(args, config))
     require_writable(args.out or "runs", "--out")
 
 
@@ -103,12 +101,14 @@ def verify(folders):
             refuse(changed[0] + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
 
 
-def jobs_of(args, config):
-    """What a command does, in the words of flags.READ_BY, as far as it shows before data are read."""
-    model = config.model
-    facts = {"--dry-run": args.dry_run, "a training run": not args.dry_run, "--fit": args.fit,
-             "a run under torchrun": "RANK" in os.environ and not args.dry_run,
-             "a published backbone": model.backbone != "tiny", "--gen_expert true": model.gen_expert,
+def jobs_of(args, config, corpus=None, world=True):
+    """What a command does, in the words of flags.READ_BY. corpus None: before data are read; world: their robot's."""
+    model, run = config.model, not args.dry_run
+    asked = not corpus or not corpus.validation and corpus.hold_out == config.data.hold_out
+    facts = {"--dry-run": args.dry_run, "a training run": run, "--fit": args.fit,
+             "a robot of an embedded world": run and world, "data that hold out nothing themselves": run and asked,
+             "a run that holds out data": run and (corpus.holds_out if corpus else config.data.hold_out != "none"),
+             "a run under torchrun": run and "RANK" in os.environ, "a published backbone": model.backbone != "tiny", "--gen_expert true": model.gen_expert,
              "--learned_positions false": not model.learned_positions}
     return [job for job, holds in facts.items() if holds]
 
@@ -116,8 +116,7 @@ def jobs_of(args, config):
 def check_settings(args, config, corpus, least_chunk=0, ranks=Alone()):
     """ValueError, one line, for settings that cannot work with these data. All ranks call it. least_chunk: what their
     world asks for, 0 without one."""
-    later = dict(zip(LATER, (least_chunk, not corpus.validation, corpus.holds_out)))
-    refuse_ignored("train.py", args, *jobs_of(args, config), *(job for job, holds in later.items() if holds))
+    refuse_ignored("train.py", args, *jobs_of(args, config, corpus, least_chunk))
     windows, lengths = zip(*corpus.extent(ranks))
     for source in (*corpus.sources.values(), corpus.held_out):
         if source is not None and source.cache:
