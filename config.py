@@ -15,12 +15,12 @@ reason. What has no tag is the paper's, or a plain setting of the program.
 
 import difflib
 import json
-import operator
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
+from operator import ge, gt, le, lt
 
 VIEWS = ("head", "left_wrist", "right_wrist")   # V: the slots that cameras fill, in this order
-BOUNDS = {"above": operator.gt, "at_least": operator.ge, "at_most": operator.le, "below": operator.lt}
+BOUNDS = {"above": gt, "at_least": ge, "at_most": le, "below": lt, "a_multiple_of": lambda x, n: x % n == 0}
 KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", tuple: "whole numbers"}
 EPISODES = r"none|@?\d{1,9}|((-[1-9]\d{0,8}|\d{1,9}(-\d{1,9})?)(,(?!$)|$))+"   # 0-19,25: support/data/episodes.py
 
@@ -65,12 +65,12 @@ class ModelConfig(Checked):
     layers: int = _f(3, "joint layers", at_least=1, at_most=100)
     heads: int = _f(2, "query heads", at_least=1, at_most=1024)
     kv_heads: int = _f(2, "key/value heads", at_least=1, at_most=1024)
-    head_dim: int = _f(32, "dimensions of one head", at_least=2, at_most=4096)
-    und_width: int = _f(64, "width of the understanding expert", at_least=1, at_most=65536)
+    head_dim: int = _f(32, "dimensions of one head", a_multiple_of=2, at_least=2, at_most=4096)
+    und_width: int = _f(64, "width of the understanding expert", a_multiple_of=2, at_least=2, at_most=65536)
     und_mlp: int = _f(192, "MLP width of the understanding expert", at_least=1, at_most=2**20)
-    gen_width: int = _f(64, "width of the generation expert", at_least=1, at_most=65536)
+    gen_width: int = _f(64, "width of the generation expert", a_multiple_of=2, at_least=2, at_most=65536)
     gen_mlp: int = _f(192, "MLP width of the generation expert", at_least=1, at_most=2**20)
-    act_width: int = _f(64, "width of the action expert", at_least=1, at_most=65536)
+    act_width: int = _f(64, "width of the action expert", a_multiple_of=2, at_least=2, at_most=65536)
     act_mlp: int = _f(192, "MLP width of the action expert", at_least=1, at_most=2**20)
     qkv_bias: bool = _f(False, "bias in q, k, v (Qwen2.5)")
     qk_norm: bool = _f(True, "RMSNorm on q and k (Qwen3)")
@@ -97,7 +97,7 @@ class ModelConfig(Checked):
 
     gen_expert: bool = _f(True, "build the generation expert (false: the ablation of Fig. 9)")
     vae: str = _f("dct", "image tokenizer of the generation expert", choices=("dct", "cosmos"))
-    vae_size: int = _f(64, "pixels of an image as the generation expert sees it", at_least=32, at_most=4096)
+    vae_size: int = _f(64, "pixels of an image for the generation expert", a_multiple_of=32, at_least=32, at_most=4096)
     gen_from_view: bool = _f(False, "[release] cut generation images from the letterboxed view, not from the source")
     gen_target: str = _f("future", "target of z_hat; present is an ablation [ours]", choices=("future", "present"))
     lambda_gen: float = _f(0.01, "lambda of Eq. (4)", at_least=0)
@@ -114,10 +114,10 @@ class ModelConfig(Checked):
         super().__post_init__()
         _require(self.heads % self.kv_heads == 0,
                  f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        _require(self.head_dim % 2 == 0, f"--head_dim must be even, got {self.head_dim}: rotary positions turn pairs")
         _require(not self.mrope_sections or sum(self.mrope_sections) == self.head_dim // 2,
                  f"--mrope_sections {self.mrope_sections} must sum to head_dim / 2 = {self.head_dim // 2}")
-        _require(self.vae_size % 32 == 0, f"vae_size ({self.vae_size}) must be a multiple of 32: 4 tokens of 8 pixels")
+        fit = self.vit_width % max(self.vit_heads, 1) == self.image_size % (2 * self.vit_patch) == 0 < self.vit_heads
+        _require(self.backbone == "tiny" or fit, "vit_width must be a multiple of vit_heads, image_size of 2 vit_patch")
         _require(len(self.view_tokens) in (0, 2), f"--view_tokens {self.view_tokens} must be empty or (before, after)")
 
     @property

@@ -115,7 +115,8 @@ def check_flags(args, device):
     jobs = jobs or ["--image-dir"] * bool(args.image_dir)
     if len(jobs) != 1:
         raise ValueError("give one of --image-dir DIR, --closed-loop, --open-loop, --cut DATA; --help shows them")
-    refuse_ignored("infer.py", args, *jobs, "--weights" if args.weights else "a policy without --weights")
+    source = "--weights" if args.weights else "--cut" if args.cut else "a policy without --weights"
+    refuse_ignored("infer.py", args, *jobs, source)
     require_writable(args.out, "--out")
     require_writable(args.json, "--json", file=True)
     if device == "cuda" and not torch.cuda.is_available():

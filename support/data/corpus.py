@@ -198,7 +198,7 @@ class Corpus:
                 yield (f"dataset {self.listed[i].name}: {len(used)} of {len(source.lengths)} episodes are trained on: "
                        f"{spans(source.indices[e] for e in used)}")
         if not self.holds_out:
-            yield "nothing is held out: no figure of this run says how it does on what it has not seen"
+            yield "nothing is held out: all episodes that are used are trained on"
         elif self.held_out and self.hold_out != "-1":
             numbers = {self.held_out.indices[e] for e in self.held_out_windows[:, 0]}
             yield f"held out of dataset {self.held_out.name}: episodes {spans(numbers)}"

@@ -108,7 +108,8 @@ def jobs_of(args, config, corpus=None, world=True):
     facts = {"--dry-run": args.dry_run, "a training run": run, "--fit": args.fit,
              "a robot of an embedded world": run and world, "data that hold out nothing themselves": run and asked,
              "a run that holds out data": run and (corpus.holds_out if corpus else config.data.hold_out != "none"),
-             "a run under torchrun": run and "RANK" in os.environ, "a published backbone": model.backbone != "tiny", "--gen_expert true": model.gen_expert,
+             "a run under torchrun": run and "RANK" in os.environ,
+             "a published backbone": model.backbone != "tiny", "--gen_expert true": model.gen_expert,
              "--learned_positions false": not model.learned_positions}
     return [job for job, holds in facts.items() if holds]
 
