@@ -80,8 +80,10 @@ class Parser(argparse.ArgumentParser):
             hint = f"did you mean {near[0]}?" if near else "--help lists all flags"
             self.error(f"unknown flag {name[:80]}: {hint}")
         written = {word.split("=")[0] for word in (sys.argv[1:] if args is None else args)}
-        known.given = {action.dest: min(written.intersection(action.option_strings)) for action in self._actions
-                       if written.intersection(action.option_strings)}   # dest: the flag as it is written
+        spelled = {action.dest: sorted(written.intersection(action.option_strings)) for action in self._actions}
+        if twice := next((names for names in spelled.values() if len(names) > 1), None):
+            self.error(f"{' and '.join(twice)} are one flag: give it once")
+        known.given = {dest: names[0] for dest, names in spelled.items() if names}
         return known
 
 

@@ -12,7 +12,7 @@ def spans(numbers):
     """Numbers, for messages: 0 to 19, 25."""
     runs = [list(run) for _, run in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0])]
     said = [f"{run[0][1]} to {run[-1][1]}" if len(run) > 1 else str(run[0][1]) for run in runs]
-    return ", ".join(said[:8] + ["..."] * (len(said) > 8)) or "none"
+    return ", ".join(said[:12] + ["..."] * (len(said) > 12)) or "none"
 
 
 def chosen(text, indices, among, flag, name):
@@ -27,9 +27,9 @@ def chosen(text, indices, among, flag, name):
         if part[0] == "@" or not first:
             place = int(part[1:]) if first else len(among) - int(last)
             those = [indices[e] for e in among[place:][:1] if place >= 0]
-        else:   # a range may span gaps, but it ends inside the dataset
+        else:   # a range may span gaps, but it ends before the dataset does
             low, high = int(first), int(last or first)
-            inside = numbers and numbers[0] <= low <= high <= numbers[-1]
+            inside = numbers and low <= high <= numbers[-1]
             those = numbers[bisect_left(numbers, low):bisect_right(numbers, high)] if inside else []
         if not those:
             raise ValueError(f"{flag} {part}: dataset {name} has episodes {spans(numbers)}")

@@ -21,7 +21,7 @@ THREE = {"T": 18, "ends": np.array([6, 12, 18]), "task": np.array(["a", "b", "c"
 
 @pytest.mark.parametrize("text, numbers", [
     ("", GAPS), ("none", []), ("3", [3]), ("12,0", [0, 12]), ("3-9", [3, 4, 9]), ("0-3,12", [0, 3, 12]),
-    ("1-4", [3, 4]), ("-1", [12]), ("-1,-5", [0, 12]), ("@1", [3]), ("4,4,3-4", [3, 4])])
+    ("1-4", [3, 4]), ("1-11", [3, 4, 9]), ("-1", [12]), ("-1,-5", [0, 12]), ("@1", [3]), ("4,4,3-4", [3, 4])])
 def test_a_choice_is_by_the_datasets_own_numbers(text, numbers):
     assert [GAPS[e] for e in chosen(text, GAPS, range(5), "--hold_out", "toy")] == numbers
 

@@ -26,6 +26,9 @@ def test_a_typo_is_refused_with_the_flag_that_was_meant(capsys, typed, hint):
     with pytest.raises(SystemExit) as end:
         train.parse([typed, "1"])
     assert end.value.code == 2 and capsys.readouterr().err == f"train.py: unknown flag {typed}: {hint}\n"
+    with pytest.raises(SystemExit):
+        train.parse(["--data", "a", "--mixture", "b"])
+    assert "--data and --mixture are one flag" in capsys.readouterr().err
 
 
 # ---- which flag belongs to which job ------------------------------------------------------------------------
@@ -84,7 +87,7 @@ def test_every_flag_is_in_the_table_or_read_by_every_job(program, monkeypatch):
     fields = {*vars(ModelConfig()), *vars(TrainConfig()), *vars(DataConfig())} if program == "train.py" else set()
     flags = {action.dest for action in flags_of(program, monkeypatch)}
     assert len(listed) == len(set(listed)) and set(listed) <= flags
-    assert flags - fields - set(listed) == set(EVERYWHERE[program].split())
+    assert flags - fields - set(listed) - {"debug"} == set(EVERYWHERE[program].split())
     assert set(vars(DataConfig())) <= set(listed) or not fields   # nothing of the data is read without data
 
 
@@ -102,7 +105,7 @@ def test_every_flag_beside_every_job_is_read_or_refused(program, asked, jobs, mo
     readers = {name: set(of) for names, of in READ_BY[program].items() for name in names.split()}
     for action in flags_of(program, monkeypatch):
         flag, value = action.option_strings[0], [] if action.nargs == 0 else [(action.choices or ["1"])[0]]
-        chosen_by_fit = "--fit" in jobs and flag in ("--checkpoint_layers", "--optimizer")
+        chosen_by_fit = "--fit" in jobs and flag in ("--checkpoint_layers", "--optimizer", "--shard")
         another = action.dest in JOB_FLAGS or (program, action.dest) == ("train.py", "config")
         if another or {*action.option_strings} & {*asked} or chosen_by_fit:
             continue
