@@ -24,7 +24,7 @@ def main(argv):
                       help="decode and resize the pictures of a LeRobot dataset once, into the dataset OUT")
     parser.add_argument("--robot", help="a robot of support/data/robots.py or a .json file (default: the dataset's)")
     parser.add_argument("--config", default="a1_2b", help="with --cache: the preset whose picture sizes are taken")
-    parser.add_argument("--loaders", type=value(int, {"at_least": 1, "at_most": 256}), default=os.cpu_count(),
+    parser.add_argument("--loaders", type=value(int, {"at_most": 256}), default=os.cpu_count(),
                         help="with --cache: processes that decode")
     args = parser.parse_args(argv)
     plain = args.inspect and (Path(args.inspect) / "episode.npz").exists()   # where nothing is matched
