@@ -84,10 +84,6 @@ def starting_weights(args, config, out):
             "weights: --weights DIR, or --from RUN, or --init_und DIR and --init_vae DIR, or --init scratch"
         refuse(f"--config {config.name} needs {missing}; "
                f"for example: python train.py --config {config.name} --init scratch --data conveyor")
-    need, room = memory.predict(config, activations=0), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if need.weights > room:
-        raise ValueError(f"the weights of this network take {need.weights / 2**30:,.1f} GiB, this machine has "
-                         f"{room / 2**30:,.1f} GiB: choose smaller widths or fewer layers")
     words = weights.tokenizer_of(start, config.model)
     if words and not config.model.tokenizer:   # weights and their vocabulary belong together
         config = replace(config, model=replace(config.model, tokenizer=words))
@@ -118,6 +114,10 @@ def check_settings(args, config, corpus, least_chunk=0, ranks=Alone()):
     """ValueError, one line, for settings that cannot work with these data. All ranks call it. least_chunk: what their
     world asks for, 0 without one."""
     refuse_ignored("train.py", args, *jobs_of(args, config, corpus, least_chunk))
+    need, room = memory.predict(config, activations=0), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if need.weights > room:
+        raise ValueError(f"the weights of this network take {need.weights / 2**30:,.1f} GiB, this machine has "
+                         f"{room / 2**30:,.1f} GiB: choose smaller widths or fewer layers")
     windows, lengths = zip(*corpus.extent(ranks))
     for source in (*corpus.sources.values(), corpus.held_out):
         if source is not None and source.cache:
