@@ -289,6 +289,8 @@ def test_wrong_metadata_are_one_line_that_names_file_key_and_row(dataset, v30):
             one_line(lambda: LeRobotSource(root), *([] if named else [key if key != "tasks" else "task", path.name,
                                                                     "line 2" if root == dataset else "row 1"]))
             path.write_bytes(good)
+    edit_rows(v30, lambda rows: rows[1].update(dataset_from_index=0, dataset_to_index=9))
+    one_line(lambda: LeRobotSource(v30), "episode 0: meta/episodes gives it rows of episode 1")
 
 
 @pytest.mark.parametrize("content, words", [
