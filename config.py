@@ -1,7 +1,6 @@
 """Every setting of InternVLA-A1 in one place: Table 1 (model), Section 3.4 (data), Table 2 (training).
 
-A preset is one literal row of `CONFIGS`. Each field below is a command-line flag (support/flags.py). The resolved
-config is stored in every checkpoint, and inference reads it there.
+A preset is a row of `CONFIGS`. Each field is a flag (support/flags.py). Checkpoints store them for inference to read.
 
 Letters used for shapes in the whole project
     B batch   V = 3 views (head, left wrist, right wrist)   C, H, W image   L frames of an episode
@@ -16,15 +15,18 @@ reason. What has no tag is the paper's, or a plain setting of the program.
 
 import difflib
 import json
-import operator
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
+from operator import ge, gt, le, lt
 
 VIEWS = ("head", "left_wrist", "right_wrist")   # V: the slots that cameras fill, in this order
-BOUNDS = {"at_least": operator.ge, "above": operator.gt, "below": operator.lt}
+BOUNDS = {"above": gt, "at_least": ge, "at_most": le, "below": lt, "a_multiple_of": lambda x, n: x % n == 0}
+KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", tuple: "whole numbers"}
+EPISODES = r"none|@?\d{1,9}|((-[1-9]\d{0,8}|\d{1,9}(-\d{1,9})?)(,(?!$)|$))+"   # 0-19,25: support/data/episodes.py
 
 
 def _f(default, help, **metadata):
-    """A field: what its flag's help says, and choices or BOUNDS of its value."""
+    """A field: what its flag's help says, and choices, form (a regular expression) or BOUNDS of its value."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -33,15 +35,26 @@ def _require(holds, line):
         raise ValueError(line)
 
 
+def check(name, value, kind, known):
+    """ValueError, one line, unless a value is as its field says: kind, metadata `known`. Numbers are at most 10^9."""
+    def require(holds, line):
+        _require(holds, f"{name} must be {line}, got {value!r:.60}")
+    parts, choices = value if kind is tuple is type(value) else (value,), known.get("choices", (value,))
+    whole = kind is not tuple or len(parts) < 9 and {*map(type, parts)} <= {int}
+    require(whole and (type(value) is kind or (kind, type(value)) == (float, int)), KINDS[kind])
+    limits = {"at_least": 0, "at_most": 10**9, **known} if kind in (int, float, tuple) else {}
+    for bound in sorted(BOUNDS.keys() & limits):
+        require(all(BOUNDS[bound](part, limits[bound]) for part in parts), f"{bound.replace('_', ' ')} {limits[bound]}")
+    require(value in choices, f"one of {', '.join(map(repr, choices))}")
+    require(re.fullmatch(known.get("form", "(?s).*"), str(value)), known.get("help"))
+
+
 class Checked:
-    """A section of the config: a value outside its field's bounds is refused by ValueError."""
+    """A section of the config: a value that does not fit its field is refused by ValueError."""
 
     def __post_init__(self):
         for item in fields(self):
-            value = getattr(self, item.name)
-            for bound in BOUNDS.keys() & item.metadata:
-                limit, words = item.metadata[bound], bound.replace("_", " ")
-                _require(BOUNDS[bound](value, limit), f"--{item.name} must be {words} {limit}, got {value}")
+            check(f"--{item.name}", getattr(self, item.name), item.type, item.metadata)
 
 
 @dataclass(frozen=True)
@@ -49,62 +62,62 @@ class ModelConfig(Checked):
     """The network. The experts share layers, heads, kv_heads and head_dim: joint attention needs it."""
 
     backbone: str = _f("tiny", "understanding backbone", choices=("tiny", "internvl3", "qwen3vl"))
-    layers: int = _f(3, "joint layers", at_least=1)
-    heads: int = _f(2, "query heads")
-    kv_heads: int = _f(2, "key/value heads")
-    head_dim: int = _f(32, "dimensions of one head")
-    und_width: int = _f(64, "width of the understanding expert")
-    und_mlp: int = _f(192, "MLP width of the understanding expert")
-    gen_width: int = _f(64, "width of the generation expert")
-    gen_mlp: int = _f(192, "MLP width of the generation expert")
-    act_width: int = _f(64, "width of the action expert")
-    act_mlp: int = _f(192, "MLP width of the action expert")
+    layers: int = _f(3, "joint layers", at_least=1, at_most=100)
+    heads: int = _f(2, "query heads", at_least=1, at_most=1024)
+    kv_heads: int = _f(2, "key/value heads", at_least=1, at_most=1024)
+    head_dim: int = _f(32, "dimensions of one head", a_multiple_of=2, at_least=2, at_most=4096)
+    und_width: int = _f(64, "width of the understanding expert", a_multiple_of=2, at_least=2, at_most=65536)
+    und_mlp: int = _f(192, "MLP width of the understanding expert", at_least=1, at_most=2**20)
+    gen_width: int = _f(64, "width of the generation expert", a_multiple_of=2, at_least=2, at_most=65536)
+    gen_mlp: int = _f(192, "MLP width of the generation expert", at_least=1, at_most=2**20)
+    act_width: int = _f(64, "width of the action expert", a_multiple_of=2, at_least=2, at_most=65536)
+    act_mlp: int = _f(192, "MLP width of the action expert", at_least=1, at_most=2**20)
     qkv_bias: bool = _f(False, "bias in q, k, v (Qwen2.5)")
     qk_norm: bool = _f(True, "RMSNorm on q and k (Qwen3)")
-    rope_theta: float = _f(1e4, "rotary base")
+    rope_theta: float = _f(1e4, "rotary base", above=0)
     mrope_sections: tuple = _f((), "interleaved M-RoPE sections (t, h, w); empty: one axis")
     rope_bf16: bool = _f(False, "[release] rotary frequencies rounded through bfloat16, as its .to(bfloat16) does")
-    norm_eps: float = _f(1e-6, "epsilon of every RMSNorm")
+    norm_eps: float = _f(1e-6, "epsilon of every RMSNorm", above=0, below=1)
     learned_positions: bool = _f(False, "[ours] learned position tables instead of rotary positions")
-    init_std: float = _f(0.02, "standard deviation of the experts' linear weights at initialisation")
+    init_std: float = _f(0.02, "standard deviation of the experts' linear weights at initialisation", at_most=10)
 
-    image_size: int = _f(64, "pixels of a view as the understanding expert sees it")
-    letterbox: int = _f(0, "[release] letterbox to this size, then enlarge to image_size; 0: straight to image_size")
-    vocab: int = _f(256, "text embeddings")
-    text_tokens: int = _f(32, "text budget, padded on the right", at_least=1)
+    image_size: int = _f(64, "pixels of a view as the understanding expert sees it", at_least=1, at_most=4096)
+    letterbox: int = _f(0, "[release] letterbox to this size, then enlarge to image_size; 0: none", at_most=4096)
+    vocab: int = _f(256, "text embeddings", at_least=256, at_most=2**22)
+    text_tokens: int = _f(32, "text budget, padded on the right", at_least=1, at_most=65536)
     tokenizer: str = _f("", "directory or hub id of the text's tokenizer; empty: one token a byte")
     view_tokens: tuple = _f((), "ids before and after a view's tokens; empty: none")
-    vit_layers: int = _f(0, "layers of the vision tower")
-    vit_width: int = _f(0, "width of the vision tower")
-    vit_mlp: int = _f(0, "MLP width of the vision tower")
-    vit_heads: int = _f(0, "heads of the vision tower")
-    vit_patch: int = _f(16, "pixels of a patch; two by two patches make a token")
-    vit_grid: int = _f(0, "side of the vision tower's learned position table")
+    vit_layers: int = _f(0, "layers of the vision tower", at_most=100)
+    vit_width: int = _f(0, "width of the vision tower", at_most=65536)
+    vit_mlp: int = _f(0, "MLP width of the vision tower", at_most=2**20)
+    vit_heads: int = _f(0, "heads of the vision tower", at_most=1024)
+    vit_patch: int = _f(16, "pixels of a patch; two by two patches make a token", at_least=1, at_most=4096)
+    vit_grid: int = _f(0, "side of the vision tower's learned position table", at_most=4096)
     und_tail: bool = _f(False, "build the parts of the last understanding layer that nothing reads (parity tests)")
 
     gen_expert: bool = _f(True, "build the generation expert (false: the ablation of Fig. 9)")
     vae: str = _f("dct", "image tokenizer of the generation expert", choices=("dct", "cosmos"))
-    vae_size: int = _f(64, "pixels of an image as the generation expert sees it")
+    vae_size: int = _f(64, "pixels of an image for the generation expert", a_multiple_of=32, at_least=32, at_most=4096)
     gen_from_view: bool = _f(False, "[release] cut generation images from the letterboxed view, not from the source")
     gen_target: str = _f("future", "target of z_hat; present is an ablation [ours]", choices=("future", "present"))
     lambda_gen: float = _f(0.01, "lambda of Eq. (4)", at_least=0)
 
-    chunk: int = _f(16, "k, actions of one chunk", at_least=1)
-    action_dim: int = _f(32, "width that actions are padded to")
-    state_dim: int = _f(32, "width that the state is padded to")
-    action_draws: int = _f(1, "[ours] R draws of (tau, eps) that share one prefix in training", at_least=1)
+    chunk: int = _f(16, "k, actions of one chunk", at_least=1, at_most=10000)
+    action_dim: int = _f(32, "width that actions are padded to", at_least=1, at_most=4096)
+    state_dim: int = _f(32, "width that the state is padded to", at_least=1, at_most=4096)
+    action_draws: int = _f(1, "[ours] R draws of (tau, eps) that share one prefix", at_least=1, at_most=1024)
     tau_density: str = _f("paper", "Beta(1.5, 1) of tau; release: of 1 - tau", choices=("paper", "release"))
     noise_on_padding: bool = _f(False, "[release] noise and train the padded action dimensions too")
-    euler_steps: int = _f(10, "Euler steps of Eq. (3)", at_least=1)
+    euler_steps: int = _f(10, "Euler steps of Eq. (3)", at_least=1, at_most=10000)
 
     def __post_init__(self):
         super().__post_init__()
         _require(self.heads % self.kv_heads == 0,
                  f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        _require(self.head_dim % 2 == 0, f"--head_dim must be even, got {self.head_dim}: rotary positions turn pairs")
         _require(not self.mrope_sections or sum(self.mrope_sections) == self.head_dim // 2,
                  f"--mrope_sections {self.mrope_sections} must sum to head_dim / 2 = {self.head_dim // 2}")
-        _require(self.vae_size % 32 == 0, f"vae_size ({self.vae_size}) must be a multiple of 32: 4 tokens of 8 pixels")
+        fit = self.vit_width % max(self.vit_heads, 1) == self.image_size % (2 * self.vit_patch) == 0 < self.vit_heads
+        _require(self.backbone == "tiny" or fit, "vit_width must be a multiple of vit_heads, image_size of 2 vit_patch")
         _require(len(self.view_tokens) in (0, 2), f"--view_tokens {self.view_tokens} must be empty or (before, after)")
 
     @property
@@ -125,22 +138,22 @@ class ModelConfig(Checked):
 
     @property
     def view_side(self):
-        """Side of a view's token grid in the understanding expert."""
-        return 4 if self.backbone == "tiny" else self.image_size // (2 * self.vit_patch)
+        return 4 if self.backbone == "tiny" else self.image_size // (2 * self.vit_patch)   # side of a view's token grid
 
 
 @dataclass(frozen=True)
 class DataConfig(Checked):
     """Section 3.4 and Table 3: what a training tuple is and where it is drawn from."""
 
-    m: int = _f(15, "frames between t-m, t and t+m", at_least=1)
+    m: int = _f(15, "frames between t-m, t and t+m", at_least=1, at_most=10000)
     action_mode: str = _f("absolute", "delta: joints relative to q_t, grippers not", choices=("absolute", "delta"))
     full_windows: bool = _f(False, "[ours] only windows whose t-m and t+m lie inside the episode")
-    hold_out: int = _f(-1, "the held-out episode (-1: the last); unused where the mixture names a validation")
-    stretch: int = _f(1, "[ours] neighbouring windows decoded at once; 8 if key frames are rare", at_least=1)
-    lpt_workers: int = _f(4, "workers of each rank that LPT spreads the datasets over", at_least=1)
+    only_episodes: str = _f("", "numbers of episodes to use, as 0-19,25, or a file; empty: all", form=f"({EPISODES})?")
+    hold_out: str = _f("-1", "numbers of episodes to hold out, as 3,7-9 or -1, the last used; or none", form=EPISODES)
+    stretch: int = _f(1, "[ours] windows decoded at once; 8 if key frames are rare", at_least=1, at_most=1024)
+    lpt_workers: int = _f(4, "workers of each rank that LPT spreads the datasets over", at_least=1, at_most=65536)
     balance: str = _f("greedy", "the paper's greedy rule, or datasets split exactly", choices=("greedy", "exact"))
-    loaders: int = _f(0, "loader processes (0: in the training process); changes nothing but speed")
+    loaders: int = _f(0, "loader processes (0: in the training process); changes nothing but speed", at_most=256)
     std_floor: float = _f(1e-3, "dimensions with a smaller standard deviation pass through unscaled")
     on_bad_sample: str = _f("stop", "stop, or skip: draw another, up to one in a thousand", choices=("stop", "skip"))
 
@@ -150,10 +163,10 @@ class TrainConfig(Checked):
     """Table 2. Defaults are the paper's post-training column."""
 
     steps: int = _f(60_000, "optimizer steps", at_least=1)
-    batch_size: int = _f(8, "samples of one forward pass", at_least=1)
-    accumulate: int = _f(16, "forward passes of a step; batch_size x accumulate is the paper's batch", at_least=1)
-    lr: float = _f(5e-5, "peak learning rate", above=0)
-    min_lr: float = _f(5e-6, "learning rate after the decay", at_least=0)
+    batch_size: int = _f(8, "samples of one forward pass", at_least=1, at_most=65536)
+    accumulate: int = _f(16, "forward passes of a step; batch_size times it is the batch", at_least=1, at_most=65536)
+    lr: float = _f(5e-5, "peak learning rate", above=0, at_most=10)
+    min_lr: float = _f(5e-6, "learning rate after the decay", at_least=0, at_most=10)
     warmup_steps: int = _f(2_000, "linear warm-up", at_least=0)
     decay_steps: int = _f(60_000, "length of the cosine, counted from step 0; 0: constant", at_least=0)
     beta1: float = _f(0.9, "AdamW", at_least=0, below=1)
@@ -167,8 +180,8 @@ class TrainConfig(Checked):
     freeze: str = _f("", "what is not trained: und, or vision and embed (parts of it), separated by commas")
     ema: float = _f(0.0, "decay of an average of the weights, which is what is saved; 0: none", at_least=0, below=1)
     compile: bool = _f(False, "torch.compile each joint layer")
-    seed: int = _f(0, "seed of weights, data order and noise", at_least=0)
-    threads: int = _f(0, "torch threads (0: torch's own choice)", at_least=0)
+    seed: int = _f(0, "seed of weights, data order and noise", at_least=0, at_most=2**32 - 1)
+    threads: int = _f(0, "torch threads (0: torch's own choice)", at_least=0, at_most=1024)
     log_every: int = _f(10, "steps between lines of log.jsonl", at_least=1)
     eval_every: int = _f(500, "steps between validations on held-out episodes", at_least=1)
     eval_windows: int = _f(64, "held-out windows of a validation, at most", at_least=1)
@@ -276,9 +289,12 @@ def from_dict(stored):
     """The Config that a checkpoint holds. ValueError unless its fields are exactly those of this version."""
     sections = {}
     for title, section in SECTIONS.items():
-        names, given = {item.name for item in fields(section)}, stored.get(title, {})
-        _require(names == set(given), f"the checkpoint's {title} config does not fit this version: missing "
-                                      f"{sorted(names - set(given))}, unknown {sorted(set(given) - names)}; use the "
+        names, given = {item.name for item in fields(section)}, stored.get(title) if isinstance(stored, dict) else 0
+        _require(isinstance(given, dict), "the checkpoint holds no config of this program: copy it again")
+        if type(given.get("hold_out")) is int:   # of an older version, which counted positions and used all episodes
+            given = given | {"hold_out": f"@{given['hold_out']}".replace("@-", "-"), "only_episodes": ""}
+        odd = f"missing {sorted(names - set(given))}, unknown {sorted(set(given) - names)}"[:400]
+        _require(names == set(given), f"the checkpoint's {title} config does not fit this version: {odd}; use the "
                                       "version that wrote it, or train again")
         sections[title] = section(**{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()})
-    return Config(stored["name"], **sections)
+    return Config(str(stored.get("name")), **sections)

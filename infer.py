@@ -29,7 +29,8 @@ import torch
 
 import worlds
 from support import checkpoint
-from support.flags import Parser
+from support.files import require_writable
+from support.flags import COUNT, PLACE, SEED, Parser, refuse_ignored, value
 from support.inference import image_folder, open_loop
 from support.inference.policy import Policy
 from support.weights.release import load_release, release_settings
@@ -81,9 +82,10 @@ def parse(argv):
     parser.add_argument("--tokenizer", help="directory or hub id of the tokenizer, if it lies elsewhere than it did")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="with --weights")
     parser.add_argument("--out", help="where results go (default: DIR/result, or rollouts/)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise and of the closed-loop scenes")
+    parser.add_argument("--seed", type=value(int, SEED), default=0,
+                        help="seed of the noise and of the closed-loop scenes")
     parser.add_argument("--closed-loop", action="store_true", help="evaluate in the embedded world")
-    parser.add_argument("--episodes", type=int,
+    parser.add_argument("--episodes", type=value(int, COUNT),
                         help="seeded closed-loop episodes a suite (default: the paper's 30 predefined settings)")
     parser.add_argument("--json", help="write the closed-loop report to this file")
     parser.add_argument("--controls", action="store_true",
@@ -92,27 +94,33 @@ def parse(argv):
                         help="held-out episodes of --data: plots, errors, baselines")
     parser.add_argument("--data", "--mixture", help="with --open-loop: dataset folder or mixture.json, as trained on")
     parser.add_argument("--cut", help="dataset to cut an image folder from")
-    parser.add_argument("--episode", type=int, default=-1, help="with --cut: episode (default the last)")
-    parser.add_argument("--frame", type=int, help="with --cut: frame t (default m)")
+    parser.add_argument("--episode", type=value(int, PLACE), default=-1,
+                        help="with --cut: its number in the dataset (default the last)")
+    parser.add_argument("--frame", type=value(int, PLACE), help="with --cut: frame t (default m)")
     parser.add_argument("--engine", choices=("plain", "eager", "compile", "graph"),
                         help="plain: model.py as it is read; the others: support/inference/engine.py, the same chunks "
                         "sooner (default: eager; in --closed-loop and --open-loop on a GPU graph, which takes long to "
                         "start)")
-    parser.add_argument("--euler_steps", type=int, help="fewer Euler steps than the config's; prints the action error")
+    parser.add_argument("--euler_steps", type=value(int, COUNT),
+                        help="fewer Euler steps than the config's; prints the action error")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
-    parser.add_argument("--threads", type=int, default=0, help="torch threads (0: torch's own choice)")
+    parser.add_argument("--threads", type=value(int, {"at_most": 1024}), default=0,
+                        help="torch threads (0: torch's own choice)")
     return parser.parse_args(argv)
 
 
 def check_flags(args, device):
     """ValueError, one line, for flags that cannot work, before anything is loaded."""
-    closed_loop.check_flags(args.episodes, args.seed, "seed")
-    if not (args.image_dir or args.closed_loop or args.open_loop or args.cut):
-        raise ValueError("give --image-dir DIR, --closed-loop or --open-loop; --help shows them")
+    jobs = [job for job in ("--cut", "--closed-loop", "--open-loop") if job[2:].replace("-", "_") in args.given]
+    jobs = jobs or ["--image-dir"] * bool(args.image_dir)
+    if len(jobs) != 1:
+        raise ValueError("give one of --image-dir DIR, --closed-loop, --open-loop, --cut DATA; --help shows them")
+    source = "--weights" if args.weights else "--cut" if args.cut else "a policy without --weights"
+    refuse_ignored("infer.py", args, *jobs, source)
+    require_writable(args.out, "--out")
+    require_writable(args.json, "--json", file=True)
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU here")
-    if args.euler_steps is not None and args.euler_steps < 1:
-        raise ValueError(f"--euler_steps must be at least 1, got {args.euler_steps}")
     if args.engine == "graph" and device != "cuda":
         raise ValueError("--engine graph records a CUDA graph, and this runs on the CPU: use eager or compile")
 

@@ -42,7 +42,7 @@ from support.training.ranks import Ranks
 from support.training.signals import Interruption, ignore_signals
 from support.training.validation import held_out_losses
 from support.weights import start as weights
-from worlds import closed_loop, conveyor
+from worlds import conveyor
 from worlds.training import least_chunk, report, watched
 
 
@@ -85,12 +85,13 @@ def read_data(args, config, ranks, newest):
     if embedded and ranks.first:
         conveyor.prepare(Path("data/conveyor"))
     ranks.agree(None)   # a barrier
-    corpus = Corpus.read(Path("data/conveyor") if embedded else args.data, args.robot, config.data.hold_out)
+    corpus = Corpus.read(Path("data/conveyor") if embedded else args.data, args.robot, config.data.hold_out,
+                         config.data.only_episodes)
     dealt = lpt.deal(corpus.frames, lpt.normalised(corpus.weights), ranks.world, config.data.lpt_workers,
                      config.data.balance)                                                  # Sec. 3.4
     corpus.open(partial(windows, m=config.data.m, full=config.data.full_windows), *lpt.subset(dealt, ranks.rank),
                 evaluates=ranks.first)
-    check_settings(config, corpus, least_chunk(corpus.held_out_robot), ranks)
+    check_settings(args, config, corpus, least_chunk(corpus.held_out_robot), ranks)
     if args.verify and ranks.first:
         verify(row.path for row in [*corpus.listed, corpus.validation] if row)
     ranks.agree(None)
@@ -100,13 +101,13 @@ def read_data(args, config, ranks, newest):
     by_robot, kept = statistics_by_robot(corpus, config.data.m, config.model.chunk, config.data.action_mode,
                                          config.data.std_floor, bad, ranks=ranks)
     stats = by_robot[corpus.held_out_robot]
-    if ranks.first:
+    if corpus.held_out:
         stats.check_inputs(corpus.held_out)
     mixture = Mixture(config, by_robot, corpus.sources, corpus.weights, corpus.windows, config.train.seed, ranks.rank,
                       ranks.world, corpus.frames)
     batches = mixture.loader(checkpoint.step_of(newest) if newest else 0, config.train.steps, ignore_signals)
     names = [f"{row.name} ({row.kind})" for row in corpus.listed]
-    print("\n".join(table(names, mixture.frames, mixture.weights, mixture.ranks)))
+    print("\n".join([*table(names, mixture.frames, mixture.weights, mixture.ranks), *corpus.notes()]))
     for robot_stats, line in zip(by_robot.values(), kept):
         print("\n".join([*robot_stats.describe(config.data.m, config.model.chunk), line]))
     return corpus, {stats.robot: stats} | by_robot, mixture, batches
@@ -135,7 +136,6 @@ def run(argv):
     began, args, ranks = time.time(), parse(argv, __doc__), Ranks()
     config, gib = get_config(args.config, vars(args)), args.memory_gb or memory.card(ranks.device)
     check_flags(args, config)
-    closed_loop.check_flags(args.episodes, args.eval_seed, "eval_seed")
     if args.fit:
         config = ranks.agree(memory.fit(config, gib) if ranks.first else None)
         print(f"--fit chose {memory.describe(config.train)} for {gib:.0f} GiB")

@@ -22,6 +22,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from support.files import read_json
+
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 MANIFEST = "manifest.json"
 FILES = (MODEL, OPTIMIZER, STATE)
@@ -260,7 +262,7 @@ def resolve(path: str | Path) -> Path:
 def load(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """Model tensors (on the CPU) and state of one checkpoint directory; both files are verified first."""
     verify(path, (MODEL, STATE))
-    return load_file(Path(path) / MODEL), json.loads((Path(path) / STATE).read_bytes())
+    return load_file(Path(path) / MODEL), read_json(Path(path) / STATE)
 
 
 def load_optimizer(path: str | Path) -> dict[str, Tensor]:

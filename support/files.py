@@ -3,8 +3,10 @@
 A ValueError here is one line that names the file, what is wrong with it and what to do.
 """
 
+import contextlib
 import json
 import os
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -20,6 +22,24 @@ def lfs_pointer(path):
             return file.read(40).startswith(b"version https://git-lfs")
     except OSError:
         return False
+
+
+def require_writable(path, flag, file=False):
+    """ValueError, one line, unless a folder (or file) can be written or made; nothing stays. path None: no flag."""
+    if path is None:
+        return
+    place = Path(path).absolute()
+    there = next(at for at in (place.parent if file else place, *place.parents) if os.path.exists(at))
+    try:
+        if file and place.is_dir():
+            raise IsADirectoryError(0, "Is a directory")
+        with contextlib.suppress(FileNotFoundError):
+            place.stat()
+        with tempfile.TemporaryFile(dir=there):
+            return
+    except OSError as error:
+        line = f"{flag} {str(path)[:200]} cannot be made: {error.strerror}; give one that can be written"
+        raise ValueError(line) from error
 
 
 def unreadable(path, error, repair="write it again"):

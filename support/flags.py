@@ -3,10 +3,55 @@
 import argparse
 import difflib
 import math
+import os
+import re
 import sys
 from dataclasses import fields
 
-from config import SECTIONS
+from config import EPISODES, KINDS, SECTIONS, check
+from support.files import read_text
+
+# Bounds of flags, as metadata of a field of config.py.
+COUNT, PLACE, SEED = {"at_least": 1, "at_most": 10**6}, {"at_least": -10**9}, {"at_most": 2**32 - 1}
+ACTING, RUN = ("--image-dir", "--closed-loop", "--open-loop"), ("a training run",)
+# Which jobs of a program read a flag; what is not listed is read by all of them. Flags as in args, jobs as `jobs` of
+# refuse_ignored and its message call them.
+READ_BY = {
+    "train.py": {
+        "data robot verify init origin weights init_und init_vae init_experts out resume": RUN,
+        "shard": ("a run under torchrun",),
+        "memory_gb": ("--dry-run", "--fit"),
+        "episodes eval_seed": ("a robot of an embedded world",),
+        "hold_out": ("data that hold out nothing themselves",),
+        "eval_every eval_windows": ("a run that holds out data",),
+        "only_episodes m action_mode full_windows stretch lpt_workers balance loaders std_floor on_bad_sample": RUN,
+        "steps warmup_steps decay_steps beta1 beta2 adam_eps weight_decay seed threads log_every save_every": RUN,
+        "vit_layers vit_width vit_mlp vit_heads vit_patch vit_grid und_tail view_tokens": ("a published backbone",),
+        "gen_target lambda_gen": ("--gen_expert true",),
+        "rope_theta rope_bf16 mrope_sections": ("--learned_positions false",),
+    },
+    "infer.py": {
+        "image_dir": ("--image-dir", "--cut"),
+        "task state": ("--image-dir",),
+        "episodes json controls": ("--closed-loop",),
+        "data": ("--open-loop",),
+        "episode frame": ("--cut",),
+        "weights tokenizer out seed engine euler_steps device threads": ACTING,
+        "checkpoint": ("a policy without --weights",),
+        "config action_mode vae dtype": ("--weights",),
+    },
+    "model.py": {"only_episodes hold_out action_mode full_windows stretch lpt_workers balance loaders std_floor "
+                 "on_bad_sample": ("train.py",)},
+    "python -m support.data": {"robot": ("--inspect of LeRobot", "--cache"), "config loaders": ("--cache",)},
+}
+
+
+def refuse_ignored(program, args, *jobs):
+    """ValueError, one line, for a flag that is given and that none of these jobs of the program reads."""
+    for names, readers in READ_BY[program].items():
+        ignored = [name for name in names.split() if name in args.given and not {*readers} & {*jobs}]
+        if ignored:
+            raise ValueError(f"{args.given[ignored[0]]} would be ignored: it is for {' or '.join(readers)}; drop it")
 
 
 def nearest(word, words):
@@ -15,13 +60,16 @@ def nearest(word, words):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, whose errors are one line and name the nearest flag."""
+    """argparse without abbreviations, whose errors are one line and name the nearest flag. What it parses has `given`:
+    {name in args: the flag as it is written} of the flags that are not left to their default."""
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        self.register("type", None, _text)   # of flags without a type
 
     def error(self, message):
-        print(f"{self.prog}: {message}", file=sys.stderr)
+        message = " ".join(message.removeprefix("argument ").replace(": it must be", " must be", 1).split())
+        print(f"{self.prog}: {message[:600]}", file=sys.stderr)
         sys.exit(2)
 
     def parse_args(self, args=None, namespace=None):
@@ -30,8 +78,19 @@ class Parser(argparse.ArgumentParser):
             name = unknown[0].split("=")[0]
             near = nearest(name, [flag for action in self._actions for flag in action.option_strings])
             hint = f"did you mean {near[0]}?" if near else "--help lists all flags"
-            self.error(f"unknown flag {name}: {hint}")
+            self.error(f"unknown flag {name[:80]}: {hint}")
+        written = {word.split("=")[0] for word in (sys.argv[1:] if args is None else args)}
+        spelled = {action.dest: sorted(written.intersection(action.option_strings)) for action in self._actions}
+        if twice := next((names for names in spelled.values() if len(names) > 1), None):
+            self.error(f"{' and '.join(twice)} are one flag: give it once")
+        known.given = {dest: names[0] for dest, names in spelled.items() if names}
         return known
+
+
+def _text(text):
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it must be more than an empty text: leave the flag out, or name something")
+    return text
 
 
 def _boolean(text):
@@ -39,18 +98,17 @@ def _boolean(text):
         return True
     if text.lower() in ("false", "0", "no"):
         return False
-    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    raise ValueError(f"expected true or false, got {text!r:.60}")
 
 
 def _number(kind):
     def parse(text):
         try:
-            value = kind(text)
+            if abs(found := kind(text)) < math.inf:
+                return found
+            raise ValueError
         except ValueError:
-            raise argparse.ArgumentTypeError(f"expected a {'whole ' if kind is int else ''}number, got {text!r}")
-        if not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
-        return value
+            raise ValueError(f"expected {KINDS[kind]}, got {text!r:.60}") from None
     return parse
 
 
@@ -58,14 +116,41 @@ def _integers(text):
     return tuple(_number(int)(part) for part in text.split(",") if part)
 
 
+def episodes(text, folder="."):
+    """A choice of episodes (support/data/episodes.py), or the file in `folder` that holds one -> the choice."""
+    path = os.path.join(folder, text)
+    if re.fullmatch(EPISODES, text) or not os.path.isfile(path):   # config.py refuses what is neither
+        return text
+    if os.path.getsize(path) > 1 << 24:
+        raise ValueError(f"{path} has more than 16 MiB: it is no list of episodes")
+    found = ",".join(filter(None, re.split(r"[\s,\[\]]+", read_text(path))))
+    if not found or not re.fullmatch(EPISODES, found):
+        raise ValueError(f"{path} holds no list of episodes, such as 0-19,25: write numbers between commas or lines")
+    return found
+
+
 _PARSERS = {bool: _boolean, int: _number(int), float: _number(float), str: str, tuple: _integers}
 
 
-def add_config_flags(parser):
-    """One flag per config field, default None: the preset's value stands unless a flag is given."""
-    for title, section in SECTIONS.items():
+def value(kind, known=None, parser=None):
+    """What argparse calls for a flag of a kind (or with a parser). known: bounds, as metadata of a field of config.py;
+    the fields themselves are checked there."""
+    def parse(text):
+        try:
+            found = (parser or _PARSERS[kind])(text)
+            if known is not None:
+                check("it", found, kind, known)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return found
+    return parse
+
+
+def add_config_flags(parser, sections=tuple(SECTIONS)):
+    """One flag per field of these sections, default None: the preset's value stands unless a flag is given."""
+    for title in sections:
         group = parser.add_argument_group(title)
-        for item in fields(section):
-            choices = item.metadata.get("choices")
-            group.add_argument(f"--{item.name}", type=_PARSERS[item.type], help=item.metadata["help"], choices=choices,
-                               metavar=None if choices else item.type.__name__.upper())
+        for item in fields(SECTIONS[title]):
+            choices, form = item.metadata.get("choices"), item.metadata.get("form")
+            group.add_argument(f"--{item.name}", type=value(item.type, parser=form and episodes), choices=choices,
+                               help=item.metadata["help"], metavar=None if choices else item.type.__name__.upper())

@@ -16,7 +16,7 @@ import lpt
 from data import windows
 from support.data.corpus import Corpus
 from support.data.statistics import statistics
-from support.flags import Parser
+from support.flags import Parser, value
 
 MEASURED = Path(__file__).parents[1] / "bench" / "results" / "lpt_memory.json"
 MIB = 2 ** 20
@@ -162,12 +162,13 @@ def measure():
 
 def main(argv):
     parser = Parser(prog="lpt.py", description="Which worker reads which of Table 3's sources, and what LPT costs.")
-    parser.add_argument("workers", nargs="?", type=int, default=4)
-    parser.add_argument("--simulate", action="store_true", help="loads, mixture and memory of many datasets and ranks")
-    parser.add_argument("--measure", action="store_true", help="peak memory of real processes at 1 and 4 ranks")
+    parser.add_argument("workers", nargs="?", type=value(int, {"at_least": 1, "at_most": 65536}))
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--simulate", action="store_true", help="loads, mixture and memory of many datasets and ranks")
+    other.add_argument("--measure", action="store_true", help="peak memory of real processes at 1 and 4 ranks")
     args = parser.parse_args(argv)
-    if args.workers < 1:
-        parser.error(f"expected a number of workers from 1, got {args.workers}")
+    if args.workers and (args.simulate or args.measure):
+        parser.error("a number of workers would be ignored: it is for the table without --simulate or --measure")
     if args.simulate:
         print("\n".join(simulate()))
     elif args.measure:
@@ -175,7 +176,7 @@ def main(argv):
     else:
         names, millions, weights = zip(*lpt.TABLE_3)
         sizes = [1_000_000 * n for n in millions]
-        print("\n".join(table(names, sizes, weights, lpt.deal(sizes, weights, 1, args.workers))))
+        print("\n".join(table(names, sizes, weights, lpt.deal(sizes, weights, 1, args.workers or 4))))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import flow
 from attention_mask import draws, segment_mask, segments, valid_tokens
 from config import CONFIGS, get_config
 from data import Batch
-from support.flags import Parser, add_config_flags
+from support.flags import Parser, add_config_flags, refuse_ignored
 from support.table1 import on_meta, size
 
 SEGMENTS = ("und", "gen", "state", "action")   # attention_mask's numbers 0 to 3
@@ -215,9 +215,10 @@ def inference_lines(model, r):
 def main():
     parser = Parser(prog="model.py", description=__doc__.split("\n")[0])
     parser.add_argument("--config", default="conveyor", help=f"one of {', '.join(CONFIGS)}")
-    add_config_flags(parser)
+    add_config_flags(parser, ("model", "data"))
     args = parser.parse_args()
     try:
+        refuse_ignored(parser.prog, args)
         print("\n".join(walk(get_config(args.config, vars(args)))))
     except ValueError as error:
         parser.error(str(error))

@@ -12,14 +12,6 @@ from worlds.world import actor
 FILMED = 3   # episodes a suite in the GIF
 
 
-def check_flags(episodes, seed, flag):
-    """ValueError, one line, for a number of episodes or a seed (given as --`flag`) that no evaluation can have."""
-    if episodes is not None and episodes < 1:
-        raise ValueError(f"--episodes must be at least 1, got {episodes}")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"--{flag} must be at least 0 and below 2^32, got {seed}")
-
-
 def rate(success):
     """{"success": 0 .. 1, "episodes": n, "interval": [low, high]} of a bool array; the interval is Wilson's, 95 %."""
     n, p, z = len(success), float(np.mean(success)), 1.96

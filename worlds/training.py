@@ -39,6 +39,8 @@ def evaluate(policy, corpus, episodes, seed):
     if not any(source.has_action and source.robot == robot for source in corpus.sources.values()):
         print(f"no open loop: the first rank was dealt no dataset of robot '{robot}'; infer.py --open-loop makes one")
         return {}
+    if not corpus.holds_out:
+        return {}
     if len(corpus.sources) < len(corpus.listed):
         print(f"rivals of the open loop are fitted on the first rank's {len(corpus.sources)} datasets alone")
     errors = mean_errors(open_loop(policy, corpus)[0])
@@ -55,9 +57,12 @@ def report(checkpointer, corpus, episodes, seed, held_out, began):
         return
     policy = Policy(model, config, checkpointer.by_robot[corpus.held_out_robot], config.train.seed)
     evaluated = evaluate(policy, corpus, episodes, seed)
+    if not corpus.holds_out:
+        print("nothing was held out (--hold_out none): no figure says how the policy does on what it has not seen")
     seconds, path = round(time.time() - began, 1), checkpointer.out / "report.json"
-    found = {"config": config.name, "steps": config.train.steps, "seed": config.train.seed, "held_out": held_out}
-    path.write_text(json.dumps(found | {"seconds": seconds} | evaluated, indent=1) + "\n")
+    found = {"config": config.name, "steps": config.train.steps, "seed": config.train.seed,
+             "held_out": held_out or None, "seconds": seconds}
+    path.write_text(json.dumps(found | evaluated, indent=1) + "\n")
     print(f"{seconds:.0f} s in all; report in {path}")
     if checkpointer.problem:
         refuse(f"the last step is not on disk: {checkpointer.problem}")

@@ -11,7 +11,7 @@ from config import CONFIGS, get_config
 from support.data import file_hashes, frame_cache, inspection
 from support.data.lerobot import LeRobotSource
 from support.data.robots import find_robot
-from support.flags import Parser
+from support.flags import Parser, refuse_ignored, value
 
 
 def main(argv):
@@ -24,8 +24,12 @@ def main(argv):
                       help="decode and resize the pictures of a LeRobot dataset once, into the dataset OUT")
     parser.add_argument("--robot", help="a robot of support/data/robots.py or a .json file (default: the dataset's)")
     parser.add_argument("--config", default="a1_2b", help="with --cache: the preset whose picture sizes are taken")
-    parser.add_argument("--loaders", type=int, default=os.cpu_count(), help="with --cache: processes that decode")
+    parser.add_argument("--loaders", type=value(int, {"at_least": 1, "at_most": 256}), default=os.cpu_count(),
+                        help="with --cache: processes that decode")
     args = parser.parse_args(argv)
+    plain = args.inspect and (Path(args.inspect) / "episode.npz").exists()   # where nothing is matched
+    refuse_ignored(parser.prog, args, "--cache" if args.cache else "--inspect of LeRobot" if args.inspect and not plain
+                   else "a plain folder, or --verify")
     robot = find_robot(args.robot) if args.robot else None
     if args.verify:
         changed = file_hashes.verify(args.verify)
@@ -34,7 +38,7 @@ def main(argv):
     elif args.cache:
         cache_pictures(LeRobotSource(args.cache[0], robot), args.cache[1], get_config(args.config).model, args.loaders)
     else:
-        if not (Path(args.inspect) / "episode.npz").exists():   # in a plain folder nothing is matched
+        if not plain:
             source = LeRobotSource(args.inspect, robot, check_files=False)
             wrong, readable = inspection.faults(source)
             print("\n".join(inspection.inspect(source, readable)))

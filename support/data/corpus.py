@@ -4,18 +4,29 @@
 this rank was dealt. Episodes, windows and statistics of the others never exist in its memory.
 """
 
+import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from support.data.episodes import chosen, spans
 from support.data.mixture import read_mixture
 from support.data.robots import find_robot
-from support.data.source import glance, open_source
+from support.data.source import glance, is_lerobot, open_source
 from support.data.statistics import Alone, gathered
 
 PREFLIGHT = 16   # episodes
+LISTING = 1 << 24   # bytes of a mixture file, at most
+
+
+def _used(row, source):
+    """The positions of a dataset's episodes that are used."""
+    found = chosen(row.only, source.indices, range(len(source.lengths)), "--only_episodes", source.name)
+    if not found:
+        raise ValueError(f"--only_episodes {row.only}: no episode of dataset {source.name} is used; name some")
+    return found
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,9 @@ class Listed:
     robot: str          # the name under which its statistics are taken
     frames: int         # of all its episodes, from metadata alone
     has_action: bool
+    same: tuple         # what is the same for one dataset, by whatever path it is listed
+    only: str = ""      # the episodes that are used, as support.data.episodes reads it
+    hold_out: str = ""  # those of them that are held out, where a mixture says so of this dataset
 
     @classmethod
     def of(cls, folder, row):
@@ -37,8 +51,10 @@ class Listed:
         path = folder / row["path"]
         name, robot, frames, has_action = glance(path, row["robot"])
         has_action = has_action and row.get("kind") != "human"   # Sec. 4.4: labels of human video are not used
-        return cls(path, row.get("name") or name, float(row.get("weight", 1)),
-                   row.get("kind") or ("robot" if has_action else "human"), row["robot"], robot, frames, has_action)
+        marker = (path / ("meta/info.json" if is_lerobot(path) else "episode.npz")).stat()
+        return cls(path, row.get("name") or name, float(row.get("weight") or 1),
+                   row.get("kind") or ("robot" if has_action else "human"), row["robot"], robot, frames, has_action,
+                   (marker.st_dev, marker.st_ino), row.get("only_episodes") or "", row.get("hold_out") or "")
 
     def open(self):
         """-> Source."""
@@ -53,8 +69,9 @@ class Corpus:
 
     listed: list
     root: Path = None       # the folder that --data names; statistics are kept there
-    validation: Listed = None   # held out whole; None: episode `hold_out` of the first dataset with actions is
-    hold_out: int = -1
+    validation: Listed = None   # held out whole; None: episodes `hold_out` of the dataset number `split` are
+    hold_out: str = "-1"        # or none
+    used: dict = field(default_factory=dict)        # {dataset: positions of the episodes that are trained on}
     sources: dict = field(default_factory=dict)     # {dataset: Source} of those that this rank has opened
     windows: dict = field(default_factory=dict)     # {dataset: (n, 2) int64 rows (episode, t)}
     counted: list = field(default_factory=list)     # those of them that no lower rank has opened too
@@ -62,16 +79,22 @@ class Corpus:
     held_out_windows: np.ndarray = None
 
     @classmethod
-    def read(cls, path, robot=None, hold_out=-1):
-        """A folder with mixture.json, such a file itself, or one dataset. robot: --robot. ValueError: one line."""
+    def read(cls, path, robot=None, hold_out="-1", only_episodes=""):
+        """A folder with mixture.json, such a file itself, or one dataset. robot, hold_out, only_episodes: as the flags
+        say, of one dataset. ValueError: one line."""
         path = Path(path)
-        if not path.exists():
-            raise ValueError(f"--data {path}: no such folder or mixture file")
+        if not os.path.isdir(path) and not (os.path.isfile(path) and path.stat().st_size < LISTING):
+            raise ValueError(f"--data {str(path)[:200]}: no such folder or mixture file")
         listing = path / "mixture.json" if path.is_dir() else path
         robot = find_robot(robot) if robot else None
         rows, validation = read_mixture(listing, robot) if listing.exists() else ([{"path": ".", "robot": robot}], None)
-        return cls([Listed.of(listing.parent, row) for row in rows], listing.parent,
-                   validation and Listed.of(listing.parent, validation), hold_out)
+        listed = [Listed.of(listing.parent, row) for row in rows]
+        if only_episodes:
+            if len({row.same for row in listed}) > 1 or any(row.only for row in listed):
+                raise ValueError("--only_episodes counts in one dataset: name them for each dataset in the mixture")
+            listed = [replace(row, only=only_episodes) for row in listed]
+        found = cls(listed, listing.parent, validation and Listed.of(listing.parent, validation), str(hold_out))
+        return found._settled()
 
     @property
     def frames(self):
@@ -86,14 +109,34 @@ class Corpus:
         """Names of the robots that act, in the order of their first dataset."""
         return list(dict.fromkeys(row.robot for row in self.listed if row.has_action))
 
+    def _settled(self):
+        """What a mixture says of held-out episodes, in the place of the flag. ValueError: contradictions."""
+        own = [row for row in self.listed if row.hold_out]
+        if any(row.same == self.validation.same for row in self.listed if self.validation):
+            raise ValueError(f"{self.validation.name} is trained on and held out: without validation the last episode "
+                             "of the first dataset is held out")
+        if own and (self.validation or len({(row.same, row.hold_out) for row in own}) > 1):
+            raise ValueError(f"the mixture names {len(own)} hold_out{' and a validation' * bool(self.validation)}: "
+                             "what is held out is of one dataset, and the same wherever that is listed; leave one")
+        if own and self.hold_out not in ("-1", own[0].hold_out):
+            raise ValueError(f"--hold_out {self.hold_out}: the mixture holds out {own[0].hold_out} of {own[0].name}")
+        return replace(self, hold_out=own[0].hold_out) if own else self
+
     @property
     def split(self):
-        """Number of the dataset of which one episode is held out; None with a validation dataset."""
-        return None if self.validation else next((i for i, row in enumerate(self.listed) if row.has_action), 0)
+        """Number of the dataset of which episodes are held out; None with a validation dataset."""
+        named = {row.same for row in self.listed if row.hold_out}
+        rows = [i for i, row in enumerate(self.listed) if not named or row.same in named]
+        return None if self.validation else next((i for i in rows if self.listed[i].has_action), rows[0])
+
+    @property
+    def holds_out(self):
+        """Whether anything is held out, known to every rank."""
+        return bool(self.validation) or self.hold_out != "none"
 
     @property
     def held_out_robot(self):
-        """The robot of the held-out data, known to every rank."""
+        """The robot of the held-out data, or of what would be held out, known to every rank."""
         return (self.validation or self.listed[self.split]).robot
 
     def open(self, windows, dealt=None, counted=None, evaluates=True):
@@ -106,26 +149,32 @@ class Corpus:
         self.counted = sorted(dealt if counted is None else counted)
         for i in sorted(dealt):
             self.sources[i] = self.listed[i].open()
-            kept = self._held_out_episode(self.sources[i])[1] if i == self.split else None
-            self.windows[i] = windows(self.sources[i], episodes=kept)
-        if evaluates:
+            self.used[i] = self._trained_on(i, self.sources[i])
+            self.windows[i] = windows(self.sources[i], episodes=self.used[i])
+        if evaluates and self.holds_out:
             self._open_held_out(windows)
         return self
 
-    def _held_out_episode(self, source):
-        """The dataset that is split -> the episode that is held out, those that are trained on."""
-        episodes = len(source.lengths)
-        if episodes == 1:
-            raise ValueError(f"--data {self.root}: one episode cannot be both trained on and held out; "
-                             "record a second one")
-        if not -episodes <= self.hold_out < episodes:
-            raise ValueError(f"--hold_out {self.hold_out}: dataset {source.name} has episodes 0 to {episodes - 1}")
-        out = self.hold_out % episodes
-        return out, [e for e in range(episodes) if e != out]
+    def _trained_on(self, i, source):
+        """Dataset number i -> positions of its episodes that are trained on. It may be the one that is split again."""
+        used, out = _used(self.listed[i], source), ()
+        if self.split is not None and self.listed[i].same == self.listed[self.split].same:
+            out = self._held_out(source)
+        kept = sorted(set(used) - set(out))
+        if not kept:
+            raise ValueError(f"--data {self.root}: one episode cannot be both trained on and held out; record a second "
+                             "one, or train on it with --hold_out none" if len(used) == 1 else
+                             f"dataset {source.name}: no episode is left to train on")
+        return kept
+
+    def _held_out(self, source):
+        """The dataset that is split -> positions of its episodes that are held out."""
+        used = _used(self.listed[self.split], source)
+        return chosen(self.hold_out, source.indices, used, "--hold_out", source.name)
 
     def _open_held_out(self, windows):
         self.held_out = self.sources.get(self.split) or (self.validation or self.listed[self.split]).open()
-        episodes = None if self.validation else [self._held_out_episode(self.held_out)[0]]
+        episodes = _used(self.validation, self.held_out) if self.validation else self._held_out(self.held_out)
         self.held_out_windows = windows(self.held_out, episodes=episodes)
         if not len(self.held_out_windows):
             choose = "" if self.validation else ", --hold_out another episode"
@@ -138,8 +187,22 @@ class Corpus:
 
     def extent(self, ranks=Alone()):
         """Of every dataset, opened here or elsewhere: (windows, frames of its longest episode). All ranks call it."""
-        own = {i: (len(self.windows[i]), int(max(self.sources[i].lengths))) for i in self.counted}
+        own = {i: (len(self.windows[i]), int(max(self.sources[i].lengths[e] for e in self.used[i])))
+               for i in self.counted}
         return list(gathered(ranks, own).values())
+
+    def notes(self):
+        """Lines for the start of a run: choices of episodes that this rank has opened, by their own numbers."""
+        for i in self.counted:
+            if self.listed[i].only:
+                source, used = self.sources[i], self.used[i]
+                yield (f"dataset {self.listed[i].name}: {len(used)} of {len(source.lengths)} episodes are trained on: "
+                       f"{spans(source.indices[e] for e in used)}")
+        if not self.holds_out:
+            yield "nothing is held out: all episodes that are used are trained on"
+        elif self.held_out and self.hold_out != "-1":
+            numbers = {self.held_out.indices[e] for e in self.held_out_windows[:, 0]}
+            yield f"held out of dataset {self.held_out.name}: episodes {spans(numbers)}"
 
     def preflight(self, m):
         """Read what statistics() does not: the numbers of held-out episodes, and of PREFLIGHT episodes, at least one a

@@ -9,6 +9,7 @@ from PIL import Image
 
 from config import VIEWS, DataConfig
 from support import plots
+from support.data.episodes import position
 from support.data.folder import read_picture
 from support.data.robots import find_robot
 from support.data.source import open_source
@@ -115,13 +116,11 @@ def cut(dataset, folder, episode=-1, frame=None, robot=None):
     """Write an image folder from an episode of a dataset, with the true future and the true actions. frame: t, by
     default m. ValueError: one line, for an episode or a frame that does not exist."""
     source = open_source(dataset, find_robot(robot) if robot else None)
-    E, m = len(source.lengths), DataConfig.m
-    if not -E <= episode < E:
-        raise ValueError(f"--episode {episode}: {dataset} has episodes 0 to {E - 1}")
-    e, t = episode % E, m if frame is None else frame
+    m, e = DataConfig.m, position(episode, source.indices, "--episode", dataset)
+    t = m if frame is None else frame
     T = int(source.lengths[e])
     if not 0 <= t < T:
-        raise ValueError(f"--frame {t}: episode {e} of {dataset} has frames 0 to {T - 1}")
+        raise ValueError(f"--frame {t}: episode {source.indices[e]} of {dataset} has frames 0 to {T - 1}")
     folder.mkdir(parents=True, exist_ok=True)
     for view in source.views_of(e):
         for time, at in zip(TIMES, (max(t - m, 0), t, t + m)):
@@ -132,4 +131,4 @@ def cut(dataset, folder, episode=-1, frame=None, robot=None):
     if action is not None:
         np.save(folder / "true_actions.npy", action[t:t + TRUE_ACTIONS])
     (folder / "task.txt").write_text(source.task(e, t) + "\n")
-    print(f"wrote frames t - {m}, t and t + {m} of episode {e}, t = {t}, to {folder}")
+    print(f"wrote frames t - {m}, t and t + {m} of episode {source.indices[e]}, t = {t}, to {folder}")

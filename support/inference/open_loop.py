@@ -72,8 +72,9 @@ def replay(policy, source, e, t):
     expected = trained | {"frames": trained["frames"][:, :2]}   # t + m is for training only
     for name, seen in vars(policy.batch([pictures], state[None], [task])).items():
         if seen is not None and not torch.equal(seen[0], expected[name]):
-            raise ValueError(f"replay: '{name}' of dataset {source.name}, episode {e}, frame {t} is not the same in "
-                             f"training and at inference: the policy would be run on inputs it was not trained on")
+            raise ValueError(f"replay: '{name}' of dataset {source.name}, episode {source.indices[e]}, frame {t} is "
+                             "not the same in training and at inference: the policy would be run on inputs it was not "
+                             "trained on")
     back = stats.actions(trained["action"].numpy(), state)
     return float((np.abs(back - chunk_at(source.numbers(e)[1], t, model.chunk)[0]) / stats.action_std).max())
 
@@ -123,7 +124,10 @@ def write_report(policy, data, out, robot=None):
     if not data:
         raise ValueError("--open-loop needs --data, the dataset or mixture that the policy was trained on")
     m = policy.config.data.m
-    corpus = open_corpus(data, m, robot=robot, hold_out=policy.config.data.hold_out)
+    corpus = open_corpus(data, m, False, robot, policy.config.data.hold_out, policy.config.data.only_episodes)
+    if not corpus.holds_out:
+        raise ValueError(f"--data {data}: nothing was held out (--hold_out none), so nothing shows what the policy has "
+                         "learned; give a mixture.json with other data as its validation")
     source = corpus.held_out
     if source.robot != policy.stats.robot:
         raise ValueError(f"--data {data} is of robot '{source.robot}', the checkpoint drives '{policy.stats.robot}': "
@@ -135,10 +139,11 @@ def write_report(policy, data, out, robot=None):
           f"bit; their actions come back to {worst:.0e} standard deviations")
     reports, found = open_loop(policy, corpus)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "open_loop.json").write_text(json.dumps(reports, indent=1) + "\n")
+    own = {e: int(source.indices[e]) for e in reports}   # the dataset's own numbers
+    (out / "open_loop.json").write_text(json.dumps({own[e]: row for e, row in reports.items()}, indent=1) + "\n")
     for e, (curves, starts) in found.items():
         draw_episode(policy, source, e, curves, starts, out)
-        print(f"episode {e}: mean squared error in training standard deviations: "
+        print(f"episode {own[e]}: mean squared error in training standard deviations: "
               + "  ".join(f"{name} {row['mse']:.4f}" for name, row in reports[e].items()))
     e, t = rows[0]
     print_euler_error(policy, *observed(source, e, t, m))
@@ -150,10 +155,11 @@ def draw_episode(policy, source, e, curves, starts, out):
     m, T = policy.config.data.m, len(curves["true"])
     baselines = {name: values for name, values in curves.items() if name not in ("policy", "true")}
     plots.action_plot(curves["policy"], action_names(policy.stats), true=curves["true"], baselines=baselines,
-                      fps=policy.stats.fps, marks=starts, path=out / f"episode_{e}.png", spans=policy.stats.action_std)
+                      fps=policy.stats.fps, marks=starts, path=out / f"episode_{source.indices[e]}.png",
+                      spans=policy.stats.action_std)
     t = min(max(T // 2, m), T - 1 - m)
     if policy.config.model.gen_expert and t >= m:
         seen, state, task = observed(source, e, t, m)
         future = {view: source.frame(view, e, t + m) for view in source.views_of(e)}
         _, z_hat = policy.plan([seen], state[None], [task])
-        foresight_picture(policy, seen, future, z_hat[0], out / f"foresight_{e}.png")
+        foresight_picture(policy, seen, future, z_hat[0], out / f"foresight_{source.indices[e]}.png")

@@ -41,7 +41,7 @@ class Policy:
         robot: which, if it was trained on several. options: euler_steps, cameras (default: those of training).
         CheckpointError or ValueError: one line."""
         tensors, state = checkpoint.load(checkpoint.resolve(path))
-        config = configs.from_dict(state["config"])
+        config = configs.from_dict(state.get("config"))
         if tokenizer:
             config = replace(config, model=replace(config.model, tokenizer=tokenizer))
         half = any(tensor.dtype == torch.bfloat16 for tensor in tensors.values())

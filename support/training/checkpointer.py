@@ -156,7 +156,7 @@ class Checkpointer:
     def _resume(self, path):
         """ValueError: it is another run's."""
         tensors, state = checkpoint.load(path)
-        stored, own = to_dict(from_dict(state["config"])), to_dict(self.config)
+        stored, own = to_dict(from_dict(state.get("config"))), to_dict(self.config)
         changes = {key: (was, own[part][key]) for part in ("model", "data", "train")
                    for key, was in stored[part].items() if was != own[part][key]}
         if refused := [key for key in changes if key not in FREE]:

@@ -53,12 +53,13 @@ class Journal:
                 print(f"step {done}/{train.steps} | {line} | lr {lr:.1e} | {seconds * 1e3:.0f} ms", flush=True)
 
     def evaluate(self, done):
-        """Held-out losses into log.jsonl; the two pictures. All ranks call it."""
+        """Held-out losses, where anything is held out, into log.jsonl; the two pictures. All ranks call it."""
         self.held_out, foresight = self.validate()
-        self.log.append({"step": done, "held_out": self.held_out})
-        if self.ranks.first:
+        if self.held_out:
+            self.log.append({"step": done, "held_out": self.held_out})
             found = "  ".join(f"{name} {value:.3f}" for name, value in self.held_out.items())
             tqdm.write(f"step {done}/{self.config.train.steps} held out: {found}")
+        if self.ranks.first:
             self._draw(done, foresight)
         self.clock, self.since = time.time(), done
 

@@ -1,5 +1,6 @@
 """What is read, checked and said before anything long begins: flags, weights, data, the batch and the disk."""
 
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -8,7 +9,8 @@ from config import CONFIGS, PAPER_BATCH
 from support.data import file_hashes
 from support.data.robots import check_width
 from support.data.statistics import Alone
-from support.flags import Parser, add_config_flags
+from support.files import require_writable
+from support.flags import COUNT, SEED, Parser, add_config_flags, refuse_ignored, value
 from support.training import memory
 from support.training.checkpointer import KEEP
 from support.weights import start as weights
@@ -44,22 +46,31 @@ def parse(argv, description=None):
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--shard", action="store_true", help="under torchrun: FSDP2, each rank holds a part")
     parser.add_argument("--dry-run", action="store_true", help="print the memory table, try one step, and stop")
-    parser.add_argument("--memory_gb", type=float, help="memory of the card in GiB (default: this one's, else 24)")
+    parser.add_argument("--memory_gb", type=value(float, {"above": 0, "at_most": 10**6}),
+                        help="memory of the card in GiB (default: this one's, else 24)")
     parser.add_argument("--fit", action="store_true", help="choose optimizer, layers and micro-batch by --memory_gb")
-    parser.add_argument("--episodes", type=int, default=200, help="closed-loop episodes a suite in the final report")
-    parser.add_argument("--eval_seed", type=int, default=4242, help="seed of the report's closed-loop scenes")
+    parser.add_argument("--episodes", type=value(int, COUNT), default=200,
+                        help="closed-loop episodes a suite in the final report")
+    parser.add_argument("--eval_seed", type=value(int, SEED), default=4242,
+                        help="seed of the report's closed-loop scenes")
     add_config_flags(parser)
     return parser.parse_args(argv)
 
 
 def check_flags(args, config):
-    """ValueError, one line, for flags that contradict each other."""
+    """ValueError, one line, for flags that contradict each other, that would be ignored or cannot work."""
+    if args.init and (args.origin or args.init_und):
+        raise ValueError(f"--init {args.init} and {'--from' if args.origin else '--init_und'} both say where weights "
+                         "come from: choose one")
     if args.shard and config.train.ema:
         raise ValueError("--ema averages whole weights and --shard cuts them: choose one")
     if args.shard and args.fit:
         raise ValueError("--fit counts for a card that holds everything and --shard cuts it: choose one")
-    if args.memory_gb is not None and args.memory_gb <= 0:
-        raise ValueError(f"--memory_gb must be above 0, got {args.memory_gb}")
+    chosen = [args.given[name] for name in ("checkpoint_layers", "optimizer") if name in args.given]
+    if args.fit and chosen and not (chosen == ["--optimizer"] and args.optimizer == "fp32"):
+        raise ValueError(f"--fit chooses {chosen[0]} itself; only --optimizer fp32 can be asked of it")
+    refuse_ignored("train.py", args, *jobs_of(args, config))
+    require_writable(args.out or "runs", "--out")
 
 
 def starting_weights(args, config, out):
@@ -74,6 +85,10 @@ def starting_weights(args, config, out):
             "weights: --weights DIR, or --from RUN, or --init_und DIR and --init_vae DIR, or --init scratch"
         refuse(f"--config {config.name} needs {missing}; "
                f"for example: python train.py --config {config.name} --init scratch --data conveyor")
+    need, room = memory.predict(config, activations=0), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if need.weights > room:
+        raise ValueError(f"the weights of this network take {need.weights / 2**30:,.1f} GiB, this machine has "
+                         f"{room / 2**30:,.1f} GiB: choose smaller widths or fewer layers")
     words = weights.tokenizer_of(start, config.model)
     if words and not config.model.tokenizer:   # weights and their vocabulary belong together
         config = replace(config, model=replace(config.model, tokenizer=words))
@@ -87,9 +102,23 @@ def verify(folders):
             refuse(changed[0] + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
 
 
-def check_settings(config, corpus, least_chunk=0, ranks=Alone()):
+def jobs_of(args, config, corpus=None, world=True):
+    """What a command does, in the words of flags.READ_BY. corpus None: before data are read; world: their robot's."""
+    model, run = config.model, not args.dry_run
+    asked = not corpus or not corpus.validation and corpus.hold_out == config.data.hold_out
+    facts = {"--dry-run": args.dry_run, "a training run": run, "--fit": args.fit,
+             "a robot of an embedded world": run and world, "data that hold out nothing themselves": run and asked,
+             "a run that holds out data": run and (corpus.holds_out if corpus else config.data.hold_out != "none"),
+             "a run under torchrun": run and "RANK" in os.environ,
+             "a published backbone": model.backbone != "tiny", "--gen_expert true": model.gen_expert,
+             "--learned_positions false": not model.learned_positions}
+    return [job for job, holds in facts.items() if holds]
+
+
+def check_settings(args, config, corpus, least_chunk=0, ranks=Alone()):
     """ValueError, one line, for settings that cannot work with these data. All ranks call it. least_chunk: what their
-    world asks for."""
+    world asks for, 0 without one."""
+    refuse_ignored("train.py", args, *jobs_of(args, config, corpus, least_chunk))
     windows, lengths = zip(*corpus.extent(ranks))
     for source in (*corpus.sources.values(), corpus.held_out):
         if source is None:

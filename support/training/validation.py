@@ -112,10 +112,10 @@ def _foresight(model, losses, batch):
 
 def held_out_losses(checkpointer, corpus, watched=None):
     """What `validate` gives of a run. All ranks call it, but the first alone has opened what is held out. Sharded, the
-    others take part in its forward passes, on what it sends them; else they get ({}, None)."""
+    others take part in its forward passes, on what it sends them; else, or where nothing is held out, ({}, None)."""
     config, ranks, stats = checkpointer.config, checkpointer.ranks, checkpointer.by_robot[corpus.held_out_robot]
     model, sharded = checkpointer.average.module if checkpointer.average else checkpointer.model, checkpointer.sharded
-    if not (ranks.first or sharded):
+    if not (ranks.first or sharded) or not corpus.holds_out:
         return {}, None
     own = held_out_batches(config, stats, corpus.held_out, corpus.held_out_windows,
                            config.train.eval_windows) if ranks.first else iter(())

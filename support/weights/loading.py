@@ -87,7 +87,10 @@ def empty_model(config, device="cpu", dtype=torch.float32):
     """InternVLA-A1 whose parameters are allocated once, in their final dtype, and not initialised."""
     with torch.device("meta"):
         model = to_compute(InternVLA_A1(config), dtype)   # constants are born on the CPU all the same
-    return model._apply(lambda x: torch.empty_like(x, device=device) if x.is_meta else x.to(device)).eval()
+    try:
+        return model._apply(lambda x: torch.empty_like(x, device=device) if x.is_meta else x.to(device)).eval()
+    except RuntimeError as error:   # more than there is
+        raise ValueError(f"no memory for this network: {str(error).splitlines()[0][:200]}") from error
 
 
 def backbone_fields(directory):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from config import from_dict
 from support import checkpoint
+from support.files import read_json
 from support.weights.key_maps import RELEASE
 from support.weights.loading import fill, initialise_experts, load_backbone, load_cosmos, load_state
 from support.weights.release import RELEASE_FILES, release_tokenizer
@@ -78,7 +79,7 @@ def tokenizer_of(start, model):
 
 def origin_config(path):
     """The ModelConfig of one of our checkpoints."""
-    return from_dict(json.loads((path / checkpoint.STATE).read_text())["config"]).model
+    return from_dict(read_json(path / checkpoint.STATE).get("config")).model
 
 
 def start(model, origin=None, und=None, vae=None, experts="scratch", release=None):

@@ -140,7 +140,7 @@ def test_exact_balance_removes_the_error_that_greedy_leaves_across_ranks():
     assert error["greedy"] > 0.01 and error["exact"] < 1e-12
 
 
-@pytest.mark.parametrize("argv, message", [(["x"], "invalid int value: 'x'"), (["0"], "workers from 1, got 0")])
+@pytest.mark.parametrize("argv, message", [(["x"], "expected a whole number, got 'x'"), (["0"], "workers must be at least 1, got 0")])
 def test_a_number_of_workers_that_is_none_is_refused(argv, message, capsys):
     with pytest.raises(SystemExit):
         lpt_cost.main(argv)

@@ -51,10 +51,10 @@ def write_folder(root, T=12, d=6, views=("head",), **arrays):
     (["--config", "a1_2bb"], "did you mean a1_2b?"),
     (["--heads", "3", "--kv_heads", "2"], "heads (3) must be a multiple of kv_heads (2)"),
     (["--steps", "0"], "--steps must be at least 1, got 0"),
-    (["--vae_size", "40"], "vae_size (40) must be a multiple of 32"),
+    (["--vae_size", "40"], "--vae_size must be a multiple of 32, got 40"),
     (["--lr", "-1"], "--lr must be above 0, got -1.0"),
     (["--m", "-15"], "--m must be at least 1, got -15"),   # the future in the place of the past
-    (["--head_dim", "15"], "--head_dim must be even, got 15"),
+    (["--head_dim", "15"], "--head_dim must be a multiple of 2, got 15"),
     (["--eval_seed", "-1"], "--eval_seed must be at least 0"),   # not after the training
 ])
 def test_a_malformed_flag_is_refused(refuses, argv, words):
