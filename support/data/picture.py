@@ -1,0 +1,75 @@
+"""One picture of a file or of bytes, by one rule, whatever program wrote it.
+
+PNG, JPEG, WebP, BMP, TIFF and GIF become (H, W, 3) uint8 RGB. The contents decide the format, the file's name does not.
+
+    turned        as its EXIF or XMP orientation says
+    8 bit         colours as stored; palettes, CMYK and YCbCr are converted; grey and 1 bit fill three equal channels
+    alpha         dropped: a colour counts as it is stored, however transparent it is
+    16 bit        of grey, 65535 becomes 255, rounded; of colours the upper byte counts
+    float         0 to 1 becomes 0 to 255, rounded; another range is refused, and so are integers of 32 bit
+    animated      the first frame, or page
+    size          at most PIXELS, read from the header; the longer side at most ASPECT times the shorter one
+"""
+
+import io
+import os
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from support.files import lfs_pointer
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+PIXELS = 1 << 26   # 8192 x 8192
+ASPECT = 32        # in a square of 64 px the shorter side keeps 2
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}   # EXIF orientation -> what makes it upright; 1 and unknown values are upright
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)   # check_size refuses sooner
+
+
+def check_size(height, width):
+    """ValueError unless a picture of that size can be held and letterboxed. The caller says which picture."""
+    short, long = sorted((height, width))
+    if short < 1 or long > ASPECT * short or short * long > PIXELS:
+        raise ValueError(f"{height} x {width} (height, width): a picture has 1 to {PIXELS:,} pixels, and its longer "
+                         f"side is at most {ASPECT} times its shorter one")
+
+
+def decode(data, where=None):
+    """A path, or the bytes of a file -> (H, W, 3) uint8 RGB, read-only.
+
+    where names the picture in the ValueError: dataset, episode, frame, column; by default the path.
+    """
+    stored = isinstance(data, (bytes, bytearray, memoryview))
+    where = where or f"picture {data}"
+    if not stored and not os.path.isfile(data):   # a named pipe would be waited for
+        raise ValueError(f"{where} is missing" + (": it is no file" if os.path.exists(data) else ""))
+    try:
+        with Image.open(io.BytesIO(data) if stored else data, formats=FORMATS) as picture:
+            check_size(picture.height, picture.width)
+            picture.load()
+            turn = TURNS.get(picture.getexif().get(0x0112))
+            picture = _rgb(picture)
+        return np.asarray(picture.transpose(turn) if turn is not None else picture)
+    except Exception as error:   # of Pillow, whatever a torn file makes it raise
+        if bytes(data[:23]) == b"version https://git-lfs" if stored else lfs_pointer(data):
+            raise ValueError(f"{where} is a Git LFS pointer, not the picture: run git lfs pull in its repository")
+        said = "no PNG, JPEG, WebP, BMP, TIFF or GIF" if isinstance(error, Image.UnidentifiedImageError) else error
+        said = str(said).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{where} cannot be read ({said[0][:200]}): replace the file") from error
+
+
+def _rgb(picture):
+    """A loaded picture of any mode -> one of mode RGB. ValueError: what its numbers mean cannot be known."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        grey, top = np.asarray(picture), 1 if picture.mode == "F" else 65535
+        if picture.mode == "I" and picture.format != "PNG" or picture.format == "TIFF" and picture.tag_v2.get(262) == 0:
+            raise ValueError("grey of signed or 32-bit integers, or of inverted values: save it with 8 or 16 bit")
+        if not (0 <= grey.min() and grey.max() <= top):
+            raise ValueError(f"grey of {grey.min():g} to {grey.max():g}: float pictures go from 0 to 1")
+        picture = Image.fromarray(np.round(grey * np.float32(255 / top)).astype(np.uint8))
+    picture.info.pop("transparency", None)   # of a palette: Pillow would warn that it is dropped
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
