@@ -204,7 +204,7 @@ class LeRobotSource(LeRobotMetadata):
                 self.numbers(e)
             if not self._checked[e]:
                 raise ValueError(f"{where}: {path} has not one picture a row, and the time stamps of the rows do not "
-                                 f"begin at 0: nothing says which belong together; drop the episode")
+                                 f"begin at 0: which belong together? --timestamps index says that both begin at once")
         return path, first, step
 
     def _stored_picture(self, key, e, t, where):
