@@ -8,6 +8,7 @@ import numpy as np
 from support.data.video import INSTALL
 from support.files import damage
 
+MOST = 1 << 27   # values of a column in one row group: 512 MiB as float32
 EXACT = ("timestamp", "frame_index", "episode_index", "task_index")   # float64: seconds since 1970, large numbers
 
 
@@ -27,7 +28,12 @@ def read_table(path, columns, where, group=None):
         absent = [key for key in columns or () if key not in file.schema_arrow.names]
         if absent:
             raise ValueError(f"{where}: {path} has no column '{absent[0]}', which meta/ promises; download it again")
-        columns = columns and list(columns)
+        columns, groups = columns and list(columns), range(file.num_row_groups) if group is None else [group]
+        for part in map(file.metadata.row_group, groups):
+            most = max((part.column(i).num_values for i in range(part.num_columns)), default=0)
+            if most > MOST:   # a few bytes unpack to it
+                raise ValueError(f"{where}: {path} has {most:,} values in a column of one row group, at most {MOST:,} "
+                                 f"are read; download it again")
         return file.read(columns) if group is None else file.read_row_group(group, columns)
 
 

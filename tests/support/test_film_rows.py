@@ -17,6 +17,7 @@ from test_lerobot import (BEFORE_30, FPS, HEAD, LENGTHS, LENGTHS_30, coded, deco
 
 import data
 from support.data import inspection
+from support.data import parquet as parquet_module
 from support.data.__main__ import main
 from support.data.lerobot import LeRobotSource
 from support.data.places import places
@@ -220,6 +221,17 @@ def test_a_column_that_is_no_table_of_real_numbers_is_named(tmp_path, made, mess
     with pytest.raises(ValueError, match=f"^dataset .*, episode 0.*{message}"):
         LeRobotSource(root).numbers(0)
     assert LeRobotSource(root).numbers(1)[1].shape == (23, 2)
+
+
+def test_a_column_that_unpacks_to_gigabytes_is_refused_by_the_header(tmp_path, monkeypatch):
+    """200,000,000 zeros are 606 bytes of parquet."""
+    monkeypatch.setattr(parquet_module, "MOST", 10 ** 5)
+    root = write_dataset(tmp_path / "toy")
+    table = pq.read_table(parquet(root, 0)).drop_columns("action")
+    zeros = pa.ListArray.from_arrays(pa.array([0] + [10 ** 6] * 40, pa.int32()), pa.array(np.zeros(10 ** 6, np.float32)))
+    pq.write_table(table.append_column("action", zeros), parquet(root, 0))
+    with pytest.raises(ValueError, match="episode 0: .*episode_000000.parquet has 1,000,039 values in a column"):
+        LeRobotSource(root).numbers(0)
 
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
