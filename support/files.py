@@ -160,7 +160,9 @@ def inside(root, named, where):
     """
     root, named = Path(root), str(named)
     parts = Path(named.replace("\\", "/")).parts
-    if "\0" not in named and parts and ".." not in parts and not Path(named).is_absolute():
+    if not named.isprintable() or any(len(os.fsencode(part)) > 255 for part in parts):   # of what no file can be called
+        parts = ()
+    if parts and ".." not in parts and not Path(named).is_absolute():
         return root / named
     for n in range(1, len(parts) if Path(named).is_absolute() and ".." not in parts else 0):
         if root.joinpath(*parts[n:]).exists():

@@ -246,9 +246,11 @@ WRONG_INFO = [
     *({key: value} for key in ("data_path", "video_path") for value in (
         None, "{episode_index:>1000000000d}", "{episode_index.__class__}", "{episode_index!r}", "{foo}/{episode_index}",
         "{}", "one.file", "../{episode_index}.{video_key}", "/etc/{episode_index}.{video_key}",
-        "{episode_index", "a\0{episode_index}{video_key}"))]
+        "{episode_index", "a\0{episode_index}{video_key}", "a\n{episode_index}{video_key}",
+        "d" * 5000 + "{episode_index}{video_key}"))]
 WRONG_FEATURES = [
-    *((key, {"shape": shape}) for key in ("observation.state", HEAD) for shape in (
+    ("frame_index", {"shape": [2]}),
+    *((key, {"shape": shape}) for key in ("observation.state", HEAD, "frame_index") for shape in (
         None, 3, "3", [-3], [0], [2.5], [[3]], [10 ** 12], [BIG], [True], [None])),
     *(("observation.state", {"names": names}) for names in (["x"] * 2, [1, 2, 3], ["x", None, "z"], ["x", "y\n", "z"], 5))]
 WRONG_ROWS = [("episode_index", value) for value in (None, 0.5, -1, BIG, [0], True, 0)] + [
