@@ -36,8 +36,8 @@ def dimension_names(key, feature):
 
 def picture_shape(feature):
     """A camera feature -> (height, width, channels) as info.json promises them, in whichever order it lists them."""
-    names, shape = feature.get("names") or (), feature["shape"]
-    named = [i for i, name in enumerate(names) if str(name).startswith("channel")]
+    names, shape = feature.get("names"), feature["shape"]
+    named = [i for i, name in enumerate(names if isinstance(names, (list, dict)) else ()) if str(name)[:7] == "channel"]
     channels = named[0] if len(named) == 1 else 0 if shape[0] == 3 != shape[2] else 2
     height, width = (n for i, n in enumerate(shape) if i != channels)
     return height, width, shape[channels]
