@@ -201,7 +201,9 @@ def inside(root, named, where):
     root, named = Path(root), str(named)
     parts = Path(named.replace("\\", "/")).parts
     absolute = named[:1] in ("/", "\\") or named[1:2] == ":"   # as C:\data
-    if "\0" not in named and parts and ".." not in parts and not absolute:
+    if not named.isprintable() or any(len(os.fsencode(part)) > 255 for part in parts):   # of what no file can be called
+        parts = ()
+    if parts and ".." not in parts and not absolute:
         return root.joinpath(*parts)
     for n in range(1, len(parts) if absolute and ".." not in parts else 0):
         if os.path.exists(root.joinpath(*parts[n:])):
