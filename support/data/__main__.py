@@ -26,7 +26,7 @@ def main(argv):
     parser.add_argument("--timestamps", choices=("check", "index"), default="check",
                         help="index: row t is frame t, whatever its time stamp says")
     parser.add_argument("--config", default="a1_2b", help="with --cache: the preset whose picture sizes are taken")
-    parser.add_argument("--loaders", type=value(int, {"at_least": 1, "at_most": 256}), default=os.cpu_count(),
+    parser.add_argument("--loaders", type=value(int, {"at_most": 256}), default=os.cpu_count(),
                         help="with --cache: processes that decode")
     args = parser.parse_args(argv)
     plain = args.inspect and (Path(args.inspect) / "episode.npz").exists()   # where nothing is matched
