@@ -156,6 +156,7 @@ class DataConfig(Checked):
     loaders: int = _f(0, "loader processes (0: in the training process); changes nothing but speed", at_most=256)
     std_floor: float = _f(1e-4, "actions that deviate by less than this part of their magnitude are idle")
     on_bad_sample: str = _f("stop", "stop, or skip: draw another, up to one in a thousand", choices=("stop", "skip"))
+    timestamps: str = _f("check", "check those of LeRobot; index: row t is frame t", choices=("check", "index"))
 
 
 @dataclass(frozen=True)
@@ -222,18 +223,16 @@ class Config:
 _A1_2B = ModelConfig(
     backbone="internvl3", layers=24, heads=14, kv_heads=2, head_dim=64,
     und_width=896, und_mlp=4864, gen_width=896, gen_mlp=4864, act_width=896, act_mlp=4864,
-    qkv_bias=True, qk_norm=False, rope_theta=1e6,
+    qkv_bias=True, qk_norm=False, rope_theta=1e6, vae="cosmos", vae_size=256, chunk=50,
     image_size=448, vocab=151674, text_tokens=48, view_tokens=(151665, 151666),
     vit_layers=24, vit_width=1024, vit_mlp=4096, vit_heads=16, vit_patch=14, vit_grid=32,
-    vae="cosmos", vae_size=256, chunk=50,
 )
 _A1_3B = ModelConfig(
     backbone="qwen3vl", layers=28, heads=16, kv_heads=8, head_dim=128,
     und_width=2048, und_mlp=6144, gen_width=1024, gen_mlp=3072, act_width=1024, act_mlp=3072,
-    qkv_bias=False, qk_norm=True, rope_theta=5e6, mrope_sections=(24, 20, 20),
+    qkv_bias=False, qk_norm=True, rope_theta=5e6, mrope_sections=(24, 20, 20), vae="cosmos", vae_size=256, chunk=50,
     image_size=224, vocab=151936, text_tokens=48, view_tokens=(151652, 151653),
     vit_layers=24, vit_width=1024, vit_mlp=4096, vit_heads=16, vit_patch=16, vit_grid=48,
-    vae="cosmos", vae_size=256, chunk=50,
 )
 _REAL_DATA = DataConfig(lpt_workers=8, loaders=4)
 # Full fine-tuning on one card of 24 GB: what `python train.py --config a1_2b --dry-run` predicts to fit.
@@ -292,7 +291,8 @@ def from_dict(stored):
         names, given = {item.name for item in fields(section)}, stored.get(title) if isinstance(stored, dict) else 0
         _require(isinstance(given, dict), "the checkpoint holds no config of this program: copy it again")
         if type(given.get("hold_out")) is int:   # of an older version, which counted positions and used all episodes
-            given = given | {"hold_out": f"@{given['hold_out']}".replace("@-", "-"), "only_episodes": ""}
+            given = given | {"hold_out": f"@{given['hold_out']}".replace("@-", "-"), "only_episodes": "",
+                             "timestamps": "check"}
         odd = f"missing {sorted(names - set(given))}, unknown {sorted(set(given) - names)}"[:400]
         _require(names == set(given), f"the checkpoint's {title} config does not fit this version: {odd}; use the "
                                       "version that wrote it, or train again")

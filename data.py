@@ -68,9 +68,9 @@ def windows(source, m, full=False, episodes=None):
     return np.concatenate(rows) if rows else np.zeros((0, 2), np.int64)
 
 
-def open_corpus(path, m, full=False, robot=None, hold_out=-1, only_episodes=""):
+def open_corpus(path, m, full=False, robot=None, hold_out=-1, only_episodes="", timestamps="check"):
     """All datasets that --data names, opened: a support.data.corpus.Corpus. ValueError: one line."""
-    return Corpus.read(path, robot, hold_out, only_episodes).open(partial(windows, m=m, full=full))
+    return Corpus.read(path, robot, hold_out, only_episodes, timestamps).open(partial(windows, m=m, full=full))
 
 
 def chunk_at(action, t, k):

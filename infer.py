@@ -98,6 +98,7 @@ def parse(argv):
     parser.add_argument("--cut", help="dataset to cut an image folder from")
     parser.add_argument("--episode", type=value(int, PLACE), default=-1,
                         help="with --cut: its number in the dataset (default the last)")
+    parser.add_argument("--timestamps", choices=("check", "index"), default="check", help="with --cut: as in training")
     parser.add_argument("--frame", type=value(int, PLACE), help="with --cut: frame t (default m)")
     parser.add_argument("--engine", choices=("plain", "eager", "compile", "graph"),
                         help="plain: model.py as it is read; the others: support/inference/engine.py, the same chunks "
@@ -154,7 +155,8 @@ def main(argv):
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.cut:
-        return image_folder.cut(args.cut, Path(args.image_dir or "cut"), args.episode, args.frame, args.robot)
+        return image_folder.cut(args.cut, Path(args.image_dir or "cut"), args.episode, args.frame, args.robot,
+                                args.timestamps)
     policy = open_policy(args, device)
     if args.closed_loop:
         closed_loop.evaluate(policy, worlds.find(policy.stats.robot), args.episodes, args.seed, args.controls,

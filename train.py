@@ -86,7 +86,7 @@ def read_data(args, config, ranks, newest):
         conveyor.prepare(Path("data/conveyor"))
     ranks.agree(None)   # a barrier
     corpus = Corpus.read(Path("data/conveyor") if embedded else args.data, args.robot, config.data.hold_out,
-                         config.data.only_episodes)
+                         config.data.only_episodes, config.data.timestamps)
     dealt = lpt.deal(corpus.frames, lpt.normalised(corpus.weights), ranks.world, config.data.lpt_workers,
                      config.data.balance)                                                  # Sec. 3.4
     corpus.open(partial(windows, m=config.data.m, full=config.data.full_windows), *lpt.subset(dealt, ranks.rank),

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,25 @@ def unreadable(path, error, repair="write it again"):
         return ValueError(f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in its repository")
     said = str(error).strip().splitlines()
     return ValueError(f"{path} cannot be read ({said[0][:200] if said else type(error).__name__}): {repair}")
+
+
+@contextmanager
+def damage(where, what, path=None):
+    """Whatever libraries make of bytes that no writer of the format wrote becomes one line; lines of ours pass.
+
+    path: the file that holds them, which may be a Git LFS pointer.
+    """
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(where):
+            raise
+        if path and lfs_pointer(path):
+            raise ValueError(f"{where}: {unreadable(path, error)}") from error
+        reason = " ".join((str(error) if isinstance(error, ValueError) else repr(error)).split())[:200]
+        raise ValueError(f"{where}: {what} ({reason}); download it again") from error
 
 
 def read_text(path, **repair):
@@ -186,9 +206,12 @@ def inside(root, named, where):
     """
     root, named = Path(root), str(named)
     parts = Path(named.replace("\\", "/")).parts
-    if "\0" not in named and parts and ".." not in parts and not Path(named).is_absolute():
-        return root / named
-    for n in range(1, len(parts) if Path(named).is_absolute() and ".." not in parts else 0):
-        if root.joinpath(*parts[n:]).exists():
+    absolute = named[:1] in ("/", "\\") or named[1:2] == ":"   # as C:\data
+    if not named.isprintable() or any(len(os.fsencode(part)) > 255 for part in parts):   # of what no file can be called
+        parts = ()
+    if parts and ".." not in parts and not absolute:
+        return root.joinpath(*parts)
+    for n in range(1, len(parts) if absolute and ".." not in parts else 0):
+        if os.path.exists(root.joinpath(*parts[n:])):
             return root.joinpath(*parts[n:])
     raise ValueError(f"{where} names {named[:200]!r}, which is not a path inside {root}: correct it")

@@ -18,7 +18,7 @@ ACTING, RUN = ("--image-dir", "--closed-loop", "--open-loop"), ("a training run"
 # refuse_ignored and its message call them.
 READ_BY = {
     "train.py": {
-        "data robot verify init origin weights init_und init_vae init_experts out resume": RUN,
+        "data robot verify init origin weights init_und init_vae init_experts out resume timestamps": RUN,
         "shard": ("a run under torchrun",),
         "memory_gb": ("--dry-run", "--fit"),
         "episodes eval_seed": ("a robot of an embedded world",),
@@ -35,14 +35,14 @@ READ_BY = {
         "task state": ("--image-dir",),
         "episodes json controls": ("--closed-loop",),
         "data": ("--open-loop",),
-        "episode frame": ("--cut",),
+        "episode frame timestamps": ("--cut",),
         "weights tokenizer out seed engine euler_steps device threads": ACTING,
         "checkpoint": ("a policy without --weights",),
         "config action_mode vae dtype": ("--weights",),
     },
     "model.py": {"only_episodes hold_out action_mode full_windows stretch lpt_workers balance loaders std_floor "
-                 "on_bad_sample": ("train.py",)},
-    "python -m support.data": {"robot": ("--inspect of LeRobot", "--cache"), "config loaders": ("--cache",)},
+                 "on_bad_sample timestamps": ("train.py",)},
+    "python -m support.data": {"robot timestamps": ("--inspect of LeRobot", "--cache"), "config loaders": ("--cache",)},
 }
 
 

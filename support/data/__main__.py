@@ -23,6 +23,8 @@ def main(argv):
     what.add_argument("--cache", nargs=2, metavar=("DIR", "OUT"), type=Path,
                       help="decode and resize the pictures of a LeRobot dataset once, into the dataset OUT")
     parser.add_argument("--robot", help="a robot of support/data/robots.py or a .json file (default: the dataset's)")
+    parser.add_argument("--timestamps", choices=("check", "index"), default="check",
+                        help="index: row t is frame t, whatever its time stamp says")
     parser.add_argument("--config", default="a1_2b", help="with --cache: the preset whose picture sizes are taken")
     parser.add_argument("--loaders", type=value(int, {"at_most": 256}), default=os.cpu_count(),
                         help="with --cache: processes that decode")
@@ -36,10 +38,11 @@ def main(argv):
         inspection.refuse(changed, f"{args.verify} is not as it was recorded", shown=len(changed))
         print(f"{args.verify}: every file is as it was recorded")
     elif args.cache:
-        cache_pictures(LeRobotSource(args.cache[0], robot), args.cache[1], get_config(args.config).model, args.loaders)
+        source = LeRobotSource(args.cache[0], robot, timestamps=args.timestamps)
+        cache_pictures(source, args.cache[1], get_config(args.config).model, args.loaders)
     else:
         if not plain:
-            source = LeRobotSource(args.inspect, robot, check_files=False)
+            source = LeRobotSource(args.inspect, robot, check_files=False, timestamps=args.timestamps)
             wrong, readable = inspection.faults(source)
             print("\n".join(inspection.inspect(source, readable)))
             inspection.refuse(wrong, f"{args.inspect}: repair this before training on it; its files are not recorded")

@@ -42,6 +42,7 @@ class Listed:
     frames: int         # of all its episodes, from metadata alone
     has_action: bool
     same: tuple         # what is the same for one dataset, by whatever path it is listed
+    timestamps: str     # how those of its rows are taken: check or index
     only: str = ""      # the episodes that are used, as support.data.episodes reads it
     hold_out: str = ""  # those of them that are held out, where a mixture says so of this dataset
 
@@ -54,12 +55,13 @@ class Listed:
         marker = (path / ("meta/info.json" if is_lerobot(path) else "episode.npz")).stat()
         return cls(path, row.get("name") or name, float(row.get("weight") or 1),
                    row.get("kind") or ("robot" if has_action else "human"), row["robot"], robot, frames, has_action,
-                   (marker.st_dev, marker.st_ino), row.get("only_episodes") or "", row.get("hold_out") or "")
+                   (marker.st_dev, marker.st_ino), row["timestamps"], row.get("only_episodes") or "",
+                   row.get("hold_out") or "")
 
     def open(self):
         """-> Source."""
         source = open_source(self.path, self.given)
-        source.name, source.has_action = self.name, self.has_action
+        source.name, source.has_action, source.timestamps = self.name, self.has_action, self.timestamps
         return source
 
 
@@ -79,21 +81,22 @@ class Corpus:
     held_out_windows: np.ndarray = None
 
     @classmethod
-    def read(cls, path, robot=None, hold_out="-1", only_episodes=""):
+    def read(cls, path, robot=None, hold_out="-1", only_episodes="", timestamps="check"):
         """A folder with mixture.json, such a file itself, or one dataset. robot, hold_out, only_episodes: as the flags
-        say, of one dataset. ValueError: one line."""
+        say, of one dataset; timestamps: of all. ValueError: one line."""
         path = Path(path)
         if not os.path.isdir(path) and not (os.path.isfile(path) and path.stat().st_size < LISTING):
             raise ValueError(f"--data {str(path)[:200]}: no such folder or mixture file")
         listing = path / "mixture.json" if path.is_dir() else path
         robot = find_robot(robot) if robot else None
         rows, validation = read_mixture(listing, robot) if listing.exists() else ([{"path": ".", "robot": robot}], None)
-        listed = [Listed.of(listing.parent, row) for row in rows]
+        listed, held_out = ([Listed.of(listing.parent, row | {"timestamps": timestamps}) for row in some if row]
+                            for some in (rows, [validation]))
         if only_episodes:
             if len({row.same for row in listed}) > 1 or any(row.only for row in listed):
                 raise ValueError("--only_episodes counts in one dataset: name them for each dataset in the mixture")
             listed = [replace(row, only=only_episodes) for row in listed]
-        found = cls(listed, listing.parent, validation and Listed.of(listing.parent, validation), str(hold_out))
+        found = cls(listed, listing.parent, held_out[0] if held_out else None, str(hold_out))
         return found._settled()
 
     @property

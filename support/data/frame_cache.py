@@ -177,13 +177,10 @@ def cache_for(source, out, sizes):
     if source.cache:
         raise ValueError(f"dataset {source.root} is a frame cache already; cache the original")
     paths = {*source.files, *(path for files, _ in source.videos.values() for path in files if path.exists())}
-
-    def shape(view):
-        """Of a picture, in the first episode that has this view."""
-        e = next(e for e in range(len(source.lengths)) if view in source.views_of(e))
-        return list(source.frame(view, e, 0).shape[:2])
+    first = {view: next(e for e, _ in enumerate(source.lengths) if view in source.views_of(e)) for view in source.views}
     stored = {"format": FORMAT, "name": source.name, "sizes": sorted(set(sizes)),
-              "cameras": {key: shape(view) for view, key in source.views.items()},
+              "cameras": {key: list(source.frame(view, first[view], 0).shape[:2])
+                          for view, key in source.views.items()},
               "dataset": fingerprint(source.root, source.lengths),
               "files": digest(sorted((str(path.relative_to(source.root)), path.stat().st_size) for path in paths))}
     cache = FrameCache(out, stored, source.lengths)

@@ -26,26 +26,31 @@ def faults(source):
     """Every file, every row and the last picture of every video -> lines that say what is wrong, and the episodes whose
     numbers can be read."""
     missing = source.missing_files()
-    lines = [f"{source.where}, episode {index}: {path} is missing" for path, index in missing.items()]
-    readable, looked_at = [], set()
+    lines = [line for line in missing.values() if line]
+    readable, looked_at = [], {}
 
     def tried(read, *where):
         try:
             read(*where)
             return True
         except ValueError as error:
-            lines.append(str(error))
+            if str(error) not in lines:   # of a film: its episodes share it
+                lines.append(str(error))
     backwards = range(len(source.lengths) - 1, -1, -1)     # the last episode of a file is where it is torn
     for e in each(backwards, "episode"):
-        if source.files[e] in missing or not tried(source.numbers, e):
-            continue                                       # its pictures may lie in the same file
-        readable.append(e)
-        tried(source.task, e, source.lengths[e] - 1)
+        whole = source.files[e] not in missing and tried(source.numbers, e)
+        if whole:
+            readable.append(e)
+            tried(source.task, e, source.lengths[e] - 1)
         for view in source.views_of(e):
-            path = source.videos[view][0][e] if view in source.videos else (source.files[e], view)
-            if path not in missing and path not in looked_at:
-                looked_at.add(path)
-                tried(source.frame, view, e, source.lengths[e] - 1)
+            film = view in source.videos and not source.cache
+            path = source.videos[view][0][e] if film else (source.files[e], view)
+            if path in missing or not (film or whole):
+                continue
+            if path not in looked_at:
+                looked_at[path] = tried(source.frame, view, e, source.lengths[e] - 1)
+            elif film and looked_at[path]:
+                tried(source.place, view, e)
     return lines, readable[::-1]
 
 
@@ -63,6 +68,9 @@ def inspect(source, episodes):
               if feature["dtype"] in ("video", "image") and key not in source.views.values()]
     if others:
         yield f"cameras not read: {', '.join(others)}"
+    longer = {source.videos[view][0][e] for (view, e), (*_, counted) in source.placed.items() if not counted}
+    if longer:
+        yield f"films with more pictures than rows, taken at the rows' times: {len(longer)}, such as {min(longer)}"
     if not source.has_action:
         yield "no actions: human video, trains L_gen alone"
     yield from source.notes

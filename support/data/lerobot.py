@@ -1,25 +1,25 @@
 """LeRobot v2.0, v2.1 and v3.0 datasets, read directly from disk, without the lerobot package.
 
 Numbers are in parquet (pyarrow), pictures in mp4 (PyAV) or as PNG inside parquet; both packages are imported on first
-use. Building a source reads metadata (support/data/lerobot_metadata.py), the rest is read when asked for. Frame t of an
-episode is shown t / fps seconds after the episode begins in its video; the frame taken must lie within half a frame of
-that time. Not thread-safe: parallel reading is done by processes.
+use. Building a source reads metadata (support/data/lerobot_metadata.py), the rest is read when asked for. Frame t is
+the picture of row t (support/data/places.py). Not thread-safe: parallel reading is done by processes.
 """
 
-import io
 import multiprocessing
 import sys
 from bisect import bisect_left, bisect_right
 
 import numpy as np
-from PIL import Image
 
 from support.data import frame_cache
 from support.data.file_hashes import files_digest
 from support.data.lerobot_episodes import instructions
 from support.data.lerobot_metadata import AGAIN, LeRobotMetadata, picture_shape
-from support.data.parquet import damage, read_columns, read_table, row_groups
-from support.data.video import LRU, read_frames
+from support.data.parquet import read_columns, read_table, row_groups
+from support.data.picture import decode
+from support.data.places import places
+from support.data.video import LRU, read_frames, stamps
+from support.files import damage, inside, lfs_pointer, unreadable
 
 # What is held of all datasets of this process, in bytes, however many a mixture has.
 _NUMBERS = LRU(512 << 20, lambda arrays: sum(array.nbytes for array in arrays.values()))   # by row group
@@ -31,29 +31,37 @@ class LeRobotSource(LeRobotMetadata):
     """One LeRobot dataset folder, as support.data.source.Source says.
 
     check_files: refuse a dataset of which a file is missing. ImportError, one line, where a package is missing.
+    timestamps: "check", or "index": those of the rows are not looked at.
     """
 
-    def __init__(self, root, robot=None, check_files=True):
+    def __init__(self, root, robot=None, check_files=True, timestamps="check"):
         super().__init__(root, robot)
+        self.timestamps = timestamps
         self.read_episodes()
         self.cache = frame_cache.FrameCache.open(self.root, self.views.values(), self.lengths)
-        self._checked = set()   # episodes whose rows have passed
+        self._said, self._checked = False, {}   # episodes whose rows have passed: whether their time stamps begin at 0
+        self.placed = {}    # (slot, episode): first picture and step of its rows in its film, whether all are counted
         missing = self.missing_files()
         for note in self.notes if check_files and multiprocessing.parent_process() is None else ():
             print(note, file=sys.stderr)
-        for path, index in missing.items() if check_files else ():
+        for line in missing.values() if check_files else ():
             more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
-            raise self.fault(f"{path} is missing{more}; {AGAIN}", index)
+            raise ValueError(f"{line}{more}" + (f"; {AGAIN}" if line.endswith("missing") else ""))
 
     def missing_files(self):
-        """{path: first episode that needs it} of every data or video file that is not there, but should be."""
+        """{path: line} of every data or video file that should be there and is not. Git LFS pointers have one line."""
         needed = {}
         for files in (self.files, *(files for files, _ in self.videos.values() if not self.cache)):
             for path, index in zip(files, self.indices):
                 needed.setdefault(path, index)
-        missing = {path: index for path, index in needed.items() if not path.exists()}
-        lacked = self.find_lacking(missing, self.cache)
-        return {path: index for path, index in missing.items() if path not in lacked}
+        absent = {path: index for path, index in needed.items() if not path.is_file()}
+        lacked = self.find_lacking(absent, self.cache)
+        lines = {path: str(self.fault(f"{path} is missing", index))
+                 for path, index in absent.items() if path not in lacked}
+        pointers = [path for path in needed if path not in absent and 0 < path.stat().st_size < 1024
+                    and lfs_pointer(path)]
+        return lines | {path: "" if n else str(self.fault(unreadable(path, None), needed[path]))
+                        for n, path in enumerate(pointers)}
 
     def identity(self):
         meta = [path for path in (self.root / "meta").rglob("*") if path.is_file() and "stats" not in path.name]
@@ -61,20 +69,21 @@ class LeRobotSource(LeRobotMetadata):
                 "files": files_digest([*self.files, *meta])}
 
     def numbers(self, e):
-        keys = dict.fromkeys([key for parts in self.parts.values() for key, _ in parts] + list(self.row_keys))
+        keys = dict.fromkeys([key for parts in self.parts.values() for key, _ in parts] + [
+            key for key in self.row_keys if key != "timestamp" or self.timestamps == "check"])
         sizes = {key: int(np.prod(self.info["features"][key]["shape"])) for key in keys}
         where = f"{self.where}, episode {self.indices[e]}"
         arrays = self._rows(e, sizes, where) if keys else {}
         if e not in self._checked:
-            self._check_rows(e, arrays)
-            self._checked.add(e)
+            self._checked[e] = self._check_rows(e, arrays)
         none = np.zeros((self.lengths[e], 0), np.float32)
         state, action = (np.concatenate([none, *(arrays[key] if taken is None else arrays[key][:, taken]
-                                                 for key, taken in parts)], 1) for parts in self.parts.values())
+                                                 for key, taken in parts)], 1, dtype=np.float32)
+                         for parts in self.parts.values())
         return state, action if self.has_action else None
 
     def _rows(self, e, sizes, where):
-        """Columns {key: dimension} of episode e -> {key: (L, dimension) float32}; only its row groups are read."""
+        """Columns {key: dimension} of episode e -> {key: (L, dimension)}; only its row groups are read."""
         path, first, L = self.files[e], self.first_rows[e], self.lengths[e]
         starts = _ROW_GROUPS.get(path, lambda: row_groups(path, where))
         if starts[-1] < first + L or (self.version != "v3.0" and starts[-1] != L):
@@ -86,20 +95,33 @@ class LeRobotSource(LeRobotMetadata):
                                      for group, part in parts.items()]) for key in sizes}
 
     def _check_rows(self, e, rows):
-        """Numbers must be finite; rows the episode's own, in order, one a frame, at the times of its pictures."""
-        path, index, order, fps = self.files[e], self.indices[e], np.arange(self.lengths[e]), self.fps
+        """Numbers must be finite as float32; rows the episode's own, in order, one a frame, at even steps -> whether
+        they are timed from 0 on."""
+        path, index, order = self.files[e], self.indices[e], np.arange(self.lengths[e])
         for key, values in rows.items():
             for t, d in np.argwhere(~np.isfinite(values)):
                 raise self.fault(f"'{key}' is not finite in dimension {d}; repair or drop the episode", index, t)
         for key, expected in (("episode_index", np.full(len(order), index)), ("frame_index", order)):
             found = rows[key][:, 0] if key in rows else expected
             for t in np.flatnonzero(found != expected):
-                raise self.fault(f"{path}: '{key}' is {found[t]:g}, expected {expected[t]}; {AGAIN}", index, t)
-        times = rows["timestamp"][:, 0].astype(np.float64) if "timestamp" in rows else order / fps
-        for t in np.flatnonzero(np.abs(times - order / fps) > 0.5 / fps):   # its pictures are taken from order / fps
-            raise self.fault(f"{path}: 'timestamp' is {times[t]:g} s, at {fps:g} frames/s it should be {t / fps:g}; "
-                             f"frames were lost or repeated, its start was cut off, or fps in meta/info.json is wrong",
-                             index, t)
+                raise self.fault(f"{path}: '{key}' is {found[t]:.15g}, expected {expected[t]}; {AGAIN}", index, t)
+        if "timestamp" not in rows:
+            return True
+        times, frame = rows["timestamp"][:, 0], 1 / self.fps
+        if (np.abs(times - order * frame) <= 0.5 * frame).all():
+            return True
+        steps = np.diff(times)
+        uneven = np.flatnonzero(np.abs(steps - frame) > 0.5 * frame)
+        if len(uneven) or len(steps) and abs(steps.mean() - frame) > 0.05 * frame:
+            t, step = (uneven[0] + 1, steps[uneven[0]]) if len(uneven) else (len(steps), steps.mean())
+            raise self.fault(f"{path}: 'timestamp' is {round(times[t], 4)} s, {step:.6g} s after the frame before it, "
+                             f"at {self.fps:g} frames/s it should be {frame:.6g}: frames were lost or repeated, or fps "
+                             f"in meta/info.json is wrong; --timestamps index takes row t as frame t", index, t)
+        if not self._said and multiprocessing.parent_process() is None:   # once, and not by each loader
+            print(f"{self.where}, episode {index}: time stamps of {round(times[0], 3)} to {round(times[-1], 3)} s are "
+                  f"even, but not those of {len(times)} frames from 0 on: rows are read by index")
+        self._said = True
+        return False
 
     def has_pictures(self, e, t):
         return np.ones(len(t), bool)
@@ -144,10 +166,11 @@ class LeRobotSource(LeRobotMetadata):
         if self.cache:
             return [frame_cache.CachedPicture(self.cache, self.views[view], self.cache.starts[e] + t) for t in times]
         if view in self.videos:
-            files, seconds = self.videos[view]
-            pictures = read_frames(files[e], [seconds[e] + t / self.fps for t in times], 0.5 / self.fps, where)
+            path, first, step = self.place(view, e, where(0))
+            wanted = stamps(path, where(0))[0][first + step * np.array(times)].tolist()
+            pictures = read_frames(path, wanted, where)
         else:
-            pictures = [self._png(self.views[view], e, t, where(i)) for i, t in enumerate(times)]
+            pictures = [self._stored_picture(self.views[view], e, t, where(i)) for i, t in enumerate(times)]
         expected = picture_shape(self.info["features"][self.views[view]])
         for i, picture in enumerate(pictures):
             if picture.shape != expected:
@@ -156,14 +179,42 @@ class LeRobotSource(LeRobotMetadata):
                                  f"{said}; {AGAIN}")
         return pictures
 
-    def _png(self, key, e, t, where):
-        """A picture that lies inside the data file as {bytes, path}; only its row group is read."""
-        path, row = self.files[e], self.first_rows[e] + t
-        starts = _ROW_GROUPS.get(path, lambda: row_groups(path, where))
-        group = bisect_right(starts, row) - 1
-        column = _PICTURES.get((path, key, group), lambda: read_table(path, [key], where, group)[key])
-        with damage(where, f"the picture in {path} cannot be decoded"):
-            stored = column[row - starts[group]].as_py()
-            data = stored.get("bytes") or (self.root / stored["path"]).read_bytes()
-            picture = np.array(Image.open(io.BytesIO(data)))
-        return picture if picture.ndim == 3 else picture[..., None]
+    def place(self, view, e, where=None):
+        """Where an episode lies in its film -> path, number of the picture of its first row, pictures from row to row.
+
+        ValueError, one line: neither counting nor the declared times decide it.
+        """
+        files, seconds = self.videos[view]
+        path, where = files[e], where or f"{self.where}, episode {self.indices[e]}, '{self.views[view]}'"
+        if (view, e) not in self.placed:
+            ticks, tick = stamps(path, where)
+            mine = [i for i, file in enumerate(files) if file == path] if self.version == "v3.0" else [e]
+            lengths, begins = (np.array([values[i] for i in mine], kind)
+                               for values, kind in ((self.lengths, int), (seconds, float)))
+            try:
+                found = places(ticks * tick, self.fps, begins, lengths)
+            except ValueError as error:
+                doubtful, what = error.args
+                raise self.fault(f"'{self.views[view]}': {path} has {what}; download it again, or drop the episode",
+                                 self.indices[mine[doubtful]]) from error
+            self.placed |= {(view, i): (*place, len(ticks) == sum(lengths)) for i, place in zip(mine, found)}
+        first, step, counted = self.placed[view, e]
+        if not counted:
+            if e not in self._checked:
+                self.numbers(e)
+            if not self._checked[e]:
+                raise ValueError(f"{where}: {path} has not one picture a row, and the time stamps of the rows do not "
+                                 f"begin at 0: which belong together? --timestamps index says that both begin at once")
+        return path, first, step
+
+    def _stored_picture(self, key, e, t, where):
+        """A picture that a data file holds or names: bytes, a path, or {bytes, path}."""
+        stored = self._value(key, e, t, where)
+        stored = stored if isinstance(stored, dict) else {"path" if isinstance(stored, str) else "bytes": stored}
+        data, named = stored.get("bytes"), stored.get("path")
+        if not (data and isinstance(data, bytes)) and not isinstance(named, str):
+            raise ValueError(f"{where}: {self.files[e]} holds neither a picture's bytes nor its path there; {AGAIN}")
+        if data:
+            return decode(data, where)
+        path = inside(self.root, named, where)
+        return decode(path, f"{where}: {path}")

@@ -110,12 +110,9 @@ class LeRobotEpisodes:
         return [self._try(whole, n, f"{at}: {name}", high=high) for n, at in zip(values, where)]
 
     def _list(self, rows, where):
-        self.indices, self.lengths = self._whole(rows, "episode_index", where), self._whole(rows, "length", where, LONGEST)
-        known = {}   # few texts, many episodes
-        for tasks, at in zip(rows["tasks"], where):
-            if repr(tasks) not in known:
-                known[repr(tasks)] = self._try(instructions, tasks, f"{at}: tasks")
-        self.listed = [known[repr(tasks)] for tasks in rows["tasks"]]
+        self.indices = self._whole(rows, "episode_index", where)
+        self.lengths = self._whole(rows, "length", where, LONGEST)
+        self.listed = [self._try(instructions, tasks, f"{at}: tasks") for tasks, at in zip(rows["tasks"], where)]
         self.tasks = [texts[0] if texts else "" for texts in self.listed]
 
     def _read_v2(self):

@@ -36,8 +36,8 @@ def dimension_names(key, feature):
 
 def picture_shape(feature):
     """A camera feature -> (height, width, channels) as info.json promises them, in whichever order it lists them."""
-    names, shape = feature.get("names") or (), feature["shape"]
-    named = [i for i, name in enumerate(names) if str(name).startswith("channel")]
+    names, shape = feature.get("names"), feature["shape"]
+    named = [i for i, name in enumerate(names if isinstance(names, (list, dict)) else ()) if str(name)[:7] == "channel"]
     channels = named[0] if len(named) == 1 else 0 if shape[0] == 3 != shape[2] else 2
     height, width = (n for i, n in enumerate(shape) if i != channels)
     return height, width, shape[channels]
@@ -47,7 +47,7 @@ def is_depth(key, feature):
     """Whether a camera measures distance: it is flagged so, in any of the places that recorders use, or called so."""
     places = [place for place in (feature, feature.get("info"), feature.get("video_info")) if isinstance(place, dict)]
     flags = [str(place.get(flag)).lower() for place in places for flag in ("video.is_depth_map", "is_depth_map")]
-    return "true" in flags or bool(re.search("depth(?!ai)|disparity", spelt(key)))
+    return bool({"true", "1"} & set(flags)) or bool(re.search("depth(?!ai)|disparity", spelt(key)))
 
 
 class LeRobotMetadata(LeRobotEpisodes):
@@ -69,6 +69,8 @@ class LeRobotMetadata(LeRobotEpisodes):
             self.robot = robot.name or unnamed(self.fps, self.state_names, self.action_names,
                                                [self.state_keys, self.action_keys, self.views])
             self.row_keys = tuple(key for key in ROW_KEYS if key in self.info["features"])
+            for key in self.row_keys:
+                self._shape(key, 1)
 
     def size(self, view):
         """(height, width) of a view's pictures."""
@@ -90,8 +92,8 @@ class LeRobotMetadata(LeRobotEpisodes):
         if not isinstance(features, dict) or not features:
             raise self.fault(f"{path}: features is {features!r:.40}, expected what the columns are; {AGAIN}")
         for key, feature in features.items():
-            if not isinstance(feature, dict) or not isinstance(feature.get("dtype"), str):
-                raise self.fault(f"{path}: feature '{key}' is {feature!r:.60}, expected dtype and shape; {AGAIN}")
+            if not isinstance(feature, dict) or not isinstance(feature.get("dtype"), str) or not key.isprintable():
+                raise self.fault(f"{path}: feature {key!r:.60} is {feature!r:.60}, expected dtype and shape; {AGAIN}")
         for key in [key for key in info if key.startswith("total_")]:
             self._try(whole, info[key], f"{path}: {key}", high=10 ** 11)
         return info
@@ -190,7 +192,7 @@ class LeRobotMetadata(LeRobotEpisodes):
                 self.not_colour[key] = "is a depth camera"
             elif channels != 3:
                 self.not_colour[key] = f"has {channels} channels in meta/info.json, a picture has 3 (red, green, blue)"
-            elif not key.isprintable() or re.search(r"[/\\]|^\.+$", key):
+            elif re.search(r"[/\\]|^\.*$", key) or len(key) > 100:
                 raise self.fault(f"{self.info_path}: camera {key!r:.60} is no name of a folder; correct it")
         if not found:
             raise self.fault("no feature of dtype video or image: it has no pictures")

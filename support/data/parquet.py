@@ -3,49 +3,43 @@
 Every fault is a ValueError of one line that begins with `where`, whatever pyarrow made of the damage.
 """
 
-from contextlib import contextmanager
-
 import numpy as np
 
 from support.data.video import INSTALL
+from support.files import damage
+
+MOST = 1 << 27   # values of a column in one row group: 512 MiB as float32
+EXACT = ("timestamp", "frame_index", "episode_index", "task_index")   # float64: seconds since 1970, large numbers
 
 
 def arrow():
     """The package pyarrow, with pyarrow.parquet. ImportError, one line, without it."""
     try:
+        import pyarrow.compute
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError(INSTALL) from error
     return pyarrow
 
 
-@contextmanager
-def damage(where, what):
-    """Whatever libraries make of bytes that no writer of the format wrote becomes one line; lines of ours pass."""
-    try:
-        yield
-    except ImportError:
-        raise
-    except Exception as error:
-        if isinstance(error, ValueError) and str(error).startswith(where):
-            raise
-        reason = " ".join((str(error) if isinstance(error, UnicodeError) else repr(error)).split())[:200]
-        raise ValueError(f"{where}: {what} ({reason}); download it again") from error
-
-
 def read_table(path, columns, where, group=None):
     """Columns (None: all) of a parquet file, or of one row group of it, as a pyarrow table."""
-    with damage(where, f"{path} cannot be read"), arrow().parquet.ParquetFile(path) as file:
+    with damage(where, f"{path} cannot be read", path), arrow().parquet.ParquetFile(path) as file:
         absent = [key for key in columns or () if key not in file.schema_arrow.names]
         if absent:
             raise ValueError(f"{where}: {path} has no column '{absent[0]}', which meta/ promises; download it again")
-        columns = columns and list(columns)
+        columns, groups = columns and list(columns), range(file.num_row_groups) if group is None else [group]
+        for part in map(file.metadata.row_group, groups):
+            most = max((part.column(i).num_values for i in range(part.num_columns)), default=0)
+            if most > MOST:   # a few bytes unpack to it
+                raise ValueError(f"{where}: {path} has {most:,} values in a column of one row group, at most {MOST:,} "
+                                 f"are read; download it again")
         return file.read(columns) if group is None else file.read_row_group(group, columns)
 
 
 def row_groups(path, where):
     """Number of the first row of each row group of a parquet file, and the number of rows: list[int]."""
-    with damage(where, f"{path} cannot be read"), arrow().parquet.ParquetFile(path) as file:
+    with damage(where, f"{path} cannot be read", path), arrow().parquet.ParquetFile(path) as file:
         starts = [0]
         for group in range(file.num_row_groups):
             starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
@@ -53,18 +47,27 @@ def row_groups(path, where):
 
 
 def read_columns(path, sizes, where, group=None):
-    """Vector features of a data file, or of one row group: {key: dimension} -> {key: (rows, dimension) float32},
-    read-only. Columns are lists of any kind, nested or not, or, for dimension 1, plain numbers."""
-    table, arrays = read_table(path, sizes, where, group), {}
+    """Vector features of a data file, or of one row group: {key: dimension} -> {key: (rows, dimension) float32, or
+    float64 of EXACT}, read-only. Columns are lists of any kind, nested or not, or, for dimension 1, plain numbers.
+    A null, or what is too large for float32, is not finite."""
+    table, arrays, dtypes = read_table(path, sizes, where, group), {}, arrow().types
     for key, size in sizes.items():
+        here, flat, each = f"{where}: {path}, '{key}'", table[key].combine_chunks(), 1   # each: values of a row
         with damage(where, f"{path}, '{key}' holds no numbers"):
-            flat = table[key].combine_chunks()
-            while arrow().types.is_nested(flat.type):
-                flat = flat.flatten()
-            values = np.array(flat.to_numpy(zero_copy_only=False), dtype=np.float32)
-        if values.size != table.num_rows * size:
-            raise ValueError(f"{where}: {path}, '{key}' has {values.size} values in {table.num_rows} rows, "
-                             f"meta/info.json says {size} each")
+            while dtypes.is_list(flat.type) or dtypes.is_large_list(flat.type) or dtypes.is_fixed_size_list(flat.type):
+                lengths = arrow().compute.list_value_length(flat).fill_null(0).to_numpy()
+                for row in np.flatnonzero(lengths != (usual := np.sort(lengths)[len(lengths) // 2])):   # 0: null
+                    raise ValueError(f"{here}, row {row // each} of row group {group} has a list of {lengths[row]}, "
+                                     f"others of {usual}; download it again")
+                flat, each = flat.flatten(), each * int(usual)
+            if not (dtypes.is_integer(flat.type) or dtypes.is_floating(flat.type) or dtypes.is_boolean(flat.type)):
+                raise ValueError(f"{here} is of type {flat.type}, expected real numbers; name another in a --robot "
+                                 f"file")
+            if each != size:
+                raise ValueError(f"{here} has {each} values in a row, meta/info.json says {size}; download it again")
+            flat = flat.cast("float64", safe=False) if flat.null_count else flat
+            with np.errstate(over="ignore"):
+                values = np.array(flat.to_numpy(zero_copy_only=False), np.float64 if key in EXACT else np.float32)
         arrays[key] = values.reshape(-1, size)
         arrays[key].flags.writeable = False  # it is cached: who changes it must copy it
     return arrays

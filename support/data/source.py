@@ -29,7 +29,7 @@ class Source(Protocol):
     action_keys: tuple
     action_names: list  # of the action dimensions; [] unknown
     has_action: bool    # False: human video
-    videos: dict        # slot -> (mp4 of each episode, seconds at which it begins there); {} where pictures are files
+    videos: dict        # slot -> (mp4 of each episode, seconds at which meta/ says it begins there); {} without films
     cache: object       # the FrameCache that its pictures come from, or None
 
     def views_of(self, e):

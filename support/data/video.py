@@ -1,6 +1,6 @@
-"""Frames of mp4 files, exactly: the pictures shown at given seconds, for as little decoding as the file allows.
+"""Films (mp4), exactly: when their pictures are shown, and those pictures, for as little decoding as the file allows.
 
-A frame is taken by the time it carries, never by counting. What makes it fast, by what it is worth:
+A picture is taken by the time stamp that it carries, in ticks of the film's clock. What makes it fast, by its worth:
 
     an opened file stays open       opening costs as much as decoding a frame; 32 files a process, used last
     one pass a group of pictures    frames asked for together are decoded in order, each from its key frame once
@@ -13,8 +13,12 @@ Nothing here starts a thread: a forked process must be able to close what it inh
 import os
 from collections import OrderedDict
 
+import numpy as np
+
+from support.data.picture import check_size
+from support.files import damage
+
 INSTALL = "reading LeRobot datasets needs pyarrow and av: run  pip install -r requirements-robot.txt"
-EXACT = 1e-4   # seconds: the format's own tolerance, above a tick of a stream's clock
 SKIPS_UNREFERENCED = ("h264", "hevc", "mpeg4")   # decoders that look at skip_frame before every packet
 
 
@@ -52,87 +56,103 @@ class LRU:
 
 # (process, path) -> _Video, for all datasets of this process. PyAV's objects hold each other: close() is needed.
 _OPEN = LRU(32, close=lambda video: video.container.close())
+_STAMPS = LRU(64 << 20, lambda film: film[0].nbytes)   # path -> what stamps() gives
 
 
 class _Video:
-    """An open mp4 with its decoder."""
+    """An open film with its decoder."""
 
     def __init__(self, path):
         self.container = pyav().open(str(path))
-        self.stream = self.container.streams.video[0]
+        streams = [stream for stream in self.container.streams.video
+                   if not stream.disposition & pyav().stream.Disposition.attached_pic]   # a cover is no film
+        if len(streams) != 1:
+            raise ValueError(f"it holds {len(streams)} streams of pictures, a film has one")
+        self.stream = streams[0]
+        check_size(self.stream.height, self.stream.width)
         self.tick, self.decoder = float(self.stream.time_base), self.stream.codec_context
         self.decoder.thread_count = 1
         self.reformatter = pyav().video.reformatter.VideoReformatter()   # keeps its tables from frame to frame
 
-    def one_pass(self, start, wanted, tolerance):
+    def stamps(self):
+        """As the function of this name; nothing is decoded. The index of an mp4 has the stamps of decoding: where they
+        are even, those of showing are the same from the first one on. Any other film is read through."""
+        index = [entry.timestamp for entry in self.stream.index_entries if not entry.is_discard]
+        even = len(index) == self.stream.frames and len(set(np.diff(index).tolist())) == 1
+        self.container.seek(min(index, default=0), stream=self.stream)
+        found = []
+        for packet in self.container.demux(self.stream):
+            if packet.size and not packet.is_discard:   # an edit list discards what is only decoded
+                found.append(packet.pts)
+            if even and found and packet.dts is not None and packet.dts >= min(found):   # none is shown sooner
+                found = np.subtract(index, index[0] - min(found)).tolist()
+                break
+        if not found or None in found or len(set(found)) < len(found):
+            raise ValueError("it has no pictures" if not found else "pictures of it have no time stamp, or the same")
+        return np.sort(found), self.tick
+
+    def one_pass(self, start, wanted):
         """One pass from the key frame before `start` over wanted[0] and what shares its group of pictures.
 
-        wanted: seconds, ascending -> {second: the nearest frame, (H, W, 3) uint8 RGB}, time of the frame nearest to
-        wanted[0] or None. Packets are held back until one is wanted: nothing behind the last wanted one is decoded.
+        wanted: stamps, ascending -> {stamp: (H, W, 3) uint8 RGB} of some; wanted[0] lacks where the pass begins behind
+        it. Packets are held back until one is wanted: nothing behind the last wanted one is decoded.
         """
-        self.container.seek(int(start / self.tick), stream=self.stream)
-        held, frames, fed, exact, nearest = [], [], set(), set(), None
+        self.container.seek(start, stream=self.stream)
+        held, frames, fed, last = [], {}, set(), wanted[-1]
         for packet in self.container.demux(self.stream):
             if packet.pts is None:   # the end of the file
                 break
-            time = packet.pts * self.tick
-            if nearest is None or abs(time - wanted[0]) < abs(nearest - wanted[0]):
-                nearest = time
-            near = {second for second in wanted if abs(time - second) <= tolerance}
-            if packet.is_keyframe and fed and not near & fed:   # what is still wanted starts a run of its own
-                break
-            if packet.dts is not None and packet.dts * self.tick > wanted[-1] + tolerance:
-                break
-            held.append((packet, bool(near)))
-            if near:
-                frames += [frame for each in held for frame in self._decode(*each, wanted, tolerance)]
-                held, fed = [], fed | near
-                exact |= {second for second in near if abs(time - second) < EXACT}
-                if len(exact) == len(wanted):
+            if packet.is_keyframe and fed or packet.dts is not None and packet.dts > last:
+                break                # what is still wanted starts a run of its own
+            held.append((packet, packet.pts in wanted))
+            if held[-1][1]:
+                for each in held:
+                    frames |= self._decode(*each, wanted)
+                held, fed = [], fed | {packet.pts}
+                if len(fed) == len(wanted):
                     break
         if fed:
-            frames += self._decode(None, True, wanted, tolerance)
-        found = {}
-        for second in fed:
-            frame = min(frames, key=lambda frame: abs(frame.pts * self.tick - second), default=None)
-            if frame is not None and abs(frame.pts * self.tick - second) <= tolerance:
-                found[second] = self.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        return found, nearest
+            frames |= self._decode(None, True, wanted)
+        return {stamp: self.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                for stamp, frame in frames.items()}
 
-    def _decode(self, packet, needed, wanted, tolerance):
-        """The frames near to a wanted second that come out for a packet; for None, those that are held back."""
+    def _decode(self, packet, needed, wanted):
+        """{stamp: frame} of the wanted ones that come out for a packet; for None, those that are held back."""
         if packet and self.decoder.name in SKIPS_UNREFERENCED:
             self.decoder.skip_frame = "DEFAULT" if needed else "NONREF"
-        return [frame for frame in self.decoder.decode(packet) if frame.pts is not None
-                and any(abs(frame.pts * self.tick - second) <= tolerance for second in wanted)]
+        return {frame.pts: frame for frame in self.decoder.decode(packet)
+                if frame.pts in wanted and not frame.is_corrupt}
 
 
-def read_frames(path, seconds, tolerance, where):
-    """The pictures shown at `seconds` of an mp4, in that order: list of (H, W, 3) uint8 RGB.
+def stamps(path, where):
+    """When the pictures of a film are shown: (n,) int64 ticks, ascending, and the seconds of a tick.
 
-    ValueError, one line that begins with where(i) for seconds[i]: not decodable, or no frame within `tolerance`.
+    ValueError, one line that begins with `where`: not readable.
     """
-    key, left, pictures = (os.getpid(), str(path)), sorted(set(seconds)), {}
-    try:
-        while left:
-            video = _OPEN.get(key, lambda: _Video(path))
-            # Where B-frames shift a key frame, a seek may land after the target: start 1 s earlier, then at 0.
-            for start in (left[0], max(left[0] - 1, 0), 0):
-                found, nearest = video.one_pass(start, left, tolerance)
-                if left[0] in found:
-                    break
-            else:
-                at = "no frame at all" if nearest is None else f"one at {nearest:.3f} s"
-                raise ValueError(f"{where(seconds.index(left[0]))}: {path} has no frame at {left[0]:.3f} s (nearest: "
-                                 f"{at}); it is shorter than the dataset says: download the file again")
-            pictures |= found
-            left = [second for second in left if second not in pictures]
-    except ImportError:
-        raise
-    except Exception as error:   # FFmpeg's own, and whatever its bindings make of damaged bytes
-        at = where(seconds.index(left[0]))
-        if str(error).startswith(at):
-            raise
-        _OPEN.drop(key)
-        raise ValueError(f"{at}: {path} cannot be decoded ({error}); download the file again") from error
-    return [pictures[second] for second in seconds]
+    with damage(where, f"{path} cannot be decoded", path):
+        return _STAMPS.get(str(path), lambda: _OPEN.get((os.getpid(), str(path)), lambda: _Video(path)).stamps())
+
+
+def read_frames(path, wanted, where):
+    """The pictures of a film that are shown at the stamps `wanted`, in that order: list of (H, W, 3) uint8 RGB.
+
+    ValueError, one line that begins with where(i) for wanted[i]: it cannot be decoded.
+    """
+    key, left, pictures = (os.getpid(), str(path)), sorted(set(wanted)), {}
+    while left:
+        with damage(where(wanted.index(left[0])), f"{path} cannot be decoded", path):
+            try:
+                video = _OPEN.get(key, lambda: _Video(path))
+                # Where B-frames shift a key frame, a seek may land after the target: start 1 s earlier, then at first.
+                for start in (left[0], left[0] - round(1 / video.tick), -1 << 40):
+                    found = video.one_pass(start, left)
+                    if left[0] in found:
+                        break
+                else:
+                    raise ValueError(f"no picture comes out for {left[0] * video.tick:.3f} s")
+            except Exception:   # FFmpeg's own, and whatever its bindings make of damaged bytes
+                _OPEN.drop(key), _STAMPS.drop(str(path))
+                raise
+        pictures |= found
+        left = [stamp for stamp in left if stamp not in pictures]
+    return [pictures[stamp] for stamp in wanted]

@@ -116,10 +116,11 @@ def write(out, policy, observed, actions, z_hat):
     print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")
 
 
-def cut(dataset, folder, episode=-1, frame=None, robot=None):
+def cut(dataset, folder, episode=-1, frame=None, robot=None, timestamps="check"):
     """Write an image folder from an episode of a dataset, with the true future and the true actions. frame: t, by
     default m. ValueError: one line, for an episode or a frame that does not exist."""
     source = open_source(dataset, find_robot(robot) if robot else None)
+    source.timestamps = timestamps
     m, e = DataConfig.m, position(episode, source.indices, "--episode", dataset)
     t = m if frame is None else frame
     T = int(source.lengths[e])

@@ -161,8 +161,9 @@ def write_report(policy, data, out, robot=None):
     ValueError, one line, for data of another robot than the policy drives."""
     if not data:
         raise ValueError("--open-loop needs --data, the dataset or mixture that the policy was trained on")
-    m = policy.config.data.m
-    corpus = open_corpus(data, m, False, robot, policy.config.data.hold_out, policy.config.data.only_episodes)
+    chosen = policy.config.data
+    m = chosen.m
+    corpus = open_corpus(data, m, False, robot, chosen.hold_out, chosen.only_episodes, chosen.timestamps)
     if not corpus.holds_out:
         raise ValueError(f"--data {data}: nothing was held out (--hold_out none), so nothing shows what the policy has "
                          "learned; give a mixture.json with other data as its validation")

@@ -144,7 +144,7 @@ def test_a_damaged_or_foreign_cache_is_refused_in_one_line(tmp_path, damage):
 
 def test_the_command_says_what_it_will_write_and_what_the_cache_is_valid_for(tmp_path, capsys):
     root, out = write_v30(tmp_path / "toy"), tmp_path / "cached"
-    argv = ["--cache", str(root), str(out), "--loaders", "0", "--config", "conveyor"]
+    argv = ["--cache", str(root), str(out), "--loaders", "1", "--config", "conveyor"]
     main(argv)
     told = capsys.readouterr().out
     assert "4 episodes, 48 frames of 2 cameras, at 64 pixels: 0.00 GB" in told

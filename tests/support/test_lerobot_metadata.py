@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,9 +247,11 @@ WRONG_INFO = [
     *({key: value} for key in ("data_path", "video_path") for value in (
         None, "{episode_index:>1000000000d}", "{episode_index.__class__}", "{episode_index!r}", "{foo}/{episode_index}",
         "{}", "one.file", "../{episode_index}.{video_key}", "/etc/{episode_index}.{video_key}",
-        "{episode_index", "a\0{episode_index}{video_key}"))]
+        "{episode_index", "a\0{episode_index}{video_key}", "a\n{episode_index}{video_key}",
+        "d" * 5000 + "{episode_index}{video_key}"))]
 WRONG_FEATURES = [
-    *((key, {"shape": shape}) for key in ("observation.state", HEAD) for shape in (
+    ("frame_index", {"shape": [2]}),
+    *((key, {"shape": shape}) for key in ("observation.state", HEAD, "frame_index") for shape in (
         None, 3, "3", [-3], [0], [2.5], [[3]], [10 ** 12], [BIG], [True], [None])),
     *(("observation.state", {"names": names}) for names in (["x"] * 2, [1, 2, 3], ["x", None, "z"], ["x", "y\n", "z"], 5))]
 WRONG_ROWS = [("episode_index", value) for value in (None, 0.5, -1, BIG, [0], True, 0)] + [
@@ -289,6 +292,8 @@ def test_wrong_metadata_are_one_line_that_names_file_key_and_row(dataset, v30):
             one_line(lambda: LeRobotSource(root), *([] if named else [key if key != "tasks" else "task", path.name,
                                                                     "line 2" if root == dataset else "row 1"]))
             path.write_bytes(good)
+    edit_rows(v30, lambda rows: rows[1].update(dataset_from_index=0, dataset_to_index=9))
+    one_line(lambda: LeRobotSource(v30), "episode 0: meta/episodes gives it rows of episode 1")
 
 
 @pytest.mark.parametrize("content, words", [
@@ -322,6 +327,16 @@ def test_a_wrong_table_of_tasks_is_named_by_its_line(dataset, rows):
         ["observation.state", *[[0, 3]] * 1000], HEAD, "nope"))])
 def test_a_robot_file_that_cannot_be_meant_is_one_line(dataset, row):
     one_line(lambda: LeRobotSource(dataset, robot_file(dataset, **row)))
+
+
+@pytest.mark.parametrize("name, dimensions", [("g1", 1), ("gr1", 26), ("cr5", 1)])
+def test_the_example_robot_files_can_be_meant(name, dimensions):
+    """gr1: as many masks as chosen dimensions, of both kinds; cr5: six velocities and a gripper."""
+    robot = find_robot(str(Path(__file__).parents[2] / "examples" / f"{name}.json"))
+    chosen = sum(part[1] - part[0] for entry in robot.action for part in (entry[1:] if isinstance(entry, tuple) else [(0, 1)]))
+    assert chosen == dimensions and robot.state[0][1:] == robot.action[0][1:] or name != "gr1"
+    assert name != "gr1" or len(robot.relative) == dimensions
+    assert name != "cr5" or robot.kinds == ("velocity",) * 6 + ("position",)
 
 
 def test_v20_is_read_as_v21(dataset):
