@@ -16,7 +16,7 @@ from support.data.__main__ import main
 
 from test_bad_data import dataset    # noqa: F401, a fixture
 from test_bad_input import RUN, write_folder
-from test_lerobot import HEAD, WRIST, give_tasks, parquet, truncate, video, write_v30
+from test_lerobot import HEAD, WRIST, edit_info, give_tasks, parquet, truncate, video, write_v30
 
 SECONDS = 20   # for one damaged dataset: a hang
 
@@ -150,6 +150,7 @@ def test_inspect_prints_what_is_matched_and_records_the_files(dataset, capsys): 
 def test_inspect_of_a_broken_dataset_prints_every_fault_and_records_nothing(dataset, capsys):    # noqa: F811
     """Missing files, torn video, broken rows: all in one run, and what can still be read."""
     video(dataset, 0, WRIST).unlink()
+    edit_info(dataset, total_videos=4)   # it was recorded
     parquet(dataset, 1).unlink()
     truncate(video(dataset, 0, HEAD))
     with pytest.raises(ValueError, match=r"repair this before training on it.* \(3 faults\)"):
