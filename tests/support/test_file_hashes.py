@@ -151,6 +151,7 @@ def test_inspect_of_a_broken_dataset_prints_every_fault_and_records_nothing(data
     """Missing files, torn video, broken rows: all in one run, and what can still be read."""
     edit_info(dataset, total_videos=4)   # it says that none was left out when recording
     video(dataset, 0, WRIST).unlink()
+    edit_info(dataset, total_videos=4)   # it was recorded
     parquet(dataset, 1).unlink()
     truncate(video(dataset, 0, HEAD))
     with pytest.raises(ValueError, match=r"repair this before training on it.* \(3 faults\)"):
