@@ -12,7 +12,6 @@ dimensions that are relative to the state at t and 1 (a gripper) that is absolut
 one word or one for each dimension: position, velocity or torque. `instruction` is the column that holds the text.
 """
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path

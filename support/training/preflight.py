@@ -134,9 +134,9 @@ def check_settings(args, config, corpus, least_chunk=0, ranks=Alone()):
     if config.model.chunk > max(lengths) and not (world and config.name != "conveyor"):
         raise ValueError(f"--chunk {config.model.chunk} is longer than every episode: the longest has {max(lengths)} "
                          "frames")
-    for flag, value in (("batch_size", config.train.batch_size), ("lpt_workers", config.data.lpt_workers)):
-        if min(windows) > 0 and value > sum(windows):   # a dataset without windows has a message of its own
-            raise ValueError(f"--{flag} {value} is more than the data have samples: {sum(windows)} windows")
+    for flag, size in (("batch_size", config.train.batch_size), ("lpt_workers", config.data.lpt_workers)):
+        if min(windows) > 0 and size > sum(windows):   # a dataset without windows has a message of its own
+            raise ValueError(f"--{flag} {size} is more than the data have samples: {sum(windows)} windows")
 
 
 def effective_batch(train, world):
