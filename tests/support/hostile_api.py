@@ -17,7 +17,7 @@ from data import Mixture, open_corpus
 from model import InternVLA_A1
 from support import checkpoint
 from support.data.__main__ import main as data_main
-from support.data.folder import read_picture
+from support.data.picture import decode
 from support.data.kept_statistics import statistics_by_robot
 from support.data.robots import ROBOTS
 from support.data.statistics import Statistics
@@ -58,7 +58,7 @@ def episodes(root, m, robot=None):
 
 
 def picture(path):
-    return read_picture(path)
+    return decode(path)
 
 
 def write_images(root):
@@ -120,7 +120,7 @@ def write_release(root):
 
 
 def release(root):
-    _, _, stats = release_settings(str(root), "a1_3b_release", "genie1", "delta", tokenizer=str(root))
+    _, _, stats = release_settings(str(root), "a1_3b_release", "genie1", "delta", acts=False)
     return stats.state_mean, stats.state_std, stats.action_mean, stats.action_std
 
 

@@ -411,7 +411,7 @@ def films(rng, root):
     other = next(root.glob(f"videos/*/{key}/episode_{1 - e:06d}.mp4"))
     hows = {"begins late": (dict(first=k), SAME), "B-frames": (dict(b_frames=2), SAME), "B-frames, no edit list": (dict(b_frames=2, editlist=False), SAME),
             "late, B-frames": (dict(first=k, b_frames=2), SAME), "shorter": (x[:-k], REFUSED), "longer": (x + x[:k], ANY), "other rate": (dict(rate=FPS - 5), ANY),
-            "one picture": (x[:1], REFUSED), "of the other episode": (other, REFUSED), "other size": ([y[:32] for y in x], ANY)}
+            "one picture": (x[:1], REFUSED), "of the other episode": (other, REFUSED if e == 0 else ANY), "other size": ([y[:32] for y in x], ANY)}
     how = pick(rng, hows)
     given, verdict = hows[how]
     if isinstance(given, Path):
@@ -631,7 +631,7 @@ def judge(form, number, seed=0):
 
 def refusal(line, verdict):
     """One line that names a file, dataset or flag, where a refusal is right."""
-    named = any(word in line for word in ("stranger_", "hostile_", "--", "step_0", "episode", "train.py", ".json", "toy", "images"))
+    named = any(word in line for word in ("stranger_", "hostile_", "--", "step_0", "episode", "checkpoint", "config", ".json", "toy", "images"))
     if "\n" in line.strip() or not named:
         return "wrong", f"its line names nothing or is several: {line[:200]!r}"
     return ("wrong", f"refused: {line[:200]}") if verdict is SAME else ("refused", line)
