@@ -83,6 +83,9 @@ class Parser(argparse.ArgumentParser):
         spelled = {action.dest: sorted(written.intersection(action.option_strings)) for action in self._actions}
         if twice := next((names for names in spelled.values() if len(names) > 1), None):
             self.error(f"{' and '.join(twice)} are one flag: give it once")
+        for action in self._actions:   # what argparse makes of --flag=--
+            if action.nargs is None and getattr(known, action.dest, None) == [] != action.default:
+                self.error(f"{action.option_strings[0]} has no value")
         known.given = {dest: names[0] for dest, names in spelled.items() if names}
         return known
 

@@ -136,8 +136,8 @@ class FolderSource:
         if not self.fps > 0:
             raise ValueError(f"{path}: fps is {arrays['fps']}; write the recording's frame rate, one number above 0")
         rows = {key: self._rows(path, key, arrays[key]) for key in ROWS if key in arrays}
-        self.state, self.action = rows.pop("state", np.zeros((F, 0), np.float32)), arrays.get("action")
-        self.has_action = rows.pop("action", None) is not None   # checked as float32, kept as stored
+        self.state, self.action = rows.pop("state", np.zeros((F, 0), np.float32)), rows.pop("action", None)
+        self.has_action = self.action is not None
         self._labels, names = rows, arrays.get("action_names", np.zeros(0))
         if "suite" in arrays:
             self._labels["suite"] = _texts(arrays["suite"], f"{path}, 'suite'", E)

@@ -157,6 +157,9 @@ def load_cosmos(model, path_or_id):
 
 def load_state(model, tensors, what):
     """Tensors of one of our checkpoints into a model. ValueError says, in torch's words, what does not fit."""
+    for name, ours in model.state_dict().items():
+        if name in tensors and tensors[name].is_floating_point() != ours.is_floating_point():   # torch would convert it
+            raise ValueError(f"{what}: {name} is {tensors[name].dtype}, expected {ours.dtype}: copy it again")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
