@@ -13,6 +13,7 @@ A run is a folder, runs/<config> or --out DIR. Data order and noise are pure fun
 nothing of them is saved. SIGTERM and SIGINT save and end the run within a step, with exit code 143 and 130.
 """
 
+from support.entry import command   # first: Ctrl-C during the imports is one line, too
 import math
 import signal
 import sys
@@ -28,7 +29,6 @@ from data import Mixture, windows
 from model import InternVLA_A1
 from support import checkpoint
 from support.data.corpus import Corpus
-from support.data.inspection import said
 from support.data.kept_statistics import statistics_by_robot
 from support.lpt_cost import table
 from support.training import memory
@@ -189,11 +189,8 @@ def run(argv):
                 print(f"interrupted: {checkpointer.outcome(done)}; --resume goes on", flush=True)
                 sys.exit(128 + (interruption.signal or signal.SIGTERM))
     report(checkpointer, corpus, args.episodes, args.eval_seed, journal.final(), began)
+    ranks.close()
 
 
 if __name__ == "__main__":
-    try:
-        run(sys.argv[1:])
-        Ranks.close()
-    except (ValueError, ImportError, OSError) as error:
-        refuse(said(error))
+    command("train.py", run, lost="training goes on, log.jsonl in the run folder is its record")

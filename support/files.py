@@ -1,8 +1,10 @@
 """What strangers send: every file is bounded before it is read, and every path stays in the folder that names it.
 
-A ValueError here is one line that names the file, what is wrong with it and what to do.
+A ValueError here is one line that names the file, what is wrong with it and what to do. What is written stands whole
+under its name, or not at all.
 """
 
+import contextlib
 import json
 import os
 import zipfile
@@ -139,3 +141,17 @@ def inside(root, named, where):
         if root.joinpath(*parts[n:]).exists():
             return root.joinpath(*parts[n:])
     raise ValueError(f"{where} names {named[:200]!r}, which is not a path inside {root}: correct it")
+
+
+@contextlib.contextmanager
+def written(path):
+    """Context in which a file is written under another name beside `path`, with its ending -> that Path. In the end it
+    is renamed: an interrupted program leaves no half file, and what stood there before. The folder is made."""
+    path = Path(path)
+    beside = path.with_name(f".{os.getpid()}_{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        self.add_argument("--debug", action="store_true", help="show the traceback of any error")   # support/entry.py
 
     def error(self, message):
         print(f"{self.prog}: {message}", file=sys.stderr)

@@ -1,10 +1,10 @@
 """What an assignment of lpt.py costs: its loads, its mixture, and the memory of each rank, simulated and measured."""
 
+from support.entry import command   # first: Ctrl-C during the imports is one line, too
 import json
 import multiprocessing
 import random
 import resource
-import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -179,4 +179,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command("lpt.py", main)

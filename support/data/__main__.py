@@ -3,8 +3,8 @@
     python -m support.data --inspect DIR | --verify DIR | --cache DIR OUT
 """
 
+from support.entry import command   # first: Ctrl-C during the imports is one line, too
 import os
-import sys
 from pathlib import Path
 
 from config import CONFIGS, get_config
@@ -52,7 +52,10 @@ def cache_pictures(source, out, model, loaders):
         cache.verify()
         print(f"{out} is complete, every episode as it was written")
     else:
-        frame_cache.fill(source, cache, loaders)
+        try:
+            frame_cache.fill(source, cache, loaders)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on from here") from None
         print(f"wrote {out}; train with --data {out}")
     fits = [name for name, preset in CONFIGS.items()
             if {preset.model.view_size, preset.model.frame_size} <= set(cache.sizes)]
@@ -60,11 +63,4 @@ def cache_pictures(source, out, model, loaders):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, ImportError, OSError) as error:
-        print(f"support.data: {inspection.said(error)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("support.data: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    command("support.data", main)

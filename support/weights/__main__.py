@@ -5,7 +5,7 @@
     python -m support.weights random DIR --keys tests/data/keys_3b.tsv    a random directory of the published form
 """
 
-import sys
+from support.entry import command   # first: Ctrl-C during the imports is one line, too
 
 from config import CONFIGS
 from support.flags import Parser
@@ -34,10 +34,10 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
+def main(argv):
+    args = parse(argv)
+    {"import": import_release, "export": export_run, "random": random_release}[args.command](args)
+
+
 if __name__ == "__main__":
-    try:
-        args = parse(sys.argv[1:])
-        {"import": import_release, "export": export_run, "random": random_release}[args.command](args)
-    except (ValueError, OSError) as error:
-        print(f"support.weights: {error}", file=sys.stderr)
-        sys.exit(2)
+    command("support.weights", main)
