@@ -10,7 +10,7 @@
     torchrun --nproc_per_node 2 -- train.py ...                several cards: DDP, with --shard FSDP2
 
 A run is a folder, runs/<config> or --out DIR. Data order and noise are pure functions of (seed, rank, sample), so
-nothing of them is saved. SIGTERM and SIGINT save and end the run within a step, with exit code 143 and 130.
+nothing of them is saved. SIGTERM, SIGINT and SIGHUP save and end the run within a step; exit code 143, 130 or 129.
 """
 
 from support.entry import command   # first: Ctrl-C during the imports is one line, too
@@ -31,6 +31,7 @@ from support import checkpoint
 from support.data.corpus import Corpus
 from support.data.kept_statistics import statistics_by_robot
 from support.lpt_cost import table
+from support.owner import own
 from support.training import memory
 from support.training.checkpointer import Checkpointer, bad_samples_of_rank, checkpoint_to_resume
 from support.training.journal import SKIPS, Journal, nonfinite_samples
@@ -142,6 +143,7 @@ def run(argv):
     if args.dry_run:
         return memory.dry_run(config, ranks.device, gib)
     out, train = Path(args.out or f"runs/{config.name}"), config.train
+    own(out, ranks, make=False)   # a live run's folder is refused at once
     config, start = starting_weights(args, config, out)
     newest = checkpoint_to_resume(args.resume, out, ranks, start["origin"])
     if train.threads:
@@ -189,7 +191,6 @@ def run(argv):
                 print(f"interrupted: {checkpointer.outcome(done)}; --resume goes on", flush=True)
                 sys.exit(128 + (interruption.signal or signal.SIGTERM))
     report(checkpointer, corpus, args.episodes, args.eval_seed, journal.final(), began)
-    ranks.close()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ under its name, or not at all.
 import contextlib
 import json
 import os
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -155,3 +156,17 @@ def written(path):
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def keep_finished(path, force):
+    """ValueError where a result (JSON) stands that is finished or committed, and may not be written over by `force`."""
+    path, finished = Path(path), True
+    if force or not path.exists():
+        return
+    with contextlib.suppress(ValueError, AttributeError):
+        finished = json.loads(path.read_text()).get("finished", True)
+    with contextlib.suppress(OSError):   # no git here
+        finished |= not subprocess.run(["git", "ls-files", "--error-unmatch", path.name], cwd=path.parent,
+                                       capture_output=True).returncode
+    if finished:
+        raise ValueError(f"{path} holds a finished result: add --force to write over it, or give another name")

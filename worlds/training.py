@@ -5,6 +5,7 @@ import time
 from functools import partial
 
 import worlds
+from support.files import written
 from support.inference.open_loop import mean_errors, open_loop
 from support.inference.policy import Policy
 from support.training.preflight import refuse
@@ -51,13 +52,15 @@ def report(checkpointer, corpus, episodes, seed, held_out, began):
     """Evaluate what was trained and write report.json: the last thing that a run does. All ranks call it. held_out: the
     last validation's dict; began: time.time() when the run did."""
     config, model = checkpointer.config, checkpointer.final()
+    checkpointer.ranks.close()   # nothing is shared any more
     if not checkpointer.ranks.first:
         return
     policy = Policy(model, config, checkpointer.by_robot[corpus.held_out_robot], config.train.seed)
     evaluated = evaluate(policy, corpus, episodes, seed)
     seconds, path = round(time.time() - began, 1), checkpointer.out / "report.json"
     found = {"config": config.name, "steps": config.train.steps, "seed": config.train.seed, "held_out": held_out}
-    path.write_text(json.dumps(found | {"seconds": seconds} | evaluated, indent=1) + "\n")
+    with written(path) as file:
+        file.write_text(json.dumps(found | {"seconds": seconds} | evaluated, indent=1) + "\n")
     print(f"{seconds:.0f} s in all; report in {path}")
     if checkpointer.problem:
         refuse(f"the last step is not on disk: {checkpointer.problem}")

@@ -12,6 +12,7 @@ from support.data import file_hashes, frame_cache, inspection
 from support.data.lerobot import LeRobotSource
 from support.data.robots import find_robot
 from support.flags import Parser
+from support.owner import own
 
 
 def main(argv):
@@ -44,6 +45,7 @@ def main(argv):
 
 def cache_pictures(source, out, model, loaders):
     """--cache: decode and resize a dataset's pictures once, or check a cache that is complete. ValueError: one line."""
+    own(out, make=False)
     cache = frame_cache.cache_for(source, out, [model.view_size, model.frame_size])
     pixels, total = " and ".join(map(str, cache.sizes)), cache.starts[-1] * sum(cache.files().values())
     print(f"{source.root}: {len(source.lengths)} episodes, {sum(source.lengths):,} frames of {len(cache.cameras)} "
@@ -52,6 +54,7 @@ def cache_pictures(source, out, model, loaders):
         cache.verify()
         print(f"{out} is complete, every episode as it was written")
     else:
+        own(out)
         try:
             frame_cache.fill(source, cache, loaders)
         except KeyboardInterrupt:

@@ -12,7 +12,9 @@ from support import plots
 from support.data.folder import read_picture
 from support.data.robots import find_robot
 from support.data.source import open_source
+from support.files import written
 from support.inference.report import action_names, foresight_picture, print_euler_error
+from support.pictures import saved
 
 TIMES = ("past", "now", "future")
 TRUE_ACTIONS = 50   # that `cut` writes, at most
@@ -89,7 +91,8 @@ def write(out, policy, observed, actions, z_hat):
     """What was planned, printed and into the folder `out`. actions (k, d_a) in raw units; z_hat (V, 16, g, g), None."""
     stats, names, true, shown = policy.stats, action_names(policy.stats), observed.actions, actions
     out.mkdir(parents=True, exist_ok=True)
-    np.save(out / "actions.npy", actions)
+    with written(out / "actions.npy") as file:
+        np.save(file, actions)
     if true is not None:   # an episode may end sooner than the chunk, or later than it
         shown, true = actions[:len(true)], true[:len(actions)]
     plots.action_plot(shown, names, true=true, fps=stats.fps, path=out / "actions.png", spans=stats.action_std)
@@ -126,10 +129,13 @@ def cut(dataset, folder, episode=-1, frame=None, robot=None):
     for view in source.views:
         for time, at in zip(TIMES, (max(t - m, 0), t, t + m)):
             if at < T:
-                Image.fromarray(np.asarray(source.frame(view, e, at))).save(folder / f"{view}_{time}.png")
+                saved(Image.fromarray(np.asarray(source.frame(view, e, at))), folder / f"{view}_{time}.png")
     state, action = source.numbers(e)
-    np.save(folder / "state.npy", state[t])
+    with written(folder / "state.npy") as file:
+        np.save(file, state[t])
     if action is not None:
-        np.save(folder / "true_actions.npy", action[t:t + TRUE_ACTIONS])
-    (folder / "task.txt").write_text(source.task(e, t) + "\n")
+        with written(folder / "true_actions.npy") as file:
+            np.save(file, action[t:t + TRUE_ACTIONS])
+    with written(folder / "task.txt") as file:
+        file.write_text(source.task(e, t) + "\n")
     print(f"wrote frames t - {m}, t and t + {m} of episode {e}, t = {t}, to {folder}")

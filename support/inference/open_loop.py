@@ -12,6 +12,7 @@ import torch
 
 from data import chunk_at, example, open_corpus
 from support import plots
+from support.files import written
 from support.inference.report import action_names, foresight_picture, print_euler_error
 
 RIDGE = 1e-2   # times the number of training frames, on standardised states
@@ -135,7 +136,8 @@ def write_report(policy, data, out, robot=None):
           f"bit; their actions come back to {worst:.0e} standard deviations")
     reports, found = open_loop(policy, corpus)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "open_loop.json").write_text(json.dumps(reports, indent=1) + "\n")
+    with written(out / "open_loop.json") as file:
+        file.write_text(json.dumps(reports, indent=1) + "\n")
     for e, (curves, starts) in found.items():
         draw_episode(policy, source, e, curves, starts, out)
         print(f"episode {e}: mean squared error in training standard deviations: "

@@ -9,6 +9,7 @@ from support.entry import command   # first: Ctrl-C during the imports is one li
 
 from config import CONFIGS
 from support.flags import Parser
+from support.owner import own
 from support.weights.release import export_run, import_release, random_release
 
 
@@ -36,6 +37,7 @@ def parse(argv):
 
 def main(argv):
     args = parse(argv)
+    own(args.dir if args.command == "random" else args.out, make=False)
     {"import": import_release, "export": export_run, "random": random_release}[args.command](args)
 
 

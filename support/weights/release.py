@@ -12,6 +12,7 @@ from config import from_dict, get_config, to_dict
 from support import checkpoint
 from support.data.robots import ROBOTS, release_statistics
 from support.data.statistics import Statistics
+from support.owner import contents
 from support.table1 import on_meta
 from support.weights.key_maps import COSMOS, NO_VAE, RELEASE
 from support.weights.loading import empty_model, fill, plan, read
@@ -83,7 +84,7 @@ def release_settings(directory, config, robot, action_mode, fps=30.0, tokenizer=
 
 def import_release(args):
     """The command `import`: an ordinary checkpoint at step 0, every tensor in the dtype it was published in."""
-    if Path(args.out).exists() and any(Path(args.out).iterdir()):
+    if contents(args.out):
         raise ValueError(f"{args.out} is not empty: give a new directory")
     directory, config, stats = release_settings(args.dir, args.config, args.robot, args.action_mode, args.fps,
                                                 args.tokenizer)

@@ -71,8 +71,8 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
 
 
 @pytest.mark.parametrize("argv, message", [
-    ("claims arms --json new.json --tuned nowhere.json", "No such file or directory: 'nowhere.json'"),
-    ("claims arms --json new.json --only ful", "--only ful: no such arm; choose among full, no generation"),
+    ("claims arms --json new.json --tuned nowhere.json", "nowhere.json is missing"),
+    ("claims arms --json new.json --only ful", "--only 'ful': no such arm; choose among full, no generation"),
     ("claims tau --json new.json --seeds 0", "--seeds must be at least 1, got 0"),
     ("speed", "unknown command speed: choose params, claims, latency, reading")])
 def test_what_a_command_cannot_do_is_said(runs, argv, message):
