@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from bench.saving import place, save
-from support.files import read_json
+from support.files import read_json, written
 from support.flags import Parser
 from worlds import closed_loop, conveyor
 
@@ -65,8 +65,8 @@ def train(flags, out, steps, seed, eval_seed, episodes=200):
             conveyor.prepare(Path("data/conveyor"))   # by one process
             if STOP.is_set():
                 raise ValueError("interrupted")
-            Path(out).mkdir(parents=True, exist_ok=True)
-            described.write_text(this)
+            with written(described) as file:
+                file.write_text(this)
             child = subprocess.Popen([sys.executable, *command, "--resume"],   # one that was interrupted goes on
                                      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             STARTED.append(child)

@@ -29,6 +29,7 @@ def command(name, main, lost=""):
         sys.exit(_code_of(error))
     finally:
         program["running"] = False
+        print(end="", flush=True)
 
 
 def said(error):

@@ -250,6 +250,17 @@ def test_a_second_signal_ends_the_process(number):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -number
 
 
+@pytest.mark.parametrize("before, noted", [(signal.SIG_DFL, signal.SIGHUP), (signal.SIG_IGN, 0)])
+def test_a_lost_terminal_ends_a_run_in_order_and_one_under_nohup_not_at_all(before, noted):
+    """Also when it is told twice, by the terminal and by the shell."""
+    old = signal.signal(signal.SIGHUP, before)
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert interruption.signal == noted
+    assert signal.signal(signal.SIGHUP, old) == before
+
+
 # ---- stages, batches, combinations ------------------------------------------------------------------------------
 
 def test_the_stages_are_table_2():
