@@ -195,3 +195,4 @@ def run(argv):
 
 if __name__ == "__main__":
     command("train.py", run, lost="training goes on, log.jsonl in the run folder is its record")
+    Ranks.close()

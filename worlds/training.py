@@ -52,7 +52,6 @@ def report(checkpointer, corpus, episodes, seed, held_out, began):
     """Evaluate what was trained and write report.json: the last thing that a run does. All ranks call it. held_out: the
     last validation's dict; began: time.time() when the run did."""
     config, model = checkpointer.config, checkpointer.final()
-    checkpointer.ranks.close()   # nothing is shared any more
     if not checkpointer.ranks.first:
         return
     policy = Policy(model, config, checkpointer.by_robot[corpus.held_out_robot], config.train.seed)

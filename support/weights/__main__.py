@@ -37,7 +37,7 @@ def parse(argv):
 
 def main(argv):
     args = parse(argv)
-    own(args.dir if args.command == "random" else args.out, make=False)
+    own(args.dir if args.command == "random" else args.out)
     {"import": import_release, "export": export_run, "random": random_release}[args.command](args)
 
 
