@@ -10,7 +10,6 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,19 +29,17 @@ CELLS = {f"{density} {weight}": ["--tau_density", density, "--lambda_gen", weigh
 RATES = ("4e-3", "2e-3")   # the same effort for every arm: both learning rates at one seed, then the better one
 
 
-STARTED, STOP, STARTING = [], threading.Event(), threading.Lock()   # processes; none is started after STOP
+STARTED = []   # processes
 
 
 @contextmanager
 def side_by_side(n):
     """A pool of n threads for `train`. What ends it early ends their processes, too: each saves, as on any SIGTERM."""
-    STOP.clear()
+    conveyor.prepare(Path("data/conveyor"))   # here: of runs that begin together each would
     with ThreadPoolExecutor(n) as pool:
         try:
             yield pool
         except BaseException:
-            with STARTING:
-                STOP.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for child in STARTED:
                 child.terminate()
@@ -61,15 +58,11 @@ def train(flags, out, steps, seed, eval_seed, episodes=200):
         raise ValueError(f"{out} holds another run, or one in another version of the world: delete it, or choose "
                          "another --work")
     if not report.exists():
-        with STARTING:
-            conveyor.prepare(Path("data/conveyor"))   # by one process
-            if STOP.is_set():
-                raise ValueError("interrupted")
-            with written(described) as file:
-                file.write_text(this)
-            child = subprocess.Popen([sys.executable, *command, "--resume"],   # one that was interrupted goes on
-                                     stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            STARTED.append(child)
+        with written(described) as file:
+            file.write_text(this)
+        child = subprocess.Popen([sys.executable, *command, "--resume"],   # one that was interrupted goes on
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        STARTED.append(child)
         why = child.communicate()[1].strip() or f"exit code {child.returncode}"
         if child.returncode:
             raise ValueError(f"{' '.join(command)} failed: {why.splitlines()[-1]}")

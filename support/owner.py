@@ -18,23 +18,17 @@ def try_lock(descriptor):
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        return None
+    except OSError as error:
+        return False if isinstance(error, (BlockingIOError, PermissionError)) else None
 
 
 def own(folder, ranks=None, make=True):
-    """Let this process alone write into a folder until it ends. All ranks call it, the first one owns.
-
-    make: make the folder where there is none; without, only one that is there and can be written is owned. ValueError:
-    another process owns it, which is named, or it cannot be written.
-    """
+    """Let this process alone write into a folder until it ends. All ranks call it, the first one owns. ValueError names
+    the owner, or says why it cannot be written. make=False: only a folder that is there and can be written is owned."""
     problem = ""
-    if ranks is None or ranks.first:
+    if (ranks is None or ranks.first) and (make or os.path.isdir(folder)):
         try:
-            if make or os.path.isdir(folder):
-                problem = _own(Path(folder))
+            problem = _own(Path(folder))
         except OSError as error:
             if make:
                 problem = f"{folder} cannot be made or written: {error.strerror}; give a folder that can be written"
@@ -50,7 +44,6 @@ def contents(folder):
 
 def _own(folder):
     """Lock a folder -> what is wrong, "" if nothing is."""
-    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     key = os.path.realpath(folder)
     while not _stands(key):
@@ -60,42 +53,37 @@ def _own(folder):
             who = os.read(descriptor, 300).decode(errors="replace").strip() or "another process"
             os.close(descriptor)
             return f"{folder} is in use by {who}: wait until it ends, stop it, or give another folder"
-        _held[key] = descriptor   # if the last owner removed the file just now, once more
         if free is None:
             print(f"{folder} is on a file system without locks: nothing keeps a second run from writing there",
                   file=sys.stderr, flush=True)
         with suppress(OSError):   # a full disk
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since "
-                                  f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
-        atexit.register(_leave, key, made)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since "
+                                 f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+        _held[key] = descriptor
+        atexit.register(_leave, key)
     return ""
 
 
 def _stands(key):
-    """Whether we hold a folder's lock. The descriptor of one that was deleted is closed."""
+    """Whether we hold the lock of a folder: of the file that is there now, not of one that was removed."""
     with suppress(KeyError, OSError):
-        if os.path.samestat(os.fstat(_held[key]), os.stat(os.path.join(key, MARK))):
-            return True
-    if key in _held:
-        os.close(_held.pop(key))
+        return os.path.samestat(os.fstat(_held[key]), os.stat(os.path.join(key, MARK)))
     return False
 
 
-def _leave(key, made):
-    """At the end of the process: no mark stays behind, nor an empty folder that it made."""
+def _leave(key):
+    """At the end of the process: no mark stays behind, nor a folder with nothing else in it."""
     with suppress(OSError):
         if _stands(key):
             os.unlink(os.path.join(key, MARK))
-            if made:
-                os.rmdir(key)
+            os.rmdir(key)
 
 
 def _forget():
     """A forked process is not the owner, and must not keep the lock when the owner has died."""
-    for descriptor in _held.values():
-        os.close(descriptor)
-    _held.clear()
+    while _held:
+        os.close(_held.popitem()[1])
 
 
 os.register_at_fork(after_in_child=_forget)

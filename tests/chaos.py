@@ -233,43 +233,30 @@ def rivals(resumes, n, place, chance):
                 wrong = differences(out, place.reference)
                 tally["differing"] += wrong
                 good = codes == [0, 2] and said.count(f"{out} is in use by process") == 1 and not wrong
-                count(tally, "resumes" if resumes else "twins", "" if good else f"{codes}, {wrong} lines differ: {said}")
+                count(tally, "resumes" if resumes else "twins", "" if good else f"{codes}, {wrong} differ: {said}")
         shutil.rmtree(out, ignore_errors=True)
     return tally
 
 
-def screens(n, place, chance):
-    """Standard output and error end on a disk that holds a few more lines."""
-    tally, out = Counter(), place.own / "run"
-    while tally["tried"] < n:
-        with small_disk(place.own / "screen", "4k") as mounted:
-            printed = place.own / "screen" / "printed" if mounted else Path("/dev/full")
-            if mounted:
-                printed.write_bytes(bytes(chance.randrange(3000, 4096)))
-            silenced(tally, "screens", out, place, start([*place.argv, "--out", str(out)], printed, typed))
-    return tally
-
-
-def pipes(n, place, chance):
-    """Standard output and error go into a pipe whose reader leaves."""
+def unheard(piped, n, place, chance):
+    """Standard output and error go to a disk that holds a few more lines, or into a pipe whose reader leaves."""
     tally, out, pipe = Counter(), place.own / "run", place.own / "pipe"
     os.mkfifo(pipe)
     while tally["tried"] < n:
-        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-        pid = start([*place.argv, "--out", str(out)], pipe, typed)
-        code = ended_within(pid, chance.uniform(0, 1))
-        os.close(reader)
-        silenced(tally, "pipes", out, place, pid, code)
+        with small_disk(place.own / "screen", "4k") as mounted:
+            full = place.own / "screen" / "printed" if mounted else Path("/dev/full")
+            if mounted:
+                full.write_bytes(bytes(chance.randrange(3000, 4096)))
+            reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+            pid = start([*place.argv, "--out", str(out)], pipe if piped else full, typed)
+            code = ended_within(pid, chance.uniform(0, 1))
+            os.close(reader)
+            code = wait(pid) if code is None else code
+        wrong = differences(out, place.reference)
+        tally["differing"] += wrong
+        count(tally, "pipes" if piped else "screens", f"ended with {code}, {wrong} differ" if code or wrong else "")
+        shutil.rmtree(out, ignore_errors=True)
     return tally
-
-
-def silenced(tally, part, out, place, pid, code=None):
-    """Nobody hears a run, and it is the same run to its end."""
-    code = wait(pid) if code is None else code
-    wrong = differences(out, place.reference)
-    tally["differing"] += wrong
-    count(tally, part, f"it ended with {code}, {wrong} lines differ" if code or wrong else "")
-    shutil.rmtree(out, ignore_errors=True)
 
 
 def flip(raw, chance):
@@ -423,7 +410,7 @@ def ranks(n, place, chance):
 
 PARTS = {"kills": partial(interrupt, signal.SIGKILL), "terms": partial(interrupt, signal.SIGTERM), "damage": damage,
          "disk": disk, "ranks": ranks, "hangups": partial(interrupt, signal.SIGHUP), "twins": partial(rivals, False),
-         "resumes": partial(rivals, True), "screens": screens, "pipes": pipes}
+         "resumes": partial(rivals, True), "screens": partial(unheard, False), "pipes": partial(unheard, True)}
 NUMBERS = {"kills": 200, "terms": 50, "damage": 450}   # the others: 20
 
 

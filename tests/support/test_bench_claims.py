@@ -23,6 +23,7 @@ def runs(monkeypatch, tmp_path):
         success = .9 - .1 * seed - (.5 if "2e-3" in flags else 0)
         return {"steps": steps, "static": {"success": success}, "dynamic": {"success": success / 2}}
     monkeypatch.setattr(claims, "train", train)
+    monkeypatch.setattr(claims.conveyor, "prepare", lambda root: None)
     monkeypatch.setattr(claims, "calibrate", lambda arms, steps, work: (dict.fromkeys(arms, steps), None))
     monkeypatch.setattr(saving, "RESULTS", tmp_path)
     return asked
@@ -94,6 +95,7 @@ def test_all_arms_get_the_wall_clock_of_the_first(monkeypatch, tmp_path):
         out.mkdir(parents=True)
         (out / "timing.jsonl").write_text("".join(json.dumps({"seconds": s * len(flags)}) + "\n" for s in (1, 1, 9)))
     monkeypatch.setattr(claims, "train", train)
+    monkeypatch.setattr(claims.conveyor, "prepare", lambda root: None)
     assert claims.calibrate({"first": ["a"], "slow one": ["a", "b"]}, 10, tmp_path) == (
         {"first": 10, "slow one": 5}, {"first": 1, "slow one": 2})
 

@@ -78,14 +78,7 @@ def test_a_file_system_without_locks_is_named_once(tmp_path, monkeypatch, capsys
 def test_an_owner_that_ends_leaves_no_mark_nor_an_empty_folder(tmp_path):
     owner.own(tmp_path / "made")
     key = os.path.realpath(tmp_path / "made")
-    owner._leave(key, made=True)
+    owner._leave(key)
     assert not (tmp_path / "made").exists()
     owner.own(tmp_path / "made")   # deleted by hand meanwhile, and made anew
     assert (tmp_path / "made" / owner.MARK).exists()
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="file/run cannot be made or written: Not a directory; give a folder that can"):
-        owner.own(tmp_path / "file" / "run")
-    owner.own(tmp_path / "file" / "run", make=False)
