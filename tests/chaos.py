@@ -247,8 +247,8 @@ def unheard(piped, n, place, chance):
             full = place.own / "screen" / "printed" if mounted else Path("/dev/full")
             if mounted:
                 full.write_bytes(bytes(chance.randrange(3000, 4096)))
-            reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
             pid = start([*place.argv, "--out", str(out)], pipe if piped else full, typed)
+            reader = os.open(pipe if piped else os.devnull, os.O_RDONLY)   # after the fork: the run must not hold it
             code = ended_within(pid, chance.uniform(0, 1))
             os.close(reader)
             code = wait(pid) if code is None else code
