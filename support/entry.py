@@ -3,6 +3,7 @@
 An entry point imports this first: Ctrl-C during the other imports, which take seconds, is one line then, too.
 """
 
+import atexit
 import errno
 import io
 import os
@@ -110,6 +111,7 @@ if SCRIPT:
     spec = importer.get("__spec__")   # of python -m
     program["name"] = spec.name.removesuffix(".__main__") if spec else os.path.basename(sys.argv[0])
     signal.signal(signal.SIGINT, _interrupt)
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)   # the last thing: modules are being taken down
     sys.excepthook = lambda kind, error, trace: sys.exit(_code_of(error))
     sys.unraisablehook = lambda found: (   # as in __del__: nobody could catch it
         _end() if found.exc_type is KeyboardInterrupt else sys.__unraisablehook__(found))

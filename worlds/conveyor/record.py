@@ -8,8 +8,6 @@ import numpy as np
 
 from config import VIEWS
 from lpt import TABLE_3
-from support.files import written
-from support.owner import own
 from support.progress import bar
 from worlds.conveyor.scene import Scenes, scripted_action
 from worlds.conveyor.setting import DATASET, DISTRACTOR, FPS, M, SIZE, STATE_NAMES, SUITES, random_settings
@@ -95,15 +93,15 @@ def write_dataset(root, episodes=9000, seed=0):
     datasets = [{"path": name, "weight": weight, "kind": look} for name, look, weight, _ in MIXTURE]
     text = json.dumps({"robot": "conveyor", "datasets": datasets, "validation": "validation"}, indent=2)
     (root / "world").write_text(version() + "\n")
-    with written(root / "mixture.json") as file:   # where it exists, the data are complete
-        file.write_text(text + "\n")
+    partial = root / "mixture.json.partial"
+    partial.write_text(text + "\n")
+    partial.replace(root / "mixture.json")   # in one move: where it exists, the data are complete
 
 
 def prepare(root):
     """The dataset at `root`, written first if absent -> its path. ValueError: another version of the world wrote it."""
     root = Path(root)
     if not (root / "mixture.json").exists():
-        own(root)
         print(f"writing the embedded world's five datasets to {root} (about 1 GB)", flush=True)
         write_dataset(root)
     if not (root / "world").exists() or (root / "world").read_text().strip() != version():
