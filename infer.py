@@ -22,7 +22,7 @@ actions.png; foresight.png. Without --checkpoint the newest good checkpoint unde
 hold its chunks equal to these.
 """
 
-import sys
+from support.entry import command   # first: Ctrl-C during the imports is one line, too
 from pathlib import Path
 
 import torch
@@ -168,8 +168,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, ImportError, OSError) as error:
-        print(f"infer.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    command("infer.py", main)

@@ -9,7 +9,6 @@ run code. POSIX only.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from support.files import read_json
+from support.owner import try_lock
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 MANIFEST = "manifest.json"
@@ -131,15 +131,6 @@ def _write(path: Path, chunks: Iterable[memoryview | bytes]) -> dict:
         file.flush()
         os.fsync(file.fileno())
         return {"sha256": digest.hexdigest(), "size": file.tell()}
-
-
-def try_lock(descriptor: int) -> bool:
-    """True if we now hold the lock; False if another writer does, or the file system has no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except OSError:
-        return False
 
 
 def _canonical(value: dict) -> bytes:

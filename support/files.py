@@ -1,11 +1,13 @@
 """What strangers send: every file is bounded before it is read, and every path stays in the folder that names it.
 
-A ValueError here is one line that names the file, what is wrong with it and what to do.
+A ValueError here is one line that names the file, what is wrong with it and what to do. What is written stands whole
+under its name, or not at all.
 """
 
 import contextlib
 import json
 import os
+import subprocess
 import tempfile
 import zipfile
 from contextlib import contextmanager
@@ -215,3 +217,31 @@ def inside(root, named, where):
         if os.path.exists(root.joinpath(*parts[n:])):
             return root.joinpath(*parts[n:])
     raise ValueError(f"{where} names {named[:200]!r}, which is not a path inside {root}: correct it")
+
+
+@contextlib.contextmanager
+def written(path):
+    """Context in which a file is written under another name beside `path`, with its ending -> that Path. In the end it
+    is renamed: an interrupted program leaves no half file, and what stood there before. The folder is made."""
+    path = Path(path)
+    beside = path.with_name(f".{os.getpid()}_{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def keep_finished(path, force):
+    """ValueError where a result (JSON) stands that is finished or committed, and may not be written over by `force`."""
+    path, finished = Path(path), True
+    if force or not path.exists():
+        return
+    with contextlib.suppress(ValueError, AttributeError):
+        finished = json.loads(path.read_text()).get("finished", True)
+    with contextlib.suppress(OSError):   # no git here
+        finished |= not subprocess.run(["git", "ls-files", "--error-unmatch", path.name], cwd=path.parent,
+                                       capture_output=True).returncode
+    if finished:
+        raise ValueError(f"{path} holds a finished result: add --force to write over it, or give another name")

@@ -66,6 +66,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
         self.register("type", None, _text)   # of flags without a type
+        self.add_argument("--debug", action="store_true", help="show the traceback of any error")   # support/entry.py
 
     def error(self, message):
         message = " ".join(message.removeprefix("argument ").replace(": it must be", " must be", 1).split())

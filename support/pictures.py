@@ -5,10 +5,10 @@ figure can be read back and compared. Colours are those of Okabe and Ito, which 
 Given a path, a figure is written there too; directories are made.
 """
 
-from pathlib import Path
-
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from support.files import written
 
 INK, MUTED, HAIR, PAPER = (38, 38, 38), (115, 115, 115), (222, 222, 222), (255, 255, 255)
 BLUE = (0, 114, 178)                # what the model says
@@ -29,8 +29,8 @@ def fitted(text, font, width):
 
 def saved(image, path):
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+        with written(path) as file:
+            image.save(file)
     return image
 
 
@@ -101,5 +101,5 @@ def gif(images, path, fps):
     # Rounding the running time, not each duration, keeps the mean rate right (30 fps is 30, 40, 30 ms).
     ticks = [round(100 * i / fps) for i in range(len(images) + 1)]
     durations = [10 * (end - start) for start, end in zip(ticks, ticks[1:])]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    indexed[0].save(path, save_all=True, append_images=indexed[1:], duration=durations, loop=0)
+    with written(path) as file:
+        indexed[0].save(file, save_all=True, append_images=indexed[1:], duration=durations, loop=0)

@@ -9,6 +9,11 @@ checkpoints that stood before and could not be used after, "differing" the lines
 
     kills    SIGKILL at a random moment, half of them while a checkpoint is being written; then --resume
     terms    SIGTERM at a random moment: everything logged is saved; then --resume
+    hangups  the same with SIGHUP, as when an ssh connection is dropped
+    twins    two runs are started in one folder at about the same moment: one of them refuses
+    resumes  --resume of a run that is alive: it refuses
+    screens  standard output and error go to a disk that is full after a few lines
+    pipes    the reader of standard output and error goes away at a random moment
     damage   one file of the newest checkpoint: bits flipped, truncated, a block zeroed; named, the previous one used
     disk     the disk fills up at a random offset of a save, and is freed later
     ranks    one of two ranks under torchrun's agent is killed; the agent restarts both
@@ -41,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from worlds import conveyor                                                                    # noqa: E402
 import train                                                                       # noqa: E402
-from support import checkpoint                                                     # noqa: E402
+from support import checkpoint, entry                                              # noqa: E402
 
 STEPS, TIMEOUT = 24, 600
 RUN = (f"--steps {STEPS} --batch_size 2 --action_draws 1 --layers 1 --text_tokens 24 --threads 1 --episodes 1 "
@@ -71,6 +76,7 @@ def start(argv, printed, run=train.run):
         sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         torch.set_num_threads(1)
         run(argv)
         code = 0
@@ -80,6 +86,12 @@ def start(argv, printed, run=train.run):
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def typed(argv):
+    """train.py as it is typed: errors and lost streams are its own affair."""
+    sys.argv, entry.SCRIPT = ["train.py", *argv], True
+    entry.command("train.py", train.run, lost="training goes on")
 
 
 def ended(pid):
@@ -183,7 +195,7 @@ def interrupt(number, n, place, chance):
             count(tally, part, f"the resumed run ended with {code}, {wrong} lines differ")
         shutil.rmtree(out)
         if tally["tried"] >= n:
-            if number == signal.SIGTERM and not saved:   # the first one came while saving, so behind the handler
+            if number != signal.SIGKILL and not saved:   # the first one came while saving, so behind the handler
                 count(tally, part, f"no run ended with {128 + number}")
             return tally
 
@@ -192,8 +204,8 @@ def verdict(out, code, number, before, after, said):
     """What is wrong after an interruption, "" if nothing is."""
     if after < before:
         return f"checkpoint {before} stood before, {after} is the newest good one after: {said}"
-    if number == signal.SIGTERM and code != 0:
-        # -SIGTERM: it came before the first step or during the closing report, where nothing logged can be lost
+    if number != signal.SIGKILL and code != 0:
+        # -number: it came before the first step or during the closing report, where nothing logged can be lost
         if code not in (-number, 128 + number):
             return f"it ended with {code}"
         known = checkpoint.load(out / f"step_{after:08d}")[1]["log_length"] if after >= 0 else 0
@@ -201,6 +213,50 @@ def verdict(out, code, number, before, after, said):
         if length != known:
             return f"it ended with {code}, the log has {length} bytes, the checkpoint knows of {known}"
     return ""
+
+
+def rivals(resumes, n, place, chance):
+    """A second process in the folder of a live run, with --resume once a checkpoint stands or else at about the same
+    moment: one of the two trains as if it were alone, the other names it and ends with exit code 2."""
+    tally, out, second = Counter(), place.own / "shared", place.own / "second"
+    while tally["tried"] < n:
+        for path in (place.printed, second):
+            path.unlink(missing_ok=True)
+        argv = [*place.argv, "--out", str(out)]
+        pids = [start(argv, place.printed, typed)]
+        code = ended_within(pids[0], chance.uniform(0, 0.5), lambda: not resumes or len(steps(out)) > 0)
+        if code is None:
+            pids.append(start([*argv, "--resume"] if resumes else argv, second, typed))
+            codes = sorted(map(wait, pids))
+            said = second.read_text() + place.printed.read_text()
+            if f"at step {STEPS}\n" not in said:   # else the first one was through before
+                wrong = differences(out, place.reference)
+                tally["differing"] += wrong
+                good = codes == [0, 2] and said.count(f"{out} is in use by process") == 1 and not wrong
+                count(tally, "resumes" if resumes else "twins", "" if good else f"{codes}, {wrong} differ: {said}")
+        shutil.rmtree(out, ignore_errors=True)
+    return tally
+
+
+def unheard(piped, n, place, chance):
+    """Standard output and error go to a disk that holds a few more lines, or into a pipe whose reader leaves."""
+    tally, out, pipe = Counter(), place.own / "run", place.own / "pipe"
+    os.mkfifo(pipe)
+    while tally["tried"] < n:
+        with small_disk(place.own / "screen", "4k") as mounted:
+            full = place.own / "screen" / "printed" if mounted else Path("/dev/full")
+            if mounted:
+                full.write_bytes(bytes(chance.randrange(3000, 4096)))
+            pid = start([*place.argv, "--out", str(out)], pipe if piped else full, typed)
+            reader = os.open(pipe if piped else os.devnull, os.O_RDONLY)   # after the fork: the run must not hold it
+            code = ended_within(pid, chance.uniform(0, 1))
+            os.close(reader)
+            code = wait(pid) if code is None else code
+        wrong = differences(out, place.reference)
+        tally["differing"] += wrong
+        count(tally, "pipes" if piped else "screens", f"ended with {code}, {wrong} differ" if code or wrong else "")
+        shutil.rmtree(out, ignore_errors=True)
+    return tally
 
 
 def flip(raw, chance):
@@ -353,7 +409,9 @@ def ranks(n, place, chance):
 # ---- all of it --------------------------------------------------------------------------------------------------
 
 PARTS = {"kills": partial(interrupt, signal.SIGKILL), "terms": partial(interrupt, signal.SIGTERM), "damage": damage,
-         "disk": disk, "ranks": ranks}
+         "disk": disk, "ranks": ranks, "hangups": partial(interrupt, signal.SIGHUP), "twins": partial(rivals, False),
+         "resumes": partial(rivals, True), "screens": partial(unheard, False), "pipes": partial(unheard, True)}
+NUMBERS = {"kills": 200, "terms": 50, "damage": 450}   # the others: 20
 
 
 def job(part, n, root, seed):
@@ -363,8 +421,8 @@ def job(part, n, root, seed):
 def main(argv=None):
     """Run the parts -> {part: Counter}."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for part, n in (("kills", 200), ("terms", 50), ("damage", 450), ("disk", 20), ("ranks", 20)):
-        parser.add_argument(f"--{part}", type=int, default=n, help=f"how often, default {n}")
+    for part in PARTS:
+        parser.add_argument(f"--{part}", type=int, default=NUMBERS.get(part, 20), help="how often, default %(default)s")
     parser.add_argument("--parts", default=",".join(PARTS), help="which, separated by commas")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and places")

@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 
+from support.files import written
 from support.progress import each
 
 FOLDER, RECORD = "statistics", "files.json"   # of a dataset; what else lies in FOLDER is no part of the record
@@ -26,10 +27,8 @@ def files_digest(paths):
 
 def write_json(path, body):
     """Write {**body, "sha256"} to `path` in one move, making its folder; OSError as it comes."""
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(body | {"sha256": digest(body)}, indent=1) + "\n")
-    os.replace(temporary, path)
+    with written(path) as file:
+        file.write_text(json.dumps(body | {"sha256": digest(body)}, indent=1) + "\n")
 
 
 def read_json(path):

@@ -23,6 +23,8 @@ import torch
 from support.data.file_hashes import digest
 from support.data.letterbox import Letterboxed, box, letterbox
 from support.data.parquet import arrow, read_table
+from support.files import written
+from support.owner import contents
 from support.progress import bar
 
 FORMAT, BLOCK = 1, 64   # BLOCK: frames decoded in one go
@@ -188,7 +190,7 @@ def cache_for(source, out, sizes):
     if path.exists() and path.read_text() != cache.text():
         raise ValueError(f"{out} holds a frame cache of another dataset, of other sizes or damaged; remove it, or "
                          f"give another folder")
-    if not cache.folder.is_dir() and out.exists() and any(out.iterdir()):
+    if not cache.folder.is_dir() and contents(out):
         raise ValueError(f"{out} is not empty and holds no frame cache; give another folder")
     return cache
 
@@ -210,8 +212,8 @@ def begin(source, cache):
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "wb") as empty:
             empty.truncate(cache.starts[-1] * frame_bytes)
-    (cache.folder / "cache.tmp").write_text(cache.text())
-    os.replace(cache.folder / "cache.tmp", cache.folder / "cache.json")
+    with written(cache.folder / "cache.json") as file:
+        file.write_text(cache.text())
 
 
 def fill(source, cache, loaders):

@@ -9,12 +9,6 @@ from support.data.moments import Moments, moments_of
 from support.progress import each
 
 
-def said(error):
-    """The text of an error; of one out of a loader process, which sends its traceback along, the last line."""
-    text = str(error).strip()
-    return text.splitlines()[-1].removeprefix("ValueError: ") if text.startswith("Caught ") else text
-
-
 def refuse(lines, line, shown=20):
     """Print the first `shown` of what is wrong, if anything is, and end with `line`."""
     if lines:

@@ -15,8 +15,9 @@ from support.data.picture import ENDINGS, decode
 from support.data.idle import holding
 from support.data.robots import find_robot
 from support.data.source import open_source
-from support.files import numbers, read_json, read_npy, read_text
+from support.files import numbers, read_json, read_npy, read_text, written
 from support.inference.report import action_names, deviations, foresight_picture, print_euler_error, shown_errors
+from support.pictures import saved
 
 TIMES = ("past", "now", "future")
 WRITTEN = ("actions.png", "foresight.png")   # by `write`, where --out is the folder itself
@@ -93,7 +94,8 @@ def write(out, policy, observed, actions, z_hat):
     """What was planned, printed and into the folder `out`. actions (k, d_a) in raw units; z_hat (V, 16, g, g), None."""
     stats, names, true, shown = policy.stats, action_names(policy.stats), observed.actions, actions
     out.mkdir(parents=True, exist_ok=True)
-    np.save(out / "actions.npy", actions)
+    with written(out / "actions.npy") as file:
+        np.save(file, actions)
     if true is not None:   # an episode may end sooner than the chunk, or later than it
         shown, true = actions[:len(true)], true[:len(actions)]
     plots.action_plot(shown, names, true=true, fps=stats.fps, path=out / "actions.png", spans=stats.action_std)
@@ -129,14 +131,17 @@ def cut(dataset, folder, episode=-1, frame=None, robot=None, timestamps="check")
     pictures = {f"{view}_{time}.png": source.frame(view, e, at) for view in source.views_of(e)
                 for time, at in zip(TIMES, (max(t - m, 0), t, t + m)) if at < T}
     state, action = source.numbers(e)
+    arrays = {"state.npy": state[t]} if state.shape[1] else {}
+    if action is not None:
+        arrays["true_actions.npy"] = action[t:t + TRUE_ACTIONS]
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("state.npy", "true_actions.npy", *(f"{view}_{time}.png" for view in VIEWS for time in TIMES)):
         (folder / name).unlink(missing_ok=True)   # of an earlier cut
     for name, picture in pictures.items():
-        Image.fromarray(np.asarray(picture)).save(folder / name)
-    if state.shape[1]:
-        np.save(folder / "state.npy", state[t])
-    if action is not None:
-        np.save(folder / "true_actions.npy", action[t:t + TRUE_ACTIONS])
-    (folder / "task.txt").write_text(source.task(e, t) + "\n", encoding="utf-8")
+        saved(Image.fromarray(np.asarray(picture)), folder / name)
+    for name, array in arrays.items():
+        with written(folder / name) as file:
+            np.save(file, array)
+    with written(folder / "task.txt") as file:
+        file.write_text(source.task(e, t) + "\n", encoding="utf-8")
     print(f"wrote frames t - {m}, t and t + {m} of episode {source.indices[e]}, t = {t}, to {folder}")

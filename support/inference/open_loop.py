@@ -15,6 +15,7 @@ from data import chunk_at, example, open_corpus
 from support import plots
 from support.data.idle import holding
 from support.data.letterbox import letterbox
+from support.files import written
 from support.inference.report import action_names, deviations, foresight_picture, print_euler_error, shown_errors
 
 RIDGE = 1e-2      # of each feature's variance, times the number of training frames
@@ -176,7 +177,8 @@ def write_report(policy, data, out, robot=None):
     reports, found = open_loop(policy, corpus)
     out.mkdir(parents=True, exist_ok=True)
     own = {e: int(source.indices[e]) for e in reports}   # the dataset's own numbers
-    (out / "open_loop.json").write_text(json.dumps({own[e]: row for e, row in reports.items()}, indent=1) + "\n")
+    with written(out / "open_loop.json") as file:
+        file.write_text(json.dumps({own[e]: row for e, row in reports.items()}, indent=1) + "\n")
     for e, (curves, starts) in found.items():
         draw_episode(policy, source, e, curves, starts, out)
         print(f"episode {own[e]}: mean squared error in training standard deviations: {shown_errors(reports[e])}")
@@ -187,7 +189,8 @@ def write_report(policy, data, out, robot=None):
     print_euler_error(policy, *observed(source, e, t, m))
     if policy.config.model.gen_expert:
         imagined = foresight(policy, corpus, rows)
-        (out / "foresight.json").write_text(json.dumps(imagined, indent=1) + "\n")
+        with written(out / "foresight.json") as file:
+            file.write_text(json.dumps(imagined, indent=1) + "\n")
         for view, row in imagined.items():
             print(f"foresight, {view}: mean squared error of latents: "
                   + "  ".join(f"{name} {error:.4f}" for name, error in row.items()))

@@ -15,6 +15,7 @@ from support import checkpoint
 from support.checkpoint import CheckpointError
 from support.data.prompts import tokenizer_files
 from support.data.statistics import in_checkpoint, of_checkpoint
+from support.owner import own
 from support.training.ranks import load_state
 from support.weights.loading import empty_model
 
@@ -79,10 +80,7 @@ class Checkpointer:
         if config.model.tokenizer:   # its files stand in every checkpoint: the directory may be gone when it is read
             self.words = tokenizer_files(config.model.tokenizer)
             self.stored["model"]["tokenizer"] = checkpoint.OWN_TOKENIZER
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--out {out} cannot be made: {error.strerror}; give one that can be written") from error
+        self.out.mkdir(parents=True, exist_ok=True)
         self.log_path, timing = (self.out / name if ranks.first else None for name in ("log.jsonl", "timing.jsonl"))
         self.timing = Log(timing, timing.stat().st_size if timing and timing.exists() else 0)
         self.sharded = any(isinstance(p, DTensor) for p in model.parameters())
@@ -197,7 +195,8 @@ class Checkpointer:
 
 
 def checkpoint_to_resume(asked, out, ranks, verified=None):
-    """The newest good checkpoint of the run in `out` if this one continues it, else None. asked: by --resume.
+    """The newest good checkpoint of the run in `out` if this one continues it, else None; `out` is this run's from now
+    on. asked: by --resume.
 
     verified: a checkpoint that was found good just now; if it is of this run it is not hashed again. ValueError: the
     run is not there, or not asked for; CheckpointError: no checkpoint is good.
@@ -205,13 +204,14 @@ def checkpoint_to_resume(asked, out, ranks, verified=None):
     # An agent restarts a group that refused, too: it goes on with what it began itself alone.
     mark = out / AGENT
     same_agent = ranks.agree(ranks.restarted and mark.exists() and mark.read_text() == ranks.agent)
+    if asked and not (out.is_dir() or ranks.restarted):
+        raise ValueError(f"--resume: no good checkpoint, {out} does not exist; leave --resume out to start there")
+    own(out, ranks)
     if any(out.glob("step_*")):
         if not (asked or same_agent):
             raise ValueError(f"{out} holds checkpoints already: --resume continues that run, --out DIR starts another")
         known = verified if verified and verified.parent == out else None
         return Path(ranks.agree(str(known or checkpoint.newest(out)) if ranks.first else None))
-    if asked and not (out.is_dir() or ranks.restarted):
-        raise ValueError(f"--resume: no good checkpoint, {out} does not exist; leave --resume out to start there")
     if asked:
         print(f"{out} holds no checkpoint: starting at step 0")
     return None

@@ -1,16 +1,20 @@
-"""SIGTERM and SIGINT: the training process finishes its step first, loader processes leave them to it."""
+"""SIGTERM, SIGINT and SIGHUP: the training process finishes its step first, loader processes leave them to it."""
 
 import os
 import signal
 
+NOTED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)   # SIGHUP: the terminal is gone
+
 
 class Interruption:
-    """Context in which the first SIGTERM or SIGINT sets `signal` (0 until then) and a second one ends the process."""
+    """Context in which one of these signals sets `signal` (0 until then), and the same one once more ends the process.
+    But SIGHUP never does: a lost terminal may send two. Where it is ignored, as under nohup, it stays so."""
 
     signal = 0
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.before = {number: signal.signal(number, self._note) for number in NOTED
+                       if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN}
         return self
 
     def __exit__(self, *_):
@@ -18,13 +22,13 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number, _):
-        if self.signal:
+        if number == self.signal != signal.SIGHUP:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.signal = number
+        self.signal = number if number != signal.SIGHUP else self.signal or number
 
 
 def ignore_signals(_):
     """For a loader process: the process that it serves still wants its batches. Takes the worker's number."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in NOTED:
+        signal.signal(number, signal.SIG_IGN)

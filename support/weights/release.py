@@ -12,6 +12,7 @@ from support import checkpoint
 from support.data.prompts import has_tokenizer, tokenizer_files
 from support.data.robots import ROBOTS
 from support.data.statistics import in_checkpoint, of_checkpoint
+from support.owner import contents
 from support.table1 import on_meta
 from support.weights.key_maps import COSMOS, NO_VAE, RELEASE
 from support.weights.loading import empty_model, fill, plan, read, with_tokenizer
@@ -124,7 +125,7 @@ def export_run(args):
 
 
 def _new(out):
-    if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+    if Path(out).exists() and (not Path(out).is_dir() or contents(out)):
         raise ValueError(f"{out} is not empty: give a new directory")
 
 
