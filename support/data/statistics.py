@@ -61,6 +61,10 @@ class Statistics:
             raise ValueError(f"dataset {source.name} gives {', '.join(strange)}; trained was on "
                              f"{', '.join(self.inputs)}: give the same --robot as in training")
 
+    def stopped(self, action):
+        """What is commanded while there is no new action: the last one."""
+        return action
+
     def cameras(self):
         """Slots that trained pictures filled, such as ("head", "left_wrist"); () where that is not known."""
         return tuple(view for view in VIEWS if any(item.startswith(f"{view} = ") for item in self.inputs))
