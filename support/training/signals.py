@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT: the training process finishes its step first, loader processes leave them to it."""
 
+import contextlib
 import os
 import signal
 
@@ -7,7 +8,19 @@ import signal
 class Interruption:
     """Context in which the first SIGTERM or SIGINT sets `signal` (0 until then) and a second one ends the process."""
 
-    signal = 0
+    signal, waiting = 0, False
+
+    @contextlib.contextmanager
+    def at_once(self, alone):
+        """A wait for data, in which nothing of a step is done yet: a signal raises SystemExit, also if the data never
+        come. Ranks that are not `alone` finish the step together."""
+        if alone and self.signal:
+            raise SystemExit(128 + self.signal)
+        self.waiting = alone
+        try:
+            yield
+        finally:
+            self.waiting = False
 
     def __enter__(self):
         self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -22,6 +35,8 @@ class Interruption:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal = number
+        if self.waiting:
+            raise SystemExit(128 + number)
 
 
 def ignore_signals(_):

@@ -10,7 +10,7 @@ from support import checkpoint
 
 @pytest.fixture(scope="module")
 def found():
-    return chaos.main("--kills 4 --terms 2 --damage 27 --disk 2 --ranks 1".split())
+    return chaos.main("--kills 4 --terms 2 --damage 27 --disk 2 --ranks 1 --loaders 2 --shm 2".split())
 
 
 @pytest.mark.parametrize("part", chaos.PARTS)
