@@ -16,22 +16,24 @@ SHM = Path("/dev/shm")             # where loader processes leave batches
 MORE_SHM = f"make {SHM} larger (docker run --shm-size 8g), or give fewer --loaders, or 0"
 ENDS = {signal.SIGKILL: "as the kernel does when memory is short: give fewer --loaders, or more memory",
         signal.SIGBUS: f"as the kernel does when memory cannot be had: {MORE_SHM}"}
+ELSE = "by a library that it calls or by someone else: --loaders 0 shows what it says"
 _waiting = set()                   # Watched that wait for a batch now
 
 
 def micro_batches(mixture, collate, first_step, last_step, worker_init_fn=None):
     """As Mixture.loader. collate: a list of its items -> (Batch, eps, tau, what was wrong with replaced samples). These
     are named, and counted in mixture.bad_samples; ValueError when they are too many, or when a loader process ends."""
-    config = mixture.config
-    size, accumulate, loaders, model = config.train.batch_size, config.train.accumulate, config.data.loaders, config.model
+    train, loaders, model = mixture.config.train, mixture.config.data.loaders, mixture.config.model
+    size, accumulate = train.batch_size, train.accumulate
 
     def numbers():   # one by one: pre-training has 45 million micro-batches
         micros = range(first_step * accumulate, last_step * accumulate)
         return (range(micro * size, (micro + 1) * size) for micro in micros)
-    # Two batches of each process are made ahead; those of a step are held. Per view: a picture, three frames.
-    sample = 9 * model.view_size ** 2 + 27 * model.frame_size ** 2 + 4 * model.chunk * model.action_dim * model.action_draws
-    batches = Watched(mixture, need=(2 * loaders + accumulate) * size * sample, batch_sampler=numbers(),
-                      collate_fn=partial(_in_shared_memory, collate), num_workers=loaders, worker_init_fn=worker_init_fn)
+    # Two batches of each process are made ahead, those of a step are held. Three views: a picture and three frames.
+    sample = 9 * model.view_size ** 2 + 27 * model.frame_size ** 2
+    sample += 4 * model.chunk * model.action_dim * model.action_draws
+    batches = Watched(mixture, (2 * loaders + accumulate) * size * sample, num_workers=loaders, batch_sampler=numbers(),
+                      collate_fn=partial(_in_shared_memory, collate), worker_init_fn=worker_init_fn)
     return _counted(mixture, numbers(), batches)   # the processes start here, not with the first batch
 
 
@@ -61,11 +63,11 @@ def _counted(mixture, parts, batches):
 
 
 class Watched:
-    """The items of a torch DataLoader, made at once. ValueError, one line, within seconds: a process of it ended, however
-    that came, or all are alive and none has delivered anything for `patience` seconds, of which each minute is said.
+    """The items of a torch DataLoader, whose processes start at once.
 
-    need: bytes of shared memory that items in flight take; less is refused here. With this its processes end.
-    torch by itself raises in the middle of whatever runs when a process ends, and waits for ever for one that is stuck.
+    ValueError, one line, within seconds: one of them ended, whatever ended it. If all are alive and none delivers, that
+    is said each minute, and is a ValueError after `patience` seconds. By itself torch raises in the middle of whatever
+    runs when a process ends, and waits for ever for one that is stuck. need: bytes of shared memory of items in flight.
     """
 
     def __init__(self, dataset, need=0, patience=600, num_workers=0, **options):
@@ -73,51 +75,57 @@ class Watched:
         if free is not None and free < need + (1 << 20):   # and a page for each of a queue's locks
             raise ValueError(f"{SHM} has {free / 1e6:.1f} MB free, {num_workers} loader processes need "
                              f"{need / 1e6 + 1:.1f}: {MORE_SHM}")
-        known = active_children()
-        self.patience, self.items = patience, iter(torch.utils.data.DataLoader(
-            dataset, num_workers=num_workers, timeout=1 if num_workers else 0, **options))
+        known, self.patience, self.waited = active_children(), patience, 0
+        self.items = iter(torch.utils.data.DataLoader(dataset, num_workers=num_workers, **options))
         self.processes = sorted(set(active_children()).difference(known), key=lambda process: process.pid)
         weakref.finalize(self, _end, self.processes)   # at the latest when Python ends, which would wait for them
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, _child_ended)   # in the place of torch's
+        self.alarm = num_workers > 0 and threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGCHLD, signal.SIGALRM) if self.alarm else ():
+            signal.signal(number, _look)   # of SIGCHLD in the place of torch's
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        for waited in range(1, self.patience + 1):   # slices of a second: a clock would count a stopped job's pause
-            _waiting.add(self)
-            try:
-                self.check()
-                return next(self.items)
-            except (RuntimeError, OSError, EOFError) as error:
-                if not str(error).startswith("DataLoader timed out"):
-                    connection.wait([process.sentinel for process in self.processes], timeout=1)
-                    self.check()   # what broke in our hands may have been the end of the process at the other end
-                    raise
-            finally:
-                _waiting.discard(self)
-            alive = f"loader processes {', '.join(str(process.pid) for process in self.processes)} are alive"
-            if waited % 60 == 0:
-                print(f"nothing has come for {waited} s, and {alive}: slow storage, or a file that a codec hangs on",
-                      file=sys.stderr, flush=True)
-        raise ValueError(f"nothing has come for {self.patience} s, though {alive}: storage that does not answer, or a file "
-                         "that a codec hangs on; --loaders 0 shows where")
+        self.waited = 0
+        _waiting.add(self)
+        if self.alarm:
+            signal.setitimer(signal.ITIMER_REAL, 1, 1)
+        try:
+            self.check()
+            return next(self.items)
+        except (RuntimeError, OSError, EOFError):
+            connection.wait([process.sentinel for process in self.processes], timeout=1)
+            self.check()   # what broke here may have been the end of the process at the other end
+            raise
+        finally:
+            if self.alarm:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            _waiting.discard(self)
 
-    def check(self):
-        """ValueError: a process has ended."""
-        for n, process in enumerate(self.processes, 1):
+    def check(self, seconds=0):
+        """`seconds` more were waited: counted, because a clock would count the pause of a stopped job."""
+        over = getattr(self.items, "_shutdown", False)   # behind the last item torch ends them itself
+        for n, process in enumerate(() if over else self.processes, 1):
             code = process.exitcode
             if code is not None:
                 how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-                advice = ENDS.get(-code, "by a library that it calls or by someone else: --loaders 0 shows what it says")
-                raise ValueError(f"loader process {n} of {len(self.processes)} (pid {process.pid}) {how}, {advice}")
+                raise ValueError(f"loader process {n} of {len(self.processes)} (pid {process.pid}) {how}, "
+                                 f"{ENDS.get(-code, ELSE)}")
+        self.waited += seconds
+        pids = ", ".join(str(process.pid) for process in self.processes)
+        line = (f"nothing has come for {self.waited} s, though the loader processes {pids} are alive: storage "
+                "that does not answer, or a file that a codec hangs on; --loaders 0 shows where")
+        if self.waited >= self.patience:
+            raise ValueError(line)
+        if seconds and self.waited % 60 == 0:
+            print(line, file=sys.stderr, flush=True)
 
 
-def _child_ended(*_):
-    """SIGCHLD: who waits for a batch looks at once whether it can still come."""
+def _look(number, _):
+    """A signal in the middle of what torch waits for, which may have no end: half a message, a process that stopped."""
     for items in tuple(_waiting):
-        items.check()
+        items.check(seconds=int(number == signal.SIGALRM))
 
 
 def _end(processes):

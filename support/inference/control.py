@@ -20,6 +20,11 @@ def places_of(cameras, caller):
     return tuple(v for v, view in enumerate(VIEWS) if view in cameras)
 
 
+def all_finite(actions, z=None):
+    """Whether actions, an array, and latents, a tensor or None, are."""
+    return np.isfinite(actions).all() and (z is None or bool(z.isfinite().all()))
+
+
 class Picture(Letterboxed):
     """A camera's picture (H, W, 3) uint8, letterboxed at most once per size."""
 
@@ -127,12 +132,10 @@ class ControlLoop:
         self.hits += hit
         self.plans += 1
         actions = policy.stats.actions(a.cpu().numpy(), state[None])
-        try:
-            policy.finite(actions, z)
-        except ValueError:
+        if not all_finite(actions, z):
             self.latents.clear()   # a plan that was given bad latents must not leave them to the next
             if self.last is None:
-                raise
+                policy.finite(actions, z)   # which says why
             return actions[0, :0]
         if z is not None:   # frame 0 stays: it is the t-m of every plan up to frame m
             self.latents = {frame: kept for frame, kept in self.latents.items() if frame > t - self.m or frame == 0}

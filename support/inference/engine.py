@@ -111,9 +111,9 @@ class Engine:
         self._check(views)
 
     def _check(self, views):
-        """Compile (and record) what a control loop calls: a plan, latents ahead of one, and a plan with them given. Hold
-        both plans against model.py on a second input: a replay that kept something of the first would show. ValueError:
-        they are not finite, or further from it than TOLERANCE."""
+        """Compile (and record) what a control loop calls: a plan, latents ahead of one, a plan with them given. Hold
+        both plans against model.py on a second input, where a replay that kept something of the first would show.
+        ValueError: they are not finite, or further from it than TOLERANCE."""
         fast, model, device = self, self.model, self.view_tokens.device
         if self.mode == "eager":   # nothing to prepare: one camera and two layers show what this machine computes
             fast, model, views = self.eager(), copy.copy(model), views[:1]
@@ -134,9 +134,10 @@ class Engine:
         apart, size, limit = found - exact, exact.square().mean().sqrt(), TOLERANCE.get(model.dtype, 5e-2)
         share = (apart.square().mean((1, 2, 3)).sqrt() / size).max().item()
         if not share <= limit:   # NaN too
-            raise ValueError(f"engine {self.mode}: its actions differ from those of model.py by {share:.1e} of their size, "
-                             f"at most {limit:g} is allowed in {model.dtype}; on this machine, with torch "
-                             f"{torch.__version__}, use --engine {'plain' if self.mode == 'eager' else 'eager or plain'}")
+            rest = "plain" if self.mode == "eager" else "eager or plain"
+            raise ValueError(f"engine {self.mode}: its actions differ from those of model.py by {share:.1e} of their "
+                             f"size, at most {limit:g} is allowed in {model.dtype}; on this machine, with torch "
+                             f"{torch.__version__}, use --engine {rest}")
         if self.mode != "eager":
             self.report = (f"engine {self.mode}: largest difference from model.py {apart.abs().max().item():.1e} of "
                            f"actions up to {exact.abs().max().item():.1f}")

@@ -14,7 +14,7 @@ from config import VIEWS
 from data import collate, observation
 from support import checkpoint
 from support.data.statistics import of_checkpoint
-from support.inference.control import ControlLoop, places_of
+from support.inference.control import ControlLoop, all_finite, places_of
 from support.weights.loading import empty_model, load_state
 
 
@@ -77,13 +77,13 @@ class Policy:
 
     def finite(self, actions, z=None):
         """(actions, latents), as they are given. ValueError, one line: they are not finite, and whose fault it is."""
-        if np.isfinite(actions).all() and (z is None or bool(z.isfinite().all())):
+        if all_finite(actions, z):
             return actions, z
         broken = next((name for name, p in self.model.named_parameters() if not p.isfinite().all()), None)
         if broken:
             raise ValueError(f"the plan is not finite, because the weights are not ({broken}): use another checkpoint")
-        raise ValueError(f"the plan is not finite, though all weights are: the state is out of range, or {self.model.dtype} "
-                         "is computed wrongly on this machine; check the state, or use --engine plain")
+        raise ValueError("the plan is not finite, though all weights are: the state is out of range, or this machine "
+                         f"computes wrongly in {self.model.dtype}; check the state, or use --engine plain")
 
     def chunk(self, batch, eps, z_past=None, imagine=False):
         """What `Engine.__call__` gives: actions (standardised), z, z_hat. Without an engine z is None."""
@@ -125,7 +125,7 @@ class Policy:
         return self.loop.step(images, state)
 
     def timing(self):
-        """Since `reset`: steps, plans, starved steps, held ones (a plan was not finite), latent cache hits, and p50, p99,
+        """Since `reset`: steps, plans, starved steps, held ones (a plan was not finite), latent hits, and p50, p99 and
         max milliseconds of `step`."""
         loop = self.loop
         if loop is None or not loop.seconds:
