@@ -11,6 +11,7 @@ import torch
 from config import VIEWS
 from support.data.letterbox import Letterboxed, letterbox
 
+ENDING = 600   # seconds that the end of an episode waits for a plan under way
 
 def places_of(cameras, caller):
     """Cameras' names -> their places among the model's views. ValueError, one line, where `caller` was given others."""
@@ -159,6 +160,7 @@ class ControlLoop:
         """Wait for the episode's jobs and raise what no step was told of. Those that have not begun are dropped."""
         jobs = [*(self.pending or ())[1:], *self.ahead]   # what went wrong with a plan is said first
         begun = [job for job in jobs if not job.cancel()]
-        wait(begun)
+        if wait(begun, ENDING).not_done:
+            raise ValueError(f"the last plan has not come for {ENDING} s: this device does not answer; end the process")
         for job in begun:
             job.result()

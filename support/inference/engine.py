@@ -21,9 +21,9 @@ from support.inference.fused import (BlockWeights, block, compiled, decode, enco
 MODES = ("eager", "compile", "graph")
 PROGRAMS = 8   # kept, those used last: each has buffers, tables and perhaps a graph of its own
 # How far a mode may be from model.py when it starts: rms of the difference, as a share of the actions' own. bfloat16
-# keeps 8 bits of a number; of all layers of the 3B that leaves 0.3 %. float32 has room for TF32 in the VAE. What goes
-# wrong in a compiler or a recording is of the size of the actions themselves.
-TOLERANCE = {torch.bfloat16: 5e-2, torch.float32: 1e-3}
+# keeps 8 bits of a number; over all layers of the 3B it leaves 0.3 %. float32 leaves 1e-6, on a GPU more, where cuDNN
+# rounds to 11 bits in the VAE. What goes wrong in a compiler or a recording is of the size of the actions themselves.
+TOLERANCE = {torch.bfloat16: 5e-2, torch.float32: 1e-2}
 
 
 def default_mode(device):
