@@ -95,7 +95,10 @@ class Watched:
             self.check()
             return next(self.items)
         except (RuntimeError, OSError, EOFError):
-            connection.wait([process.sentinel for process in self.processes], timeout=1)
+            ended = connection.wait([process.sentinel for process in self.processes], timeout=1)
+            for process in self.processes:
+                if process.sentinel in ended:
+                    process.join()
             self.check()   # what broke here may have been the end of the process at the other end
             raise
         finally:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, partial
 
 import numpy as np
@@ -161,6 +161,7 @@ class ControlLoop:
         jobs = [*(self.pending or ())[1:], *self.ahead]   # what went wrong with a plan is said first
         begun = [job for job in jobs if not job.cancel()]
         if wait(begun, ENDING).not_done:
+            self.policy.pool = ThreadPoolExecutor(1, "policy")   # the old one is lost with its thread
             raise ValueError(f"the last plan has not come for {ENDING} s: this device does not answer; end the process")
         for job in begun:
             job.result()

@@ -139,7 +139,7 @@ class Policy:
         try:
             self._end_episode()
         finally:
-            self.pool.shutdown(wait=False)   # what was under way has ended, or never will
+            self.pool.shutdown()
             self.pool = ThreadPoolExecutor(1, "policy")
 
     def _end_episode(self):

@@ -317,7 +317,9 @@ def test_every_mode_starts_at_full_width_and_no_compiled_loop_turns_a_tile(dtype
     with torch._inductor.config.patch(force_disable_caches=True):
         engine, code = run_and_get_cpp_code(lambda: Engine(model, "compile"))
     assert "difference from model.py" in engine.report
-    assert code.count("async_compile.cpp") > 20 and "transpose_mxn" not in code
+    kernels = code.split("async_compile.cpp")
+    assert len(kernels) > 20
+    assert max(kernel.count("transpose_mxn") for kernel in kernels) <= (vae == "dct")   # a copy of the DCT's own, in float32
     if torch.cuda.is_available():
         assert "difference from model.py" in Engine(model.to("cuda"), "graph").report
 
