@@ -6,7 +6,7 @@ import sys
 import threading
 import weakref
 from functools import partial
-from multiprocessing import active_children, connection
+from multiprocessing import active_children
 from pathlib import Path
 
 import torch
@@ -95,11 +95,9 @@ class Watched:
             self.check()
             return next(self.items)
         except (RuntimeError, OSError, EOFError):
-            ended = connection.wait([process.sentinel for process in self.processes], timeout=1)
-            for process in self.processes:
-                if process.sentinel in ended:
-                    process.join()
-            self.check()   # what broke here may have been the end of the process at the other end
+            for process in self.processes:   # what broke here may have been the end of the process at the other end
+                process.join(1 / len(self.processes))
+            self.check()
             raise
         finally:
             if self.alarm:
@@ -110,8 +108,7 @@ class Watched:
         """`seconds` more were waited: counted, because a clock would count the pause of a stopped job."""
         over = getattr(self.items, "_shutdown", False)   # behind the last item torch ends them itself
         for n, process in enumerate(() if over else self.processes, 1):
-            code = process.exitcode
-            if code is not None:
+            if (code := process.exitcode) is not None:
                 how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
                 raise ValueError(f"loader process {n} of {len(self.processes)} (pid {process.pid}) {how}, "
                                  f"{ENDS.get(-code, ELSE)}")

@@ -13,6 +13,7 @@ from support.data.letterbox import Letterboxed, letterbox
 
 ENDING = 600   # seconds that the end of an episode waits for a plan under way
 
+
 def places_of(cameras, caller):
     """Cameras' names -> their places among the model's views. ValueError, one line, where `caller` was given others."""
     unknown = set(cameras) - set(VIEWS)
@@ -99,12 +100,12 @@ class ControlLoop:
         seen = {view: [past[view], now[view]] for view in VIEWS if view in past and view in now}
         seen = seen or {view: [now[view]] * 2 for view in VIEWS if view in now}   # all cameras are new, as at the start
         given = self.t, seen, state, self.policy.noise(1)
-        now = self._plan(*given) if self.pool is None or not len(self.queue) else None
+        here = self._plan(*given) if self.pool is None or not len(self.queue) else None
         # Only now: a plan that raises here is tried again at the next frame.
         self.next_plan, self.period = self.t + self.execute, max(self.execute, self.t - self.launched)
         self.launched = self.t
-        if now is not None:
-            self._enter(now, self.t)
+        if here is not None:
+            self._enter(here, self.t)
         else:
             self.pending = self.t, self.pool.submit(self._plan, *given)
 

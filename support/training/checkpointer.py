@@ -116,10 +116,12 @@ class Checkpointer:
         try:
             yield
         except (Exception, SystemExit) as error:
-            if self.ranks.world == 1 and step > self.first:
-                self.save(step, **progress)
-            ended = "interrupted" if isinstance(error, SystemExit) else "ended by its data"
-            print(f"{ended}: {self.outcome(step) if step else 'before the first step'}; --resume goes on", flush=True)
+            if self.ranks.world == 1:
+                if step > self.first:
+                    self.save(step, **progress)
+                ended = "interrupted" if isinstance(error, SystemExit) else "ended by its data"
+                print(f"{ended}{f': {self.outcome(step)}' if step else ' before the first step'}; --resume goes on",
+                      flush=True)
             raise
 
     def outcome(self, step):

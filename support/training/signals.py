@@ -14,10 +14,10 @@ class Interruption:
     def at_once(self, alone):
         """A wait for data, in which nothing of a step is done yet: a signal raises SystemExit, also if the data never
         come. Ranks that are not `alone` finish the step together."""
-        if alone and self.signal:
-            raise SystemExit(128 + self.signal)
         self.waiting = alone
         try:
+            if alone and self.signal:
+                raise SystemExit(128 + self.signal)
             yield
         finally:
             self.waiting = False
