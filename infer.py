@@ -60,7 +60,7 @@ def on_pictures(policy, args):
     seen, state, task = [observed.seen], observed.state[None], [observed.task]
     if policy.engine is None:
         batch, eps = policy.batch(seen, state, task).to(policy.device), policy.noise(1).to(policy.device)
-        actions, z_hat = infer(policy.model, stats, batch, eps, state, args.euler_steps)
+        actions, z_hat = policy.finite(*infer(policy.model, stats, batch, eps, state, args.euler_steps))
     else:
         actions, z_hat = policy.plan(seen, state, task)
     image_folder.write(Path(args.out or folder / "result"), policy, observed, actions[0],

@@ -162,7 +162,8 @@ def run(argv):
     model.train()
     with Interruption() as interruption, memory.explained(train, ranks.device):
         for step in range(first, train.steps):
-            with checkpointer.kept_if_data_fail(step, skipped=journal.skipped, bad_samples=[mixture.bad_samples]):
+            with checkpointer.kept_if_data_fail(step, skipped=journal.skipped, bad_samples=[mixture.bad_samples]), \
+                    interruption.at_once(alone=ranks.world == 1):
                 micro = [next(batches) for _ in range(train.accumulate)]
             counts = [int(n) for n in ranks.sums(*elements(model, micro, config))]
             losses = gradients(wrapped, micro, config, ranks, counts)                      # of Eq. (4)

@@ -17,10 +17,13 @@ checkpoints that stood before and could not be used after, "differing" the lines
     damage   one file of the newest checkpoint: bits flipped, truncated, a block zeroed; named, the previous one used
     disk     the disk fills up at a random offset of a save, and is freed later
     ranks    one of two ranks under torchrun's agent is killed; the agent restarts both
+    loaders  one of two loader processes is killed, or stopped and the run interrupted; then --resume
+    shm      /dev/shm is too small from the start, or fills up at a random moment; then --resume with room
 """
 
 import argparse
 import contextlib
+import ctypes
 import io
 import itertools
 import os
@@ -406,11 +409,99 @@ def ranks(n, place, chance):
     return tally
 
 
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def resumed(part, tally, place, out, code, before, problem):
+    """Count a run with loaders that ended, and one that goes on with it, or begins it."""
+    after, found = newest(out) if out.exists() else (-1, "")
+    tally["lost"] += after < before
+    again_code = wait(start(again(place.argv, out), place.printed)) if code else 0
+    wrong = differences(out, place.reference)
+    tally["differing"] += wrong
+    problem = problem or (again_code or wrong or after < before) and \
+        f"{after} after {before} {found}, the resumed run ended with {again_code}, {wrong} lines differ"
+    count(tally, part, problem or "")
+    shutil.rmtree(out)
+
+
+def loaders(n, place, chance):
+    """Kill one of two loader processes; every fourth time stop both instead, and interrupt the run that waits for them."""
+    tally, out = Counter(), place.own / "run"
+    while tally["tried"] < n:
+        place.printed.unlink(missing_ok=True)
+        pid = start([*again(place.argv, out), "--loaders", "2"], place.printed, typed)
+        code = ended_within(pid, chance.uniform(0, 1), lambda: len(children(pid)) == 2 and len(steps(out)) > 0)
+        stop, before = tally["tried"] % 4 == 1, max(steps(out), default=-1)
+        if code is None and len(hit := children(pid)) == 2:
+            for child in hit if stop else [chance.choice(hit)]:
+                os.kill(child, signal.SIGSTOP if stop else signal.SIGKILL)
+            began = time.time()
+            if stop:
+                code = ended_within(pid, 2)
+                if code is None:
+                    os.kill(pid, signal.SIGTERM)
+            code = wait(pid) if code is None else code
+            late, text = time.time() - began > 10, place.printed.read_text()
+            named = "interrupted: saved" if stop else "was killed by SIGKILL"
+            good = code == 0 or code == (143 if stop else 2) and named in text and "Traceback" not in text
+            if code == 0:   # too late: it needed no more batches
+                shutil.rmtree(out)
+                continue
+            tally["stopped" if stop else "killed"] += 1
+            resumed("loaders", tally, place, out, code, before,
+                    "" if good and not late else f"it ended with {code}{' late' if late else ''}: {text[-300:]}")
+        else:
+            code = wait(pid) if code is None else code
+            shutil.rmtree(out)
+    return tally
+
+
+def in_small_shm(size, argv):
+    """typed with a /dev/shm of its own, of `size` bytes; 3 where mounting is not permitted."""
+    if ctypes.CDLL(None).unshare(0x20000):   # CLONE_NEWNS
+        sys.exit(3)
+    for command in (["mount", "--make-rprivate", "/"], ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"]):
+        if subprocess.run(command, capture_output=True).returncode:
+            sys.exit(3)
+    typed(argv)
+
+
+def shm(n, place, chance):
+    """A /dev/shm of 64 KB, as every fourth time, is refused at the start; another one is filled up while it trains."""
+    tally, out = Counter(), place.own / "run"
+    while tally["tried"] < n:
+        small, before = tally["tried"] % 4 == 0, -1
+        place.printed.unlink(missing_ok=True)
+        pid = start([*again(place.argv, out), "--loaders", "2"], place.printed,
+                    partial(in_small_shm, (1 << 16) if small else (32 << 20)))
+        code = None if small else ended_within(pid, chance.uniform(0, 0.5), lambda: len(steps(out)) > 0)
+        if code is None and not small:
+            before = max(steps(out))
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/root/dev/shm/ballast", "wb", buffering=0) as file:
+                while file.write(bytes(1 << 14)):
+                    pass
+        code = wait(pid) if code is None else code
+        if code == 3:
+            return Counter({"tried": 1, "survived": 1, "no tmpfs may be mounted here": 1})
+        if code == 0:   # too late: it needed no more batches
+            shutil.rmtree(out)
+            continue
+        out.mkdir(exist_ok=True)
+        text = place.printed.read_text()
+        good = code == 2 and "/dev/shm" in text and "--shm-size" in text and "Traceback" not in text
+        tally["refused at the start" if small else "filled up"] += 1
+        resumed("shm", tally, place, out, code, before, "" if good else f"it ended with {code}: {text[-300:]}")
+    return tally
+
+
 # ---- all of it --------------------------------------------------------------------------------------------------
 
 PARTS = {"kills": partial(interrupt, signal.SIGKILL), "terms": partial(interrupt, signal.SIGTERM), "damage": damage,
          "disk": disk, "ranks": ranks, "hangups": partial(interrupt, signal.SIGHUP), "twins": partial(rivals, False),
-         "resumes": partial(rivals, True), "screens": partial(unheard, False), "pipes": partial(unheard, True)}
+         "resumes": partial(rivals, True), "screens": partial(unheard, False), "pipes": partial(unheard, True),
+         "loaders": loaders, "shm": shm}
 NUMBERS = {"kills": 200, "terms": 50, "damage": 450}   # the others: 20
 
 

@@ -22,6 +22,7 @@ import torch
 
 from support.data.file_hashes import digest
 from support.data.letterbox import Letterboxed, box, letterbox
+from support.data.loader import Watched
 from support.data.parquet import arrow, read_table
 from support.files import written
 from support.owner import contents
@@ -224,8 +225,8 @@ def fill(source, cache, loaders):
     if not (cache.folder / "cache.json").exists():
         begin(source, cache)
     (cache.folder / "done.jsonl").write_bytes(cache.noted)
-    workers = torch.utils.data.DataLoader(todo, batch_size=None, num_workers=loaders,
-                                          collate_fn=partial(transcode, source, cache))   # in the workers
+    workers = Watched(todo, patience=3600, batch_size=None, num_workers=loaders,
+                      collate_fn=partial(transcode, source, cache))   # in the workers
     before = sum(lengths[e] for e in cache.checksums)
     with open(cache.folder / "done.jsonl", "a") as done, bar(sum(lengths), before, "frame") as shown:
         for e, frames, checksums in workers:

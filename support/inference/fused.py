@@ -84,8 +84,11 @@ SHAPES = 64      # that each compiled function may take, over all layouts; torch
 
 def linear(x, weight, bias=None):
     """x W^T + b: x (..., K), weight (N, K), bias (N,) or None -> (..., N). On a CPU oneDNN repacks its right operand at
-    every call. With few rows of x the weight is the larger one, so W x^T, the same product, is faster."""
-    if x.device.type == "cpu" and bias is None and x.numel() // x.shape[-1] <= FEW_ROWS:
+    every call. With few rows of x the weight is the larger one, so W x^T, the same product, is faster. A compiler gets
+    no such product: gcc 12 makes NaN of a sum of two that are turned (bfloat16, AVX512), and they are no faster there.
+    """
+    turned = x.device.type == "cpu" and bias is None and x.numel() // x.shape[-1] <= FEW_ROWS
+    if turned and not torch.compiler.is_compiling():
         return (weight @ x.reshape(-1, x.shape[-1]).T).T.view(*x.shape[:-1], -1)
     return F.linear(x, weight, bias)
 
@@ -179,6 +182,7 @@ def look(tower, pixels, block):
         layers, (x, *rotary) = tower.blocks, tower.patches(pixels)
     else:
         return tower(pixels)
+    x = x.contiguous()   # patches come turned, and layers keep that: a compiler would add turned tiles, see `linear`
     for layer in layers:
         x = block(layer, x, *rotary)
     return tower.tokens(x)

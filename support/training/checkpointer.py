@@ -115,12 +115,17 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def kept_if_data_fail(self, step, **progress):
-        """A bad sample ends a run that is alone only after it has saved what it learned; --resume begins with it."""
+        """A bad sample, a loader process that died or a signal while waiting for data (SystemExit) ends a run that is
+        alone only after it has saved what it learned; --resume begins with it."""
         try:
             yield
-        except ValueError:
-            if self.ranks.world == 1 and step > self.first:
-                self.save(step, **progress)
+        except (Exception, SystemExit) as error:
+            if self.ranks.world == 1:
+                if step > self.first:
+                    self.save(step, **progress)
+                ended = "interrupted" if isinstance(error, SystemExit) else "ended by its data"
+                print(f"{ended}{f': {self.outcome(step)}' if step else ' before the first step'}; --resume goes on",
+                      flush=True)
             raise
 
     def outcome(self, step):

@@ -1,5 +1,6 @@
 """SIGTERM, SIGINT and SIGHUP: the training process finishes its step first, loader processes leave them to it."""
 
+import contextlib
 import os
 import signal
 
@@ -10,7 +11,19 @@ class Interruption:
     """Context in which one of these signals sets `signal` (0 until then), and the same one once more ends the process.
     But SIGHUP never does: a lost terminal may send two. Where it is ignored, as under nohup, it stays so."""
 
-    signal = 0
+    signal, waiting = 0, False
+
+    @contextlib.contextmanager
+    def at_once(self, alone):
+        """A wait for data, in which nothing of a step is done yet: a signal raises SystemExit, also if the data never
+        come. Ranks that are not `alone` finish the step together."""
+        self.waiting = alone
+        try:
+            if alone and self.signal:
+                raise SystemExit(128 + self.signal)
+            yield
+        finally:
+            self.waiting = False
 
     def __enter__(self):
         self.before = {number: signal.signal(number, self._note) for number in NOTED
@@ -26,6 +39,8 @@ class Interruption:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal = number if number != signal.SIGHUP else self.signal or number
+        if self.waiting:
+            raise SystemExit(128 + self.signal)
 
 
 def ignore_signals(_):
