@@ -157,9 +157,13 @@ class FolderSource:
         self.kinds = action_kinds(robot, names, names)[0] if self.has_action else ()
 
     def _rows(self, path, key, x):
-        """An array of a row a frame -> (F, d) float32; only of the state may d be 0. ValueError: not finite numbers."""
+        """An array of a row a frame -> (F, d) float32; only of the state may d be 0. ValueError: not finite numbers.
+        A label may be NaN, in a scene without what it labels."""
         if key == "state" and x.shape[1:] == (0,):
             return x.astype(np.float32)
+        if key not in ("state", "action") and x.dtype.kind == "f":
+            numbers(np.nan_to_num(x), f"{path}, '{key}'", 2)
+            return x
         try:
             return numbers(x, f"{path}, '{key}'", 2)
         except ValueError:
