@@ -160,6 +160,9 @@ class FolderSource:
         """An array of a row a frame -> (F, d) float32; only of the state may d be 0. ValueError: not finite numbers."""
         if key == "state" and x.shape[1:] == (0,):
             return x.astype(np.float32)
+        if key == "distractor" and x.dtype.kind == "f":   # nan where a scene has none
+            numbers(np.where(np.isnan(x), 0, x), f"{path}, '{key}'", 2)
+            return x.astype(np.float32)
         try:
             return numbers(x, f"{path}, '{key}'", 2)
         except ValueError:
