@@ -23,6 +23,22 @@ def vit_attention(qkv, heads, rotary=None):
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
+def vit_block(layer, x, *rotary):
+    """One layer of a vision tower: x (n, N, D) -> the same; all views in one batch."""
+    return layer(x, *rotary)
+
+
+class Tower(nn.Module):
+    """What both have in common: `patches`, `layers`, `tokens`."""
+
+    def forward(self, pixels, block=vit_block):
+        """pixels (n, 3, S, S) in [0, 1] -> (n, tokens, D). block: `vit_block`, perhaps compiled."""
+        x, *rotary = self.patches(pixels)
+        for layer in self.layers:
+            x = block(layer, x, *rotary)
+        return self.tokens(x)
+
+
 class InternViTLayer(nn.Module):
     """Pre-norm layer with LayerScale."""
 
@@ -42,8 +58,8 @@ class InternViTLayer(nn.Module):
         return x + self.lambda_2 * self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.layernorm_after(x))))
 
 
-class InternViT(nn.Module):
-    """InternVL3's vision tower and projector: 448 px -> 1024 patches -> 256 tokens."""
+class InternViT(Tower):
+    """InternVL3's vision tower and projector: S px -> (S / 14)^2 patches -> (S / 28)^2 tokens."""
 
     def __init__(self, config):
         super().__init__()
@@ -60,23 +76,16 @@ class InternViT(nn.Module):
             self.register_buffer(name, torch.tensor(value, device="cpu").view(3, 1, 1), persistent=False)
 
     def patches(self, pixels):
-        """pixels (n, 3, S, S) in [0, 1] -> what the layers read, (n, 1 + side^2, width)."""
+        """pixels (n, 3, S, S) in [0, 1] -> what the layers read, ((n, 1 + side^2, width),)."""
         x = self.patch_embed(((pixels - self.mean) / self.std).to(self.patch_embed.weight.dtype))
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], 1)
-        return x + self.position_embeddings
+        return (x + self.position_embeddings,)
 
     def tokens(self, x):
         """What the layers leave, (n, 1 + side^2, width) -> (n, side^2 / 4, D)."""
         x = merge_2x2(x[:, 1:])
         x = self.projector["linear_1"](self.projector["layer_norm"](x))
         return self.projector["linear_2"](F.gelu(x))
-
-    def forward(self, pixels):
-        """pixels (n, 3, S, S) in [0, 1] -> (n, (S / 28)^2, D)."""
-        x = self.patches(pixels)
-        for layer in self.layers:
-            x = layer(x)
-        return self.tokens(x)
 
 
 class QwenViTLayer(nn.Module):
@@ -96,7 +105,7 @@ class QwenViTLayer(nn.Module):
         return x + self.mlp["linear_fc2"](hidden)
 
 
-class QwenViT(nn.Module):
+class QwenViT(Tower):
     """Qwen3-VL's vision tower and merger: S px -> (S / 16)^2 patches -> (S / 32)^2 tokens. Without DeepStack."""
 
     def __init__(self, config):
@@ -112,6 +121,10 @@ class QwenViT(nn.Module):
                                      "linear_fc2": nn.Linear(4 * width, config.und_width)})
         count = width // config.vit_heads // 4                                  # frequencies an axis
         self.register_buffer("frequency", inverse_frequencies(count, 1e4, config.rope_bf16), persistent=False)
+
+    @property
+    def layers(self):
+        return self.blocks
 
     def tables(self, side):
         """Positions of side^2 patches: learned, (1, side^2, width), and angles of rotary ones, (side^2, d / 2)."""
@@ -134,10 +147,3 @@ class QwenViT(nn.Module):
         """What the layers leave, (n, side^2, width) -> (n, side^2 / 4, D)."""
         x = merge_2x2(self.merger["norm"](x))
         return self.merger["linear_fc2"](F.gelu(self.merger["linear_fc1"](x)))
-
-    def forward(self, pixels):
-        """pixels (n, 3, S, S) in [0, 1] -> (n, (S / 32)^2, D)."""
-        x, rotary = self.patches(pixels)
-        for block in self.blocks:
-            x = block(x, rotary)
-        return self.tokens(x)

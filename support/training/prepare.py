@@ -20,8 +20,7 @@ def freeze(model, names):
 
 def checkpoint_layers(model):
     """Each joint layer and each vision layer keeps its input alone and is computed again in the backward pass."""
-    vision = getattr(model.und.visual, "layers", getattr(model.und.visual, "blocks", ()))   # the conv stem has none
-    for layer in (*model.layers, *vision):
+    for layer in (*model.layers, *model.und.visual.layers):
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
