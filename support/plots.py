@@ -28,35 +28,26 @@ def action_plot(predicted, names, true=None, baselines=None, fps=None, path=None
     left = int(max(small.getlength(text) for limit in limits for _, text in limit[2])) + 10
     pitch_x, pitch_y = left + PANEL_WIDTH + 22, PANEL_HEIGHT + 46
     corners = [(MARGIN + left + i % columns * pitch_x, MARGIN + 54 + i // columns * pitch_y) for i in range(count)]
-    legend, x = [], MARGIN + left
-    for name, _, colour in reversed(series):
-        legend.append((x, name, colour))
-        x += int(font.getlength(name)) + 62
-    size = (MARGIN + max(MARGIN + columns * pitch_x - 22, x - 28),
-            corners[-1][1] + PANEL_HEIGHT + (36 if fps else 21) + MARGIN)
-    large = Image.new("RGB", (size[0] * OVERSAMPLE, size[1] * OVERSAMPLE), PAPER)
-    lines = ImageDraw.Draw(large)
+    legend = MARGIN + left + sum(int(font.getlength(name)) + 62 for name, _, _ in series)   # where it ends
+    canvas = Canvas(MARGIN + max(MARGIN + columns * pitch_x - 22, legend - 28),
+                    corners[-1][1] + PANEL_HEIGHT + (36 if fps else 21) + MARGIN)
     for i, (x, y) in enumerate(corners):
+        bottom, top, ticks = limits[i]
         across = np.linspace(x, x + PANEL_WIDTH, steps)
         for step in marks:
-            lines.line(scaled([(across[step], y), (across[step], y + PANEL_HEIGHT)]), HAIR, OVERSAMPLE)
-        axes(lines, (x, y), (PANEL_WIDTH, PANEL_HEIGHT), [y + _height(value, limits[i]) for value, _ in limits[i][2]])
+            canvas.line([(across[step], y), (across[step], y + PANEL_HEIGHT)], HAIR)
+        ticks = [(y + PANEL_HEIGHT * (top - value) / (top - bottom), text) for value, text in ticks]
+        canvas.axes((x, y), (PANEL_WIDTH, PANEL_HEIGHT), ticks, small)
         for _, values, colour in series:
-            polyline(lines, scaled(zip(across, [y + _height(value, limits[i]) for value in values[:, i]])), colour)
-    for x, _, colour in legend:
-        polyline(lines, scaled([(x, MARGIN + 8), (x + 26, MARGIN + 8)]), colour)
-
-    image = large.reduce(OVERSAMPLE)
-    draw = ImageDraw.Draw(image)
-    for x, name, _ in legend:
-        draw.text((x + 34, MARGIN + 8), name, INK, font, anchor="lm")
-    for i, (x, y) in enumerate(corners):
-        draw.text((x, y - 8), fitted(names[i], font, PANEL_WIDTH), INK, font, anchor="ls")
-        for value, text in limits[i][2]:
-            draw.text((x - 7, y + _height(value, limits[i])), text, MUTED, small, anchor="rm")
+            canvas.curve(zip(across, y + PANEL_HEIGHT * (top - values[:, i]) / (top - bottom)), colour)
+        canvas.text((x, y - 8), fitted(names[i], font, PANEL_WIDTH), INK, font, "ls")
         if i + columns >= count:                        # the lowest panel of its column carries the time axis
-            _time_axis(draw, (x, y + PANEL_HEIGHT + 6), steps, fps, small)
-    return saved(image, path)
+            _time_axis(canvas, (x, y + PANEL_HEIGHT + 6), steps, fps, small)
+    for name, _, colour in series:                      # the last one stands first
+        legend -= int(font.getlength(name)) + 62
+        canvas.curve([(legend, MARGIN + 8), (legend + 26, MARGIN + 8)], colour)
+        canvas.text((legend + 34, MARGIN + 8), name, INK, font, "lm")
+    return canvas.finished(path)
 
 
 def _series(predicted, names, true, baselines):
@@ -89,39 +80,51 @@ def _limits(curves, span=0.0):
     return low - pad, high + pad, [(low, f"{low:.{digits}g}"), (high, f"{high:.{digits}g}")]
 
 
-def _height(value, limits):
-    """Pixels from the top of a panel down to `value`."""
-    bottom, top, _ = limits
-    return PANEL_HEIGHT * (top - value) / (top - bottom)
+class Canvas:
+    """A figure of lines, averaged down from larger ones, and of text over them. Points (x, y) in its own pixels."""
+
+    def __init__(self, width, height):
+        self.large, self.texts = Image.new("RGB", (width * OVERSAMPLE, height * OVERSAMPLE), PAPER), []
+        self.pen = ImageDraw.Draw(self.large)
+
+    def line(self, points, colour, width=1, joint=None):
+        """-> the points on the large canvas."""
+        large = [(x * OVERSAMPLE, y * OVERSAMPLE) for x, y in points]
+        self.pen.line(large, colour, width * OVERSAMPLE, joint)
+        return large
+
+    def curve(self, points, colour):
+        """A line of round joints; a single point is a dot."""
+        large = self.line(points, colour, 2, "curve")
+        for point in (large[0], large[-1]):
+            self.pen.circle(point, OVERSAMPLE * (1 if len(large) > 1 else 3), colour)
+        return large
+
+    def axes(self, corner, size, ticks, font, gap=7):
+        """The two axes of a panel, and at each tick (y, text) a thin line across it and its text, `gap` before it."""
+        (x, y), (width, height) = corner, size
+        for level, text in ticks:
+            self.line([(x, level), (x + width, level)], HAIR)
+            self.text((x - gap, level), text, MUTED, font, "rm")
+        self.line([(x, y), (x, y + height), (x + width, y + height)], (170, 170, 170))
+
+    def text(self, *place_text_colour_font_anchor):
+        self.texts.append(place_text_colour_font_anchor)
+
+    def finished(self, path):
+        """The RGB image, written to `path` too unless that is None."""
+        image = self.large.reduce(OVERSAMPLE)
+        for args in self.texts:
+            ImageDraw.Draw(image).text(*args)
+        return saved(image, path)
 
 
-def scaled(points):
-    """Points (x, y) of a figure on the oversampled canvas."""
-    return [(x * OVERSAMPLE, y * OVERSAMPLE) for x, y in points]
-
-
-def axes(draw, corner, size, levels):
-    """The two axes of a panel and a thin line across it at each of `levels`."""
-    (x, y), (width, height) = corner, size
-    for level in levels:
-        draw.line(scaled([(x, level), (x + width, level)]), HAIR, OVERSAMPLE)
-    draw.line(scaled([(x, y), (x, y + height), (x + width, y + height)]), (170, 170, 170), OVERSAMPLE)
-
-
-def polyline(draw, points, colour):
-    """A line of round joints through oversampled points; a single point is a dot."""
-    width = OVERSAMPLE * 2
-    draw.line(points, colour, width, joint="curve")
-    for point in (points[0], points[-1]):
-        draw.circle(point, width / 2 if len(points) > 1 else width * 1.5, colour)
-
-
-def _time_axis(draw, corner, steps, fps, font):
+def _time_axis(canvas, corner, steps, fps, font):
     """First and last frame under a panel, and the same in seconds below if fps is given."""
     x, y = corner
     ends = {"frame": f"{steps - 1}"} | ({"time (s)": f"{(steps - 1) / fps:.3g}"} if fps else {})
     for unit, end in ends.items():
-        draw.text((x, y), "0", MUTED, font, anchor="ma")
-        draw.text((x + PANEL_WIDTH / 2, y), unit, MUTED, font, anchor="ma")
-        draw.text((x + PANEL_WIDTH, y), end, MUTED, font, anchor="ra")
+        canvas.text((x, y), "0", MUTED, font, "ma")
+        canvas.text((x + PANEL_WIDTH / 2, y), unit, MUTED, font, "ma")
+        canvas.text((x + PANEL_WIDTH, y), end, MUTED, font, "ra")
         y += 15

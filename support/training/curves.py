@@ -3,10 +3,9 @@
 import math
 
 import numpy as np
-from PIL import Image, ImageDraw
 
-from support.pictures import BLUE, INK, MARGIN, MUTED, PAPER, font_of, saved
-from support.plots import OVERSAMPLE, axes, polyline, scaled
+from support.pictures import BLUE, INK, MARGIN, MUTED, PAPER, font_of
+from support.plots import OVERSAMPLE, Canvas
 
 PALE, ORANGE = (176, 208, 228), (213, 94, 0)   # single steps, what is held out
 WIDE, HIGH, LOW = 760, 210, 90                 # width of a panel, height of a loss and of the learning rate
@@ -21,36 +20,41 @@ def curves(rows, path=None):
     trained = [row for row in rows if row.get("loss") is not None]
     if not trained:
         raise ValueError("curves: no row of the log has a loss")
-    last, panels = max(row["step"] for row in rows), []
+    last, panels = max(row["step"] for row in rows), []   # of a panel: title, height, curve, held out, axis, value now
     for key, title in (("loss_act", "L_act, Eq. (2)"), ("loss_gen", "L_gen, Eq. (1)")):
         own = _positive((row["step"], row[key]) for row in trained)
         held_out = _positive((row["step"], row["held_out"].get(key)) for row in rows if "held_out" in row)
         if len(own):
-            panels.append((title, HIGH, own, held_out, _log_axis(np.concatenate([own, held_out])[:, 1])))
+            axis = _log_axis(np.concatenate([own, held_out])[:, 1])
+            panels.append((title, HIGH, own, held_out, axis, _smooth(own)[-1, 1]))
     rate = np.array([(row["step"], row["lr"]) for row in trained], float)
     top = rate[:, 1].max()
-    panels.append(("learning rate, Table 2", LOW, rate, rate[:0], ((0.0, top / 2, top), lambda y: y / top / 1.08)))
+    axis = (0.0, top / 2, top), lambda y: y / top / 1.08
+    panels.append(("learning rate, Table 2", LOW, rate, rate[:0], axis, rate[-1, 1]))
 
     small, font = font_of(12), font_of(13)
-    left = MARGIN + 12 + int(max(small.getlength(f"{value:.3g}") for *_, axis in panels for value in axis[0]))
-    tops = [MARGIN + 30 + sum(panel[1] + 56 for panel in panels[:i]) for i in range(len(panels))]
-    size = (left + WIDE + MARGIN + 16, tops[-1] + LOW + 28 + MARGIN)
-    large = Image.new("RGB", (size[0] * OVERSAMPLE, size[1] * OVERSAMPLE), PAPER)
-    for (_, *panel), y in zip(panels, tops):
-        _panel(ImageDraw.Draw(large), (left, y), *panel, last)
-    image = large.reduce(OVERSAMPLE)
-    draw = ImageDraw.Draw(image)
-    for (title, height, own, held_out, (ticks, share)), y in zip(panels, tops):
-        draw.text((left, y - 12), title, INK, font_of(15), anchor="ls")
-        now = (_smooth(own) if height == HIGH else own)[-1, 1]
-        draw.text((left + WIDE, y - 12), f"now {now:.3g}", BLUE, font, anchor="rs")
+    left = MARGIN + 12 + int(max(small.getlength(f"{value:.3g}") for panel in panels for value in panel[4][0]))
+    y = MARGIN + 30
+    canvas = Canvas(left + WIDE + MARGIN + 16, y + sum(panel[1] + 56 for panel in panels) - 28 + MARGIN)
+    for title, height, own, held_out, (ticks, share), now in panels:
+        def placed(points):
+            points = points[::-1][::-(-len(points) // WIDE)]   # no more of them than pixels, the last one among them
+            return [(left + WIDE * step / last, y + height * (1 - share(value))) for step, value in points]
+
+        canvas.axes((left, y), (WIDE, height), [(y + height * (1 - share(value)), f"{value:.3g}") for value in ticks],
+                    small, gap=8)
+        canvas.curve(placed(own), PALE)
+        canvas.curve(placed(_smooth(own)), BLUE)
+        canvas.text((left, y - 12), title, INK, font_of(15), "ls")
+        canvas.text((left + WIDE, y - 12), f"now {now:.3g}", BLUE, font, "rs")
         if len(held_out):
-            draw.text((left + WIDE - 160, y - 12), f"held out {held_out[-1, 1]:.3g}", ORANGE, font, anchor="rs")
-        for value in ticks:
-            draw.text((left - 8, y + height * (1 - share(value))), f"{value:.3g}", MUTED, small, anchor="rm")
+            newest = canvas.curve(placed(held_out), ORANGE)[0]
+            canvas.pen.circle(newest, 4 * OVERSAMPLE, ORANGE, PAPER, OVERSAMPLE)
+            canvas.text((left + WIDE - 160, y - 12), f"held out {held_out[-1, 1]:.3g}", ORANGE, font, "rs")
+        y += height + 56
     for step in sorted({round(last * i / 5) for i in range(6)}):
-        draw.text((left + WIDE * step / last, tops[-1] + LOW + 8), f"{step:,}", MUTED, small, anchor="ma")
-    return saved(image, path)
+        canvas.text((left + WIDE * step / last, y - 48), f"{step:,}", MUTED, small, "ma")
+    return canvas.finished(path)
 
 
 def _positive(pairs):
@@ -68,22 +72,6 @@ def _log_axis(values):
     ticks = [value for value in round_ones if bottom - pad <= math.log10(value) <= top + pad]
     ticks = ticks if len(ticks) > 1 else [10 ** bottom, 10 ** top]
     return ticks, lambda value: (math.log10(value) - bottom + pad) / (top - bottom + 2 * pad)
-
-
-def _panel(draw, corner, height, own, held_out, axis, last):
-    """Axes and curves of one panel, on the oversampled canvas."""
-    (x, y), (ticks, share) = corner, axis
-
-    def placed(rows):
-        rows = rows[::-1][::-(-len(rows) // WIDE)]   # no more of them than pixels, the last one among them
-        return scaled([(x + WIDE * step / last, y + height * (1 - share(value))) for step, value in rows])
-    axes(draw, corner, (WIDE, height), [y + height * (1 - share(value)) for value in ticks])
-    polyline(draw, placed(own), PALE)
-    polyline(draw, placed(_smooth(own)), BLUE)
-    if len(held_out):
-        points = placed(held_out)
-        polyline(draw, points, ORANGE)
-        draw.circle(points[0], 4 * OVERSAMPLE, ORANGE, PAPER, OVERSAMPLE)
 
 
 def _smooth(rows):
