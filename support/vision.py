@@ -126,22 +126,16 @@ class QwenViT(Tower):
     def layers(self):
         return self.blocks
 
-    def tables(self, side):
-        """Positions of side^2 patches: learned, (1, side^2, width), and angles of rotary ones, (side^2, d / 2)."""
-        table = self.pos_embed.weight.view(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
-        if side != self.grid:
-            table = F.interpolate(table.float(), (side, side), mode="bilinear", align_corners=True).to(table.dtype)
-        line = torch.arange(side, device=table.device)[:, None] * self.frequency.to(table.device)
-        angle = torch.cat([line.repeat_interleave(side, 0), line.repeat(side, 1)], -1)
-        return table.flatten(2).transpose(1, 2), angle
-
     def patches(self, pixels):
         """pixels (n, 3, S, S) in [0, 1] -> what the layers read: (n, side^2, width) and the rotary tables."""
         x = (pixels * 2 - 1).to(self.patch_embed.weight.dtype)
         x = self.patch_embed(torch.stack([x, x], 2))[:, :, 0]                      # a still image fills both times
-        table, angle = self.tables(x.shape[-1])
-        angle = torch.cat([angle, angle], -1)[None, None]                          # (1, 1, side^2, d)
-        return x.flatten(2).transpose(1, 2) + table, (angle.cos(), angle.sin())
+        table, side = self.pos_embed.weight.view(1, self.grid, self.grid, -1).permute(0, 3, 1, 2), x.shape[-1]
+        if side != self.grid:
+            table = F.interpolate(table.float(), (side, side), mode="bilinear", align_corners=True).to(table.dtype)
+        line = torch.arange(side, device=table.device)[:, None] * self.frequency.to(table.device)
+        angle = torch.cat(2 * [line.repeat_interleave(side, 0), line.repeat(side, 1)], -1)   # (side^2, d)
+        return (x + table).flatten(2).transpose(1, 2), (angle.cos(), angle.sin())
 
     def tokens(self, x):
         """What the layers leave, (n, side^2, width) -> (n, side^2 / 4, D)."""

@@ -10,12 +10,13 @@ from support.precision import to_compute
 
 
 def freeze(model, names):
-    """Switch off gradients. names: a set out of "und" (the understanding expert), "vision" and "embed" (its parts)."""
+    """Switch off gradients -> model. names: out of "und" (the understanding expert), "vision", "embed" (its parts)."""
     parts = {"vision": [model.und.visual], "embed": [model.und.embed_tokens],
              "und": [model.und, *(layer.und for layer in model.layers)]}
     for name in names:
         for part in parts[name]:
             part.requires_grad_(False)
+    return model
 
 
 def checkpoint_layers(model):
