@@ -125,13 +125,10 @@ class Canvas:
 
 def _time_axis(canvas, corner, steps, fps, font):
     """First and last frame under a panel, and the same in seconds below if fps is given."""
-    x, y = corner
     ends = {"frame": f"{steps - 1}"} | ({"time (s)": f"{(steps - 1) / fps:.3g}"} if fps else {})
-    for unit, end in ends.items():
-        canvas.text((x, y), "0", MUTED, font, "ma")
-        canvas.text((x + PANEL_WIDTH / 2, y), unit, MUTED, font, "ma")
-        canvas.text((x + PANEL_WIDTH, y), end, MUTED, font, "ra")
-        y += 15
+    for row, (unit, end) in enumerate(ends.items()):
+        for place, text, anchor in ((0, "0", "ma"), (0.5, unit, "ma"), (1, end, "ra")):
+            canvas.text((corner[0] + place * PANEL_WIDTH, corner[1] + 15 * row), text, MUTED, font, anchor)
 
 
 # ---- how a run goes ----------------------------------------------------------------------------------------------

@@ -86,8 +86,7 @@ def skeleton(config, fp32, frozen):
 
 @functools.lru_cache
 def fake_step(config, fp32, frozen, recompute, B):
-    """Bytes that a micro-batch of B takes at its peak, above weights and gradients, which are there already. recompute:
-    layers are computed again in the backward pass; config, fp32, frozen: as for `skeleton`."""
+    """Bytes that a micro-batch of B takes at its peak, above weights and gradients. recompute: as checkpoint_layers."""
     model = skeleton(config, fp32, frozen)
     with FakeTensorMode(allow_non_fake_inputs=True), Peak() as peak, card_attention():
         model.to_empty(device="cpu")

@@ -262,7 +262,6 @@ class Slot:
             self.arrived.record()
 
     def gradient(self):
-        """The gradient, once it has arrived."""
         if self.arrived:
             self.arrived.synchronize()
         return self.view
