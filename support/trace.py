@@ -31,7 +31,7 @@ def recorded(model):
     functions = [("euler", flow, "euler"), ("prefill", model, "prefill"), ("v_theta", model, "v_theta"),
                  ("vision", und.visual, "forward"), ("und", und, "embed"), ("act", act, "embed"),
                  ("velocity", act, "velocity"), *(("f_", layer, "extend") for layer in model.layers)]
-    if hasattr(und.visual, "patch_embed"):
+    if und.visual.layers:
         functions.append(("patches", und.visual.patch_embed, "forward"))
     if model.config.gen_expert:
         gen = model.gen

@@ -10,7 +10,7 @@ class Alone:
         return [value]
 
     def agree(self, value):
-        return value
+        return self.gather(value)[0]
 
 
 def gathered(ranks, of_own):

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from data import Batch
 from support.inference.buffers import Program, Shape
 from support.inference.fused import (BlockWeights, block, compiled, decode, encode, fold_action_embedding,
-                                     fold_compression, linear, look, rms_norm, vit_block)
+                                     fold_compression, linear, rms_norm)
+from support.vision import vit_block
 
 MODES = ("eager", "compile", "graph")
 PROGRAMS = 8   # kept, those used last: each has buffers, tables and perhaps a graph of its own
@@ -91,7 +92,7 @@ class Engine:
         self.steps = steps or config.euler_steps
         self.programs, self.captures, self.lock, self.report = {}, 0, threading.RLock(), None
         self.view_tokens = torch.tensor(config.view_tokens, device=device)
-        self.vision = partial(look, model.und.visual)
+        self.vision = model.und.visual
         self.layers = {name: [BlockWeights.of(getattr(layer, name), config) for layer in model.layers]
                        for name in (("und", "gen", "act") if config.gen_expert else ("und", "act"))}
         if config.und_tail:
