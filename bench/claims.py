@@ -146,7 +146,8 @@ def summary(result):
 def run(argv):
     parser = Parser(prog="python -m bench claims", description=__doc__)
     parser.add_argument("claim", choices=("arms", "tau"), help="which comparison")
-    parser.add_argument("--steps", type=value(int, COUNT), default=1500, help="steps of the first arm; the others get its wall clock")
+    parser.add_argument("--steps", type=value(int, COUNT), default=1500,
+                        help="steps of the first arm; the others get its wall clock")
     parser.add_argument("--seeds", type=value(int, COUNT), default=3, help="training seeds")
     parser.add_argument("--eval_seed", type=value(int, SEED), default=4242,
                         help="evaluation seed of training seed 0; then + 1 each")

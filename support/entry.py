@@ -34,7 +34,8 @@ def command(name, main, lost=""):
 def said(error):
     """The text of an error; of one out of a loader process, which sends its traceback along, the last line."""
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[-1].removeprefix("ValueError: ") if text.startswith("Caught ") else text
+    lines = text.splitlines()
+    return lines[-1].removeprefix("ValueError: ") if text.startswith("Caught ") else " ".join(lines)
 
 
 def _code_of(error):
