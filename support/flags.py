@@ -39,7 +39,7 @@ READ_BY = {
         "episode frame timestamps": ("--cut",),
         "weights tokenizer out seed engine euler_steps device threads": ACTING,
         "checkpoint": ("a policy without --weights",),
-        "config action_mode vae dtype": ("--weights",),
+        "config action_mode vae dtype revision": ("--weights",),
     },
     "model.py": {"only_episodes hold_out action_mode full_windows stretch lpt_workers balance loaders std_floor "
                  "on_bad_sample timestamps": ("train.py",)},

@@ -25,14 +25,6 @@ def kinds_of(source):
     return kinds if set(kinds) - {"position"} else ()
 
 
-def check_kinds(robot, kinds, relative, action_mode):
-    """ValueError where delta mode would take a velocity or a torque relative to a state."""
-    for d, kind in enumerate(kinds if action_mode == "delta" else ()):
-        if kind != "position" and d < len(relative) and relative[d]:
-            raise ValueError(f"--action_mode delta: action {d} of robot '{robot}' is a {kind}, which is relative to no "
-                             'state: --action_mode absolute, or make it absolute in the "delta" of a robot file')
-
-
 def holding(stats, state):
     """Raw state (d_q,) -> the action (d_a,) that keeps a robot where it is: its positions, and 0 for a velocity or a
     torque. If the widths differ, only relative dimensions are known to have a state; a position without one, such as a
@@ -44,16 +36,3 @@ def holding(stats, state):
     held = np.where(stats.positions, stats.action_mean, 0.0)
     held[of] = state[of]
     return held
-
-
-def lines(stats):
-    """What training says of the dimensions that do not move."""
-    states, moves = [item for item in stats.unscaled if item.startswith("state")], stats.moving
-    if states:
-        yield f"near-constant dimensions, passed through unscaled: {', '.join(states)}"
-    names = [f"action {d}" + (f" ({stats.action_names[d]})" if stats.action_names else "") for d in range(len(moves))]
-    follows = [stats.action_mode == "delta" and relative for relative in stats.relative] or [False] * len(moves)
-    idle = [f"{names[d]} = {'the state + ' if follows[d] else ''}{stats.action_mean[d]:.6g}"
-            for d in np.flatnonzero(~moves)]
-    if idle:
-        yield f"idle in training, so commanded as it was there and not in L_act: {', '.join(idle)}"

@@ -10,13 +10,30 @@ from types import SimpleNamespace
 import numpy as np
 
 from config import VIEWS
-from support.data.idle import STALLED, check_kinds, kinds_of, lines, near_constant
+from support.data.idle import STALLED, kinds_of, near_constant
 from support.data.moments import Moments, action_moments, moments_of
 from support.data.robots import ROBOTS, check_width
-from support.data.together import Alone, alike, gathered
 from support.files import numbers
 
 SAMPLE, SAMPLE_SEED = 2_000_000, 0   # above so many windows, so many of them, chosen by this seed
+
+
+class Alone:
+    """One process: what is used here of support.training.ranks.Ranks."""
+
+    first = True
+
+    def gather(self, value):
+        return [value]
+
+    def agree(self, value):
+        return value
+
+
+def gathered(ranks, of_own):
+    """{dataset: value} of each rank's own datasets -> that of all, in order of the dataset's number."""
+    everywhere = {i: value for own in ranks.gather(of_own) for i, value in own.items()}
+    return dict(sorted(everywhere.items()))
 
 
 @dataclass(frozen=True)
@@ -97,7 +114,7 @@ class Statistics:
         return tuple(view for view in VIEWS if any(item.startswith(f"{view} = ") for item in self.inputs))
 
     def describe(self, m, k):
-        """Lines for the start of a run: dimensions, windows, what m and k last, what is not scaled."""
+        """Lines for the start of a run: dimensions, windows, what m and k last, what is not scaled or does not move."""
         yield (f"robot {self.robot}: {len(self.state_mean)} state and {len(self.action_mean)} action dimensions, "
                f"{self.windows:,} windows, m = {m} frames = {m / self.fps:.2f} s, "
                f"chunk = {k} frames = {k / self.fps:.2f} s")
@@ -106,7 +123,16 @@ class Statistics:
             yield f"statistics over a seeded sample of {self.sample:,} of these windows"
         if not self.state_mean:
             yield "no state: the state token gets zeros"
-        yield from lines(self)
+        states = [item for item in self.unscaled if item.startswith("state")]
+        if states:
+            yield f"near-constant dimensions, passed through unscaled: {', '.join(states)}"
+        idle = []
+        for d in np.flatnonzero(~self.moving):
+            name = f"action {d}" + (f" ({self.action_names[d]})" if self.action_names else "")
+            follows = self.action_mode == "delta" and any(self.relative[d:d + 1])
+            idle.append(f"{name} = {'the state + ' if follows else ''}{self.action_mean[d]:.6g}")
+        if idle:
+            yield f"idle in training, so commanded as it was there and not in L_act: {', '.join(idle)}"
 
     def normalise(self, kind, x):
         """Raw units -> standardised, last axis, float32. kind "state" or "action"."""
@@ -212,22 +238,34 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks
         name=source.name, robot=source.robot, fps=source.fps, relative=tuple(source.relative), inputs=inputs_of(source),
         kinds=kinds_of(source), action_names=tuple(source.action_names), windows=len(window_lists[i]))
         for i, source in sources.items()})
+    for what, key in (("frames/s", "fps"), ("a delta mask of", "relative"), ("the kinds of action", "kinds")):
+        _alike(about, what, {i: getattr(of, key) for i, of in about.items()})
     rows = list(about.values())
-    robot = rows[0].robot
-    alike(robot, "frames/s", [(of.name, of.fps) for of in rows])
-    alike(robot, "a delta mask of", [(of.name, of.relative) for of in rows])
-    alike(robot, "the kinds of action", [(of.name, of.kinds) for of in rows])
-    check_kinds(robot, rows[0].kinds, rows[0].relative, action_mode)
+    for d, (kind, relative) in enumerate(zip(rows[0].kinds, rows[0].relative)):
+        if action_mode == "delta" and relative and kind != "position":
+            raise ValueError(f"--action_mode delta: action {d} of robot '{rows[0].robot}' is a {kind}, which is "
+                             "relative to no state: --action_mode absolute, or make it absolute in the \"delta\" of a "
+                             "robot file")
     chosen = ranks.agree(sampled({i: of.windows for i, of in about.items()}) if ranks.first else None)
     own = {i: window_lists[i] if chosen is None else window_lists[i][chosen[i]] for i in sources}
     moments, widths = _sums(sources, own, k, action_mode, bad)
     widths = gathered(ranks, widths)
-    alike(robot, "state and action dimensions", [(about[i].name, width) for i, width in widths.items()])
+    _alike(about, "state and action dimensions", widths)
     merged = [Moments() for _ in moments]   # of one rank these are its own, to the bit
     for part in ranks.gather(moments):
         for sums, more in zip(merged, part):
             sums.merge(more)
     return _finished(merged, rows, action_mode, std_floor)
+
+
+def _alike(about, what, values):
+    """Refuse datasets of one robot that differ in what must be the same in all of them. values: {dataset: value}"""
+    first = next(iter(values), None)
+    for i, value in values.items():
+        if value != values[first]:
+            raise ValueError(f"robot '{about[i].robot}' has {what} {values[first]} in dataset {about[first].name} and "
+                             f"{value} in {about[i].name}: they are not one robot; name them apart with a robot file "
+                             "for each")
 
 
 def _sums(sources, window_lists, k, action_mode, bad):
