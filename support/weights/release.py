@@ -10,17 +10,16 @@ from safetensors.torch import save_file
 from config import from_dict, get_config, to_dict
 from support import checkpoint
 from support.data.prompts import has_tokenizer, tokenizer_files
-from support.data.robots import ROBOTS
+from support.data.robots import ROBOTS, check_width
 from support.data.statistics import in_checkpoint, of_checkpoint
 from support.table1 import on_meta
 from support.weights.key_maps import COSMOS, NO_VAE, RELEASE
 from support.weights.loading import empty_model, fill, plan, read, with_tokenizer
-from support.weights.settings import (CONFIG, OURS, STATS, TRAIN_CONFIG, release_config, release_stats,
+from support.weights.settings import (CONFIG, OURS, STATS, TOKENIZERS, TRAIN_CONFIG, release_config, release_stats,
                                       write_settings)
 from support.weights.tensor_files import Tensors, TorchScript, find
 
 RELEASE_FILES = (CONFIG, TRAIN_CONFIG, STATS, "model.safetensors", OURS, *checkpoint.TOKENIZER)
-TOKENIZERS = {"internvl3": "OpenGVLab/InternVL3-1B-hf", "qwen3vl": "Qwen/Qwen3-VL-2B-Instruct"}
 
 
 def release_parts(directory, vae):
@@ -65,19 +64,13 @@ def release_settings(directory, config, robot, action_mode, fps=None, tokenizer=
     directory = find(directory, RELEASE_FILES, revision)
     flags = {"action_mode": action_mode}
     config = release_config(directory, flags, config and get_config(config, flags))
-    stats, model = release_stats(directory, robot, config.data.action_mode, fps), named_tokenizer(config).model
+    stats, model = release_stats(directory, robot, config.data.action_mode, fps), config.model
     for kind, most in (("state", model.state_dim), ("action", model.action_dim)):
-        if (d := len(getattr(stats, f"{kind}_mean"))) > most:
-            raise ValueError(f"{directory / STATS}: robot {stats.robot} has {d} dimensions of {kind}, the model takes "
-                             f"{most}: choose some in a --robot file")
+        width = len(getattr(stats, f"{kind}_mean"))
+        check_width(f"{directory / STATS}: the {kind} of robot '{stats.robot}'", width, most)
     if acts or tokenizer or has_tokenizer(directory):
         model = with_tokenizer(model, directory, tokenizer)
     return directory, replace(config, model=model), stats
-
-
-def named_tokenizer(config):
-    """The Config of published weights, which are never of bytes: the backbone's tokenizer is named, not fetched."""
-    return replace(config, model=replace(config.model, tokenizer=TOKENIZERS.get(config.model.backbone, "")))
 
 
 def import_release(args):

@@ -13,8 +13,9 @@ from support.files import read_json
 
 CONFIG, TRAIN_CONFIG, STATS = "config.json", "train_config.json", "stats.json"
 OURS = "robots.json"   # of an export: what the release's form has no place for. Only this project reads it
-PRESETS = {"qwen3vl": "a1_3b_release", "internvl3": "a1_2b"}
 TYPES = {"qwena1": "qwen3vl", "interna1": "internvl3"}
+PRESETS = {"qwen3vl": "a1_3b_release", "internvl3": "a1_2b"}
+TOKENIZERS = {"qwen3vl": "Qwen/Qwen3-VL-2B-Instruct", "internvl3": "OpenGVLab/InternVL3-1B-hf"}
 MODES = {"abs": "absolute", "absolute": "absolute", "delta": "delta"}
 # What the files say of the weights: field of our config, file, key.
 SAID = [("backbone", CONFIG, "type"), ("backbone", TRAIN_CONFIG, "policy.type"),
@@ -53,7 +54,8 @@ def _meant(field, value):
 
 
 def release_config(directory, flags, config=None):
-    """What published weights are run with -> Config. Only what they are is taken over, not how they were trained.
+    """What published weights are run with -> Config. Only what they are is taken over, not how they were trained. They
+    are never of bytes: the backbone's tokenizer is named, not fetched.
 
     flags: {field: value} of what the user gave. config: default a preset's, by the type that they name. ValueError: a
     file contradicts a flag, the config or another file, or nothing says which the action mode is.
@@ -84,6 +86,7 @@ def release_config(directory, flags, config=None):
     if "action_mode" not in said and not flags.get("action_mode"):
         raise ValueError(f"--action_mode absolute|delta is needed: no file of {directory} says how the weights act")
     taken = {field: said[field][0] for field in adopted if field in said}
+    taken["tokenizer"] = TOKENIZERS.get(config.model.backbone, "")
     for part, own in (("data", config.data), ("model", config.model)):
         config = replace(config, **{part: replace(own, **{key: v for key, v in taken.items() if key in vars(own)})})
     print(f"action mode {config.data.action_mode}: {said.get('action_mode', (0, '--action_mode'))[1]}")

@@ -8,7 +8,7 @@ from support import checkpoint
 from support.files import read_json
 from support.weights.key_maps import RELEASE
 from support.weights.loading import fill, initialise_experts, load_backbone, load_cosmos, load_state, with_tokenizer
-from support.weights.release import RELEASE_FILES, named_tokenizer
+from support.weights.release import RELEASE_FILES
 from support.weights.settings import release_config
 from support.weights.tensor_files import Tensors, find
 
@@ -49,8 +49,10 @@ def identify(directory):
     if (root / "stats.json").exists() and (root / "model.safetensors").exists():
         return {"release": directory}
     folders = [root, *sorted(path for path in root.glob("*") if path.is_dir())]
-    found = {"vae": [str(folder) for folder in folders if (folder / "encoder.jit").exists()],
-             "und": [str(folder) for folder in folders if model_type(folder) in ("internvl", "qwen3_vl")]}
+    found = {"vae": [str(folder) for folder in folders if (folder / "encoder.jit").exists()], "und": []}
+    for path in (folder / "config.json" for folder in folders):
+        if path.exists() and read_json(path, repair="download it again").get("model_type") in ("internvl", "qwen3_vl"):
+            found["und"].append(str(path.parent))
     for what, places in zip(("Cosmos tokenizers", "backbones"), found.values()):
         if len(places) > 1:
             raise ValueError(f"--weights {directory} holds two {what}, {places[0]} and {places[1]}: name one with "
@@ -62,12 +64,6 @@ def identify(directory):
     return {key: places[0] for key, places in found.items() if places}
 
 
-def model_type(folder):
-    """What config.json of a folder says of itself, None without one. ValueError: it cannot be read."""
-    path = folder / "config.json"
-    return read_json(path, repair="download it again").get("model_type") if path.exists() else None
-
-
 def settings(args, config, start, out):
     """The Config of a run that begins with these weights: their tokenizer and, of published ones, what their files say.
 
@@ -77,7 +73,7 @@ def settings(args, config, start, out):
     given, beside, named = args.tokenizer, start["origin"], ""
     if start.get("release"):
         config, beside = release_config(Path(start["release"]), vars(args), config), start["release"]
-        named = named_tokenizer(config).model.tokenizer
+        named = config.model.tokenizer
     elif start["origin"]:
         named = origin_config(start["origin"]).tokenizer
     if args.resume and not given:
