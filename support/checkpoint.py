@@ -41,11 +41,9 @@ class CheckpointError(ValueError):
 
 def save(run, step, model, optimizer, state, keep=2, tokenizer=None):
     """Write `<run>/step_<step>` atomically, then delete all but the newest `keep` of it and the older ones -> its path.
-
     model, optimizer: name -> tensor, on any device, contiguous or not; the extra memory is at most one of them. state:
     finite JSON values. tokenizer: name in TOKENIZER -> bytes. A checkpoint of the same step is replaced; those of later
-    steps are never touched. CheckpointError: it cannot be written; older ones are intact.
-    """
+    steps are never touched. CheckpointError: it cannot be written; older ones are intact."""
     run = Path(run)
     final = run / f"step_{step:08d}"
     try:

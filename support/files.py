@@ -55,9 +55,7 @@ def unreadable(path, error, repair="write it again"):
 @contextmanager
 def damage(where, what, path=None):
     """Whatever libraries make of bytes that no writer of the format wrote becomes one line; lines of ours pass.
-
-    path: the file that holds them, which may be a Git LFS pointer.
-    """
+    path: the file that holds them, which may be a Git LFS pointer."""
     try:
         yield
     except ImportError:
@@ -126,10 +124,8 @@ def whole(value, where, low=0, high=10 ** 9):
 
 def numbers(values, where, ndim=None):
     """Numbers from a file, of any form -> float32 array. `where` names them: file, key.
-
     ValueError: text, complex, ragged, no dimension at all, another number of axes than ndim, or a row that is not
-    finite as float32. The first such row is named.
-    """
+    finite as float32. The first such row is named."""
     try:
         given = np.asarray(values)
         if given.dtype.kind not in "biuf":
@@ -161,8 +157,7 @@ def read_npy(path, mmap=False):
 
 def read_npz(path, names=None):
     """An .npz file of plain arrays -> {name: array}. What it unpacks to is bounded first; numpy reads no array that is
-    longer than its member. names: which arrays are read; the others are None.
-    """
+    longer than its member. names: which arrays are read; the others are None."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(item.file_size for item in archive.infolist())
@@ -179,10 +174,8 @@ def read_npz(path, names=None):
 
 def inside(root, named, where):
     """A path that a file of the folder `root` names -> Path in `root`. `where` names that file, for messages.
-
     What a recorder wrote as an absolute path is looked for by its last parts in `root`. Links that lie in the folder
-    are the user's own and are followed. ValueError: it leads outside.
-    """
+    are the user's own and are followed. ValueError: it leads outside."""
     root, named = Path(root), str(named)
     parts = Path(named.replace("\\", "/")).parts
     absolute = named[:1] in ("/", "\\") or named[1:2] == ":"   # as C:\data

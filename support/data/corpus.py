@@ -144,10 +144,8 @@ class Corpus:
 
     def open(self, windows, dealt=None, counted=None, evaluates=True):
         """Open datasets -> self. windows(source, episodes=None): its tuples, as data.windows.
-
         dealt: numbers of the datasets; counted: those of them that no lower rank opens; None: all. evaluates: open what
-        is held out, too. ValueError: one line.
-        """
+        is held out, too. ValueError: one line."""
         dealt = range(len(self.listed)) if dealt is None else dealt
         self.counted = sorted(dealt if counted is None else counted)
         for i in sorted(dealt):
@@ -210,8 +208,7 @@ class Corpus:
     def preflight(self, m):
         """Read what statistics() does not: the numbers of held-out episodes, and of PREFLIGHT episodes, at least one a
         dataset, instructions and the last pictures, where a torn video is seen. Yields (line that says what is wrong,
-        whether it is held out).
-        """
+        whether it is held out)."""
         texts = []
         pairs = [(self.sources[i], self.windows[i], False) for i in self.counted]
         pairs += [(self.held_out, self.held_out_windows, True)] if self.held_out else []

@@ -13,9 +13,7 @@ STALLED = 1e-3   # deviation of a state, in its unit and of its command's, below
 
 def near_constant(std, magnitude, floor):
     """Which dimensions do not move: their deviation is at most `floor` times their magnitude, or is float32 rounding.
-
-    All (d,). The unit does not matter: a joint at 0.7 +- 1e-5 rad is near-constant, a force of 1e-4 +- 3e-5 is not.
-    """
+    All (d,). The unit does not matter: a joint at 0.7 +- 1e-5 rad is near-constant, a force of 1e-4 +- 3e-5 is not."""
     return std <= np.maximum(floor * np.abs(magnitude), ROUNDING)
 
 

@@ -15,9 +15,7 @@ FORMAT = 3   # of what is kept and how it is computed: raise it when either chan
 
 def statistics_by_robot(corpus, *settings, ranks=Alone()):
     """An opened Corpus -> {robot: Statistics} of those with actions, lines that say where each is kept.
-
-    settings: as of kept_statistics, from m to bad.
-    """
+    settings: as of kept_statistics, from m to bad."""
     found, lines = {}, []
     for robot in corpus.robots:
         own = {i: corpus.sources[i] for i in corpus.counted if corpus.sources[i].robot == robot}
@@ -30,9 +28,7 @@ def statistics_by_robot(corpus, *settings, ranks=Alone()):
 
 def kept_statistics(folder, sources, window_lists, m, k, action_mode, std_floor, bad=None, ranks=Alone()):
     """`statistics`, taken from `folder`/statistics where they were computed before -> Statistics, a line that says so.
-
-    The first rank reads and writes. ValueError, also: a kept file is damaged or was edited.
-    """
+    The first rank reads and writes. ValueError, also: a kept file is damaged or was edited."""
     began, problems = time.perf_counter(), []
     identities = gathered(ranks, {i: source.identity() | {
         "robot": source.robot, "relative": list(source.relative), "inputs": inputs_of(source),

@@ -39,11 +39,9 @@ def gathered(ranks, of_own):
 @dataclass(frozen=True)
 class Statistics:
     """Mean and standard deviation per dimension, over the training windows, after the delta transform.
-
     A deviation below the floor is not divided by; an action dimension of that kind is idle (support/data/idle.py). The
     embedded world's grippers hold the middle and the width of their range instead [ours]: standardised, a rarely used
-    switch would let a timing error of one frame outweigh every error of position. JSON-able; in every checkpoint.
-    """
+    switch would let a timing error of one frame outweigh every error of position. JSON-able; in every checkpoint."""
 
     robot: str
     action_mode: str
@@ -227,10 +225,8 @@ def sampled(counts):
 
 def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks=Alone()):
     """Statistics over all windows of one robot's sources with actions, or over SAMPLE of them if there are more.
-
     sources, window_lists: lists, or {dataset: ...} of those that this rank alone counts. bad: called with the error of
-    an episode that cannot be read and so does not count; None: raise it. ValueError: unequal widths, masks or rates.
-    """
+    an episode that cannot be read and so does not count; None: raise it. ValueError: unequal widths, masks or rates."""
     if not isinstance(sources, dict):
         sources, window_lists = dict(enumerate(sources)), dict(enumerate(window_lists))
     sources = {i: source for i, source in sources.items() if source.has_action}
@@ -243,9 +239,8 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks
     rows = list(about.values())
     for d, (kind, relative) in enumerate(zip(rows[0].kinds, rows[0].relative)):
         if action_mode == "delta" and relative and kind != "position":
-            raise ValueError(f"--action_mode delta: action {d} of robot '{rows[0].robot}' is a {kind}, which is "
-                             "relative to no state: --action_mode absolute, or make it absolute in the \"delta\" of a "
-                             "robot file")
+            raise ValueError(f"--action_mode delta: action {d} of robot '{rows[0].robot}' is a {kind}, which is relative "
+                             'to no state: --action_mode absolute, or count it as absolute in "delta" of a robot file')
     chosen = ranks.agree(sampled({i: of.windows for i, of in about.items()}) if ranks.first else None)
     own = {i: window_lists[i] if chosen is None else window_lists[i][chosen[i]] for i in sources}
     moments, widths = _sums(sources, own, k, action_mode, bad)
@@ -264,8 +259,7 @@ def _alike(about, what, values):
     for i, value in values.items():
         if value != values[first]:
             raise ValueError(f"robot '{about[i].robot}' has {what} {values[first]} in dataset {about[first].name} and "
-                             f"{value} in {about[i].name}: they are not one robot; name them apart with a robot file "
-                             "for each")
+                             f"{value} in {about[i].name}: name them apart, with a robot file for each")
 
 
 def _sums(sources, window_lists, k, action_mode, bad):

@@ -81,9 +81,8 @@ def replay(policy, source, e, t):
     expected = trained | {"frames": trained["frames"][:, :2]}   # t + m is for training only
     for name, seen in vars(policy.batch([pictures], state[None], [task])).items():
         if seen is not None and not torch.equal(seen[0], expected[name]):
-            raise ValueError(f"replay: '{name}' of dataset {source.name}, episode {source.indices[e]}, frame {t} is "
-                             "not the same in training and at inference: the policy would be run on inputs it was not "
-                             "trained on")
+            raise ValueError(f"replay: '{name}' of dataset {source.name}, episode {source.indices[e]}, frame {t} is not "
+                             "the same in training and at inference: the policy would see what it was not trained on")
     back = stats.actions(trained["action"].numpy(), state)
     error = np.abs(back - chunk_at(source.numbers(e)[1], t, model.chunk)[0]) / stats.action_std
     return float(error[:, stats.moving].max(initial=0))   # what is idle comes back as its mean
@@ -161,9 +160,8 @@ def write_report(policy, data, out, robot=None):
     ValueError, one line, for data of another robot than the policy drives."""
     if not data:
         raise ValueError("--open-loop needs --data, the dataset or mixture that the policy was trained on")
-    chosen = policy.config.data
-    m = chosen.m
-    corpus = open_corpus(data, m, False, robot, chosen.hold_out, chosen.only_episodes, chosen.timestamps)
+    own, m = policy.config.data, policy.config.data.m
+    corpus = open_corpus(data, m, False, robot, own.hold_out, own.only_episodes, own.timestamps)
     if not corpus.holds_out:
         raise ValueError(f"--data {data}: nothing was held out (--hold_out none), so nothing shows what the policy has "
                          "learned; give a mixture.json with other data as its validation")
@@ -175,11 +173,11 @@ def write_report(policy, data, out, robot=None):
           f"bit; their actions come back to {worst:.0e} standard deviations")
     reports, found = open_loop(policy, corpus)
     out.mkdir(parents=True, exist_ok=True)
-    own = {e: int(source.indices[e]) for e in reports}   # the dataset's own numbers
-    (out / "open_loop.json").write_text(json.dumps({own[e]: row for e, row in reports.items()}, indent=1) + "\n")
+    by_number = {int(source.indices[e]): row for e, row in reports.items()}   # the dataset's own numbers
+    (out / "open_loop.json").write_text(json.dumps(by_number, indent=1) + "\n")
     for e, (curves, starts) in found.items():
         draw_episode(policy, source, e, curves, starts, out)
-        print(f"episode {own[e]}: mean squared error in training standard deviations: {shown_errors(reports[e])}")
+        print(f"episode {source.indices[e]}: mean squared error in training standard deviations: {shown_errors(reports[e])}")
         for joint in reports[e]["policy"]["idle"]:
             print(f"  idle in training, mean error in raw units: {joint}: "
                   + "  ".join(f"{name} {row['idle'][joint]['mae']:.2g}" for name, row in reports[e].items()))

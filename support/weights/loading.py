@@ -38,10 +38,8 @@ class Report:
 
 def plan(source, rules, config, own, wanted=""):
     """Decide the fate of every key before anything is read -> ([(foreign key, our name, change)], Report).
-
     own: our name -> tensor, to be filled where the name matches the pattern `wanted`. ValueError lists all missing,
-    unexpected and misshapen keys.
-    """
+    unexpected and misshapen keys."""
     own = {name: p for name, p in own.items() if re.match(wanted, name)}
     if not any(key.endswith("embed_tokens.weight") for key in source.where) and "und.embed_tokens.weight" in own:
         # safetensors keeps one of a tied pair, and it is this one
@@ -136,9 +134,7 @@ def load_backbone(model, path_or_id):
 
 def initialise_experts(model, path_or_id):
     """Copy a language model's blocks into the generation and action experts -> a Report for each.
-
-    It is the backbone itself for a1_2b, whose shapes match, and Qwen3-0.6B for a1_3b.
-    """
+    It is the backbone itself for a1_2b, whose shapes match, and Qwen3-0.6B for a1_3b."""
     source = Tensors(find(path_or_id, HF_FILES))
     return [fill(model, source, text_blocks(expert), rf"layers\.\d+\.{expert}\.|{expert}\.norm\.")
             for expert in (("gen", "act") if model.config.gen_expert else ("act",))]
@@ -159,10 +155,8 @@ def load_state(model, tensors, what):
 
 def with_tokenizer(model, path, given=None):
     """The ModelConfig of a checkpoint or published directory `path`, its tokenizer a directory that has been read.
-
     given: --tokenizer, a directory or hub id: what a user names may be fetched. What a file names never is, nor
-    followed: its tokenizer's files stand beside it. ValueError: they do not.
-    """
+    followed: its tokenizer's files stand beside it. ValueError: they do not."""
     if model.tokenizer and not (given or has_tokenizer(path)):
         raise ValueError(f"{path} was trained with the tokenizer {model.tokenizer[:100]!r}, whose files do not stand "
                          "in it: give --tokenizer DIR, with tokenizer.json, or with vocab.json and merges.txt")

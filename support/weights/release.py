@@ -31,19 +31,15 @@ def release_parts(directory, vae):
 
 def load_release(config, path_or_id, device="cpu", dtype=torch.float32, vae=None):
     """The authors' checkpoint -> (model in eval mode, [Report]). config: ModelConfig, such as a1_3b_release's.
-
-    vae: a directory of NVIDIA's files, where the release's own copy of the tokenizer is not wanted.
-    """
+    vae: a directory of NVIDIA's files, where the release's own copy of the tokenizer is not wanted."""
     model = empty_model(config, device, dtype)
     return model, [fill(model, *part) for part in release_parts(find(path_or_id, RELEASE_FILES), vae)]
 
 
 def export_release(config, own, out, base):
     """Write weights in a directory that the release can load -> Path of its model.safetensors.
-
     config: ModelConfig. own: its state dict. base: the published directory. What is not built here is copied from it,
-    and every tensor gets its dtype there.
-    """
+    and every tensor gets its dtype there."""
     source, out = Tensors(find(base, RELEASE_FILES)), Path(out)
     copies, _ = plan(source, RELEASE, config, own)
     tensors = {key: source.read(key) for key in source.where}
@@ -57,10 +53,8 @@ def export_release(config, own, out, base):
 
 def release_settings(directory, config, robot, action_mode, fps=None, tokenizer=None, revision=None, acts=True):
     """What the release's directory says beside its weights -> (Path, Config, Statistics).
-
     config: name of a preset, None: by the directory. robot, action_mode: None where the files say it. tokenizer,
-    revision: of --tokenizer and of a hub id. acts: whether it needs a tokenizer now.
-    """
+    revision: of --tokenizer and of a hub id. acts: whether it needs a tokenizer now."""
     directory = find(directory, RELEASE_FILES, revision)
     flags = {"action_mode": action_mode}
     config = release_config(directory, flags, config and get_config(config, flags))
@@ -123,9 +117,7 @@ def _new(out):
 
 def random_release(args):
     """The command `random`: noise in the published form, with statistics of genie1. --keys: lines of key, shape, dtype.
-
-    The 3B's text embedding is left out, as safetensors does with a tied pair.
-    """
+    The 3B's text embedding is left out, as safetensors does with a tied pair."""
     out, tensors = Path(args.dir), {}
     torch.manual_seed(0)
     for line in Path(args.keys).read_text().splitlines():

@@ -58,8 +58,7 @@ def release_config(directory, flags, config=None):
     are never of bytes: the backbone's tokenizer is named, not fetched.
 
     flags: {field: value} of what the user gave. config: default a preset's, by the type that they name. ValueError: a
-    file contradicts a flag, the config or another file, or nothing says which the action mode is.
-    """
+    file contradicts a flag, the config or another file, or nothing says which the action mode is."""
     files, said = {name: _present(directory / name) for name in (CONFIG, TRAIN_CONFIG)}, {}
     for field, file, key in SAID:
         value, where = _at(files[file], key), f"{directory / file}: {key}"
@@ -97,9 +96,7 @@ def release_config(directory, flags, config=None):
 
 def release_stats(directory, robot, action_mode, fps=None):
     """stats.json -> Statistics of one robot. robot: a name, a .json file, or None where there is but one.
-
-    What an export of ours says beside it is taken over with it.
-    """
+    What an export of ours says beside it is taken over with it."""
     stored = read_json(directory / STATS, repair="take it from the release: without it actions have no units")
     if not robot and len(stored) != 1:
         raise ValueError(f"--robot is needed: {directory / STATS} is of {', '.join(stored)[:200] or 'no robot'}")
@@ -127,10 +124,8 @@ def release_stats(directory, robot, action_mode, fps=None):
 
 def stats_for_release(stats):
     """Statistics -> {feature: {"mean", "std"}} that their x * (std + 1e-6) + mean gives our actions by.
-
     An idle action dimension gets std 0: whatever the network says, their action is the training mean to 1e-6 of it,
-    as ours is the mean. Idle state dimensions enter the network unscaled here, so there.
-    """
+    as ours is the mean. Idle state dimensions enter the network unscaled here, so there."""
     found, row = {}, ROBOTS.get(stats.robot) or Robot(stats.robot)
     for kind in ("state", "action"):
         mean, std = (np.float64(getattr(stats, f"{kind}_{moment}")) for moment in ("mean", "std"))

@@ -19,9 +19,7 @@ TRAINED_ANEW = {"lambda_gen", "gen_target", "action_draws", "tau_density", "nois
 
 def chosen(args, out):
     """The arguments of `start` that train.py's flags ask for; out: the run's folder. ValueError: one line.
-
-    A run that is resumed and told nothing brings its own weights and vocabulary.
-    """
+    A run that is resumed and told nothing brings its own weights and vocabulary."""
     given = {"origin": args.origin, "und": args.init_und, "vae": args.init_vae, "experts": args.init_experts}
     parts = args.init_und or args.init_vae or args.init_experts != "scratch"
     if args.weights and (args.origin or args.init or parts) or args.origin and parts:
@@ -39,10 +37,8 @@ def chosen(args, out):
 
 def identify(directory):
     """What the directory of --weights holds -> the arguments of `start` it stands for.
-
     A backbone and Cosmos may each lie in `directory` itself or in a folder of it. ValueError lists what was looked for,
-    or names two folders for one thing.
-    """
+    or names two folders for one thing."""
     root = Path(directory)
     if any(root.glob("step_*")) or (root / checkpoint.MANIFEST).exists():
         return {"origin": directory}
@@ -66,10 +62,8 @@ def identify(directory):
 
 def settings(args, config, start, out):
     """The Config of a run that begins with these weights: their tokenizer and, of published ones, what their files say.
-
     start: arguments of `start`. Words and embeddings belong together: a run that is resumed has its tokenizer in its
-    checkpoints. ValueError: a flag contradicts the files, or a tokenizer is not there.
-    """
+    checkpoints. ValueError: a flag contradicts the files, or a tokenizer is not there."""
     given, beside, named = args.tokenizer, start["origin"], ""
     if start.get("release"):
         config, beside = release_config(Path(start["release"]), vars(args), config), start["release"]
@@ -96,10 +90,8 @@ def origin_config(path):
 
 def start(model, origin=None, und=None, vae=None, experts="scratch", release=None):
     """The weights a training run begins with, over random ones -> list of Reports or lines.
-
     origin: a checkpoint of ours. release: the authors' directory. Without either, und, vae: directories or hub ids;
-    experts: "scratch", "und" (the text blocks of `und`) or a directory. ValueError: one line, or a refused load.
-    """
+    experts: "scratch", "und" (the text blocks of `und`) or a directory. ValueError: one line, or a refused load."""
     if release:
         if not model.config.rope_bf16:   # equal shapes are not enough here either
             raise ValueError(f"--weights {release} holds the authors' weights, which expect --config a1_3b_release")
