@@ -96,8 +96,7 @@ class Corpus:
             if len({row.same for row in listed}) > 1 or any(row.only for row in listed):
                 raise ValueError("--only_episodes counts in one dataset: name them for each dataset in the mixture")
             listed = [replace(row, only=only_episodes) for row in listed]
-        found = cls(listed, listing.parent, held_out[0] if held_out else None, str(hold_out))
-        return found._settled()
+        return cls(listed, listing.parent, held_out[0] if held_out else None, str(hold_out))._settled()
 
     @property
     def frames(self):

@@ -7,8 +7,7 @@ from dataclasses import asdict
 import numpy as np
 
 from support.data import file_hashes, statistics
-from support.data.idle import kinds_of
-from support.data.statistics import Alone, Statistics, gathered, inputs_of
+from support.data.statistics import Alone, Statistics, gathered, inputs_of, kinds_of
 
 FORMAT = 3   # of what is kept and how it is computed: raise it when either changes
 

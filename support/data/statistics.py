@@ -10,12 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 
 from config import VIEWS
-from support.data.idle import STALLED, kinds_of, near_constant
 from support.data.moments import Moments, action_moments, moments_of
 from support.data.robots import ROBOTS, check_width
 from support.files import numbers
 
 SAMPLE, SAMPLE_SEED = 2_000_000, 0   # above so many windows, so many of them, chosen by this seed
+ROUNDING = float(np.finfo(np.float32).eps)   # what float32 leaves of a difference of numbers near 1 that should be 0
+STALLED = 1e-3   # deviation of a state, in its unit and of its command's, below which it is not divided by: a finger
+#                  that was told 1.5 rad and stalled at 0 +- 2e-4 would blow up where it is free to move
 
 
 class Alone:
@@ -39,9 +41,12 @@ def gathered(ranks, of_own):
 @dataclass(frozen=True)
 class Statistics:
     """Mean and standard deviation per dimension, over the training windows, after the delta transform.
-    A deviation below the floor is not divided by; an action dimension of that kind is idle (support/data/idle.py). The
-    embedded world's grippers hold the middle and the width of their range instead [ours]: standardised, a rarely used
-    switch would let a timing error of one frame outweigh every error of position. JSON-able; in every checkpoint."""
+
+    A deviation below the floor is not divided by; an action dimension of that kind is idle: it is commanded as what it
+    was in training, and masked like padding in training and at inference, so that what the model would say there
+    reaches no other dimension. The embedded world's grippers hold the middle and the width of their range instead
+    [ours]: standardised, a rarely used switch would let a timing error of one frame outweigh every error of position.
+    """
 
     robot: str
     action_mode: str
@@ -105,7 +110,19 @@ class Statistics:
 
     def stopped(self, action):
         """What is commanded while no new action comes: the last one, but 0 for a velocity or a torque."""
-        return np.where(self.positions, action, np.zeros_like(action))
+        return np.where(self.positions, action, np.float32(0))
+
+    def holding(self, state):
+        """Raw state (d_q,) -> the action (d_a,) that keeps a robot where it is: its positions, 0 for a velocity or a
+        torque. If the widths differ, only relative dimensions are known to have a state; a position without one, such
+        as a gripper's, is at its training mean. None: nothing is known of any dimension."""
+        d_q, d_a = len(state), len(self.positions)
+        of = [d for d in np.flatnonzero(self.positions) if d < d_q and (d_q == d_a or any(self.relative[d:d + 1]))]
+        if not of and self.positions.all():
+            return None
+        held = np.where(self.positions, self.action_mean, 0.0)
+        held[of] = state[of]
+        return held
 
     def cameras(self):
         """Slots that trained pictures filled, such as ("head", "left_wrist"); () where that is not known."""
@@ -181,6 +198,12 @@ def of_checkpoint(state):
     return {stats.robot: stats for stats in (first, *rows)}
 
 
+def kinds_of(source):
+    """What a source says of its action dimensions: position, velocity or torque; (): all are positions."""
+    kinds = tuple(getattr(source, "kinds", ()))
+    return kinds if set(kinds) - {"position"} else ()
+
+
 def inputs_of(source):
     """Which feature fills which slot: list of text such as "head = observation.images.top"."""
     features = {"state": source.state_keys, "action": source.action_keys,
@@ -205,9 +228,7 @@ def reference(relative, action_mode, state):
 def pad(x, width, what):
     """(..., d) -> (..., width) float32 with zeros; ValueError when d is larger."""
     check_width(what, x.shape[-1], width)
-    out = np.zeros(x.shape[:-1] + (width,), np.float32)
-    out[..., :x.shape[-1]] = x
-    return out
+    return np.pad(np.asarray(x, np.float32), [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
 
 
 # ---- over all windows ---------------------------------------------------------------------------
@@ -239,8 +260,8 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks
     rows = list(about.values())
     for d, (kind, relative) in enumerate(zip(rows[0].kinds, rows[0].relative)):
         if action_mode == "delta" and relative and kind != "position":
-            raise ValueError(f"--action_mode delta: action {d} of robot '{rows[0].robot}' is a {kind}, which is relative "
-                             'to no state: --action_mode absolute, or count it as absolute in "delta" of a robot file')
+            raise ValueError(f"--action_mode delta: action {d} of robot '{rows[0].robot}' is a {kind}, which is "
+                             'relative to no state: --action_mode absolute, or absolute in "delta" of a robot file')
     chosen = ranks.agree(sampled({i: of.windows for i, of in about.items()}) if ranks.first else None)
     own = {i: window_lists[i] if chosen is None else window_lists[i][chosen[i]] for i in sources}
     moments, widths = _sums(sources, own, k, action_mode, bad)
@@ -289,6 +310,12 @@ def _sums(sources, window_lists, k, action_mode, bad):
             for sums, more in zip((actions, commanded), action_moments(action, moved, ts, k)):
                 sums.merge(more)
     return (states, actions, commanded), widths
+
+
+def near_constant(std, magnitude, floor):
+    """Which dimensions do not move: their deviation is at most `floor` times their magnitude, or is float32 rounding.
+    All (d,). The unit does not matter: a joint at 0.7 +- 1e-5 rad is near-constant, a force of 1e-4 +- 3e-5 is not."""
+    return std <= np.maximum(floor * np.abs(magnitude), ROUNDING)
 
 
 def _finished(moments, about, action_mode, std_floor):

@@ -12,7 +12,6 @@ from support import plots
 from support.data.episodes import chosen
 from support.data.folder import listing
 from support.data.picture import ENDINGS, decode
-from support.data.idle import holding
 from support.data.robots import find_robot
 from support.data.source import open_source
 from support.files import numbers, read_json, read_npy, read_text
@@ -103,7 +102,7 @@ def write(out, policy, observed, actions, z_hat):
     for name, column in zip(names, actions.T):
         print(f"  {name:<24} first {column[0]:+8.3f}   last {column[-1]:+8.3f}   range {np.ptp(column):7.3f}")
     if true is not None:
-        chunks, held = {"policy": shown}, holding(stats, observed.state)
+        chunks, held = {"policy": shown}, stats.holding(observed.state)
         if held is not None:
             chunks["holding the state"] = held[None]
         chunks["training mean"] = stats.actions(np.zeros_like(true), observed.state)

@@ -13,7 +13,6 @@ import torch
 from config import VIEWS
 from data import chunk_at, example, open_corpus
 from support import plots
-from support.data.idle import holding
 from support.data.letterbox import letterbox
 from support.inference.report import action_names, deviations, foresight_picture, print_euler_error, shown_errors
 
@@ -61,7 +60,7 @@ class Baselines:
 
     def chunks(self, state, t):
         """The states of an episode (T, d_q) and t -> name -> (k, d_a). Holding only where a state is known."""
-        a, held = self._features(state[max(t - 2, 0):t + 1])[-1] @ self.weights, holding(self.stats, state[t])
+        a, held = self._features(state[max(t - 2, 0):t + 1])[-1] @ self.weights, self.stats.holding(state[t])
         chunks = {name: self.stats.actions(x.reshape(self.k, -1), state[t])
                   for name, x in (("mean action", 0 * a), ("ridge regression", a))}
         return chunks if held is None else chunks | {"hold the state": np.tile(held, (self.k, 1))}
@@ -81,8 +80,8 @@ def replay(policy, source, e, t):
     expected = trained | {"frames": trained["frames"][:, :2]}   # t + m is for training only
     for name, seen in vars(policy.batch([pictures], state[None], [task])).items():
         if seen is not None and not torch.equal(seen[0], expected[name]):
-            raise ValueError(f"replay: '{name}' of dataset {source.name}, episode {source.indices[e]}, frame {t} is not "
-                             "the same in training and at inference: the policy would see what it was not trained on")
+            raise ValueError(f"replay: '{name}' of dataset {source.name}, episode {source.indices[e]}, frame {t} is "
+                             "not the same in training and at inference: the policy would see what it never learned")
     back = stats.actions(trained["action"].numpy(), state)
     error = np.abs(back - chunk_at(source.numbers(e)[1], t, model.chunk)[0]) / stats.action_std
     return float(error[:, stats.moving].max(initial=0))   # what is idle comes back as its mean
@@ -177,7 +176,8 @@ def write_report(policy, data, out, robot=None):
     (out / "open_loop.json").write_text(json.dumps(by_number, indent=1) + "\n")
     for e, (curves, starts) in found.items():
         draw_episode(policy, source, e, curves, starts, out)
-        print(f"episode {source.indices[e]}: mean squared error in training standard deviations: {shown_errors(reports[e])}")
+        print(f"episode {source.indices[e]}: mean squared error in training standard deviations: "
+              + shown_errors(reports[e]))
         for joint in reports[e]["policy"]["idle"]:
             print(f"  idle in training, mean error in raw units: {joint}: "
                   + "  ".join(f"{name} {row['idle'][joint]['mae']:.2g}" for name, row in reports[e].items()))

@@ -69,9 +69,8 @@ def release_config(directory, flags, config=None):
         if meant is not None and said.setdefault(field, (meant, where))[0] != meant:
             raise ValueError(f"{where} is {value!r:.60}, {said[field][1]} says {said[field][0]}: correct one of them")
     rows = _at(files[TRAIN_CONFIG], "dataset.data_transforms.inputs")
-    delta = isinstance(rows, list) and "delta_action" in [_at(row, "type") for row in rows]
-    if delta and "action_mode" not in said:
-        said["action_mode"] = "delta", f"{directory / TRAIN_CONFIG}: dataset.data_transforms has delta_action"
+    if isinstance(rows, list) and "delta_action" in [_at(row, "type") for row in rows]:
+        said.setdefault("action_mode", ("delta", f"{directory / TRAIN_CONFIG}: dataset.data_transforms: delta_action"))
     theirs = [f"{key} = {json.dumps(value)[:80]}" for key in THEIRS
               if (value := _at(files[TRAIN_CONFIG], key)) not in (None, "", False)]
     adopted = ADOPTED if config else (*ADOPTED, "layers")
