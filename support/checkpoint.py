@@ -176,8 +176,7 @@ def _rotate(run, step, keep):
 
 
 def verify(path, hashed=(*FILES, *TOKENIZER)):
-    """Compare one checkpoint with its manifest: names and sizes of all files, SHA-256 of those in `hashed`.
-    CheckpointError names the first bad file."""
+    """CheckpointError for the first file that is not as its manifest says: all names and sizes, SHA-256 of `hashed`."""
     path = Path(path)
     try:
         present = set(os.listdir(path))
@@ -251,8 +250,7 @@ def resolve(path):
     """A run directory gives its newest good checkpoint; a checkpoint directory is verified and returned."""
     path = Path(path)
     if not path.is_dir():
-        raise CheckpointError(f"{path} is not a directory: give a run (runs/NAME) or a checkpoint in it "
-                              "(runs/NAME/step_00001500)")
+        raise CheckpointError(f"{path} is not a directory: give a run, runs/NAME, or runs/NAME/step_00001500 in it")
     if STEP_NAME.fullmatch(path.name) or (path / MANIFEST).exists():
         verify(path)
         return path

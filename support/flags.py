@@ -123,8 +123,7 @@ def episodes(text, folder="."):
 
 
 def value(kind, known=None, parser=None):
-    """What argparse calls for a flag of a kind (or with a parser). known: bounds, as metadata of a field of config.py;
-    the fields themselves are checked there."""
+    """What argparse calls for a flag of a kind (or with a parser). known: bounds that config.py does not check."""
     def parse(text):
         try:
             found = parser(text) if parser else _parsed(text, kind)

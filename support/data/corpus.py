@@ -115,8 +115,7 @@ class Corpus:
         """What a mixture says of held-out episodes, in the place of the flag. ValueError: contradictions."""
         own = [row for row in self.listed if row.hold_out]
         if any(row.same == self.validation.same for row in self.listed if self.validation):
-            raise ValueError(f"{self.validation.name} is trained on and held out: without validation the last episode "
-                             "of the first dataset is held out")
+            raise ValueError(f"{self.validation.name} is trained on and held out: hold out other data, or no dataset")
         if own and (self.validation or len({(row.same, row.hold_out) for row in own}) > 1):
             raise ValueError(f"the mixture names {len(own)} hold_out{' and a validation' * bool(self.validation)}: "
                              "what is held out is of one dataset, and the same wherever that is listed; leave one")

@@ -162,8 +162,7 @@ class Statistics:
         return np.where(self.moving, self.normalise("action", a - moved), np.float32(0))
 
     def actions(self, a, state):
-        """Standardised chunk (..., k, 32) and raw state (..., d_q) -> actions in raw units (..., k, d_a) float32, those
-        that are idle at their training mean."""
+        """Standardised (..., k, 32), raw state (..., d_q) -> actions (..., k, d_a) float32; idle ones: the mean."""
         mean, std = np.float64(self.action_mean), np.float64(self.action_std)
         a = np.where(self.moving, a[..., :len(mean)], 0) * std + mean
         return (a + np.expand_dims(reference(self.relative, self.action_mode, state), -2)).astype(np.float32)

@@ -22,8 +22,7 @@ PICTURES = 64     # training frames that the mean picture is of
 
 class Baselines:
     """Hold the state, the training mean, and a ridge regression from the states at t, t - 1 and t - 2 to the
-    standardised chunk, fitted on a corpus's training episodes of the held-out robot. skip: one that cannot be read is
-    told instead of being an error."""
+    standardised chunk, fitted on a corpus's training episodes of the held-out robot. skip: those that can be read."""
 
     def __init__(self, corpus, stats, k, skip=False):
         self.stats, self.k, XX, XY, actions = stats, k, 0, 0, []

@@ -35,8 +35,7 @@ def parse(argv, description=None):
     parser.add_argument("--verify", action="store_true", help="first compare every dataset's files with their record")
     parser.add_argument("--init", choices=("scratch",), help="start the a1_* presets from random weights")
     parser.add_argument("--from", dest="origin", help="start from the weights of this run or checkpoint")
-    parser.add_argument("--weights", help="directory of a run or of published files: the release's, or a backbone's "
-                        "and Cosmos'")
+    parser.add_argument("--weights", help="a run, or published files: the release's, or a backbone's and Cosmos'")
     parser.add_argument("--init_und", help="directory or hub id of the backbone: InternVL3-1B-hf or Qwen3-VL-2B")
     parser.add_argument("--init_vae", help="directory or hub id of Cosmos CI8x8: encoder.jit and decoder.jit")
     parser.add_argument("--init_experts", default="scratch", help="generation and action experts: scratch (as the "
