@@ -15,8 +15,8 @@ import numpy as np
 import lpt
 from data import windows
 from support.data.corpus import Corpus
-from support.data.statistics import statistics
-from support.data.together import Alone
+from support.data.kept_statistics import statistics
+from support.data.statistics import Alone
 from support.files import keep_finished, written
 from support.flags import Parser, value
 

@@ -9,10 +9,9 @@ from PIL import Image
 
 from config import VIEWS, DataConfig
 from support import plots
-from support.data.episodes import position
+from support.data.episodes import chosen
 from support.data.folder import listing
 from support.data.picture import ENDINGS, decode
-from support.data.idle import holding
 from support.data.robots import find_robot
 from support.data.source import open_source
 from support.files import numbers, read_json, read_npy, read_text, written
@@ -76,8 +75,7 @@ def read_pictures(folder, files):
     if not found:
         raise ValueError(f"--image-dir {folder}: no picture found; expected head_past.png and head_now.png at least")
     for view, time in [(view, time) for view, _ in found for time in ("past", "now") if (view, time) not in found]:
-        raise ValueError(f"--image-dir {folder}: {view}_{time}.png is missing; a camera needs past and now, or none of "
-                         "its files if the robot does not have it")
+        raise ValueError(f"--image-dir {folder}: {view}_{time}.png is missing; a camera needs past and now, or no file")
     return ({view: [decode(found[view, time]) for time in ("past", "now")] for view in VIEWS if (view, "now") in found},
             {view: decode(found[view, "future"]) for view in VIEWS if (view, "future") in found})
 
@@ -106,7 +104,7 @@ def write(out, policy, observed, actions, z_hat):
     for name, column in zip(names, actions.T):
         print(f"  {name:<24} first {column[0]:+8.3f}   last {column[-1]:+8.3f}   range {np.ptp(column):7.3f}")
     if true is not None:
-        chunks, held = {"policy": shown}, holding(stats, observed.state)
+        chunks, held = {"policy": shown}, stats.holding(observed.state)
         if held is not None:
             chunks["holding the state"] = held[None]
         chunks["training mean"] = stats.actions(np.zeros_like(true), observed.state)
@@ -123,9 +121,8 @@ def cut(dataset, folder, episode=-1, frame=None, robot=None, timestamps="check")
     default m. ValueError: one line, for an episode or a frame that does not exist."""
     source = open_source(dataset, find_robot(robot) if robot else None)
     source.timestamps = timestamps
-    m, e = DataConfig.m, position(episode, source.indices, "--episode", dataset)
-    t = m if frame is None else frame
-    T = int(source.lengths[e])
+    m, (e,) = DataConfig.m, chosen(str(episode), source.indices, range(len(source.indices)), "--episode", dataset)
+    t, T = m if frame is None else frame, int(source.lengths[e])
     if not 0 <= t < T:
         raise ValueError(f"--frame {t}: episode {source.indices[e]} of {dataset} has frames 0 to {T - 1}")
     pictures = {f"{view}_{time}.png": source.frame(view, e, at) for view in source.views_of(e)

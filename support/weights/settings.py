@@ -13,8 +13,9 @@ from support.files import read_json
 
 CONFIG, TRAIN_CONFIG, STATS = "config.json", "train_config.json", "stats.json"
 OURS = "robots.json"   # of an export: what the release's form has no place for. Only this project reads it
-PRESETS = {"qwen3vl": "a1_3b_release", "internvl3": "a1_2b"}
 TYPES = {"qwena1": "qwen3vl", "interna1": "internvl3"}
+PRESETS = {"qwen3vl": "a1_3b_release", "internvl3": "a1_2b"}
+TOKENIZERS = {"qwen3vl": "Qwen/Qwen3-VL-2B-Instruct", "internvl3": "OpenGVLab/InternVL3-1B-hf"}
 MODES = {"abs": "absolute", "absolute": "absolute", "delta": "delta"}
 # What the files say of the weights: field of our config, file, key.
 SAID = [("backbone", CONFIG, "type"), ("backbone", TRAIN_CONFIG, "policy.type"),
@@ -53,11 +54,11 @@ def _meant(field, value):
 
 
 def release_config(directory, flags, config=None):
-    """What published weights are run with -> Config. Only what they are is taken over, not how they were trained.
+    """What published weights are run with -> Config. Only what they are is taken over, not how they were trained. They
+    are never of bytes: the backbone's tokenizer is named, not fetched.
 
     flags: {field: value} of what the user gave. config: default a preset's, by the type that they name. ValueError: a
-    file contradicts a flag, the config or another file, or nothing says which the action mode is.
-    """
+    file contradicts a flag, the config or another file, or nothing says which the action mode is."""
     files, said = {name: _present(directory / name) for name in (CONFIG, TRAIN_CONFIG)}, {}
     for field, file, key in SAID:
         value, where = _at(files[file], key), f"{directory / file}: {key}"
@@ -68,9 +69,8 @@ def release_config(directory, flags, config=None):
         if meant is not None and said.setdefault(field, (meant, where))[0] != meant:
             raise ValueError(f"{where} is {value!r:.60}, {said[field][1]} says {said[field][0]}: correct one of them")
     rows = _at(files[TRAIN_CONFIG], "dataset.data_transforms.inputs")
-    delta = isinstance(rows, list) and "delta_action" in [_at(row, "type") for row in rows]
-    if delta and "action_mode" not in said:
-        said["action_mode"] = "delta", f"{directory / TRAIN_CONFIG}: dataset.data_transforms has delta_action"
+    if isinstance(rows, list) and "delta_action" in [_at(row, "type") for row in rows]:
+        said.setdefault("action_mode", ("delta", f"{directory / TRAIN_CONFIG}: dataset.data_transforms: delta_action"))
     theirs = [f"{key} = {json.dumps(value)[:80]}" for key in THEIRS
               if (value := _at(files[TRAIN_CONFIG], key)) not in (None, "", False)]
     adopted = ADOPTED if config else (*ADOPTED, "layers")
@@ -84,6 +84,7 @@ def release_config(directory, flags, config=None):
     if "action_mode" not in said and not flags.get("action_mode"):
         raise ValueError(f"--action_mode absolute|delta is needed: no file of {directory} says how the weights act")
     taken = {field: said[field][0] for field in adopted if field in said}
+    taken["tokenizer"] = TOKENIZERS.get(config.model.backbone, "")
     for part, own in (("data", config.data), ("model", config.model)):
         config = replace(config, **{part: replace(own, **{key: v for key, v in taken.items() if key in vars(own)})})
     print(f"action mode {config.data.action_mode}: {said.get('action_mode', (0, '--action_mode'))[1]}")
@@ -94,9 +95,7 @@ def release_config(directory, flags, config=None):
 
 def release_stats(directory, robot, action_mode, fps=None):
     """stats.json -> Statistics of one robot. robot: a name, a .json file, or None where there is but one.
-
-    What an export of ours says beside it is taken over with it.
-    """
+    What an export of ours says beside it is taken over with it."""
     stored = read_json(directory / STATS, repair="take it from the release: without it actions have no units")
     if not robot and len(stored) != 1:
         raise ValueError(f"--robot is needed: {directory / STATS} is of {', '.join(stored)[:200] or 'no robot'}")
@@ -124,10 +123,8 @@ def release_stats(directory, robot, action_mode, fps=None):
 
 def stats_for_release(stats):
     """Statistics -> {feature: {"mean", "std"}} that their x * (std + 1e-6) + mean gives our actions by.
-
     An idle action dimension gets std 0: whatever the network says, their action is the training mean to 1e-6 of it,
-    as ours is the mean. Idle state dimensions enter the network unscaled here, so there.
-    """
+    as ours is the mean. Idle state dimensions enter the network unscaled here, so there."""
     found, row = {}, ROBOTS.get(stats.robot) or Robot(stats.robot)
     for kind in ("state", "action"):
         mean, std = (np.float64(getattr(stats, f"{kind}_{moment}")) for moment in ("mean", "std"))

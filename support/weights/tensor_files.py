@@ -13,9 +13,7 @@ from support.files import unreadable
 
 def find(path_or_id, files, revision=None):
     """A directory, or a hub id such as Qwen/Qwen3-VL-2B-Instruct, which is fetched -> Path. Only for what a user names.
-
-    revision: branch, tag or commit of a hub id. ValueError says what to fetch and where.
-    """
+    revision: branch, tag or commit of a hub id. ValueError says what to fetch and where."""
     if Path(path_or_id).is_dir():
         if revision:
             raise ValueError(f"--revision {revision} is of a hub id, {path_or_id} is a directory: leave it out")

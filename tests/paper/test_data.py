@@ -16,8 +16,8 @@ import support.data.statistics
 from config import get_config
 from data import Mixture, example, open_corpus, windows
 from support.data.folder import FolderSource
-from support.data.kept_statistics import kept_statistics
-from support.data.statistics import Statistics, sampled, statistics
+from support.data.kept_statistics import kept_statistics, sampled, statistics
+from support.data.statistics import Statistics
 
 WEIGHTS = tuple(row[2] for row in lpt.TABLE_3)
 SIZES = tuple(row[1] for row in lpt.TABLE_3)

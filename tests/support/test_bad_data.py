@@ -21,7 +21,7 @@ from support.training.ranks import Ranks
 from support.inference.policy import Policy
 from support.owner import contents
 from support.training.journal import nonfinite_samples
-from support.data.statistics import statistics
+from support.data.kept_statistics import statistics
 
 from test_bad_input import RUN, SMALL, save_checkpoint, write_folder
 from test_data import Fake, same, tiny
