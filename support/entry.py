@@ -34,8 +34,7 @@ def command(name, main, lost=""):
 def said(error):
     """The text of an error; of one out of a loader process, which sends its traceback along, the last line."""
     text = str(error).strip() or type(error).__name__
-    lines = text.splitlines()
-    return lines[-1].removeprefix("ValueError: ") if text.startswith("Caught ") else " ".join(lines)
+    return text.splitlines()[-1].removeprefix("ValueError: ") if text.startswith("Caught ") else text
 
 
 def _code_of(error):

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from config import VIEWS
-from support.data.robots import ROBOTS, check_width
+from support.data.robots import check_width
 from support.files import numbers
 
 
