@@ -193,6 +193,8 @@ def verify(path, hashed=(*FILES, *TOKENIZER)):
 
 def _read_manifest(path):
     """The entries {name: {"sha256", "size"}} of a manifest that is exactly what `_manifest` would write."""
+    if not path.is_file():   # a pipe would be waited for
+        raise CheckpointError(f"{path} is no file: {OLDER}")
     with open(path, "rb") as file:
         raw = file.read(1 << 16)   # a whole one has about 1,000 bytes
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):

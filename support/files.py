@@ -18,8 +18,17 @@ LARGEST = 8 << 30   # bytes of one array, or of all arrays of an .npz: numbers, 
 LARGEST_TEXT = 1 << 30
 
 
+def regular(path, largest=float("inf")):
+    """path, if a file of at most `largest` bytes stands there. ValueError: else; of a pipe one would wait for ever."""
+    if not os.path.isfile(path) or os.path.getsize(path) > largest:
+        raise unreadable(path, f"no file of at most {largest} bytes" if os.path.isfile(path) else "no file")
+    return path
+
+
 def lfs_pointer(path):
     """Whether a file is the text that Git leaves in the place of a large one that was not downloaded."""
+    if not os.path.isfile(path):
+        return False
     try:
         with open(path, "rb") as file:
             return file.read(40).startswith(b"version https://git-lfs")
@@ -74,10 +83,8 @@ def damage(where, what, path=None):
 def read_text(path, **repair):
     """A text file, UTF-8 with or without a byte order mark -> str."""
     try:
-        if os.path.exists(path) and not (os.path.isfile(path) and os.path.getsize(path) <= LARGEST_TEXT):
-            raise ValueError(f"no file of at most {LARGEST_TEXT >> 30} GiB")   # a pipe would be waited for
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
+        text = Path(regular(path, LARGEST_TEXT)).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
         raise unreadable(path, error, **repair) from error
     if lfs_pointer(path):
         raise unreadable(path, "")
@@ -107,9 +114,9 @@ def read_json(path, kind=dict, **repair):
 
 def read_jsonl(path):
     """A file of JSON objects, one a line -> list of (text that names the line, dict). Empty lines are left out."""
-    if lfs_pointer(path) or not os.path.isfile(path):
-        raise unreadable(path, "no file")
-    lines = enumerate(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1)
+    if lfs_pointer(path):
+        raise unreadable(path, "")
+    lines = enumerate(Path(regular(path, LARGEST_TEXT)).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1)
     rows = [(f"{path}, line {n}", parse_json(line, f"{path}, line {n}")) for n, line in lines if line.strip()]
     for where, row in rows:
         if not isinstance(row, dict):
@@ -148,6 +155,7 @@ def numbers(values, where, ndim=None):
 
 def read_npy(path, mmap=False):
     """An .npy file of plain numbers or text -> array; mmap: a memory map. Mapping compares its header with its size."""
+    regular(path)
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         if mapped.nbytes > LARGEST and not mmap:
@@ -160,6 +168,7 @@ def read_npy(path, mmap=False):
 def read_npz(path, names=None):
     """An .npz file of plain arrays -> {name: array}. What it unpacks to is bounded first; numpy reads no array that is
     longer than its member. names: which arrays are read; the others are None."""
+    regular(path)
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(item.file_size for item in archive.infolist())

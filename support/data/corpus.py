@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from support.data.episodes import chosen, spans
+from support.data.file_hashes import contents_digest
 from support.data.mixture import read_mixture
 from support.data.robots import find_robot
-from support.data.source import glance, is_lerobot, open_source
+from support.data.source import glance, open_source
 from support.data.statistics import Alone, gathered
 
 PREFLIGHT = 16   # episodes
@@ -41,7 +42,7 @@ class Listed:
     robot: str          # the name under which its statistics are taken
     frames: int         # of all its episodes, from metadata alone
     has_action: bool
-    same: tuple         # what is the same for one dataset, by whatever path it is listed
+    same: str           # what is the same for one dataset, by whatever path it is listed, and for its copies
     timestamps: str     # how those of its rows are taken: check or index
     only: str = ""      # the episodes that are used, as support.data.episodes reads it
     hold_out: str = ""  # those of them that are held out, where a mixture says so of this dataset
@@ -52,10 +53,10 @@ class Listed:
         path = folder / row["path"]
         name, robot, frames, has_action = glance(path, row["robot"])
         has_action = has_action and row.get("kind") != "human"   # Sec. 4.4: labels of human video are not used
-        marker = (path / ("meta/info.json" if is_lerobot(path) else "episode.npz")).stat()
-        return cls(path, row.get("name") or name, float(row.get("weight") or 1),
+        name = os.fsencode(row.get("name") or name).decode(errors="replace")   # a folder may be called anything
+        return cls(path, name, float(row.get("weight") or 1),
                    row.get("kind") or ("robot" if has_action else "human"), row["robot"], robot, frames, has_action,
-                   (marker.st_dev, marker.st_ino), row["timestamps"], row.get("only_episodes") or "",
+                   contents_digest(path), row["timestamps"], row.get("only_episodes") or "",
                    row.get("hold_out") or "")
 
     def open(self):

@@ -7,9 +7,10 @@ changed, is gone or is new since.
 import hashlib
 import json
 import os
+import zipfile
 from pathlib import Path
 
-from support.files import written
+from support.files import damage, regular, written
 from support.progress import each
 
 FOLDER, RECORD = "statistics", "files.json"   # of a dataset; what else lies in FOLDER is no part of the record
@@ -25,6 +26,17 @@ def files_digest(paths):
     return digest([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(set(paths))])
 
 
+def contents_digest(root):
+    """What a dataset, its copies and its frame cache have alike, from its lists alone -> hex: meta/ of LeRobot, but for
+    statistics, or the checksums in episode.npz."""
+    if (plain := root / "episode.npz").exists():
+        with damage(str(plain), "it cannot be read"), zipfile.ZipFile(regular(plain)) as archive:
+            return digest([[item.filename, item.CRC, item.file_size] for item in archive.infolist()])
+    paths = [path for path in sorted((root / "meta").rglob("*")) if path.is_file() and "stats" not in path.name]
+    return digest([[path.relative_to(root).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()]
+                   for path in paths])
+
+
 def write_json(path, body):
     """Write {**body, "sha256"} to `path` in one move, making its folder; OSError as it comes."""
     with written(path) as file:
@@ -34,7 +46,7 @@ def write_json(path, body):
 def read_json(path):
     """What write_json wrote. ValueError: damaged or edited."""
     try:
-        body = json.loads(path.read_text())
+        body = json.loads(regular(path).read_text())
         good = body.pop("sha256") == digest(body)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         good = False

@@ -71,7 +71,7 @@ class Log:
 
 class Checkpointer:
     """Saves and restores a run. by_robot: {robot: Statistics}, the robot of the held-out episode first; average: the
-    AveragedModel of --ema or None; drawn: [name, weight, frames] of every dataset. log, timing: its two files."""
+    AveragedModel of --ema or None; drawn: [name, weight, frames, digest] of every dataset. log, timing: its two files."""
 
     def __init__(self, out, ranks, config, by_robot, model, optimizer, average=None, drawn=()):
         self.out, self.ranks, self.config, self.by_robot = Path(out), ranks, config, by_robot
@@ -178,12 +178,14 @@ class Checkpointer:
                    for key, was in stored[part].items() if was != own[part][key]}
         if refused := [key for key in changes if key not in FREE]:
             raise ValueError(f"{path} was trained with another config (--{', --'.join(refused)}): give the same flags")
-        if [row[1:] for row in state["drawn"]] != [row[1:] for row in self.drawn]:   # a name may have changed
+        if [row[1:3] for row in state["drawn"]] != [row[1:3] for row in self.drawn]:   # a name may have changed
             raise ValueError(f"{path} was trained on other datasets or weights (name, weight, frames: "
                              f"{state['drawn']}, now {self.drawn}): give the same --data")
         if of_checkpoint(state) != self.by_robot:
             raise ValueError(f"{path} was trained with other statistics: the data have changed; give the same --data")
         lines = [f"--{key} is {now}, it was {was}" for key, (was, now) in changes.items()]
+        if changed := [row[0] for was, row in zip(state["drawn"], self.drawn) if was[3:] and was != [was[0], *row[1:]]]:
+            lines.append(f"resume is not exact because the lists or numbers of {', '.join(changed)} have changed")
         if state["versions"] != self.versions():
             lines.append(f"resume is not exact because the checkpoint was made under {state['versions']}, "
                          f"this is {self.versions()}")

@@ -42,14 +42,15 @@ def of(corpus):
 
 @pytest.fixture
 def mixed(tmp_path):
-    """mixed(rows, ...) -> the opened corpus. Datasets a and b of three episodes; link, linked and copy lead to a."""
+    """mixed(rows, ...) -> the opened corpus. Datasets a and b of three episodes; the others are a, by other paths."""
     for name in "ab":
-        write_folder(tmp_path / name, **THREE)
+        write_folder(tmp_path / name, **THREE | {"task": np.array([name] * 3)})
     (tmp_path / "link").symlink_to("a")
     for folder, link in (("linked", "symlink_to"), ("copy", "hardlink_to")):
         (tmp_path / folder).mkdir()
         getattr(tmp_path / folder / "episode.npz", link)(tmp_path / "a/episode.npz")
         (tmp_path / folder / "head").symlink_to(tmp_path / "a/head")
+    shutil.copytree(tmp_path / "a", tmp_path / "copied")
     (tmp_path / "some.txt").write_text("0\n2\n")
 
     def opened(*rows, validation=None, **flags):
@@ -59,7 +60,7 @@ def mixed(tmp_path):
     return opened
 
 
-@pytest.mark.parametrize("path", ["a", "./a", "a/", "../{}/a", "link", "linked", "copy"])
+@pytest.mark.parametrize("path", ["a", "./a", "a/", "../{}/a", "link", "linked", "copy", "copied"])
 def test_a_folder_that_is_listed_twice_is_one_dataset_with_one_hold_out(mixed, tmp_path, path):
     path = path.format(tmp_path.name)
     assert of(mixed("a", path)) == ([{0, 1}, {0, 1}], {2})
