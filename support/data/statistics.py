@@ -174,6 +174,9 @@ def _check_fields(stats):
         mean, std = getattr(stats, f"{kind}_mean"), getattr(stats, f"{kind}_std")
         if len(mean) != len(std) or min(std, default=1) <= 0 or not stats.action_mean or stats.fps <= 0:
             raise ValueError(f"{kind}: {len(mean)} mean and {len(std)} std, none 0 or below; {stats.fps:g} frames/s")
+    for name in ("action_names", "kinds"):   # a delta mask is looked at where it is used
+        if len(of := getattr(stats, name)) not in (0, len(stats.action_mean)) or any(len(str(x)) > 200 for x in of):
+            raise ValueError(f"{name}: {len(of)} for {len(stats.action_mean)} actions, none over 200 letters")
 
 
 def in_checkpoint(by_robot):

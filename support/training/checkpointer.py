@@ -71,7 +71,8 @@ class Log:
 
 class Checkpointer:
     """Saves and restores a run. by_robot: {robot: Statistics}, the robot of the held-out episode first; average: the
-    AveragedModel of --ema or None; drawn: [name, weight, frames, digest] of every dataset. log, timing: its two files."""
+    AveragedModel of --ema or None; drawn: [name, weight, frames, digest] of each dataset. log, timing: its two files.
+    """
 
     def __init__(self, out, ranks, config, by_robot, model, optimizer, average=None, drawn=()):
         self.out, self.ranks, self.config, self.by_robot = Path(out), ranks, config, by_robot
@@ -184,7 +185,8 @@ class Checkpointer:
         if of_checkpoint(state) != self.by_robot:
             raise ValueError(f"{path} was trained with other statistics: the data have changed; give the same --data")
         lines = [f"--{key} is {now}, it was {was}" for key, (was, now) in changes.items()]
-        if changed := [row[0] for was, row in zip(state["drawn"], self.drawn) if was[3:] and was != [was[0], *row[1:]]]:
+        changed = [row[0] for was, row in zip(state["drawn"], self.drawn) if was[3:] not in ([], row[3:])]
+        if changed:
             lines.append(f"resume is not exact because the lists or numbers of {', '.join(changed)} have changed")
         if state["versions"] != self.versions():
             lines.append(f"resume is not exact because the checkpoint was made under {state['versions']}, "

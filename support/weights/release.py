@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from config import from_dict, get_config, to_dict
 from support import checkpoint
@@ -18,7 +17,7 @@ from support.weights.key_maps import COSMOS, NO_VAE, RELEASE
 from support.weights.loading import empty_model, fill, plan, read, with_tokenizer
 from support.weights.settings import (CONFIG, OURS, STATS, TOKENIZERS, TRAIN_CONFIG, release_config, release_stats,
                                       write_settings)
-from support.weights.tensor_files import Tensors, TorchScript, find
+from support.weights.tensor_files import Tensors, TorchScript, find, write
 
 RELEASE_FILES = (CONFIG, TRAIN_CONFIG, STATS, "model.safetensors", OURS, *checkpoint.TOKENIZER)
 
@@ -47,9 +46,8 @@ def export_release(config, own, out, base):
     for key, ours, change in copies:
         tensor = change(own[ours]) if change else own[ours]
         tensors[key] = tensor.to("cpu", tensors[key].dtype).contiguous()
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out / ".model.safetensors", metadata=source.metadata)
-    return (out / ".model.safetensors").rename(out / "model.safetensors")   # never half a file under that name
+    write(tensors, out / "model.safetensors", source.metadata)
+    return out / "model.safetensors"
 
 
 def release_settings(directory, config, robot, action_mode, fps=None, tokenizer=None, revision=None, acts=True):
@@ -129,6 +127,6 @@ def random_release(args):
     moments = {key: {"mean": [0.0] * width, "std": [1.0] * width}
                for keys in (robot.state, robot.action) for key, width in zip(keys, robot.widths)}
     out.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    write(tensors, out / "model.safetensors", {"format": "pt"})
     (out / "stats.json").write_text(json.dumps({"genie1": moments}, indent=1) + "\n")
     print(f"wrote {sum(t.numel() for t in tensors.values()) / 1e9:.2f} billion random numbers to {out}")

@@ -19,14 +19,16 @@ TOKENIZERS = {"qwen3vl": "Qwen/Qwen3-VL-2B-Instruct", "internvl3": "OpenGVLab/In
 MODES = {"abs": "absolute", "absolute": "absolute", "delta": "delta"}
 # What the files say of the weights: field of our config, file, key.
 SAID = [("backbone", CONFIG, "type"), ("backbone", TRAIN_CONFIG, "policy.type"),
-        ("view_size", TRAIN_CONFIG, "dataset.height"), ("action_mode", CONFIG, "action_mode"),
-        *(("action_mode", TRAIN_CONFIG, prefix + key) for prefix in ("dataset.", "policy.", "")
-          for key in ("action_mode", "action_type")),
+        *(("view_size", TRAIN_CONFIG, f"dataset.{side}") for side in ("height", "width")),
+        *(("action_mode", file, prefix + key) for file in (CONFIG, TRAIN_CONFIG)
+          for prefix in ("dataset.", "policy.", "")
+          for key in ("action_mode", "action_type", "use_delta_joint_actions", "data_transforms.inputs")),
         *((field, file, prefix + key) for file, prefix in ((CONFIG, ""), (TRAIN_CONFIG, "policy."))
           for field, key in (("chunk", "chunk_size"), ("euler_steps", "num_inference_steps"),
                              ("action_dim", "max_action_dim"), ("state_dim", "max_state_dim"),
                              ("layers", "qwen3_vl_variant"), ("layers", "action_expert_variant")))]
 ADOPTED = ("chunk", "euler_steps", "action_mode")   # the rest is what a preset is
+UNSAID = ("text_tokens", "m")   # what their form has no place for, and an export of ours says beside it
 # How their run was made: reported, neither inherited nor followed.
 THEIRS = ("resume", "steps", "batch_size", "scheduler.num_decay_steps", "policy.scheduler_decay_steps", "output_dir",
           "checkpoint_path", "policy.pretrained_path", "dataset.root", "dataset.external_stats_path")
@@ -44,8 +46,10 @@ def _present(path):
 
 def _meant(field, value):
     """What a value of theirs is in our config; None: it says nothing. KeyError, ValueError: unknown."""
+    if field == "action_mode" and isinstance(value, list):   # transforms, one of which may make the difference
+        return "delta" if "delta_action" in [_at(row, "type") for row in value] else None
     if field in ("backbone", "action_mode"):
-        return {"backbone": TYPES, "action_mode": MODES}[field][value]
+        return {"backbone": TYPES, "action_mode": MODES | {True: "delta", False: None}}[field][value]
     if field == "layers":   # qwen3_vl_28l; qwen3_vl_2b, their class's default, counts no layers
         return int(found[1]) if (found := re.fullmatch(r"\w{1,40}_(\d{1,4})l", value)) else None
     if type(value) is not int or not 0 < value <= 10 ** 6:
@@ -68,12 +72,11 @@ def release_config(directory, flags, config=None):
             raise ValueError(f"{where} is {value!r:.60}, which is not known here: is it InternVLA-A1's?") from error
         if meant is not None and said.setdefault(field, (meant, where))[0] != meant:
             raise ValueError(f"{where} is {value!r:.60}, {said[field][1]} says {said[field][0]}: correct one of them")
-    rows = _at(files[TRAIN_CONFIG], "dataset.data_transforms.inputs")
-    if isinstance(rows, list) and "delta_action" in [_at(row, "type") for row in rows]:
-        said.setdefault("action_mode", ("delta", f"{directory / TRAIN_CONFIG}: dataset.data_transforms: delta_action"))
+    ours = _at(_present(directory / OURS), "config") or {}
+    said |= {field: (value, f"{directory / OURS}: config") for field, value in ours.items() if field in UNSAID}
     theirs = [f"{key} = {json.dumps(value)[:80]}" for key in THEIRS
               if (value := _at(files[TRAIN_CONFIG], key)) not in (None, "", False)]
-    adopted = ADOPTED if config else (*ADOPTED, "layers")
+    adopted = (*ADOPTED, *UNSAID) if config else (*ADOPTED, *UNSAID, "layers")
     config = config or get_config(PRESETS[said.get("backbone", ("qwen3vl",))[0]], flags)
     here = vars(config.model) | {"view_size": config.model.view_size}
     for field, (value, where) in said.items():
@@ -100,7 +103,8 @@ def release_stats(directory, robot, action_mode, fps=None):
     if not robot and len(stored) != 1:
         raise ValueError(f"--robot is needed: {directory / STATS} is of {', '.join(stored)[:200] or 'no robot'}")
     robot = robot or next(iter(stored))
-    ours = _present(directory / OURS).get(robot)
+    ours = _at(_present(directory / OURS), "robots") or {}
+    ours = ours.get(robot) if isinstance(ours, dict) else {}
     ours = ours if isinstance(ours, dict) else {}
     row = ROBOTS.get(robot) or Robot(robot) if ours else find_robot(robot)
     moments = release_statistics(directory / STATS, row)
@@ -159,6 +163,7 @@ def write_settings(out, config, by_robot, step):
     ours = {robot: {key: value for key, value in asdict(stats).items()
                     if key not in ("robot", "action_mode") and not key.endswith(("_mean", "_std"))}
             for robot, stats in by_robot.items()}
+    ours = {"robots": ours, "config": {"text_tokens": model.text_tokens, "m": data.m}}
     for name, content in ((CONFIG, policy), (TRAIN_CONFIG, train), (OURS, ours),
                           (STATS, {robot: stats_for_release(stats) for robot, stats in by_robot.items()})):
         (out / name).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
