@@ -76,4 +76,7 @@ def glance(path, robot=None):
     if not is_lerobot(path):
         return folder.glance(path, robot)
     found = LeRobotMetadata(path, robot)
-    return found.name, found.robot, found.frames_in_all(), found.has_action
+    if not found.info.get("total_frames"):
+        found.read_episodes()
+    frames = found.info.get("total_frames") or sum(found.lengths)
+    return found.name, found.robot, int(frames), found.has_action
