@@ -166,7 +166,8 @@ class LeRobotEpisodes:
         counted = self.version == "v3.0" or self.info.get("total_videos") == E * cameras
         films = {} if cache else {view: files for view, (files, _) in self.videos.items()}
         lacking = {view: {e for e, file in enumerate(files)
-                          if file in missing and (not counted or file.name == NO_FILM)} for view, files in films.items()}
+                          if file in missing and (not counted or file.name == NO_FILM)}
+                   for view, files in films.items()}
         if cache:
             lacking = {view: {e for e in range(E) if not cache.holds(key, e)} for view, key in self.views.items()}
         some = {view: absent for view, absent in lacking.items() if 0 < len(absent) < E}
