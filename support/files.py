@@ -53,6 +53,12 @@ def require_writable(path, flag, file=False):
         raise ValueError(line) from error
 
 
+def must(holds, line):
+    """ValueError of this line unless it holds. The line is made either way."""
+    if not holds:
+        raise ValueError(line)
+
+
 def unreadable(path, error, repair="write it again"):
     """The ValueError for a file that `error` says cannot be read; a missing file and a Git LFS pointer are named."""
     if not os.path.exists(path):

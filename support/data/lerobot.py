@@ -77,8 +77,7 @@ class LeRobotSource(LeRobotMetadata):
         if e not in self._checked:
             self._checked[e] = self._check_rows(e, arrays)
         none = np.zeros((self.lengths[e], 0), np.float32)
-        state, action = (np.concatenate([none, *(arrays[key] if taken is None else arrays[key][:, taken]
-                                                 for key, taken in parts)], 1, dtype=np.float32)
+        state, action = (np.concatenate([none, *(arrays[key][:, taken] for key, taken in parts)], 1, dtype=np.float32)
                          for parts in self.parts.values())
         return state, action if self.has_action else None
 

@@ -106,7 +106,7 @@ FAULTS = {
                   ["episode 0, frame 4", "'observation.state' is not finite in dimension 1"]),
     "wide action": (widen, ["the action of robot 'toy_arm' has 33 dimensions", "at most 32"]),
     "zero-length episode": (lambda root: edit_episode(root, b'"length": 23', b'"length": 0'),
-                            ["episode 1: it has no frames", "drop the episode"]),
+                            ["line 2: length is 0, expected a whole number from 1"]),
     "empty dataset": (empty, ["it is empty"]),
     "wrong codebase_version": (lambda root: edit_info(root, codebase_version="v1.6"),
                                ["LeRobot format 'v1.6' is not supported", "v2.0, v2.1 and v3.0"]),
@@ -123,7 +123,7 @@ FAULTS = {
     "a start cut off": (cut_start, ["episode 1, frame", "has not one picture a row", "time stamps of the rows do not"]),
     "rows out of order": (lambda root: write_rows(root, 1, frame_index=np.arange(23)[::-1]),
                           ["episode 1, frame 0", "'frame_index' is 22, expected 0"]),
-    "frames lost in meta": (lambda root: edit_info(root, total_frames=64), ["have 63 frames", "says 64"]),
+    "frames lost in meta": (lambda root: edit_info(root, total_frames=64), ["lists 63 frames", "says 64"]),
 }
 
 

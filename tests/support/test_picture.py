@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support.data.folder import FolderSource, glance
+from support.data.folder import FolderSource
 from support.data.letterbox import letterbox
 from support.data.picture import ASPECT, TURNS, decode
+from support.data.source import glance
 from support.inference import image_folder
 
 from test_files import header, refused
@@ -131,7 +132,7 @@ def shown(root):
     ("fps", np.array([30., 30.]), "one number"), ("fps", "30", "'fps' is <U2"), ("fps", -1., "fps is -1"),
     ("state", np.full((24, 6), "x"), "'state' is <U1"), ("state", np.ones((24, 6)) * 1j, "'state' is complex128"),
     ("action", np.where(np.arange(144).reshape(24, 6) == 80, 1e300, .1), "episode 1, 'action', row 1: 1e+300"),
-    ("action", np.full((24, 6), "x"), "'action' is <U1"), ("action", np.zeros((24, 0)), "'action' has shape (24, 0)"),
+    ("action", np.full((24, 6), "x"), "'action' is <U1"), ("action", np.zeros((24, 0)), "'action' has shape (12, 0)"),
     ("stored", np.arange(30), "'stored', row 24 is 24"), ("stored", np.arange(24.), "'stored' is float64"),
     ("stored", np.zeros(2, int), "twice"), ("action_names", np.array(["a"]), "'action_names' is <U1 of shape (1,)"),
     ("robot", np.array(["a", "b"]), "'robot' is"), ("task", np.array([b"\xfc", b"b"]), "'task' is |S1"),
