@@ -94,4 +94,4 @@ def inspect(source, episodes):
             constant = "  constant" if sums.std()[d] < 1e-3 else ""
             yield f"{kind} {d:>2}  {name:<32}{sums.low[d]:+9.3f} .. {sums.high[d]:+9.3f}{mode}{constant}"
     if source.has_action and not source.relative:
-        yield "no delta mask: --action_mode delta needs a --robot file; absolute actions do not"
+        yield "no delta mask: --action_mode delta needs \"delta\" in a --robot file; absolute actions do not"

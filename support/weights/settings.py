@@ -170,11 +170,12 @@ def write_settings(out, config, by_robot, step):
     theirs = CONFIGS[PRESETS[model.backbone]].model
     differ = [f"{key} {getattr(model, key)} (theirs {getattr(theirs, key)})" for key in
               ("letterbox", "image_size", "gen_from_view", "rope_bf16", "vae_size", "text_tokens", "rope_theta",
-               "gen_expert") if getattr(model, key) != getattr(theirs, key)]
+               "gen_expert", "vit_layers") if getattr(model, key) != getattr(theirs, key)]
     differ += [f"m {data.m} (theirs 15)"] if data.m != 15 else []
     if differ:
         yield f"the released code computes another network: {', '.join(differ)}"
     for robot, stats in by_robot.items():
         known = robot in ROBOTS and ROBOTS[robot].widths and ROBOTS[robot].relative == stats.relative
         yield f"robot {robot}: statistics of {', '.join(stats_for_release(stats))}" + (
-            "" if known else f"; add it to the released code's tables, with the delta mask {list(stats.relative)}")
+            "" if known else "; add it to the released code's tables" + (
+                f", with the delta mask {list(stats.relative)}" if stats.relative else ""))
