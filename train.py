@@ -149,7 +149,7 @@ def run(argv):
     if train.threads:
         torch.set_num_threads(train.threads)
     corpus, by_robot, mixture, batches = read_data(args, config, ranks, newest)
-    drawn = [[row.name, weight, row.frames, row.same] for row, weight in zip(corpus.listed, mixture.weights)]
+    drawn = [[row.name, weight, row.frames, row.lists] for row, weight in zip(corpus.listed, mixture.weights)]
     with memory.explained(train, ranks.device):
         model, wrapped, optimizer, average = build(config, ranks, args.shard, None if newest else start)
         checkpointer = Checkpointer(out, ranks, config, by_robot, model, optimizer, average, drawn)

@@ -15,7 +15,7 @@ from support.data.episodes import chosen, spans
 from support.data.file_hashes import contents_digest
 from support.data.mixture import read_mixture
 from support.data.robots import find_robot
-from support.data.source import glance, open_source
+from support.data.source import glance, is_lerobot, open_source
 from support.data.statistics import Alone, gathered
 
 PREFLIGHT = 16   # episodes
@@ -42,7 +42,8 @@ class Listed:
     robot: str          # the name under which its statistics are taken
     frames: int         # of all its episodes, from metadata alone
     has_action: bool
-    same: str           # what is the same for one dataset, by whatever path it is listed, and for its copies
+    same: tuple         # what is the same for one dataset, by whatever path it is listed
+    lists: str          # a digest of what it says of itself, which a resumed run compares
     timestamps: str     # how those of its rows are taken: check or index
     only: str = ""      # the episodes that are used, as support.data.episodes reads it
     hold_out: str = ""  # those of them that are held out, where a mixture says so of this dataset
@@ -53,11 +54,12 @@ class Listed:
         path = folder / row["path"]
         name, robot, frames, has_action = glance(path, row["robot"])
         has_action = has_action and row.get("kind") != "human"   # Sec. 4.4: labels of human video are not used
+        marker = (path / ("meta/info.json" if is_lerobot(path) else "episode.npz")).stat()
         name = os.fsencode(row.get("name") or name).decode(errors="replace")   # a folder may be called anything
         return cls(path, name, float(row.get("weight") or 1),
                    row.get("kind") or ("robot" if has_action else "human"), row["robot"], robot, frames, has_action,
-                   contents_digest(path), row["timestamps"], row.get("only_episodes") or "",
-                   row.get("hold_out") or "")
+                   (marker.st_dev, marker.st_ino), contents_digest(path), row["timestamps"],
+                   row.get("only_episodes") or "", row.get("hold_out") or "")
 
     def open(self):
         """-> Source."""

@@ -27,8 +27,8 @@ def files_digest(paths):
 
 
 def contents_digest(root):
-    """What a dataset, its copies and its frame cache have alike, from its lists alone -> hex: meta/ of LeRobot, but for
-    statistics, or the checksums in episode.npz."""
+    """What a dataset says of itself, as its copies do -> hex: meta/ of LeRobot, but for statistics, or the checksums in
+    episode.npz."""
     if (plain := root / "episode.npz").exists():
         with damage(str(plain), "it cannot be read"), zipfile.ZipFile(regular(plain)) as archive:
             return digest([[item.filename, item.CRC, item.file_size] for item in archive.infolist()])

@@ -50,7 +50,6 @@ def mixed(tmp_path):
         (tmp_path / folder).mkdir()
         getattr(tmp_path / folder / "episode.npz", link)(tmp_path / "a/episode.npz")
         (tmp_path / folder / "head").symlink_to(tmp_path / "a/head")
-    shutil.copytree(tmp_path / "a", tmp_path / "copied")
     (tmp_path / "some.txt").write_text("0\n2\n")
 
     def opened(*rows, validation=None, **flags):
@@ -60,7 +59,7 @@ def mixed(tmp_path):
     return opened
 
 
-@pytest.mark.parametrize("path", ["a", "./a", "a/", "../{}/a", "link", "linked", "copy", "copied"])
+@pytest.mark.parametrize("path", ["a", "./a", "a/", "../{}/a", "link", "linked", "copy"])
 def test_a_folder_that_is_listed_twice_is_one_dataset_with_one_hold_out(mixed, tmp_path, path):
     path = path.format(tmp_path.name)
     assert of(mixed("a", path)) == ([{0, 1}, {0, 1}], {2})
