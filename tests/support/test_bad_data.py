@@ -153,7 +153,7 @@ def test_statistics_of_another_action_mode_are_refused(tmp_path):
         Policy.load(path)
     tensors, stored = checkpoint.load(path)
     stored.pop("statistics")
-    with pytest.raises(ValueError, match="the statistics are missing .* without them actions have no units"):
+    with pytest.raises(ValueError, match="statistics are missing .* without them actions have no units"):
         Policy.load(checkpoint.save(tmp_path / "none", 1, tensors, {}, stored))
 
 
