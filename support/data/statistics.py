@@ -66,7 +66,8 @@ class Statistics:
             return stats
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"the checkpoint's statistics are missing or not of this version ({error}): without them "
-                             f"actions have no units; train again, or import the weights with python -m support.weights") from error
+                             "actions have no units; train again, or import the weights with python -m "
+                             "support.weights") from error
 
     def check(self, action_mode):
         """ValueError unless these are statistics of actions of that mode."""
