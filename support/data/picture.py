@@ -18,7 +18,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from support.files import lfs_pointer
+from support.files import lfs_pointer, must
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -33,9 +33,8 @@ warnings.filterwarnings("ignore", module="PIL")   # what it would only warn of i
 def check_size(height, width, what="it"):
     """ValueError unless a picture of that size can be held and letterboxed. what: which one, for the message."""
     short, long = sorted((height, width))
-    if short < 1 or long > ASPECT * short or short * long > PIXELS:
-        raise ValueError(f"{what} is {height} x {width} (height, width): a picture has 1 to {PIXELS:,} pixels, and its "
-                         f"longer side is at most {ASPECT} times its shorter one")
+    must(short > 0 and long <= ASPECT * short and short * long <= PIXELS, f"{what} is {height} x {width} (height, width): "
+         f"a picture has 1 to {PIXELS:,} pixels, and its longer side is at most {ASPECT} times its shorter one")
 
 
 def decode(data, where=None):
@@ -45,8 +44,7 @@ def decode(data, where=None):
     """
     stored = isinstance(data, (bytes, bytearray, memoryview))
     where = where or f"picture {data}"
-    if not stored and not os.path.isfile(data):   # a named pipe would be waited for
-        raise ValueError(f"{where} is missing" + (": it is no file" if os.path.exists(data) else ""))
+    must(stored or os.path.isfile(data), f"{where} is missing, or no file")   # a named pipe would be waited for
     try:
         with Image.open(io.BytesIO(data) if stored else data, formats=FORMATS) as picture:
             check_size(picture.height, picture.width)
@@ -68,8 +66,8 @@ def _rgb(picture):
         grey, top = np.asarray(picture), 1 if picture.mode == "F" else 65535
         if picture.mode == "I" and picture.format != "PNG" or picture.format == "TIFF" and picture.tag_v2.get(262) == 0:
             raise ValueError("grey of signed or 32-bit integers, or of inverted values: save it with 8 or 16 bit")
-        if not (0 <= grey.min() and grey.max() <= top):
-            raise ValueError(f"grey of {grey.min():g} to {grey.max():g}: float pictures go from 0 to 1")
+        must(0 <= grey.min() and grey.max() <= top,
+             f"grey of {grey.min():g} to {grey.max():g}: float pictures go from 0 to 1")
         picture = Image.fromarray(np.round(grey * np.float32(255 / top)).astype(np.uint8))
     picture.info.pop("transparency", None)   # of a palette: Pillow would warn that it is dropped
     return picture if picture.mode == "RGB" else picture.convert("RGB")
