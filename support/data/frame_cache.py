@@ -77,7 +77,7 @@ class FrameCache:
         try:
             self.checksums = {row["episode"]: row["crc32"] for row in map(json.loads, self.noted.splitlines())}
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{done} is damaged ({error!r}); remove {self.root} and make it again") from error
+            raise ValueError(f"cannot be read, {done} is damaged ({error!r}); remove {self.root} and make it again") from error
 
     @classmethod
     def open(cls, root, keys, lengths):
@@ -90,9 +90,9 @@ class FrameCache:
             cache._check(set(keys), lengths)
             return cache
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"dataset {root}: its frame cache cannot be read ({error!r:.300}): python -m support.data "
-                             f"--cache DIR {root} finishes one that was begun, any other is to be removed and made "
-                             "again") from error
+            reason = error if type(error) is ValueError else f"cannot be read ({error!r})"
+            raise ValueError(f"dataset {root}: its frame cache {reason}: python -m support.data --cache DIR {root} "
+                             "finishes one that was begun, any other is to be removed and made again") from error
 
     def _check(self, keys, lengths):
         must(self.stored["format"] == FORMAT, f"is of format {self.stored['format']}")
@@ -107,8 +107,9 @@ class FrameCache:
     def require(self, sizes):
         """ValueError where a size is not held."""
         for absent in sorted(set(sizes) - set(self.sizes)):
-            raise ValueError(f"dataset {self.root}: its frame cache holds pictures of {' and '.join(map(str, self.sizes))} "
-                             f"pixels, {absent} are asked for; use the original dataset, or cache it for this --config")
+            held = " and ".join(map(str, self.sizes))
+            raise ValueError(f"dataset {self.root}: its frame cache holds pictures of {held} pixels, {absent} are "
+                             f"asked for; use the original dataset, or cache it for this --config")
 
     def file(self, key, size):
         return self.folder / key / f"{size}.u8"

@@ -166,8 +166,9 @@ class LeRobotSource(LeRobotMetadata):
             pictures = [self._stored_picture(self.views[view], e, t, where(i)) for i, t in enumerate(times)]
         expected = picture_shape(self.info["features"][self.views[view]])
         for i, picture in enumerate(pictures):
-            must(picture.shape == expected, f"{where(i)}: the picture is {' x '.join(map(str, picture.shape))} (height, "
-                 f"width, channels), meta/info.json says {' x '.join(map(str, expected))}; {AGAIN}")
+            found, said = (" x ".join(map(str, shape)) for shape in (picture.shape, expected))
+            must(found == said, f"{where(i)}: the picture is {found} (height, width, channels), meta/info.json says "
+                 f"{said}; {AGAIN}")
         return pictures
 
     def place(self, view, e, where=None):

@@ -31,8 +31,8 @@ def read_table(path, columns, where, group=None):
         columns, groups = columns and list(columns), range(file.num_row_groups) if group is None else [group]
         for part in map(file.metadata.row_group, groups):
             most = max((part.column(i).num_values for i in range(part.num_columns)), default=0)
-            must(most <= MOST, f"{where}: {path} has {most:,} values in a column of one row group, at most {MOST:,} are "
-                 "read; download it again")   # a few bytes unpack to it
+            must(most <= MOST, f"{where}: {path} has {most:,} values in a column of one row group, at most {MOST:,} "
+                 "are read; download it again")   # a few bytes unpack to it
         return file.read(columns) if group is None else file.read_row_group(group, columns)
 
 

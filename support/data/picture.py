@@ -33,8 +33,8 @@ warnings.filterwarnings("ignore", module="PIL")   # what it would only warn of i
 def check_size(height, width, what="it"):
     """ValueError unless a picture of that size can be held and letterboxed. what: which one, for the message."""
     short, long = sorted((height, width))
-    must(short > 0 and long <= ASPECT * short and short * long <= PIXELS, f"{what} is {height} x {width} (height, width): "
-         f"a picture has 1 to {PIXELS:,} pixels, and its longer side is at most {ASPECT} times its shorter one")
+    must(short > 0 and long <= ASPECT * short and short * long <= PIXELS, f"{what} is {height} x {width} (height, "
+         f"width): a picture has 1 to {PIXELS:,} pixels, and its longer side is at most {ASPECT} times its shorter one")
 
 
 def decode(data, where=None):
@@ -44,7 +44,8 @@ def decode(data, where=None):
     """
     stored = isinstance(data, (bytes, bytearray, memoryview))
     where = where or f"picture {data}"
-    must(stored or os.path.isfile(data), f"{where} is missing, or no file")   # a named pipe would be waited for
+    if not stored and not os.path.isfile(data):   # a named pipe would be waited for
+        raise ValueError(f"{where} is missing" + (": it is no file" if os.path.exists(data) else ""))
     try:
         with Image.open(io.BytesIO(data) if stored else data, formats=FORMATS) as picture:
             check_size(picture.height, picture.width)
