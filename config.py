@@ -83,7 +83,7 @@ class ModelConfig(Checked):
 
     image_size: int = _f(64, "pixels of a view as the understanding expert sees it", at_least=1, at_most=4096)
     letterbox: int = _f(0, "[release] letterbox to this size, then enlarge to image_size; 0: none", at_most=4096)
-    vocab: int = _f(256, "text embeddings", at_least=256, at_most=2**22)
+    vocab: int = _f(256, "text embeddings", at_least=1, at_most=2**22)
     text_tokens: int = _f(32, "text budget, padded on the right", at_least=1, at_most=4096)
     tokenizer: str = _f("", "directory or hub id of the text's tokenizer; empty: one token a byte")
     view_tokens: tuple = _f((), "ids before and after a view's tokens; empty: none")

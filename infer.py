@@ -22,7 +22,7 @@ actions.png; foresight.png. Without --checkpoint the newest good checkpoint unde
 hold its chunks equal to these.
 """
 
-import sys
+from support.entry import command   # first: Ctrl-C during the imports is one line, too
 from pathlib import Path
 
 import torch
@@ -60,7 +60,7 @@ def on_pictures(policy, args):
     seen, state, task = [observed.seen], observed.state[None], [observed.task]
     if policy.engine is None:
         batch, eps = policy.batch(seen, state, task).to(policy.device), policy.noise(1).to(policy.device)
-        actions, z_hat = infer(policy.model, stats, batch, eps, state, args.euler_steps)
+        actions, z_hat = policy.finite(*infer(policy.model, stats, batch, eps, state, args.euler_steps))
     else:
         actions, z_hat = policy.plan(seen, state, task)
     image_folder.write(Path(args.out or folder / "result"), policy, observed, actions[0],
@@ -168,8 +168,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, ImportError, OSError) as error:
-        print(f"infer.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    command("infer.py", main)

@@ -13,6 +13,7 @@ No token sees a later segment, so prefill followed by v_theta gives what forward
 never drawn here. `python model.py` prints the pass. What makes it fast is in support/inference/engine.py.
 """
 
+import support.entry   # first: Ctrl-C during the imports is one line, too
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple

@@ -10,9 +10,10 @@
     torchrun --nproc_per_node 2 -- train.py ...                several cards: DDP, with --shard FSDP2
 
 A run is a folder, runs/<config> or --out DIR. Data order and noise are pure functions of (seed, rank, sample), so
-nothing of them is saved. SIGTERM and SIGINT save and end the run within a step, with exit code 143 and 130.
+nothing of them is saved. SIGTERM, SIGINT and SIGHUP save and end the run within a step; exit code 143, 130 or 129.
 """
 
+from support.entry import command   # first: Ctrl-C during the imports is one line, too
 import math
 import signal
 import sys
@@ -28,9 +29,9 @@ from data import Mixture, windows
 from model import InternVLA_A1
 from support import checkpoint
 from support.data.corpus import Corpus
-from support.data.inspection import said
 from support.data.kept_statistics import statistics_by_robot
 from support.lpt_cost import table
+from support.owner import own
 from support.training import memory
 from support.training.checkpointer import Checkpointer, bad_samples_of_rank, checkpoint_to_resume
 from support.training.journal import SKIPS, Journal, nonfinite_samples
@@ -142,12 +143,13 @@ def run(argv):
     if args.dry_run:
         return memory.dry_run(config, ranks.device, gib)
     out, train = Path(args.out or f"runs/{config.name}"), config.train
+    own(out, ranks, make=False)   # a live run's folder is refused at once
     config, start = starting_weights(args, config, out)
     newest = checkpoint_to_resume(args.resume, out, ranks, start["origin"])
     if train.threads:
         torch.set_num_threads(train.threads)
     corpus, by_robot, mixture, batches = read_data(args, config, ranks, newest)
-    drawn = [[row.name, weight, row.frames] for row, weight in zip(corpus.listed, mixture.weights)]
+    drawn = [[row.name, weight, row.frames, row.lists] for row, weight in zip(corpus.listed, mixture.weights)]
     with memory.explained(train, ranks.device):
         model, wrapped, optimizer, average = build(config, ranks, args.shard, None if newest else start)
         checkpointer = Checkpointer(out, ranks, config, by_robot, model, optimizer, average, drawn)
@@ -160,7 +162,8 @@ def run(argv):
     model.train()
     with Interruption() as interruption, memory.explained(train, ranks.device):
         for step in range(first, train.steps):
-            with checkpointer.kept_if_data_fail(step, skipped=journal.skipped, bad_samples=[mixture.bad_samples]):
+            with checkpointer.kept_if_data_fail(step, skipped=journal.skipped, bad_samples=[mixture.bad_samples]), \
+                    interruption.at_once(alone=ranks.world == 1):
                 micro = [next(batches) for _ in range(train.accumulate)]
             counts = [int(n) for n in ranks.sums(*elements(model, micro, config))]
             losses = gradients(wrapped, micro, config, ranks, counts)                      # of Eq. (4)
@@ -192,8 +195,5 @@ def run(argv):
 
 
 if __name__ == "__main__":
-    try:
-        run(sys.argv[1:])
-        Ranks.close()
-    except (ValueError, ImportError, OSError) as error:
-        refuse(said(error))
+    command("train.py", run, lost="training goes on, log.jsonl in the run folder is its record")
+    Ranks.close()

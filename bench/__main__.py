@@ -8,10 +8,9 @@
 `python -m bench COMMAND --help` shows the flags of one.
 """
 
-import sys
+from support.entry import command   # first: Ctrl-C during the imports is one line, too
 
 from bench import claims, latency, params, reading
-from support.data.inspection import said
 
 COMMANDS = {"params": params.run, "claims": claims.run, "latency": latency.run, "reading": reading.run}
 
@@ -27,8 +26,4 @@ def run(argv):
 
 
 if __name__ == "__main__":
-    try:
-        run(sys.argv[1:])
-    except (ValueError, ImportError, OSError) as error:
-        print(f"bench: {said(error)}", file=sys.stderr)
-        sys.exit(2)
+    command("bench", run)

@@ -11,12 +11,14 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from bench.saving import place, save
-from support.flags import Parser
+from support.files import read_json, written
+from support.flags import COUNT, SEED, Parser, value
 from worlds import conveyor
 
 # What Fig. 9's gap consists of: the frame at t-m, and the prediction of t+m.
@@ -25,6 +27,23 @@ ARMS = {"full": [], "no generation expert": ["--gen_expert", "false"], "lambda 0
 CELLS = {f"{density} {weight}": ["--tau_density", density, "--lambda_gen", weight]
          for density in ("paper", "release") for weight in ("0.01", "0.1", "0.3")}
 RATES = ("4e-3", "2e-3")   # the same effort for every arm: both learning rates at one seed, then the better one
+
+
+STARTED = []   # processes
+
+
+@contextmanager
+def side_by_side(n):
+    """A pool of n threads for `train`. What ends it early ends their processes, too: each saves, as on any SIGTERM."""
+    conveyor.prepare(Path("data/conveyor"))   # here: of runs that begin together each would
+    with ThreadPoolExecutor(n) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in STARTED:
+                child.terminate()
+            raise
 
 
 def train(flags, out, steps, seed, eval_seed, episodes=200):
@@ -39,11 +58,13 @@ def train(flags, out, steps, seed, eval_seed, episodes=200):
         raise ValueError(f"{out} holds another run, or one in another version of the world: delete it, or choose "
                          "another --work")
     if not report.exists():
-        Path(out).mkdir(parents=True, exist_ok=True)
-        described.write_text(this)
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
-        if done.returncode:
-            why = done.stderr.strip() or f"exit code {done.returncode}"
+        with written(described) as file:
+            file.write_text(this)
+        child = subprocess.Popen([sys.executable, *command, "--resume"],   # one that was interrupted goes on
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        STARTED.append(child)
+        why = child.communicate()[1].strip() or f"exit code {child.returncode}"
+        if child.returncode:
             raise ValueError(f"{' '.join(command)} failed: {why.splitlines()[-1]}")
     return json.loads(report.read_text())
 
@@ -51,7 +72,7 @@ def train(flags, out, steps, seed, eval_seed, episodes=200):
 def calibrate(arms, steps, work):
     """Steps that each arm makes while the first makes `steps`: all timed in the same way, beside a busy neighbour."""
     outs = {name: work / "calibrate" / name.replace(" ", "_") for name in arms}
-    with ThreadPoolExecutor(2) as pool:
+    with side_by_side(2) as pool:
         list(pool.map(lambda name: train(arms[name], outs[name], 60, 0, 0, 2), arms))
     seconds = {name: statistics.median(json.loads(line)["seconds"] for line in open(out / "timing.jsonl"))
                for name, out in outs.items()}
@@ -63,14 +84,17 @@ def claim(args, argv):
     """Train every arm with every seed, several at a time, and write all reports to one JSON file as they come in."""
     path, work = place(args.json or f"{args.claim}.json", args.force), Path(args.work)
     every = {"arms": ARMS, "tau": CELLS}[args.claim]
-    names = args.only.split(",") if args.only else list(every)
+    names = list(every) if args.only is None else [name.strip() for name in args.only.split(",")]
     if unknown := [name for name in names if name not in every]:
-        raise ValueError(f"--only {unknown[0]}: no such arm; choose among {', '.join(every)}")
+        raise ValueError(f"--only {unknown[0]!r}: no such arm; choose among {', '.join(every)}")
     arms = {name: every[name] for name in names}
     if args.tuned:
-        tuned = json.loads(Path(args.tuned).read_text())
-        steps, seconds = tuned["steps"], tuned["seconds_per_step"]
-        best = {name: tuned["best_lr"][name] for name in arms}
+        tuned = read_json(args.tuned)
+        try:
+            steps, best = ({name: tuned[key][name] for name in arms} for key in ("steps", "best_lr"))
+            seconds = tuned["seconds_per_step"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"--tuned {args.tuned} is no result of these arms: {error!r}") from error
     elif args.claim == "arms":
         (steps, seconds), best = calibrate(every, args.steps, work), dict.fromkeys(arms)
     else:   # the same network throughout
@@ -87,7 +111,7 @@ def claim(args, argv):
         return report | {"arm": name, "lr": rate, "seed": seed}
 
     def train_all(jobs):
-        with ThreadPoolExecutor(args.parallel) as pool:
+        with side_by_side(args.parallel) as pool:
             for report in pool.map(one, jobs):
                 result["runs"].append(report)
                 save(path, result)
@@ -122,17 +146,15 @@ def summary(result):
 def run(argv):
     parser = Parser(prog="python -m bench claims", description=__doc__)
     parser.add_argument("claim", choices=("arms", "tau"), help="which comparison")
-    parser.add_argument("--steps", type=int, default=1500, help="steps of the first arm; the others get its wall clock")
-    parser.add_argument("--seeds", type=int, default=3, help="training seeds")
-    parser.add_argument("--eval_seed", type=int, default=4242, help="evaluation seed of training seed 0; then + 1 each")
-    parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
+    parser.add_argument("--steps", type=value(int, COUNT), default=1500,
+                        help="steps of the first arm; the others get its wall clock")
+    parser.add_argument("--seeds", type=value(int, COUNT), default=3, help="training seeds")
+    parser.add_argument("--eval_seed", type=value(int, SEED), default=4242,
+                        help="evaluation seed of training seed 0; then + 1 each")
+    parser.add_argument("--parallel", type=value(int, COUNT), default=2, help="runs at a time")
     parser.add_argument("--only", help="comma-separated arms")
     parser.add_argument("--tuned", metavar="JSON", help="an earlier result whose steps and learning rates are taken")
     parser.add_argument("--work", default="runs/bench", help="where the runs go")
     parser.add_argument("--json", help="file name under bench/results (default: the claim's)")
     parser.add_argument("--force", action="store_true", help="write over a finished result")
-    args = parser.parse_args(argv)
-    for flag in ("steps", "seeds", "parallel"):
-        if getattr(args, flag) < 1:
-            raise ValueError(f"--{flag} must be at least 1, got {getattr(args, flag)}")
-    claim(args, argv)
+    claim(parser.parse_args(argv), argv)

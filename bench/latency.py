@@ -109,7 +109,7 @@ def run(argv):
     args = parser.parse_args(argv)
     args.engine = args.engine or default_mode(args.device)
     check_flags(args)
-    path = args.json and place(args.json, args.force)
+    path = place(args.json, args.force) if args.json is not None else None
     config, dtype = get_config(args.config), getattr(torch, args.dtype)
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     # ONEDNN_MAX_CPU_ISA, where it is set, decides about every product on a CPU.

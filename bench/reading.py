@@ -147,6 +147,9 @@ def run(argv):
     parser.add_argument("--tuples", type=int, default=16, help="tuples of one run")
     parser.add_argument("--size", type=int, default=256, help="pixels of a letterboxed picture")
     args = parser.parse_args(argv)
+    for flag in ("tuples", "size"):
+        if getattr(args, flag) < 1:
+            raise ValueError(f"--{flag} must be at least 1, got {getattr(args, flag)}")
     measured = {}
     if args.data == "synthetic":
         print(f"3 views of {WIDTH} x {HEIGHT}, datasets of {EPISODES} x {LENGTH} frames written for this")

@@ -3,20 +3,20 @@
 import json
 from pathlib import Path
 
+from support.files import keep_finished, written
+
 RESULTS = Path("bench/results")
 
 
 def place(name, force):
-    """The path of a result. ValueError where a finished one is, unless `force`."""
-    path = RESULTS / name
-    if path.exists() and not force and json.loads(path.read_text()).get("finished", True):
-        raise ValueError(f"{path} holds a finished result: add --force to write over it, or --json with another name")
-    return path
+    """The path of a result. ValueError: no file name, or a finished result is there and `force` is not given."""
+    if Path(name).name != name or (RESULTS / name).is_dir():
+        raise ValueError(f"--json {name!r}: give the name of a file, it lies in {RESULTS}")
+    keep_finished(RESULTS / name, force)
+    return RESULTS / name
 
 
 def save(path, report):
-    """Write JSON beside `path` and rename it, so that a reader finds all of it or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(report, indent=1) + "\n")
-    beside.replace(path)
+    """Write JSON so that a reader finds all of it or none."""
+    with written(path) as file:
+        file.write_text(json.dumps(report, indent=1) + "\n")

@@ -13,6 +13,7 @@ from support.files import read_text
 
 # Bounds of flags, as metadata of a field of config.py.
 COUNT, PLACE, SEED = {"at_least": 1, "at_most": 10**6}, {"at_least": -10**9}, {"at_most": 2**32 - 1}
+BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 ACTING, RUN = ("--image-dir", "--closed-loop", "--open-loop"), ("a training run",)
 # Which jobs of a program read a flag; what is not listed is read by all of them. Flags as in args, jobs as `jobs` of
 # refuse_ignored and its message call them.
@@ -38,7 +39,7 @@ READ_BY = {
         "episode frame timestamps": ("--cut",),
         "weights tokenizer out seed engine euler_steps device threads": ACTING,
         "checkpoint": ("a policy without --weights",),
-        "config action_mode vae dtype": ("--weights",),
+        "config action_mode vae dtype revision": ("--weights",),
     },
     "model.py": {"only_episodes hold_out action_mode full_windows stretch lpt_workers balance loaders std_floor "
                  "on_bad_sample timestamps": ("train.py",)},
@@ -66,6 +67,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
         self.register("type", None, _text)   # of flags without a type
+        self.add_argument("--debug", action="store_true", help="show the traceback of any error")   # support/entry.py
 
     def error(self, message):
         message = " ".join(message.removeprefix("argument ").replace(": it must be", " must be", 1).split())
@@ -83,6 +85,9 @@ class Parser(argparse.ArgumentParser):
         spelled = {action.dest: sorted(written.intersection(action.option_strings)) for action in self._actions}
         if twice := next((names for names in spelled.values() if len(names) > 1), None):
             self.error(f"{' and '.join(twice)} are one flag: give it once")
+        for action in self._actions:   # what argparse makes of --flag=--
+            if action.nargs is None and getattr(known, action.dest, None) == [] != action.default:
+                self.error(f"{action.option_strings[0]} has no value")
         known.given = {dest: names[0] for dest, names in spelled.items() if names}
         return known
 
@@ -93,27 +98,19 @@ def _text(text):
     return text
 
 
-def _boolean(text):
-    if text.lower() in ("true", "1", "yes"):
-        return True
-    if text.lower() in ("false", "0", "no"):
-        return False
-    raise ValueError(f"expected true or false, got {text!r:.60}")
-
-
-def _number(kind):
-    def parse(text):
-        try:
-            if abs(found := kind(text)) < math.inf:
-                return found
+def _parsed(text, kind):
+    """The text of a flag -> its value of a kind."""
+    try:
+        if kind is bool:
+            return BOOLEANS[text.lower()]
+        if kind is tuple:
+            return tuple(int(part) for part in text.split(",") if part)
+        found = kind(text)
+        if kind is float and not math.isfinite(found):
             raise ValueError
-        except ValueError:
-            raise ValueError(f"expected {KINDS[kind]}, got {text!r:.60}") from None
-    return parse
-
-
-def _integers(text):
-    return tuple(_number(int)(part) for part in text.split(",") if part)
+        return found
+    except (KeyError, ValueError):
+        raise ValueError(f"expected {KINDS[kind]}, got {text!r:.60}") from None
 
 
 def episodes(text, folder="."):
@@ -129,15 +126,11 @@ def episodes(text, folder="."):
     return found
 
 
-_PARSERS = {bool: _boolean, int: _number(int), float: _number(float), str: str, tuple: _integers}
-
-
 def value(kind, known=None, parser=None):
-    """What argparse calls for a flag of a kind (or with a parser). known: bounds, as metadata of a field of config.py;
-    the fields themselves are checked there."""
+    """What argparse calls for a flag of a kind (or with a parser). known: bounds that config.py does not check."""
     def parse(text):
         try:
-            found = (parser or _PARSERS[kind])(text)
+            found = parser(text) if parser else _parsed(text, kind)
             if known is not None:
                 check("it", found, kind, known)
         except ValueError as error:

@@ -1,10 +1,10 @@
 """What an assignment of lpt.py costs: its loads, its mixture, and the memory of each rank, simulated and measured."""
 
+from support.entry import command   # first: Ctrl-C during the imports is one line, too
 import json
 import multiprocessing
 import random
 import resource
-import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -15,7 +15,9 @@ import numpy as np
 import lpt
 from data import windows
 from support.data.corpus import Corpus
-from support.data.statistics import statistics
+from support.data.kept_statistics import statistics
+from support.data.statistics import Alone
+from support.files import keep_finished, written
 from support.flags import Parser, value
 
 MEASURED = Path(__file__).parents[1] / "bench" / "results" / "lpt_memory.json"
@@ -108,8 +110,8 @@ def write_corpus(root, datasets=DATASETS, frames=FRAMES):
     (root / "mixture.json").write_text(json.dumps({"datasets": listed}))
 
 
-class Meeting:
-    """Ranks of one machine: what is used of support.training.ranks.Ranks. board: a list that all see; their barrier."""
+class Meeting(Alone):
+    """Several processes of one machine. board: a list that all see; their barrier."""
 
     def __init__(self, rank, board, barrier):
         self.rank, self.board, self.barrier, self.first = rank, board, barrier, rank == 0
@@ -120,9 +122,6 @@ class Meeting:
         values = list(self.board)
         self.barrier.wait()
         return values
-
-    def agree(self, value):
-        return self.gather(value)[0]
 
 
 def _peak():
@@ -142,9 +141,10 @@ def start_up(root, world, everything, board, barrier, rank):
             "frames": sum(corpus.frames[i] for i in corpus.sources), "mean": stats.state_mean[0]}
 
 
-def measure():
+def measure(force):
     """Start a process for each of 1 and 4 ranks on a synthetic corpus, and of 4 ranks that open every dataset, as
-    readers without LPT do. Prints a line for each and writes MEASURED."""
+    readers without LPT do. Prints a line for each and writes MEASURED, by `force` over what is there."""
+    keep_finished(MEASURED, force)
     context, rows = multiprocessing.get_context("spawn"), []
     with tempfile.TemporaryDirectory() as folder, context.Manager() as manager:
         write_corpus(Path(folder))
@@ -156,7 +156,8 @@ def measure():
         print(f"{row['ranks']} ranks, rank {row['rank']} opens {row['opens']}, {row['datasets']} datasets: peak "
               f"{row['peak_mib']:.0f} MiB, {row['peak_mib'] - row['after_import_mib']:.0f} MiB without imports")
     found = {"datasets": DATASETS, "frames": FRAMES, "dimensions": DIMENSIONS, "rows": rows}
-    MEASURED.write_text(json.dumps(found, indent=1) + "\n")
+    with written(MEASURED) as file:
+        file.write_text(json.dumps(found, indent=1) + "\n")
     print(f"wrote {MEASURED}")
 
 
@@ -166,13 +167,16 @@ def main(argv):
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--simulate", action="store_true", help="loads, mixture and memory of many datasets and ranks")
     other.add_argument("--measure", action="store_true", help="peak memory of real processes at 1 and 4 ranks")
+    parser.add_argument("--force", action="store_true", help=f"with --measure: write over {MEASURED.name}")
     args = parser.parse_args(argv)
     if args.workers and (args.simulate or args.measure):
         parser.error("a number of workers would be ignored: it is for the table without --simulate or --measure")
+    if args.force and not args.measure:
+        parser.error("--force would be ignored: it is for --measure; drop it")
     if args.simulate:
         print("\n".join(simulate()))
     elif args.measure:
-        measure()
+        measure(args.force)
     else:
         names, millions, weights = zip(*lpt.TABLE_3)
         sizes = [1_000_000 * n for n in millions]
@@ -180,4 +184,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command("lpt.py", main)

@@ -5,10 +5,10 @@ figure can be read back and compared. Colours are those of Okabe and Ito, which 
 Given a path, a figure is written there too; directories are made.
 """
 
-from pathlib import Path
-
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from support.files import written
 
 INK, MUTED, HAIR, PAPER = (38, 38, 38), (115, 115, 115), (222, 222, 222), (255, 255, 255)
 BLUE = (0, 114, 178)                # what the model says
@@ -29,8 +29,8 @@ def fitted(text, font, width):
 
 def saved(image, path):
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+        with written(path) as file:
+            image.save(file)
     return image
 
 
@@ -69,7 +69,10 @@ def _cell(image, box, cell, imagined):
     """Draw one picture centred in `box` (x, y, width, height), or the hatching of a missing one."""
     x, y, width, height = box
     if cell is None:
-        tile = _hatching(width, height)
+        stripe = np.add.outer(np.arange(height), np.arange(width)) % 12 == 0
+        tile = Image.fromarray(np.where(stripe, 226, 247).astype(np.uint8)).convert("RGB")
+        ImageDraw.Draw(tile).text((width / 2, height / 2), "no picture", MUTED, font_of(min(15, max(8, width // 9))),
+                                  anchor="mm")
     else:
         scale = min(width // cell.shape[1], height // cell.shape[0])
         tile = Image.fromarray(np.kron(cell, np.ones((scale, scale, 1), np.uint8)))
@@ -79,21 +82,10 @@ def _cell(image, box, cell, imagined):
     image.paste(tile, (x + (width - tile.width) // 2, y + (height - tile.height) // 2))
 
 
-def _hatching(width, height):
-    stripe = np.add.outer(np.arange(height), np.arange(width)) % 12 == 0
-    tile = Image.fromarray(np.where(stripe, 226, 247).astype(np.uint8)).convert("RGB")
-    font = font_of(min(15, max(8, width // 9)))
-    ImageDraw.Draw(tile).text((width / 2, height / 2), "no picture", MUTED, font, anchor="mm")
-    return tile
-
-
 def gif(images, path, fps):
-    """Write RGB images of one size as a GIF that loops for ever, at up to 50 frames a second.
-
-    All share one palette, so still parts do not flicker.
-    """
-    # A sample of 16 million pixels at most. Maximum coverage, because a median cut would spend the palette on the
-    # background and lose the colour of a small object.
+    """Write RGB images of one size as a GIF that loops for ever, at up to 50 frames a second, of one palette."""
+    # One, so that still parts do not flicker; made from 16 million pixels at most. Maximum coverage, because a median
+    # cut would spend the palette on the background and lose the colour of a small object.
     sample = images[::-(-len(images) * images[0].width * images[0].height // 16_000_000)]
     stack = Image.fromarray(np.concatenate([np.asarray(image) for image in sample]))
     palette = stack.quantize(256, Image.Quantize.MAXCOVERAGE)
@@ -101,5 +93,5 @@ def gif(images, path, fps):
     # Rounding the running time, not each duration, keeps the mean rate right (30 fps is 30, 40, 30 ms).
     ticks = [round(100 * i / fps) for i in range(len(images) + 1)]
     durations = [10 * (end - start) for start, end in zip(ticks, ticks[1:])]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    indexed[0].save(path, save_all=True, append_images=indexed[1:], duration=durations, loop=0)
+    with written(path) as file:
+        indexed[0].save(file, save_all=True, append_images=indexed[1:], duration=durations, loop=0)

@@ -13,13 +13,15 @@ class ConvStem(nn.Module):
     Overlap and coordinates let it place an object to a fraction of a patch after minutes of training.
     """
 
+    layers = ()   # as the towers of support/vision.py have them
+
     def __init__(self, config):
         super().__init__()
         channels = (5, 16, 32, config.und_width, config.und_width)
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in zip(channels, channels[1:]))
 
-    def forward(self, pixels):
-        """pixels (n, 3, 64, 64) in [0, 1] -> (n, 16, D)."""
+    def forward(self, pixels, block=None):
+        """pixels (n, 3, 64, 64) in [0, 1] -> (n, 16, D). block: of towers with layers."""
         line = torch.linspace(-1, 1, pixels.shape[-1], device=pixels.device)
         place = torch.stack(torch.meshgrid(line, line, indexing="ij")).expand(len(pixels), -1, -1, -1)
         x = torch.cat([pixels * 2 - 1, place], 1).to(self.convs[0].weight.dtype)

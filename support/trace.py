@@ -4,6 +4,7 @@ The model runs on the meta device, whose tensors have shapes and no memory. `rec
 given, returned and cost. The lines are written from those notes.
 """
 
+from support.entry import command   # first: Ctrl-C during the imports is one line, too
 from collections import namedtuple
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -30,7 +31,7 @@ def recorded(model):
     functions = [("euler", flow, "euler"), ("prefill", model, "prefill"), ("v_theta", model, "v_theta"),
                  ("vision", und.visual, "forward"), ("und", und, "embed"), ("act", act, "embed"),
                  ("velocity", act, "velocity"), *(("f_", layer, "extend") for layer in model.layers)]
-    if hasattr(und.visual, "patch_embed"):
+    if und.visual.layers:
         functions.append(("patches", und.visual.patch_embed, "forward"))
     if model.config.gen_expert:
         gen = model.gen
@@ -212,17 +213,14 @@ def inference_lines(model, r):
     return lines
 
 
-def main():
+def main(argv):
     parser = Parser(prog="model.py", description=__doc__.split("\n")[0])
     parser.add_argument("--config", default="conveyor", help=f"one of {', '.join(CONFIGS)}")
     add_config_flags(parser, ("model", "data"))
-    args = parser.parse_args()
-    try:
-        refuse_ignored(parser.prog, args)
-        print("\n".join(walk(get_config(args.config, vars(args)))))
-    except ValueError as error:
-        parser.error(str(error))
+    args = parser.parse_args(argv)
+    refuse_ignored(parser.prog, args)
+    print("\n".join(walk(get_config(args.config, vars(args)))))
 
 
 if __name__ == "__main__":
-    main()
+    command("model.py", main)

@@ -9,13 +9,21 @@ checkpoints that stood before and could not be used after, "differing" the lines
 
     kills    SIGKILL at a random moment, half of them while a checkpoint is being written; then --resume
     terms    SIGTERM at a random moment: everything logged is saved; then --resume
+    hangups  the same with SIGHUP, as when an ssh connection is dropped
+    twins    two runs are started in one folder at about the same moment: one of them refuses
+    resumes  --resume of a run that is alive: it refuses
+    screens  standard output and error go to a disk that is full after a few lines
+    pipes    the reader of standard output and error goes away at a random moment
     damage   one file of the newest checkpoint: bits flipped, truncated, a block zeroed; named, the previous one used
     disk     the disk fills up at a random offset of a save, and is freed later
     ranks    one of two ranks under torchrun's agent is killed; the agent restarts both
+    loaders  one of two loader processes is killed, or stopped and the run interrupted; then --resume
+    shm      /dev/shm is too small from the start, or fills up at a random moment; then --resume with room
 """
 
 import argparse
 import contextlib
+import ctypes
 import io
 import itertools
 import os
@@ -41,7 +49,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from worlds import conveyor                                                                    # noqa: E402
 import train                                                                       # noqa: E402
-from support import checkpoint                                                     # noqa: E402
+from support import checkpoint, entry                                              # noqa: E402
 
 STEPS, TIMEOUT = 24, 600
 RUN = (f"--steps {STEPS} --batch_size 2 --action_draws 1 --layers 1 --text_tokens 24 --threads 1 --episodes 1 "
@@ -71,6 +79,7 @@ def start(argv, printed, run=train.run):
         sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         torch.set_num_threads(1)
         run(argv)
         code = 0
@@ -80,6 +89,12 @@ def start(argv, printed, run=train.run):
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def typed(argv):
+    """train.py as it is typed: errors and lost streams are its own affair."""
+    sys.argv, entry.SCRIPT = ["train.py", *argv], True
+    entry.command("train.py", train.run, lost="training goes on")
 
 
 def ended(pid):
@@ -183,7 +198,7 @@ def interrupt(number, n, place, chance):
             count(tally, part, f"the resumed run ended with {code}, {wrong} lines differ")
         shutil.rmtree(out)
         if tally["tried"] >= n:
-            if number == signal.SIGTERM and not saved:   # the first one came while saving, so behind the handler
+            if number != signal.SIGKILL and not saved:   # the first one came while saving, so behind the handler
                 count(tally, part, f"no run ended with {128 + number}")
             return tally
 
@@ -192,8 +207,8 @@ def verdict(out, code, number, before, after, said):
     """What is wrong after an interruption, "" if nothing is."""
     if after < before:
         return f"checkpoint {before} stood before, {after} is the newest good one after: {said}"
-    if number == signal.SIGTERM and code != 0:
-        # -SIGTERM: it came before the first step or during the closing report, where nothing logged can be lost
+    if number != signal.SIGKILL and code != 0:
+        # -number: it came before the first step or during the closing report, where nothing logged can be lost
         if code not in (-number, 128 + number):
             return f"it ended with {code}"
         known = checkpoint.load(out / f"step_{after:08d}")[1]["log_length"] if after >= 0 else 0
@@ -201,6 +216,50 @@ def verdict(out, code, number, before, after, said):
         if length != known:
             return f"it ended with {code}, the log has {length} bytes, the checkpoint knows of {known}"
     return ""
+
+
+def rivals(resumes, n, place, chance):
+    """A second process in the folder of a live run, with --resume once a checkpoint stands or else at about the same
+    moment: one of the two trains as if it were alone, the other names it and ends with exit code 2."""
+    tally, out, second = Counter(), place.own / "shared", place.own / "second"
+    while tally["tried"] < n:
+        for path in (place.printed, second):
+            path.unlink(missing_ok=True)
+        argv = [*place.argv, "--out", str(out)]
+        pids = [start(argv, place.printed, typed)]
+        code = ended_within(pids[0], chance.uniform(0, 0.5), lambda: not resumes or len(steps(out)) > 0)
+        if code is None:
+            pids.append(start([*argv, "--resume"] if resumes else argv, second, typed))
+            codes = sorted(map(wait, pids))
+            said = second.read_text() + place.printed.read_text()
+            if f"at step {STEPS}\n" not in said:   # else the first one was through before
+                wrong = differences(out, place.reference)
+                tally["differing"] += wrong
+                good = codes == [0, 2] and said.count(f"{out} is in use by process") == 1 and not wrong
+                count(tally, "resumes" if resumes else "twins", "" if good else f"{codes}, {wrong} differ: {said}")
+        shutil.rmtree(out, ignore_errors=True)
+    return tally
+
+
+def unheard(piped, n, place, chance):
+    """Standard output and error go to a disk that holds a few more lines, or into a pipe whose reader leaves."""
+    tally, out, pipe = Counter(), place.own / "run", place.own / "pipe"
+    os.mkfifo(pipe)
+    while tally["tried"] < n:
+        with small_disk(place.own / "screen", "4k") as mounted:
+            full = place.own / "screen" / "printed" if mounted else Path("/dev/full")
+            if mounted:
+                full.write_bytes(bytes(chance.randrange(3000, 4096)))
+            pid = start([*place.argv, "--out", str(out)], pipe if piped else full, typed)
+            reader = os.open(pipe if piped else os.devnull, os.O_RDONLY)   # after the fork: the run must not hold it
+            code = ended_within(pid, chance.uniform(0, 1))
+            os.close(reader)
+            code = wait(pid) if code is None else code
+        wrong = differences(out, place.reference)
+        tally["differing"] += wrong
+        count(tally, "pipes" if piped else "screens", f"ended with {code}, {wrong} differ" if code or wrong else "")
+        shutil.rmtree(out, ignore_errors=True)
+    return tally
 
 
 def flip(raw, chance):
@@ -350,10 +409,100 @@ def ranks(n, place, chance):
     return tally
 
 
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def resumed(part, tally, place, out, code, before, problem):
+    """Count a run with loaders that ended, and one that goes on with it, or begins it."""
+    after, found = newest(out) if out.exists() else (-1, "")
+    tally["lost"] += after < before
+    again_code = wait(start(again(place.argv, out), place.printed)) if code else 0
+    wrong = differences(out, place.reference)
+    tally["differing"] += wrong
+    problem = problem or (again_code or wrong or after < before) and \
+        f"{after} after {before} {found}, the resumed run ended with {again_code}, {wrong} lines differ"
+    count(tally, part, problem or "")
+    shutil.rmtree(out)
+
+
+def loaders(n, place, chance):
+    """Kill one of two loader processes; every fourth time stop both instead, and interrupt the run that waits for them."""
+    tally, out = Counter(), place.own / "run"
+    while tally["tried"] < n:
+        place.printed.unlink(missing_ok=True)
+        pid = start([*again(place.argv, out), "--loaders", "2"], place.printed, typed)
+        code = ended_within(pid, chance.uniform(0, 1), lambda: len(children(pid)) == 2 and len(steps(out)) > 0)
+        stop, before = tally["tried"] % 4 == 1, max(steps(out), default=-1)
+        if code is None and len(hit := children(pid)) == 2:
+            for child in hit if stop else [chance.choice(hit)]:
+                os.kill(child, signal.SIGSTOP if stop else signal.SIGKILL)
+            began = time.time()
+            if stop:
+                code = ended_within(pid, 2)
+                if code is None:
+                    os.kill(pid, signal.SIGTERM)
+            code = wait(pid) if code is None else code
+            late, text = time.time() - began > 10, place.printed.read_text()
+            named = "interrupted: saved" if stop else "was killed by SIGKILL"
+            good = code == 0 or code == (143 if stop else 2) and named in text and "Traceback" not in text
+            if code == 0:   # too late: it needed no more batches
+                shutil.rmtree(out)
+                continue
+            tally["stopped" if stop else "killed"] += 1
+            resumed("loaders", tally, place, out, code, before,
+                    "" if good and not late else f"it ended with {code}{' late' if late else ''}: {text[-300:]}")
+        else:
+            code = wait(pid) if code is None else code
+            shutil.rmtree(out)
+    return tally
+
+
+def in_small_shm(size, argv):
+    """typed with a /dev/shm of its own, of `size` bytes; 3 where mounting is not permitted."""
+    if ctypes.CDLL(None).unshare(0x20000):   # CLONE_NEWNS
+        sys.exit(3)
+    for command in (["mount", "--make-rprivate", "/"], ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"]):
+        if subprocess.run(command, capture_output=True).returncode:
+            sys.exit(3)
+    typed(argv)
+
+
+def shm(n, place, chance):
+    """A /dev/shm of 64 KB, as every fourth time, is refused at the start; another one is filled up while it trains."""
+    tally, out = Counter(), place.own / "run"
+    while tally["tried"] < n:
+        small, before = tally["tried"] % 4 == 0, -1
+        place.printed.unlink(missing_ok=True)
+        pid = start([*again(place.argv, out), "--loaders", "2"], place.printed,
+                    partial(in_small_shm, (1 << 16) if small else (32 << 20)))
+        code = None if small else ended_within(pid, chance.uniform(0, 0.5), lambda: len(steps(out)) > 0)
+        if code is None and not small:
+            before = max(steps(out))
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/root/dev/shm/ballast", "wb", buffering=0) as file:
+                while file.write(bytes(1 << 14)):
+                    pass
+        code = wait(pid) if code is None else code
+        if code == 3:
+            return Counter({"tried": 1, "survived": 1, "no tmpfs may be mounted here": 1})
+        if code == 0:   # too late: it needed no more batches
+            shutil.rmtree(out)
+            continue
+        out.mkdir(exist_ok=True)
+        text = place.printed.read_text()
+        good = code == 2 and "/dev/shm" in text and "--shm-size" in text and "Traceback" not in text
+        tally["refused at the start" if small else "filled up"] += 1
+        resumed("shm", tally, place, out, code, before, "" if good else f"it ended with {code}: {text[-300:]}")
+    return tally
+
+
 # ---- all of it --------------------------------------------------------------------------------------------------
 
 PARTS = {"kills": partial(interrupt, signal.SIGKILL), "terms": partial(interrupt, signal.SIGTERM), "damage": damage,
-         "disk": disk, "ranks": ranks}
+         "disk": disk, "ranks": ranks, "hangups": partial(interrupt, signal.SIGHUP), "twins": partial(rivals, False),
+         "resumes": partial(rivals, True), "screens": partial(unheard, False), "pipes": partial(unheard, True),
+         "loaders": loaders, "shm": shm}
+NUMBERS = {"kills": 200, "terms": 50, "damage": 450}   # the others: 20
 
 
 def job(part, n, root, seed):
@@ -363,8 +512,8 @@ def job(part, n, root, seed):
 def main(argv=None):
     """Run the parts -> {part: Counter}."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for part, n in (("kills", 200), ("terms", 50), ("damage", 450), ("disk", 20), ("ranks", 20)):
-        parser.add_argument(f"--{part}", type=int, default=n, help=f"how often, default {n}")
+    for part in PARTS:
+        parser.add_argument(f"--{part}", type=int, default=NUMBERS.get(part, 20), help="how often, default %(default)s")
     parser.add_argument("--parts", default=",".join(PARTS), help="which, separated by commas")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and places")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from support import pictures
+from support.files import written
 from support.inference.report import print_euler_error
 from worlds.world import actor
 
@@ -52,8 +53,8 @@ def evaluate(policy, world, episodes, seed, controls, path, out):
             report["controls"][name], _ = closed_loop(rival, world, episodes, seed)
             print_report(name, report["controls"][name])
     if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(report | {"seed": seed}, indent=1) + "\n")
+        with written(path) as file:
+            file.write_text(json.dumps(report | {"seed": seed}, indent=1) + "\n")
     gif, first = Path(out) / "rollouts.gif", rollouts[world.SUITES[0]]
     film(policy, world, rollouts, gif)
     seen = {view: [first.frames[0, 0, v]] * 2 for v, view in enumerate(world.VIEWS)}

@@ -5,6 +5,7 @@ import time
 from functools import partial
 
 import worlds
+from support.files import written
 from support.inference.open_loop import mean_errors, open_loop
 from support.inference.policy import Policy
 from support.inference.report import shown_errors
@@ -64,7 +65,8 @@ def report(checkpointer, corpus, episodes, seed, held_out, began):
     seconds, path = round(time.time() - began, 1), checkpointer.out / "report.json"
     found = {"config": config.name, "steps": config.train.steps, "seed": config.train.seed,
              "held_out": held_out or None, "seconds": seconds}
-    path.write_text(json.dumps(found | evaluated, indent=1) + "\n")
+    with written(path) as file:
+        file.write_text(json.dumps(found | evaluated, indent=1) + "\n")
     print(f"{seconds:.0f} s in all; report in {path}")
     if checkpointer.problem:
         refuse(f"the last step is not on disk: {checkpointer.problem}")

@@ -3,8 +3,8 @@
     python -m support.data --inspect DIR | --verify DIR | --cache DIR OUT
 """
 
+from support.entry import command   # first: Ctrl-C during the imports is one line, too
 import os
-import sys
 from pathlib import Path
 
 from config import CONFIGS, get_config
@@ -12,6 +12,7 @@ from support.data import file_hashes, frame_cache, inspection
 from support.data.lerobot import LeRobotSource
 from support.data.robots import find_robot
 from support.flags import Parser, refuse_ignored, value
+from support.owner import own
 
 
 def main(argv):
@@ -51,6 +52,7 @@ def main(argv):
 
 def cache_pictures(source, out, model, loaders):
     """--cache: decode and resize a dataset's pictures once, or check a cache that is complete. ValueError: one line."""
+    own(out, make=False)
     cache = frame_cache.cache_for(source, out, [model.view_size, model.frame_size])
     pixels, total = " and ".join(map(str, cache.sizes)), cache.starts[-1] * sum(cache.files().values())
     print(f"{source.root}: {len(source.lengths)} episodes, {sum(source.lengths):,} frames of {len(cache.cameras)} "
@@ -59,7 +61,11 @@ def cache_pictures(source, out, model, loaders):
         cache.verify()
         print(f"{out} is complete, every episode as it was written")
     else:
-        frame_cache.fill(source, cache, loaders)
+        own(out)
+        try:
+            frame_cache.fill(source, cache, loaders)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on from here") from None
         print(f"wrote {out}; train with --data {out}")
     fits = [name for name, preset in CONFIGS.items()
             if {preset.model.view_size, preset.model.frame_size} <= set(cache.sizes)]
@@ -67,11 +73,4 @@ def cache_pictures(source, out, model, loaders):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, ImportError, OSError) as error:
-        print(f"support.data: {inspection.said(error)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("support.data: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    command("support.data", main)

@@ -35,8 +35,3 @@ def chosen(text, indices, among, flag, name):
             raise ValueError(f"{flag} {part}: dataset {name} has episodes {spans(numbers)}")
         found.update(places[int(n)] for n in those)
     return sorted(found)
-
-
-def position(number, indices, flag, name):
-    """The position of one episode. number: its own, or -1 for the last. ValueError: there is none."""
-    return chosen(str(number), indices, range(len(indices)), flag, name)[0]

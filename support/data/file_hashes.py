@@ -7,10 +7,11 @@ changed, is gone or is new since.
 import hashlib
 import json
 import os
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
-from support.files import must
+from support.files import damage, must, regular, written
 from support.progress import each
 
 FOLDER, RECORD = "statistics", "files.json"   # of a dataset; what else lies in FOLDER is no part of the record
@@ -26,18 +27,27 @@ def files_digest(paths):
     return digest([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(set(paths))])
 
 
+def contents_digest(root):
+    """What a dataset says of itself, as its copies do -> hex: meta/ of LeRobot, but for statistics, or the checksums in
+    episode.npz."""
+    if (plain := root / "episode.npz").exists():
+        with damage(str(plain), "it cannot be read"), zipfile.ZipFile(regular(plain)) as archive:
+            return digest([[item.filename, item.CRC, item.file_size] for item in archive.infolist()])
+    paths = [path for path in sorted((root / "meta").rglob("*")) if path.is_file() and "stats" not in path.name]
+    return digest([[path.relative_to(root).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()]
+                   for path in paths])
+
+
 def write_json(path, body):
     """Write {**body, "sha256"} to `path` in one move, making its folder; OSError as it comes."""
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(body | {"sha256": digest(body)}, indent=1) + "\n")
-    os.replace(temporary, path)
+    with written(path) as file:
+        file.write_text(json.dumps(body | {"sha256": digest(body)}, indent=1) + "\n")
 
 
 def read_json(path):
     """What write_json wrote. ValueError: damaged or edited."""
     with suppress(OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        body = json.loads(path.read_text())
+        body = json.loads(regular(path).read_text())
         if body.pop("sha256") == digest(body):
             return body
     raise ValueError(f"{path} is damaged or was edited: delete it to have it made again")
@@ -78,7 +88,6 @@ def verify(root):
         then, now = read_json(path)["files"], _hashes(Path(root))
     except OSError as error:
         raise ValueError(f"dataset {root}: {error.filename} cannot be read ({error.strerror})") from error
-    changed = [name for name in then.keys() & now if then[name] != now[name]]
-    return [f"{Path(root) / name} {what}" for names, what in (
-        (then.keys() - now, "is missing"), (now.keys() - then, "is new"), (changed, "has changed"))
-        for name in sorted(names)]
+    lines = [f"{Path(root) / name} is missing" for name in sorted(then.keys() - now)]
+    lines += [f"{Path(root) / name} is new" for name in sorted(now.keys() - then)]
+    return lines + [f"{Path(root) / name} has changed" for name in sorted(then.keys() & now) if then[name] != now[name]]

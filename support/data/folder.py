@@ -112,14 +112,11 @@ class FolderSource:
         self.lengths, self.indices = np.diff(self.ends, prepend=0), range(E)
         self.tasks = _texts(arrays["task"], f"{path}, 'task'", E, F)
         self.fps = float(arrays["fps"].item()) if numbers(arrays["fps"], f"{path}, 'fps'").size == 1 else 0.0
-        must(self.fps > 0, f"{path}: fps is {arrays['fps']}; write the recording's frame rate, one number above 0")
-        none = np.zeros((F, 0), np.float32)   # only of the state there may be no dimension
-        rows = {key: none if key == "state" and arrays[key].shape[1:] == (0,) else np.concatenate(
-            [numbers(x, f"{path}, episode {e}, '{key}'", 2)
-             for e, x in enumerate(np.split(np.atleast_1d(arrays[key]), self.starts[1:]))])
-            for key in ROWS if key in arrays}
-        self.state, self.action = rows.pop("state", none), arrays.get("action")
-        self.has_action = rows.pop("action", None) is not None   # checked as float32, kept as stored
+        if not self.fps > 0:
+            raise ValueError(f"{path}: fps is {arrays['fps']}; write the recording's frame rate, one number above 0")
+        rows = {key: self._rows(path, key, arrays[key]) for key in ROWS if key in arrays}
+        self.state, self.action = rows.pop("state", np.zeros((F, 0), np.float32)), rows.pop("action", None)
+        self.has_action = self.action is not None
         self._labels, names = rows, arrays.get("action_names", np.zeros(0))
         if "suite" in arrays:
             self._labels["suite"] = _texts(arrays["suite"], f"{path}, 'suite'", E)
@@ -137,6 +134,21 @@ class FolderSource:
         self.robot, self.relative = robot.name or unnamed(self.fps, *measures), robot.relative
         names = self.action_names or [""] * d_a
         self.kinds = action_kinds(robot, names, names)[0] if self.has_action else ()
+
+    def _rows(self, path, key, x):
+        """An array of a row a frame -> (F, d) float32; only of the state may d be 0. ValueError: not finite numbers.
+        A label may be NaN, in a scene without what it labels."""
+        if key == "state" and x.shape[1:] == (0,):
+            return x.astype(np.float32)
+        if key not in ("state", "action") and x.dtype.kind == "f":
+            numbers(np.nan_to_num(x), f"{path}, '{key}'", 2)
+            return x
+        try:
+            return numbers(x, f"{path}, '{key}'", 2)
+        except ValueError:
+            for e in range(len(self.ends) if x.dtype.kind == "f" else 0):   # of which the rows are frames
+                numbers(x[self.starts[e]:self.ends[e]], f"{path}, episode {e}, '{key}'")
+            raise
 
     def _cameras(self, P):
         """view -> its .npy file or its folder. ValueError: two of one view, or a camera that would not be seen."""

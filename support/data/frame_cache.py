@@ -22,8 +22,10 @@ import torch
 
 from support.data.file_hashes import digest
 from support.data.letterbox import Letterboxed, box, letterbox
+from support.data.loader import Watched
 from support.data.parquet import arrow, read_table
-from support.files import must
+from support.files import must, written
+from support.owner import contents
 from support.progress import bar
 
 FORMAT, BLOCK = 1, 64   # BLOCK: frames decoded in one go
@@ -77,7 +79,8 @@ class FrameCache:
         try:
             self.checksums = {row["episode"]: row["crc32"] for row in map(json.loads, self.noted.splitlines())}
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"cannot be read, {done} is damaged ({error!r}); remove {self.root} and make it again") from error
+            raise ValueError(f"cannot be read ({done} is damaged, {error!r}; remove {self.root} and make it "
+                             "again)") from error
 
     @classmethod
     def open(cls, root, keys, lengths):
@@ -95,6 +98,7 @@ class FrameCache:
                              "finishes one that was begun, any other is to be removed and made again") from error
 
     def _check(self, keys, lengths):
+        """ValueError, the end of a line that `open` begins: it does not fit the dataset, or is not whole."""
         must(self.stored["format"] == FORMAT, f"is of format {self.stored['format']}")
         must(self.stored["dataset"] == fingerprint(self.root, lengths),
              "was made for other episodes or another meta/info.json")
@@ -178,7 +182,7 @@ def cache_for(source, out, sizes):
     if path.exists() and path.read_text() != cache.text:
         raise ValueError(f"{out} holds a frame cache of another dataset, of other sizes or damaged; remove it, or "
                          f"give another folder")
-    if not cache.folder.is_dir() and out.exists() and any(out.iterdir()):
+    if not cache.folder.is_dir() and contents(out):
         raise ValueError(f"{out} is not empty and holds no frame cache; give another folder")
     return cache
 
@@ -200,8 +204,8 @@ def begin(source, cache):
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "wb") as empty:
             empty.truncate(cache.starts[-1] * frame_bytes)
-    (cache.folder / "cache.tmp").write_text(cache.text)
-    os.replace(cache.folder / "cache.tmp", cache.folder / "cache.json")
+    with written(cache.folder / "cache.json") as file:
+        file.write_text(cache.text)
 
 
 def fill(source, cache, loaders):
@@ -212,8 +216,8 @@ def fill(source, cache, loaders):
     if not (cache.folder / "cache.json").exists():
         begin(source, cache)
     (cache.folder / "done.jsonl").write_bytes(cache.noted)
-    workers = torch.utils.data.DataLoader(todo, batch_size=None, num_workers=loaders,
-                                          collate_fn=partial(transcode, source, cache))   # in the workers
+    workers = Watched(todo, patience=3600, batch_size=None, num_workers=loaders,
+                      collate_fn=partial(transcode, source, cache))   # in the workers
     before = sum(lengths[e] for e in cache.checksums)
     with open(cache.folder / "done.jsonl", "a") as done, bar(sum(lengths), before, "frame") as shown:
         for e, frames, checksums in workers:

@@ -9,12 +9,6 @@ from support.data.moments import Moments, moments_of
 from support.progress import each
 
 
-def said(error):
-    """The text of an error; of one out of a loader process, which sends its traceback along, the last line."""
-    text = str(error).strip()
-    return text.splitlines()[-1].removeprefix("ValueError: ") if text.startswith("Caught ") else text
-
-
 def refuse(lines, line, shown=20):
     """Print the first `shown` of what is wrong, if anything is, and end with `line`."""
     if lines:
@@ -100,4 +94,4 @@ def inspect(source, episodes):
             constant = "  constant" if sums.std()[d] < 1e-3 else ""
             yield f"{kind} {d:>2}  {name:<32}{sums.low[d]:+9.3f} .. {sums.high[d]:+9.3f}{mode}{constant}"
     if source.has_action and not source.relative:
-        yield "no delta mask: --action_mode delta needs a --robot file; absolute actions do not"
+        yield "no delta mask: --action_mode delta needs \"delta\" in a --robot file; absolute actions do not"

@@ -49,15 +49,19 @@ class LeRobotSource(LeRobotMetadata):
             raise ValueError(f"{line}{more}" + (f"; {AGAIN}" if line.endswith("missing") else ""))
 
     def missing_files(self):
-        """{path: line} of every data or video file that should be there and is not, or is a Git LFS pointer."""
+        """{path: line} of every data or video file that should be there and is not. Git LFS pointers have one line."""
         needed = {}
         for files in (self.files, *(files for files, _ in self.videos.values() if not self.cache)):
             for path, index in zip(files, self.indices):
                 needed.setdefault(path, index)
-        absent = {path for path in needed if not path.is_file()}
-        wrong = absent.difference(self.find_lacking(absent, self.cache))
-        wrong |= {path for path in needed.keys() - absent if path.stat().st_size < 1024 and lfs_pointer(path)}
-        return {path: str(self.fault(unreadable(path, "no file"), needed[path])) for path in needed if path in wrong}
+        absent = {path: index for path, index in needed.items() if not path.is_file()}
+        lacked = self.find_lacking(absent, self.cache)
+        lines = {path: str(self.fault(f"{path} is missing", index))
+                 for path, index in absent.items() if path not in lacked}
+        pointers = [path for path in needed if path not in absent and 0 < path.stat().st_size < 1024
+                    and lfs_pointer(path)]
+        return lines | {path: "" if n else str(self.fault(unreadable(path, None), needed[path]))
+                        for n, path in enumerate(pointers)}
 
     def identity(self):
         meta = [path for path in (self.root / "meta").rglob("*") if path.is_file() and "stats" not in path.name]

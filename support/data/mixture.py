@@ -25,12 +25,8 @@ ROWS = 10_000   # datasets, at most
 
 def read_mixture(listing, robot=None):
     """A mixture.json -> its datasets and validation's or None: rows as above, each with its Robot or None.
-
-    robot: of all of them, whatever the file says. ValueError: one line.
-    """
-    stored = read_json(listing, object)
-    _require(isinstance(stored, dict), listing, f"a {type(stored).__name__}")
-    stored = {key: value for key, value in stored.items() if value is not None}
+    robot: of all of them, whatever the file says. ValueError: one line."""
+    stored = {key: value for key, value in read_json(listing).items() if value is not None}
     rows, validation = stored.get("datasets"), stored.get("validation")
     held_out = [] if validation is None else [{"path": validation} if isinstance(validation, str) else validation]
     _require(isinstance(rows, list) and 0 < len(rows) <= ROWS and all(isinstance(row, dict) for row in rows + held_out),
@@ -48,11 +44,10 @@ def read_mixture(listing, robot=None):
         possible = "".join(parts).strip() and "\0" not in row["path"] and max(map(len, parts)) < 256 > len(parts)
         _require(possible, listing, "every dataset has a path")
         weight, name = row.get("weight", 1), row.get("name", row["path"])
-        _require(type(weight) in (int, float), listing, f"the weight of {name} is a number")
-        if not 0 < weight <= 10**9:
-            raise ValueError(f"{listing}: it needs weights above 0, at most 10^9; {name} has {weight!r:.40}")
-        if row.get("kind", "sim") not in ("robot", "sim", "real", "human"):
-            raise ValueError(f"{listing}: kind {row['kind'][:80]}: choose from robot, sim, real, human")
+        _require(type(weight) in (int, float) and 0 < weight <= 10**9, listing,
+                 f"it needs weights above 0, at most 10^9; {name} has {weight!r:.40}")
+        _require(row.get("kind", "sim") in ("robot", "sim", "real", "human"), listing,
+                 f"kind {row.get('kind')!s:.80}: choose from robot, sim, real, human")
         _require(names.setdefault(name, row["path"]) == row["path"], listing, f"two datasets are called {name[:80]}")
 
     def driven(row):

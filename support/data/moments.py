@@ -46,7 +46,6 @@ def moments_of(x):
 
 def action_moments(action, moved, ts, k):
     """Moments of a_j - moved_t over the windows at ts (n, sorted) and their steps inside the episode, and of a_j alone.
-
     action (L, d), moved (L, d or 1) float64. Lowest and highest are of a_j: they are used for absolute dimensions only.
     """
     L, shift = len(action), action.mean(0)

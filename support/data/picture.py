@@ -67,8 +67,8 @@ def _rgb(picture):
         grey, top = np.asarray(picture), 1 if picture.mode == "F" else 65535
         if picture.mode == "I" and picture.format != "PNG" or picture.format == "TIFF" and picture.tag_v2.get(262) == 0:
             raise ValueError("grey of signed or 32-bit integers, or of inverted values: save it with 8 or 16 bit")
-        must(0 <= grey.min() and grey.max() <= top,
-             f"grey of {grey.min():g} to {grey.max():g}: float pictures go from 0 to 1")
+        if not (0 <= grey.min() and grey.max() <= top):
+            raise ValueError(f"grey of {grey.min():g} to {grey.max():g}: float pictures go from 0 to 1")
         picture = Image.fromarray(np.round(grey * np.float32(255 / top)).astype(np.uint8))
     picture.info.pop("transparency", None)   # of a palette: Pillow would warn that it is dropped
     return picture if picture.mode == "RGB" else picture.convert("RGB")

@@ -56,9 +56,7 @@ def check_tokenizer(model):
 
 def token_ids(text, budget, tokenizer=""):
     """text -> ids (budget,) int64, mask (budget,) bool; padded on the right with 0, masked.
-
-    tokenizer: a directory, empty for bytes. Longer text is cut at the budget, with one warning.
-    """
+    tokenizer: a directory, empty for bytes. Longer text is cut at the budget, with one warning."""
     words = load_tokenizer(tokenizer) if tokenizer else None
     tokens = words(text, add_special_tokens=False)["input_ids"] if words else list(text.encode())
     if len(tokens) > budget:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, partial
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 from config import VIEWS
 from support.data.letterbox import Letterboxed, letterbox
 
+ENDING = 600   # seconds that the end of an episode waits for a plan under way
+
 
 def places_of(cameras, caller):
     """Cameras' names -> their places among the model's views. ValueError, one line, where `caller` was given others."""
@@ -18,6 +20,11 @@ def places_of(cameras, caller):
     if unknown or not cameras:
         raise ValueError(f"{caller}: cameras {sorted(unknown) or 'none'} given; the model knows {', '.join(VIEWS)}")
     return tuple(v for v, view in enumerate(VIEWS) if view in cameras)
+
+
+def all_finite(actions, z=None):
+    """Whether actions, an array, and latents, a tensor or None, are."""
+    return np.isfinite(actions).all() and (z is None or bool(z.isfinite().all()))
 
 
 class Picture(Letterboxed):
@@ -33,6 +40,9 @@ class ControlLoop:
     `queue` is the chunk planned from frame `planned_at`: the action of step t is queue[t - planned_at], or the last one
     where the chunk is over (0 for a velocity or a torque). The next chunk is planned from frame `next_plan`, or later
     if the last one is still under way, and entered at its own place when it arrives.
+
+    A plan that is not finite is never entered: the last action is held, and each of the next steps plans again, until a
+    plan is good. Latents of such a plan are forgotten. The first plan raises instead, because nothing can be held.
     """
 
     def __init__(self, policy, task, execute_steps, background):
@@ -43,7 +53,8 @@ class ControlLoop:
         self.latents, self.hits = {}, 0           # frame -> (views, z (1, V, 16, g, g)); frame 0 and those still needed
         self.pool = policy.pool if background else None
         self.pending, self.ahead = None, []       # in the background: (frame, plan), and latents being computed
-        self.plans, self.starved, self.seconds = 0, 0, []
+        self.plans, self.starved, self.held, self.holding, self.seconds = 0, 0, 0, False, []
+        self.last = None                          # the action returned last
 
     def step(self, images, state):
         began = time.perf_counter()
@@ -62,9 +73,11 @@ class ControlLoop:
         if self.pending is not None and self.pending[1].done():
             self._adopt()
         at = self.t - self.planned_at
-        self.starved += at >= len(self.queue)
+        self.held += self.holding
+        self.starved += at >= len(self.queue) and not self.holding
+        self.last = self.queue[at] if at < len(self.queue) else self.policy.stats.stopped(self.queue[-1])
         self.seconds.append(time.perf_counter() - began)
-        return self.queue[at] if at < len(self.queue) else self.policy.stats.stopped(self.queue[-1])
+        return self.last
 
     def _checked(self, images, state):
         """view -> Picture, and the state as float32. ValueError: one line."""
@@ -87,22 +100,30 @@ class ControlLoop:
         seen = {view: [past[view], now[view]] for view in VIEWS if view in past and view in now}
         seen = seen or {view: [now[view]] * 2 for view in VIEWS if view in now}   # all cameras are new, as at the start
         given = self.t, seen, state, self.policy.noise(1)
-        if self.pool is None or not len(self.queue):
-            self.queue, self.planned_at = self._plan(*given), self.t
-        else:
-            self.pending = self.t, self.pool.submit(self._plan, *given)
+        here = self._plan(*given) if self.pool is None or not len(self.queue) else None
         # Only now: a plan that raises here is tried again at the next frame.
         self.next_plan, self.period = self.t + self.execute, max(self.execute, self.t - self.launched)
         self.launched = self.t
+        if here is not None:
+            self._enter(here, self.t)
+        else:
+            self.pending = self.t, self.pool.submit(self._plan, *given)
 
     def _adopt(self):
         (t, plan), self.pending = self.pending, None
         if plan.exception() is not None:   # the present chunk goes on at its own place, and the next step plans
             self.next_plan = self.t
-        self.queue, self.planned_at = plan.result(), t
+        self._enter(plan.result(), t)
+
+    def _enter(self, actions, t):
+        """Go on with actions planned from frame t, or hold the last one, now, if they are not finite."""
+        self.holding = not len(actions)
+        if self.holding:
+            actions, t, self.next_plan = self.policy.stats.stopped(self.last)[None], self.t, self.t + 1
+        self.queue, self.planned_at = actions, t
 
     def _plan(self, t, seen, state, eps):
-        """Actions (k, d_a) from frame t."""
+        """Actions (k, d_a) from frame t, none (0, d_a) if they are not finite. ValueError: nor is there one to hold."""
         policy = self.policy
         views, z_past = self.latents.get(max(t - self.m, 0), (None, None))
         hit = views == tuple(seen)
@@ -112,10 +133,16 @@ class ControlLoop:
         a, z, _ = policy.chunk(batch, eps, z_past if hit else None)
         self.hits += hit
         self.plans += 1
+        actions = policy.stats.actions(a.cpu().numpy(), state[None])
+        if not all_finite(actions, z):
+            self.latents.clear()   # a plan that was given bad latents must not leave them to the next
+            if self.last is None:
+                policy.finite(actions, z)   # which says why
+            return actions[0, :0]
         if z is not None:   # frame 0 stays: it is the t-m of every plan up to frame m
             self.latents = {frame: kept for frame, kept in self.latents.items() if frame > t - self.m or frame == 0}
             self.latents[t] = tuple(seen), z
-        return policy.stats.actions(a.cpu().numpy(), state[None])[0]
+        return actions[0]
 
     def _wants_latents(self, t):
         """Will frame t be the t-m of a coming plan? Then its latents are computed now, off the critical path."""
@@ -134,6 +161,8 @@ class ControlLoop:
         """Wait for the episode's jobs and raise what no step was told of. Those that have not begun are dropped."""
         jobs = [*(self.pending or ())[1:], *self.ahead]   # what went wrong with a plan is said first
         begun = [job for job in jobs if not job.cancel()]
-        wait(begun)
+        if wait(begun, ENDING).not_done:
+            self.policy.pool = ThreadPoolExecutor(1, "policy")   # the old one is lost with its thread
+            raise ValueError(f"the last plan has not come for {ENDING} s: this device does not answer; end the process")
         for job in begun:
             job.result()

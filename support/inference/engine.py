@@ -16,10 +16,15 @@ import torch.nn.functional as F
 from data import Batch
 from support.inference.buffers import Program, Shape
 from support.inference.fused import (BlockWeights, block, compiled, decode, encode, fold_action_embedding,
-                                     fold_compression, linear, look, rms_norm, vit_block)
+                                     fold_compression, linear, rms_norm)
+from support.vision import vit_block
 
 MODES = ("eager", "compile", "graph")
 PROGRAMS = 8   # kept, those used last: each has buffers, tables and perhaps a graph of its own
+# How far a mode may be from model.py when it starts: rms of the difference, as a share of the actions' own. bfloat16
+# keeps 8 bits of a number; over all layers of the 3B it leaves 0.3 %. float32 leaves 1e-6, on a GPU more, where cuDNN
+# rounds to 11 bits in the VAE. What goes wrong in a compiler or a recording is of the size of the actions themselves.
+TOLERANCE = {torch.bfloat16: 5e-2, torch.float32: 1e-2}
 
 
 def default_mode(device):
@@ -87,7 +92,7 @@ class Engine:
         self.steps = steps or config.euler_steps
         self.programs, self.captures, self.lock, self.report = {}, 0, threading.RLock(), None
         self.view_tokens = torch.tensor(config.view_tokens, device=device)
-        self.vision = partial(look, model.und.visual)
+        self.vision = model.und.visual
         self.layers = {name: [BlockWeights.of(getattr(layer, name), config) for layer in model.layers]
                        for name in (("und", "gen", "act") if config.gen_expert else ("und", "act"))}
         if config.und_tail:
@@ -104,23 +109,39 @@ class Engine:
             options = {"mode": "max-autotune-no-cudagraphs"} if device.type == "cuda" else {}
             region = partial(compiled, **({"backend": backend} if backend else options))
             self.block, self.vit_block, self.encode, self.decode = map(region, (block, vit_block, encode, decode))
-            self._warm_up(views)
+        self._check(views)
 
-    def _warm_up(self, views):
-        """Compile (and record) what a control loop calls: a plan, latents ahead of one, and a plan with them given. Say
-        how far plans are from eager's on a second input: a replay that kept something of the first would show."""
-        slow = self.eager()
-        for seed in (0, 1):
+    def _check(self, views):
+        """Compile (and record) what a control loop calls: a plan, latents ahead of one, a plan with them given. Hold
+        both plans against model.py on a second input, where a replay that kept something of the first would show.
+        ValueError: they are not finite, or further from it than TOLERANCE."""
+        fast, model, device = self, self.model, self.view_tokens.device
+        if self.mode == "eager":   # nothing to prepare: one camera and two layers show what this machine computes
+            fast, model, views = self.eager(), copy.copy(model), views[:1]
+            fast.layers = {name: layers[:2] for name, layers in self.layers.items()}
+            model._modules = model._modules | {"layers": model.layers[:2]}
+        for seed in (0,) if self.mode == "eager" else (0, 1):
             batch, random = random_batch(self.config, seed=seed), torch.Generator().manual_seed(seed)
             batch.view_mask[:] = torch.tensor([v in views for v in range(3)])
             eps, pasts = torch.randn(1, self.config.chunk, self.config.action_dim, generator=random), [None]
             if self.config.gen_expert:
-                frames = torch.stack([batch.frames[:, v, :1] for v in views], 1).to(self.view_tokens.device)
+                frames = torch.stack([batch.frames[:, v, :1] for v in views], 1).to(device)
                 pasts.append(self.all_views(self.to_latents(frames)[:, :, 0], views))
-            fast = torch.cat([self(batch, eps, z_past).actions for z_past in pasts])
-        exact = torch.cat([slow(batch, eps, z_past).actions for z_past in pasts])
-        self.report = (f"engine {self.mode}: largest difference from eager {(fast - exact).abs().max().item():.1e} of "
-                       f"actions up to {exact.abs().max().item():.1f}")
+            found = torch.stack([fast(batch, eps, z_past).actions for z_past in pasts])
+        exact = model.sample_actions(batch.to(device), eps.to(device), self.steps)
+        if not exact.isfinite().all():   # of what the model computes no mode can be held guilty
+            self.report = f"engine {self.mode}: not compared, the actions of model.py are not finite themselves"
+            return
+        apart, size, limit = found - exact, exact.square().mean().sqrt(), TOLERANCE.get(model.dtype, 5e-2)
+        share = (apart.square().mean((1, 2, 3)).sqrt() / size).max().item()
+        if not share <= limit:   # NaN too
+            rest = "plain" if self.mode == "eager" else "eager or plain"
+            raise ValueError(f"engine {self.mode}: its actions differ from those of model.py by {share:.1e} of their "
+                             f"size, at most {limit:g} is allowed in {model.dtype}; on this machine, with torch "
+                             f"{torch.__version__}, use --engine {rest}")
+        if self.mode != "eager":
+            self.report = (f"engine {self.mode}: largest difference from model.py {apart.abs().max().item():.1e} of "
+                           f"actions up to {exact.abs().max().item():.1f}")
 
     def eager(self):
         """A second engine over the same weights, nothing compiled."""

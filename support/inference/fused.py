@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from flow import tau_embedding
-from support.vision import InternViT, QwenViT
 
 
 # ---- weights ----------------------------------------------------------------------------------------------------
@@ -84,8 +83,11 @@ SHAPES = 64      # that each compiled function may take, over all layouts; torch
 
 def linear(x, weight, bias=None):
     """x W^T + b: x (..., K), weight (N, K), bias (N,) or None -> (..., N). On a CPU oneDNN repacks its right operand at
-    every call. With few rows of x the weight is the larger one, so W x^T, the same product, is faster."""
-    if x.device.type == "cpu" and bias is None and x.numel() // x.shape[-1] <= FEW_ROWS:
+    every call. With few rows of x the weight is the larger one, so W x^T, the same product, is faster. A compiler gets
+    no such product: gcc 12 makes NaN of a sum of two that are turned (bfloat16, AVX512), and they are no faster there.
+    """
+    turned = x.device.type == "cpu" and bias is None and x.numel() // x.shape[-1] <= FEW_ROWS
+    if turned and not torch.compiler.is_compiling():
         return (weight @ x.reshape(-1, x.shape[-1]).T).T.view(*x.shape[:-1], -1)
     return F.linear(x, weight, bias)
 
@@ -140,11 +142,6 @@ def block(x, w, keys, values, start, pieces, rotary, bias, eps):
     return x + linear(F.silu(gate) * up, w.down)
 
 
-def vit_block(layer, x, *rotary):
-    """One layer of a vision tower: x (n, N, D) -> the same; all views in one batch."""
-    return layer(x, *rotary)
-
-
 def encode(vae, pixels):
     """pixels (n, 3, s, s) in [-1, 1] -> latents (n, 16, g, g) float32."""
     return vae.encode(pixels).float()
@@ -168,17 +165,3 @@ def compiled(function, **options):
             raise ValueError(f"more than {SHAPES} shapes of '{function.__name__}' to compile (numbers of samples, "
                              "sets of cameras): keep to fewer, or use --engine eager") from error
     return call
-
-
-def look(tower, pixels, block):
-    """What tower(pixels) gives, layer by layer: pixels (n, 3, S, S) in [0, 1] -> (n, tokens, D). block: `vit_block`,
-    perhaps compiled; conveyor's convolutions stay as they are."""
-    if isinstance(tower, InternViT):
-        layers, x, rotary = tower.layers, tower.patches(pixels), ()
-    elif isinstance(tower, QwenViT):
-        layers, (x, *rotary) = tower.blocks, tower.patches(pixels)
-    else:
-        return tower(pixels)
-    for layer in layers:
-        x = block(layer, x, *rotary)
-    return tower.tokens(x)

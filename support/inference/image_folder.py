@@ -9,14 +9,14 @@ from PIL import Image
 
 from config import VIEWS, DataConfig
 from support import plots
-from support.data.episodes import position
+from support.data.episodes import chosen
 from support.data.folder import listing
 from support.data.picture import ENDINGS, decode
-from support.data.idle import holding
 from support.data.robots import find_robot
 from support.data.source import open_source
-from support.files import numbers, read_json, read_npy, read_text
+from support.files import numbers, read_json, read_npy, read_text, written
 from support.inference.report import action_names, deviations, foresight_picture, print_euler_error, shown_errors
+from support.pictures import saved
 
 TIMES = ("past", "now", "future")
 WRITTEN = ("actions.png", "foresight.png")   # by `write`, where --out is the folder itself
@@ -75,8 +75,7 @@ def read_pictures(folder, files):
     if not found:
         raise ValueError(f"--image-dir {folder}: no picture found; expected head_past.png and head_now.png at least")
     for view, time in [(view, time) for view, _ in found for time in ("past", "now") if (view, time) not in found]:
-        raise ValueError(f"--image-dir {folder}: {view}_{time}.png is missing; a camera needs past and now, or none of "
-                         "its files if the robot does not have it")
+        raise ValueError(f"--image-dir {folder}: {view}_{time}.png is missing; a camera needs past and now, or no file")
     return ({view: [decode(found[view, time]) for time in ("past", "now")] for view in VIEWS if (view, "now") in found},
             {view: decode(found[view, "future"]) for view in VIEWS if (view, "future") in found})
 
@@ -93,7 +92,8 @@ def write(out, policy, observed, actions, z_hat):
     """What was planned, printed and into the folder `out`. actions (k, d_a) in raw units; z_hat (V, 16, g, g), None."""
     stats, names, true, shown = policy.stats, action_names(policy.stats), observed.actions, actions
     out.mkdir(parents=True, exist_ok=True)
-    np.save(out / "actions.npy", actions)
+    with written(out / "actions.npy") as file:
+        np.save(file, actions)
     if true is not None:   # an episode may end sooner than the chunk, or later than it
         shown, true = actions[:len(true)], true[:len(actions)]
     plots.action_plot(shown, names, true=true, fps=stats.fps, path=out / "actions.png", spans=stats.action_std)
@@ -104,7 +104,7 @@ def write(out, policy, observed, actions, z_hat):
     for name, column in zip(names, actions.T):
         print(f"  {name:<24} first {column[0]:+8.3f}   last {column[-1]:+8.3f}   range {np.ptp(column):7.3f}")
     if true is not None:
-        chunks, held = {"policy": shown}, holding(stats, observed.state)
+        chunks, held = {"policy": shown}, stats.holding(observed.state)
         if held is not None:
             chunks["holding the state"] = held[None]
         chunks["training mean"] = stats.actions(np.zeros_like(true), observed.state)
@@ -121,22 +121,24 @@ def cut(dataset, folder, episode=-1, frame=None, robot=None, timestamps="check")
     default m. ValueError: one line, for an episode or a frame that does not exist."""
     source = open_source(dataset, find_robot(robot) if robot else None)
     source.timestamps = timestamps
-    m, e = DataConfig.m, position(episode, source.indices, "--episode", dataset)
-    t = m if frame is None else frame
-    T = int(source.lengths[e])
+    m, (e,) = DataConfig.m, chosen(str(episode), source.indices, range(len(source.indices)), "--episode", dataset)
+    t, T = m if frame is None else frame, int(source.lengths[e])
     if not 0 <= t < T:
         raise ValueError(f"--frame {t}: episode {source.indices[e]} of {dataset} has frames 0 to {T - 1}")
     pictures = {f"{view}_{time}.png": source.frame(view, e, at) for view in source.views_of(e)
                 for time, at in zip(TIMES, (max(t - m, 0), t, t + m)) if at < T}
     state, action = source.numbers(e)
+    arrays = {"state.npy": state[t]} if state.shape[1] else {}
+    if action is not None:
+        arrays["true_actions.npy"] = action[t:t + TRUE_ACTIONS]
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("state.npy", "true_actions.npy", *(f"{view}_{time}.png" for view in VIEWS for time in TIMES)):
         (folder / name).unlink(missing_ok=True)   # of an earlier cut
     for name, picture in pictures.items():
-        Image.fromarray(np.asarray(picture)).save(folder / name)
-    if state.shape[1]:
-        np.save(folder / "state.npy", state[t])
-    if action is not None:
-        np.save(folder / "true_actions.npy", action[t:t + TRUE_ACTIONS])
-    (folder / "task.txt").write_text(source.task(e, t) + "\n", encoding="utf-8")
+        saved(Image.fromarray(np.asarray(picture)), folder / name)
+    for name, array in arrays.items():
+        with written(folder / name) as file:
+            np.save(file, array)
+    with written(folder / "task.txt") as file:
+        file.write_text(source.task(e, t) + "\n", encoding="utf-8")
     print(f"wrote frames t - {m}, t and t + {m} of episode {source.indices[e]}, t = {t}, to {folder}")

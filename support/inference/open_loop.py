@@ -13,8 +13,8 @@ import torch
 from config import VIEWS
 from data import chunk_at, example, open_corpus
 from support import plots
-from support.data.idle import holding
 from support.data.letterbox import letterbox
+from support.files import written
 from support.inference.report import action_names, deviations, foresight_picture, print_euler_error, shown_errors
 
 RIDGE = 1e-2      # of each feature's variance, times the number of training frames
@@ -23,8 +23,7 @@ PICTURES = 64     # training frames that the mean picture is of
 
 class Baselines:
     """Hold the state, the training mean, and a ridge regression from the states at t, t - 1 and t - 2 to the
-    standardised chunk, fitted on a corpus's training episodes of the held-out robot. skip: one that cannot be read is
-    told instead of being an error."""
+    standardised chunk, fitted on a corpus's training episodes of the held-out robot. skip: those that can be read."""
 
     def __init__(self, corpus, stats, k, skip=False):
         self.stats, self.k, XX, XY, actions = stats, k, 0, 0, []
@@ -61,7 +60,7 @@ class Baselines:
 
     def chunks(self, state, t):
         """The states of an episode (T, d_q) and t -> name -> (k, d_a). Holding only where a state is known."""
-        a, held = self._features(state[max(t - 2, 0):t + 1])[-1] @ self.weights, holding(self.stats, state[t])
+        a, held = self._features(state[max(t - 2, 0):t + 1])[-1] @ self.weights, self.stats.holding(state[t])
         chunks = {name: self.stats.actions(x.reshape(self.k, -1), state[t])
                   for name, x in (("mean action", 0 * a), ("ridge regression", a))}
         return chunks if held is None else chunks | {"hold the state": np.tile(held, (self.k, 1))}
@@ -82,8 +81,7 @@ def replay(policy, source, e, t):
     for name, seen in vars(policy.batch([pictures], state[None], [task])).items():
         if seen is not None and not torch.equal(seen[0], expected[name]):
             raise ValueError(f"replay: '{name}' of dataset {source.name}, episode {source.indices[e]}, frame {t} is "
-                             "not the same in training and at inference: the policy would be run on inputs it was not "
-                             "trained on")
+                             "not the same in training and at inference: the policy would see what it never learned")
     back = stats.actions(trained["action"].numpy(), state)
     error = np.abs(back - chunk_at(source.numbers(e)[1], t, model.chunk)[0]) / stats.action_std
     return float(error[:, stats.moving].max(initial=0))   # what is idle comes back as its mean
@@ -161,9 +159,8 @@ def write_report(policy, data, out, robot=None):
     ValueError, one line, for data of another robot than the policy drives."""
     if not data:
         raise ValueError("--open-loop needs --data, the dataset or mixture that the policy was trained on")
-    chosen = policy.config.data
-    m = chosen.m
-    corpus = open_corpus(data, m, False, robot, chosen.hold_out, chosen.only_episodes, chosen.timestamps)
+    own, m = policy.config.data, policy.config.data.m
+    corpus = open_corpus(data, m, False, robot, own.hold_out, own.only_episodes, own.timestamps)
     if not corpus.holds_out:
         raise ValueError(f"--data {data}: nothing was held out (--hold_out none), so nothing shows what the policy has "
                          "learned; give a mixture.json with other data as its validation")
@@ -175,11 +172,13 @@ def write_report(policy, data, out, robot=None):
           f"bit; their actions come back to {worst:.0e} standard deviations")
     reports, found = open_loop(policy, corpus)
     out.mkdir(parents=True, exist_ok=True)
-    own = {e: int(source.indices[e]) for e in reports}   # the dataset's own numbers
-    (out / "open_loop.json").write_text(json.dumps({own[e]: row for e, row in reports.items()}, indent=1) + "\n")
+    by_number = {int(source.indices[e]): row for e, row in reports.items()}   # the dataset's own numbers
+    with written(out / "open_loop.json") as file:
+        file.write_text(json.dumps(by_number, indent=1) + "\n")
     for e, (curves, starts) in found.items():
         draw_episode(policy, source, e, curves, starts, out)
-        print(f"episode {own[e]}: mean squared error in training standard deviations: {shown_errors(reports[e])}")
+        print(f"episode {source.indices[e]}: mean squared error in training standard deviations: "
+              + shown_errors(reports[e]))
         for joint in reports[e]["policy"]["idle"]:
             print(f"  idle in training, mean error in raw units: {joint}: "
                   + "  ".join(f"{name} {row['idle'][joint]['mae']:.2g}" for name, row in reports[e].items()))
@@ -187,7 +186,8 @@ def write_report(policy, data, out, robot=None):
     print_euler_error(policy, *observed(source, e, t, m))
     if policy.config.model.gen_expert:
         imagined = foresight(policy, corpus, rows)
-        (out / "foresight.json").write_text(json.dumps(imagined, indent=1) + "\n")
+        with written(out / "foresight.json") as file:
+            file.write_text(json.dumps(imagined, indent=1) + "\n")
         for view, row in imagined.items():
             print(f"foresight, {view}: mean squared error of latents: "
                   + "  ".join(f"{name} {error:.4f}" for name, error in row.items()))

@@ -14,7 +14,7 @@ from config import VIEWS
 from data import collate, observation
 from support import checkpoint
 from support.data.statistics import of_checkpoint
-from support.inference.control import ControlLoop, places_of
+from support.inference.control import ControlLoop, all_finite, places_of
 from support.weights.loading import empty_model, load_state, with_tokenizer
 
 
@@ -76,10 +76,20 @@ class Policy:
 
     def plan(self, pictures, states, tasks, imagine=True):
         """Observations as in `batch` -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None). ValueError:
-        an engine takes scenes of the same cameras in one call."""
+        an engine takes scenes of the same cameras in one call; or what came out is not finite."""
         a, _, z_hat = self.chunk(self.batch(pictures, states, tasks), self.noise(len(tasks)), imagine=imagine)
-        actions = self.stats.actions(a.cpu().numpy(), np.asarray(given(states, tasks), np.float32))
-        return actions, None if z_hat is None else z_hat.cpu()
+        return self.finite(self.stats.actions(a.cpu().numpy(), np.asarray(given(states, tasks), np.float32)),
+                           None if z_hat is None else z_hat.cpu())
+
+    def finite(self, actions, z=None):
+        """(actions, latents), as they are given. ValueError, one line: they are not finite, and whose fault it is."""
+        if all_finite(actions, z):
+            return actions, z
+        broken = next((name for name, p in self.model.named_parameters() if not p.isfinite().all()), None)
+        if broken:
+            raise ValueError(f"the plan is not finite, because the weights are not ({broken}): use another checkpoint")
+        raise ValueError("the plan is not finite, though all weights are: the state is out of range, or this machine "
+                         f"computes wrongly in {self.model.dtype}; check the state, or use --engine plain")
 
     def chunk(self, batch, eps, z_past=None, imagine=False):
         """What `Engine.__call__` gives: actions (standardised), z, z_hat. Without an engine z is None."""
@@ -114,19 +124,21 @@ class Policy:
 
     def step(self, images, state):
         """images: view -> (H, W, 3) uint8, a missing camera left out; state (d_q,), or None for a robot without one
-        -> action (d_a,), both in raw units. ValueError before `reset`, or for an observation that cannot be used."""
+        -> action (d_a,), both in raw units. ValueError before `reset`, for an observation that cannot be used, or if
+        the first plan is not finite; later the last good action is held."""
         if self.loop is None:
             raise ValueError("call reset(task) before the first step")
         return self.loop.step(images, state)
 
     def timing(self):
-        """Since `reset`: steps, plans, starved steps, latent cache hits, and p50, p99, max milliseconds of `step`."""
+        """Since `reset`: steps, plans, starved steps, held ones (a plan was not finite), latent hits, and p50, p99 and
+        max milliseconds of `step`."""
         loop = self.loop
         if loop is None or not loop.seconds:
             raise ValueError("no step since reset: there is nothing to report (and close forgets)")
         p50, p99, most = np.percentile(1e3 * np.array(loop.seconds), (50, 99, 100)).tolist()
-        return {"steps": len(loop.seconds), "plans": loop.plans, "starved": loop.starved, "latent_hits": loop.hits,
-                "p50_ms": p50, "p99_ms": p99, "max_ms": most}
+        return {"steps": len(loop.seconds), "plans": loop.plans, "starved": loop.starved, "held": loop.held,
+                "latent_hits": loop.hits, "p50_ms": p50, "p99_ms": p99, "max_ms": most}
 
     def close(self):
         """End the episode and its thread. What failed in the background, and no step has said, is raised here."""

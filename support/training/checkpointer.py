@@ -15,6 +15,7 @@ from support import checkpoint
 from support.checkpoint import CheckpointError
 from support.data.prompts import tokenizer_files
 from support.data.statistics import in_checkpoint, of_checkpoint
+from support.owner import own
 from support.training.ranks import load_state
 from support.weights.loading import empty_model
 
@@ -70,7 +71,8 @@ class Log:
 
 class Checkpointer:
     """Saves and restores a run. by_robot: {robot: Statistics}, the robot of the held-out episode first; average: the
-    AveragedModel of --ema or None; drawn: [name, weight, frames] of every dataset. log, timing: its two files."""
+    AveragedModel of --ema or None; drawn: [name, weight, frames, digest] of each dataset. log, timing: its two files.
+    """
 
     def __init__(self, out, ranks, config, by_robot, model, optimizer, average=None, drawn=()):
         self.out, self.ranks, self.config, self.by_robot = Path(out), ranks, config, by_robot
@@ -79,10 +81,7 @@ class Checkpointer:
         if config.model.tokenizer:   # its files stand in every checkpoint: the directory may be gone when it is read
             self.words = tokenizer_files(config.model.tokenizer)
             self.stored["model"]["tokenizer"] = checkpoint.OWN_TOKENIZER
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--out {out} cannot be made: {error.strerror}; give one that can be written") from error
+        self.out.mkdir(parents=True, exist_ok=True)
         self.log_path, timing = (self.out / name if ranks.first else None for name in ("log.jsonl", "timing.jsonl"))
         self.timing = Log(timing, timing.stat().st_size if timing and timing.exists() else 0)
         self.sharded = any(isinstance(p, DTensor) for p in model.parameters())
@@ -117,12 +116,17 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def kept_if_data_fail(self, step, **progress):
-        """A bad sample ends a run that is alone only after it has saved what it learned; --resume begins with it."""
+        """A bad sample, a loader process that died or a signal while waiting for data (SystemExit) ends a run that is
+        alone only after it has saved what it learned; --resume begins with it."""
         try:
             yield
-        except ValueError:
-            if self.ranks.world == 1 and step > self.first:
-                self.save(step, **progress)
+        except (Exception, SystemExit) as error:
+            if self.ranks.world == 1:
+                if step > self.first:
+                    self.save(step, **progress)
+                ended = "interrupted" if isinstance(error, SystemExit) else "ended by its data"
+                print(f"{ended}{f': {self.outcome(step)}' if step else ' before the first step'}; --resume goes on",
+                      flush=True)
             raise
 
     def outcome(self, step):
@@ -175,12 +179,15 @@ class Checkpointer:
                    for key, was in stored[part].items() if was != own[part][key]}
         if refused := [key for key in changes if key not in FREE]:
             raise ValueError(f"{path} was trained with another config (--{', --'.join(refused)}): give the same flags")
-        if [row[1:] for row in state["drawn"]] != [row[1:] for row in self.drawn]:   # a name may have changed
+        if [row[1:3] for row in state["drawn"]] != [row[1:3] for row in self.drawn]:   # a name may have changed
             raise ValueError(f"{path} was trained on other datasets or weights (name, weight, frames: "
                              f"{state['drawn']}, now {self.drawn}): give the same --data")
         if of_checkpoint(state) != self.by_robot:
             raise ValueError(f"{path} was trained with other statistics: the data have changed; give the same --data")
         lines = [f"--{key} is {now}, it was {was}" for key, (was, now) in changes.items()]
+        changed = [row[0] for was, row in zip(state["drawn"], self.drawn) if was[3:] not in ([], row[3:])]
+        if changed:
+            lines.append(f"resume is not exact because the lists or numbers of {', '.join(changed)} have changed")
         if state["versions"] != self.versions():
             lines.append(f"resume is not exact because the checkpoint was made under {state['versions']}, "
                          f"this is {self.versions()}")
@@ -197,7 +204,8 @@ class Checkpointer:
 
 
 def checkpoint_to_resume(asked, out, ranks, verified=None):
-    """The newest good checkpoint of the run in `out` if this one continues it, else None. asked: by --resume.
+    """The newest good checkpoint of the run in `out` if this one continues it, else None; `out` is this run's from now
+    on. asked: by --resume.
 
     verified: a checkpoint that was found good just now; if it is of this run it is not hashed again. ValueError: the
     run is not there, or not asked for; CheckpointError: no checkpoint is good.
@@ -205,13 +213,14 @@ def checkpoint_to_resume(asked, out, ranks, verified=None):
     # An agent restarts a group that refused, too: it goes on with what it began itself alone.
     mark = out / AGENT
     same_agent = ranks.agree(ranks.restarted and mark.exists() and mark.read_text() == ranks.agent)
+    if asked and not (out.is_dir() or ranks.restarted):
+        raise ValueError(f"--resume: no good checkpoint, {out} does not exist; leave --resume out to start there")
+    own(out, ranks)
     if any(out.glob("step_*")):
         if not (asked or same_agent):
             raise ValueError(f"{out} holds checkpoints already: --resume continues that run, --out DIR starts another")
         known = verified if verified and verified.parent == out else None
         return Path(ranks.agree(str(known or checkpoint.newest(out)) if ranks.first else None))
-    if asked and not (out.is_dir() or ranks.restarted):
-        raise ValueError(f"--resume: no good checkpoint, {out} does not exist; leave --resume out to start there")
     if asked:
         print(f"{out} holds no checkpoint: starting at step 0")
     return None

@@ -11,9 +11,9 @@ from tqdm import tqdm
 from config import VIEWS
 from data import collate_with_noise
 from support import pictures
-from support.training import memory
+from support.plots import curves
 from support.progress import bar
-from support.training.curves import curves
+from support.training import memory
 
 SKIPS = 3   # so many steps in a row that are not finite stop a run
 

@@ -35,8 +35,7 @@ def parse(argv, description=None):
     parser.add_argument("--verify", action="store_true", help="first compare every dataset's files with their record")
     parser.add_argument("--init", choices=("scratch",), help="start the a1_* presets from random weights")
     parser.add_argument("--from", dest="origin", help="start from the weights of this run or checkpoint")
-    parser.add_argument("--weights", help="directory of a run or of published files: the release's, or a backbone's "
-                        "and Cosmos'")
+    parser.add_argument("--weights", help="a run, or published files: the release's, or a backbone's and Cosmos'")
     parser.add_argument("--init_und", help="directory or hub id of the backbone: InternVL3-1B-hf or Qwen3-VL-2B")
     parser.add_argument("--init_vae", help="directory or hub id of Cosmos CI8x8: encoder.jit and decoder.jit")
     parser.add_argument("--init_experts", default="scratch", help="generation and action experts: scratch (as the "
@@ -59,8 +58,7 @@ def parse(argv, description=None):
 def check_flags(args, config):
     """ValueError, one line, for flags that contradict each other, that would be ignored or cannot work."""
     if args.init and (args.origin or args.init_und):
-        raise ValueError(f"--init {args.init} and {'--from' if args.origin else '--init_und'} both say where weights "
-                         "come from: choose one")
+        raise ValueError(f"--init {args.init} and --from or --init_und both say where weights come from: choose one")
     if args.shard and config.train.ema:
         raise ValueError("--ema averages whole weights and --shard cuts them: choose one")
     if args.shard and args.fit:
@@ -120,20 +118,17 @@ def check_settings(args, config, corpus, least_chunk=0, ranks=Alone()):
         raise ValueError(f"the weights of this network take {need.weights / 2**30:,.1f} GiB, this machine has "
                          f"{room / 2**30:,.1f} GiB: choose smaller widths or fewer layers")
     windows, lengths = zip(*corpus.extent(ranks))
-    for source in (*corpus.sources.values(), corpus.held_out):
-        if source is None:
-            continue
+    for source in filter(None, (*corpus.sources.values(), corpus.held_out)):
         if source.cache:
             source.cache.require({config.model.view_size, config.model.frame_size})
         for kind, most in (("state", config.model.state_dim), ("action", config.model.action_dim)):   # of LeRobot
             check_width(f"the {kind} of robot '{source.robot}'", len(getattr(source, f"{kind}_names", ())), most)
-    if config.model.chunk < least_chunk:
-        raise ValueError(f"--chunk {config.model.chunk} is too short: in the embedded world {least_chunk} actions "
-                         "decide a scene")
+    chunk = config.model.chunk
+    if chunk < least_chunk:
+        raise ValueError(f"--chunk {chunk} is too short: in the embedded world {least_chunk} actions decide a scene")
     world = all(row.robot == "conveyor" for row in corpus.listed)   # a smoke test of the a1 presets, by design
-    if config.model.chunk > max(lengths) and not (world and config.name != "conveyor"):
-        raise ValueError(f"--chunk {config.model.chunk} is longer than every episode: the longest has {max(lengths)} "
-                         "frames")
+    if chunk > max(lengths) and not (world and config.name != "conveyor"):
+        raise ValueError(f"--chunk {chunk} is longer than every episode: the longest has {max(lengths)} frames")
     for flag, size in (("batch_size", config.train.batch_size), ("lpt_workers", config.data.lpt_workers)):
         if min(windows) > 0 and size > sum(windows):   # a dataset without windows has a message of its own
             raise ValueError(f"--{flag} {size} is more than the data have samples: {sum(windows)} windows")

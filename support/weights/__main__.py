@@ -5,10 +5,11 @@
     python -m support.weights random DIR --keys tests/data/keys_3b.tsv    a random directory of the published form
 """
 
-import sys
+from support.entry import command   # first: Ctrl-C during the imports is one line, too
 
 from config import CONFIGS
 from support.flags import Parser
+from support.owner import own
 from support.weights.release import export_run, import_release, random_release
 
 
@@ -39,10 +40,11 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
+def main(argv):
+    args = parse(argv)
+    own(args.dir if args.command == "random" else args.out)
+    {"import": import_release, "export": export_run, "random": random_release}[args.command](args)
+
+
 if __name__ == "__main__":
-    try:
-        args = parse(sys.argv[1:])
-        {"import": import_release, "export": export_run, "random": random_release}[args.command](args)
-    except (ValueError, OSError) as error:
-        print(f"support.weights: {error}", file=sys.stderr)
-        sys.exit(2)
+    command("support.weights", main)

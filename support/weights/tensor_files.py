@@ -6,16 +6,15 @@ Both kinds have one interface: `directory`, `where` (the keys), shape(key) and r
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from support.files import unreadable
+from support.files import unreadable, written
 
 
 def find(path_or_id, files, revision=None):
     """A directory, or a hub id such as Qwen/Qwen3-VL-2B-Instruct, which is fetched -> Path. Only for what a user names.
-
-    revision: branch, tag or commit of a hub id. ValueError says what to fetch and where.
-    """
+    revision: branch, tag or commit of a hub id. ValueError says what to fetch and where."""
     if Path(path_or_id).is_dir():
         if revision:
             raise ValueError(f"--revision {revision} is of a hub id, {path_or_id} is a directory: leave it out")
@@ -29,6 +28,15 @@ def find(path_or_id, files, revision=None):
         raise ValueError(f"{path_or_id} is no directory here and could not be fetched from the hub "
                          f"({type(error).__name__}): download {', '.join(files)} of huggingface.co/{path_or_id} "
                          "into a directory and give its path") from error
+
+
+def write(tensors, path, metadata):
+    """Tensors by name -> a safetensors file, whole or not at all. OSError: a full disk."""
+    try:
+        with written(path) as file:
+            save_file(tensors, file, metadata=metadata)
+    except SafetensorError as error:   # which names no kind of error
+        raise OSError(f"{path} cannot be written ({str(error)[:200]})") from error
 
 
 class Tensors:

@@ -205,6 +205,26 @@ def test_what_failed_in_the_background_and_no_step_raised_is_raised_by_close(mak
     policy.close()
 
 
+def test_a_plan_that_never_comes_is_not_waited_for_without_end(make, monkeypatch):
+    """Neither by close nor by the next episode, which gets a thread of its own."""
+    monkeypatch.setattr("support.inference.control.ENDING", 0.1)
+    frames, states = film(5)
+    policy = make(chunk=8)
+    policy.reset("go", background=True)
+    gate, lost = held_back(policy), policy.pool
+    for images, state in zip(frames, states):
+        policy.step(images, state)
+    while not policy.loop.pending[1].running():
+        pass
+    with pytest.raises(ValueError, match="the last plan has not come for 0.1 s"):
+        policy.close()
+    policy.reset("go", background=True)
+    assert policy.step(frames[0], states[0]) is not None
+    policy.close()
+    gate.set()
+    lost.shutdown()
+
+
 def test_a_camera_that_drops_out_is_compiled_for_in_the_background_too(make):
     """More shapes than torch allows by itself, in a thread of which the constructor knew nothing."""
     torch._dynamo.reset()

@@ -1,12 +1,16 @@
 """python -m bench claims: the same runs for every arm, no finished result lost. And the commands as they are typed."""
 
 import json
+import subprocess
+import time
+from functools import partial
 
 import pytest
 
 import bench.__main__ as bench
 from bench import claims, saving
 from config import CONFIGS
+from support import files, lpt_cost
 
 
 @pytest.fixture
@@ -19,6 +23,7 @@ def runs(monkeypatch, tmp_path):
         success = .9 - .1 * seed - (.5 if "2e-3" in flags else 0)
         return {"steps": steps, "static": {"success": success}, "dynamic": {"success": success / 2}}
     monkeypatch.setattr(claims, "train", train)
+    monkeypatch.setattr(claims.conveyor, "prepare", lambda root: None)
     monkeypatch.setattr(claims, "calibrate", lambda arms, steps, work: (dict.fromkeys(arms, steps), None))
     monkeypatch.setattr(saving, "RESULTS", tmp_path)
     return asked
@@ -52,12 +57,45 @@ def test_a_finished_result_is_written_over_only_when_asked_and_an_unfinished_one
     assert len(runs) == 2 * len(claims.CELLS)
 
 
+def test_a_committed_result_is_kept_though_it_is_not_finished_and_so_is_what_no_one_can_read(tmp_path):
+    git = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True)
+    for name, text in (("own.json", '{"finished": false}'), ("torn.json", '{"fin'), ("new.json", '{"finished": false}')):
+        (tmp_path / name).write_text(text)
+    git(["git", "init"])
+    git(["git", "add", "own.json"])
+    for name in ("own.json", "torn.json"):
+        with pytest.raises(ValueError, match=f"{name} holds a finished result: add --force"):
+            files.keep_finished(tmp_path / name, False)
+        files.keep_finished(tmp_path / name, True)
+    files.keep_finished(tmp_path / "new.json", False)
+    with pytest.raises(ValueError, match="lpt_memory.json holds a finished result"):
+        lpt_cost.main(["--measure"])
+
+
+def test_ctrl_c_ends_the_runs_that_were_started_and_starts_no_other(monkeypatch, tmp_path):
+    """Four runs by two threads, of a program that would take a minute."""
+    program = tmp_path / "train"
+    program.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/pids\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(claims.sys, "executable", str(program))
+    monkeypatch.setattr(claims.conveyor, "prepare", lambda root: None)
+    began = time.time()
+    with pytest.raises(KeyboardInterrupt), claims.side_by_side(2) as pool:
+        jobs = [pool.submit(claims.train, [], tmp_path / str(n), 10, 0, 0) for n in range(4)]
+        while not (tmp_path / "pids").exists() or len((tmp_path / "pids").read_text().split()) < 2:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert time.time() - began < 20 and len((tmp_path / "pids").read_text().split()) == 2
+    assert [job.cancelled() for job in jobs] == [False, False, True, True]
+
+
 def test_all_arms_get_the_wall_clock_of_the_first(monkeypatch, tmp_path):
     """Medians of 1 and 2 seconds a step: the slower arm makes half the steps."""
     def train(flags, out, *rest):
         out.mkdir(parents=True)
         (out / "timing.jsonl").write_text("".join(json.dumps({"seconds": s * len(flags)}) + "\n" for s in (1, 1, 9)))
     monkeypatch.setattr(claims, "train", train)
+    monkeypatch.setattr(claims.conveyor, "prepare", lambda root: None)
     assert claims.calibrate({"first": ["a"], "slow one": ["a", "b"]}, 10, tmp_path) == (
         {"first": 10, "slow one": 5}, {"first": 1, "slow one": 2})
 
@@ -71,14 +109,21 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
 
 
 @pytest.mark.parametrize("argv, message", [
-    ("claims arms --json new.json --tuned nowhere.json", "No such file or directory: 'nowhere.json'"),
-    ("claims arms --json new.json --only ful", "--only ful: no such arm; choose among full, no generation"),
+    ("claims arms --json new.json --tuned nowhere.json", "nowhere.json is missing"),
+    ("claims arms --json new.json --only ful", "--only 'ful': no such arm; choose among full, no generation"),
+    ("claims arms --json new.json --only=", "--only must be more than an empty text"),
+    ("claims tau --json new.json --eval_seed -1", "--eval_seed must be at least 0"),
+    ("claims tau --json a/b.json", "--json 'a/b.json': give the name of a file"),
+    ("claims arms --json new.json --tuned README.json", "--tuned README.json is no result of these arms: KeyError"),
+    ("reading synthetic --tuples 0", "--tuples must be at least 1, got 0"),
     ("claims tau --json new.json --seeds 0", "--seeds must be at least 1, got 0"),
     ("speed", "unknown command speed: choose params, claims, latency, reading")])
-def test_what_a_command_cannot_do_is_said(runs, argv, message):
-    with pytest.raises((ValueError, OSError), match=message):
+def test_what_a_command_cannot_do_is_said(runs, monkeypatch, tmp_path, capsys, argv, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.json").write_text("{}")
+    with pytest.raises((ValueError, SystemExit)) as end:
         bench.run(argv.split())
-    assert not runs
+    assert message in (str(end.value) + capsys.readouterr().err) and not runs
 
 
 def test_the_commands_are_explained_and_params_names_what_is_not_built(monkeypatch, capsys):

@@ -92,7 +92,7 @@ def test_a_compiled_engines_phases_are_timed_compiled(quick, monkeypatch):
     config = replace(quick.model, layers=1, euler_steps=2, vae="dct")
     report = chunk.measure(config, "cpu", torch.float32, "compile", 1)
     assert watched == 3 * ["eager", *3 * ["compile"]]   # counted once, timed three times
-    assert "largest difference from eager" in "\n".join(latency.lines(report))
+    assert "largest difference from model.py" in "\n".join(latency.lines(report))
 
 
 def test_latency_drives_a_control_loop_with_and_without_the_background(capsys):

@@ -8,7 +8,6 @@ import pytest
 
 import train
 from data import open_corpus
-from support.data import inspection
 from support.data import file_hashes
 from support.data import lerobot
 from support.data import video as video_files
@@ -161,11 +160,3 @@ def test_inspect_of_a_broken_dataset_prints_every_fault_and_records_nothing(data
     assert f"episode 1: {parquet(dataset, 1)} is missing" in out
     assert f"episode 0, frame 39, '{HEAD}'" in out and "state  0  x" in out
     assert not (dataset / "statistics").exists()
-
-
-@pytest.mark.parametrize("text, line", [
-    ("two\nlines", "two\nlines"), ("one", "one"),
-    ("Caught ValueError in DataLoader worker process 0.\nTraceback\n  frames\nValueError: torn", "torn")])
-def test_what_a_loader_process_says_is_one_line_and_a_list_stays_whole(text, line):
-    """A strict load's refusal names each key on a line of its own."""
-    assert inspection.said(ValueError(text)) == line

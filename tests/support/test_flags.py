@@ -99,8 +99,8 @@ def test_every_flag_beside_every_job_is_read_or_refused(program, asked, jobs, mo
     (tmp_path / "lerobot").mkdir()
     write_folder(tmp_path / "folder")
     monkeypatch.setattr(data_main, "find_robot", lambda name: None)
-    for name in ("LeRobotSource", "file_hashes"):
-        monkeypatch.setattr(data_main, name, lambda *args, **more: (_ for _ in ()).throw(Read()))
+    for where, name in ((data_main, "LeRobotSource"), (data_main.file_hashes, "record"), (data_main.file_hashes, "verify")):
+        monkeypatch.setattr(where, name, lambda *args, **more: (_ for _ in ()).throw(Read()))
     asked = asked.format(folder=tmp_path / "folder", lerobot=tmp_path / "lerobot").split()
     readers = {name: set(of) for names, of in READ_BY[program].items() for name in names.split()}
     for action in flags_of(program, monkeypatch):

@@ -108,6 +108,17 @@ def test_a_killed_run_goes_on_and_decodes_only_what_is_missing(tmp_path, monkeyp
     assert equal(plain, cached)
 
 
+def test_a_process_that_is_killed_is_one_line_and_the_same_call_goes_on(tmp_path, monkeypatch):
+    plain, transcode = open_source(write_v30(tmp_path / "toy")), frame_cache.transcode
+
+    def killed(source, cache, e):
+        return transcode(source, cache, e) if e != 2 else os.kill(os.getpid(), signal.SIGKILL)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="^loader process 1 of 2 .* was killed by SIGKILL"):
+        patch.setattr(frame_cache, "transcode", killed)
+        frame_cache.fill(plain, frame_cache.cache_for(plain, tmp_path / "cached", [16]), loaders=2)
+    assert equal(plain, make(plain, tmp_path / "cached", (16,)), (16,))
+
+
 # ---- refused ----
 
 def flip(path):

@@ -61,8 +61,8 @@ ARRAYS = {   # of an .npy or .npz member x
     "text": lambda x: np.full(x.shape, "x"), "numbers as text": lambda x: x.astype(str), "complex": lambda x: x + 0j,
     "bool": lambda x: np.zeros(x.shape, bool), "no axis": lambda x: np.asarray(x.flat[0]), "empty": lambda x: x[:0],
     "an axis more": lambda x: x[..., None], "one row less": lambda x: x[:-1], "one row more": lambda x: x[[*range(len(x)), 0]],
-    "NaN": lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3, np.nan, x), "objects": lambda x: np.array([x, None], object),
-    "1e300": lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3, 1e300, x), "times": lambda x: x.astype("M8[s]"),
+    "NaN": lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3 % x.size, np.nan, x), "objects": lambda x: np.array([x, None], object),
+    "1e300": lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3 % x.size, 1e300, x), "times": lambda x: x.astype("M8[s]"),
     "negative": lambda x: -np.abs(x) - 1, "reversed": lambda x: x[::-1], "records": lambda x: np.zeros(len(x), [("a", "f4")]),
     "big-endian": lambda x: x.astype(">f8"), "transposed": lambda x: x.T, "float64": lambda x: x.astype(float), "longdouble":
     lambda x: x.astype(np.longdouble), "bytes": lambda x: x.astype(str).astype("S"), "fortran": lambda x: np.asfortranarray(x)}
@@ -214,7 +214,7 @@ def folder_arrays(rng, root):
     np.savez(root / "episode.npz", **arrays)
     must = how == "objects" or how in ("NaN", "1e300", "complex", "text", "times", "records") and key in ("state", "action", "fps")
     kept = how in KEPT or key in ("robot", "action_names")
-    return f"{key}: {how}", REFUSED if must else SAME if how in KEPT else RIGHT if kept else ANY, root, of_dataset(folder_truth)
+    return f"{key}: {how}", REFUSED if must else SAME if how in KEPT and key != "ends" else RIGHT if kept else ANY, root, of_dataset(folder_truth)
 
 
 def folder_files(rng, root):
@@ -631,7 +631,7 @@ def judge(form, number, seed=0):
 
 def refusal(line, verdict):
     """One line that names a file, dataset or flag, where a refusal is right."""
-    named = any(word in line for word in ("stranger_", "hostile_", "--", "step_0", "episode", "checkpoint", "config", ".json", "toy", "images"))
+    named = any(word in line for word in ("stranger_", "hostile_", "--", "step_0", "episode", "checkpoint", "config", "directory", ".json", "toy", "images"))
     if "\n" in line.strip() or not named:
         return "wrong", f"its line names nothing or is several: {line[:200]!r}"
     return ("wrong", f"refused: {line[:200]}") if verdict is SAME else ("refused", line)

@@ -16,7 +16,7 @@ from support.data.lerobot import LeRobotSource
 from support.data.lerobot_metadata import dimension_names
 from support.data.robots import Robot, action_kinds, find_robot
 from support.data.source import glance, open_source
-from support.data.statistics import statistics
+from support.data.kept_statistics import statistics
 
 from test_bad_input import RUN, write_folder
 from test_lerobot import (HEAD, LENGTHS, WRIST, all_exact, edit_info, give_tasks, numbers_of, pa, parquet, pq, video,

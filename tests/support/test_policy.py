@@ -134,6 +134,60 @@ def test_what_cannot_be_used_is_refused(make):
             policy.step(frames[0], state)
 
 
+def broken(policy, *calls):
+    """Those calls of policy.chunk, counted from now, give a NaN: among the latents that are kept, if any, else among
+    the actions."""
+    inner, number = policy.chunk, iter(range(1000))
+
+    def chunk(*args, **options):
+        a, z, z_hat = inner(*args, **options)
+        if next(number) not in calls:
+            return a, z, z_hat
+        return (a * float("nan"), z, z_hat) if z is None else (a, z * float("nan"), z_hat)
+    policy.chunk = chunk
+
+
+@pytest.mark.parametrize("engine", ["plain", "eager"])
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("calls", [(1,), (1, 2)])
+def test_a_plan_that_is_not_finite_holds_the_last_action_until_one_is(make, engine, background, calls):
+    """Plans at 0, 4 (bad), 5 (bad), then a good one; a plan in the background arrives one step later. timing says how
+    many steps were held; the latents of a bad plan are forgotten."""
+    frames, states = film(10)
+    policy = make(chunk=8, engine=engine)
+    policy.reset("go", execute_steps=4, background=background)
+    broken(policy, *calls)
+    actions = []
+    for images, state in zip(frames, states):
+        actions.append(policy.step(images, state))
+        if policy.loop.pending:
+            policy.loop.pending[1].exception(timeout=20)
+    first = 4 + background
+    held = len(calls) * (1 + background)
+    assert all(np.array_equal(action, actions[first - 1]) for action in actions[first:first + held])
+    assert not np.array_equal(actions[first + held], actions[first - 1])
+    assert np.isfinite(actions).all() and policy.timing()["held"] == held and policy.timing()["starved"] == 0
+    policy.close()
+
+
+@pytest.mark.parametrize("engine", ["plain", "eager"])
+def test_without_an_action_to_hold_and_from_plan_nothing_that_is_not_finite_comes(make, engine):
+    """One line that says whose fault it is: the state's, or the weights'. The next step plans."""
+    policy, (frames, states) = make(chunk=8, engine=engine), film(2)
+    seen = [{view: [frames[0][view]] * 2 for view in VIEWS}]
+    with pytest.raises(ValueError, match="not finite, though all weights are: the state is out of range"):
+        policy.plan(seen, states[:1] * np.inf, ["go"])
+    policy.reset("go")
+    broken(policy, 0)
+    with pytest.raises(ValueError, match="not finite"):
+        policy.step(frames[0], states[0])
+    assert np.isfinite(policy.step(frames[1], states[1])).all()
+    policy.model.gen.proj_out.bias.data[3] = float("nan")   # of what is imagined alone
+    with pytest.raises(ValueError, match=r"because the weights are not \(gen.proj_out.bias\)"):
+        policy.plan(seen, states[:1], ["go"])
+    assert np.isfinite(policy.plan(seen, states[:1], ["go"], imagine=False)[0]).all()
+
+
 def test_the_reported_times_are_those_of_the_steps(make, monkeypatch):
     ticks = iter([0, .001, 1, 1.002, 2, 2.003, 3, 3.1])
     monkeypatch.setattr("support.inference.control.time.perf_counter", lambda: next(ticks))

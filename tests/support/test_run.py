@@ -225,7 +225,7 @@ def test_a_last_step_that_cannot_be_saved_ends_with_an_error(go, capsys, monkeyp
 
 def test_a_folder_that_cannot_be_made_is_refused_in_one_line(go, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="--out .*file/run cannot be made: Not a directory"):
+    with pytest.raises(ValueError, match="file/run cannot be made: Not a directory"):
         go("file/run")
 
 
@@ -248,6 +248,17 @@ def test_a_second_signal_ends_the_process(number):
             os.kill(os.getpid(), number)
             os._exit(4)   # not reached
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -number
+
+
+@pytest.mark.parametrize("before, noted", [(signal.SIG_DFL, signal.SIGHUP), (signal.SIG_IGN, 0)])
+def test_a_lost_terminal_ends_a_run_in_order_and_one_under_nohup_not_at_all(before, noted):
+    """Also when it is told twice, by the terminal and by the shell."""
+    old = signal.signal(signal.SIGHUP, before)
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert interruption.signal == noted
+    assert signal.signal(signal.SIGHUP, old) == before
 
 
 # ---- stages, batches, combinations ------------------------------------------------------------------------------

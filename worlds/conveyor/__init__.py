@@ -4,21 +4,32 @@ Two arms stand at a table ("static") or at a conveyor belt ("dynamic"). "right p
 single frame does not show the belt's velocity. Everything is numpy, N scenes at once. Not here: the model.
 """
 
+from pathlib import Path
+
 import numpy as np
 
 from config import VIEWS
-from worlds.conveyor.record import VALIDATION, marks, prepare, suite, version, write_dataset
+from support.owner import own
+from worlds.conveyor import record
+from worlds.conveyor.record import VALIDATION, marks, suite, version, write_dataset
 from worlds.conveyor.scene import Scenes, scripted_action
 from worlds.conveyor.setting import (CHUNK, FPS, M, RADIUS, SHAPES, STATE_NAMES, SUITES, TOLERANCE,
                                      predefined_settings, sample_settings)
 from worlds.world import Rollout
 
-__all__ = ["FPS", "STATE_NAMES", "SUITES", "VALIDATION", "VIEWS", "marks", "prepare", "scripted_action", "suite",
+__all__ = ["FPS", "STATE_NAMES", "SUITES", "VALIDATION", "VIEWS", "marks", "scripted_action", "suite",
            "version", "write_dataset"]   # handed on
 NAME, PRESETS, TASKS = "conveyor", ("conveyor",), SHAPES
 HALF_WINDOW = RADIUS / 2   # the head camera sees 2 world units
 # Of the first closing. "near miss": the named arm closed on nothing. The wrong arm counts as such whatever it took.
 OUTCOMES = ("took it", "near miss", "wrong object", "wrong arm", "never closed")
+
+
+def prepare(root):
+    """record.prepare, by one process at a time."""
+    if not (Path(root) / "mixture.json").exists():
+        own(root)
+    return record.prepare(root)
 
 
 def settings(suite, episodes=None, seed=0):
