@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
-from support.files import damage, regular, written
+from support.files import damage, must, regular, written
 from support.progress import each
 
 FOLDER, RECORD = "statistics", "files.json"   # of a dataset; what else lies in FOLDER is no part of the record
@@ -45,14 +46,11 @@ def write_json(path, body):
 
 def read_json(path):
     """What write_json wrote. ValueError: damaged or edited."""
-    try:
+    with suppress(OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         body = json.loads(regular(path).read_text())
-        good = body.pop("sha256") == digest(body)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        good = False
-    if not good:
-        raise ValueError(f"{path} is damaged or was edited: delete it to have it made again")
-    return body
+        if body.pop("sha256") == digest(body):
+            return body
+    raise ValueError(f"{path} is damaged or was edited: delete it to have it made again")
 
 
 def _hashes(root):
@@ -84,9 +82,8 @@ def record(root):
 def verify(root):
     """What is no longer as it was recorded -> lines, none if all is. ValueError: no record, or a damaged one."""
     path = Path(root) / FOLDER / RECORD
-    if not path.exists():
-        raise ValueError(f"dataset {root}: no record of its files in {path}; make one of data that you trust: "
-                         f"python -m support.data --inspect {root}")
+    must(path.exists(), f"dataset {root}: no record of its files in {path}; make one of data that you trust: "
+         f"python -m support.data --inspect {root}")
     try:
         then, now = read_json(path)["files"], _hashes(Path(root))
     except OSError as error:

@@ -160,7 +160,7 @@ class LeRobotEpisodes:
         not count it in total_videos. An episode without any picture, or a camera without any film, has lost them."""
         self.lacking = {}
         if not missing and not cache:
-            return ()
+            return set()
         E = len(self.lengths)
         cameras = sum(feature["dtype"] == "video" for feature in self.info["features"].values())
         counted = self.version == "v3.0" or self.info.get("total_videos") == E * cameras

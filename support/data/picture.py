@@ -18,7 +18,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from support.files import lfs_pointer
+from support.files import lfs_pointer, must
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -33,9 +33,8 @@ warnings.filterwarnings("ignore", module="PIL")   # what it would only warn of i
 def check_size(height, width, what="it"):
     """ValueError unless a picture of that size can be held and letterboxed. what: which one, for the message."""
     short, long = sorted((height, width))
-    if short < 1 or long > ASPECT * short or short * long > PIXELS:
-        raise ValueError(f"{what} is {height} x {width} (height, width): a picture has 1 to {PIXELS:,} pixels, and its "
-                         f"longer side is at most {ASPECT} times its shorter one")
+    must(short > 0 and long <= ASPECT * short and short * long <= PIXELS, f"{what} is {height} x {width} (height, "
+         f"width): a picture has 1 to {PIXELS:,} pixels, and its longer side is at most {ASPECT} times its shorter one")
 
 
 def decode(data, where=None):
