@@ -19,7 +19,8 @@ ACTING, RUN = ("--image-dir", "--closed-loop", "--open-loop"), ("a training run"
 # refuse_ignored and its message call them.
 READ_BY = {
     "train.py": {
-        "data robot verify init origin weights init_und init_vae init_experts out resume timestamps": RUN,
+        "data robot verify init origin weights init_und init_vae init_experts out resume": RUN,
+        "timestamps": ("LeRobot data",),
         "shard": ("a run under torchrun",),
         "memory_gb": ("--dry-run", "--fit"),
         "episodes eval_seed": ("a robot of an embedded world",),

@@ -42,7 +42,7 @@ class Listed:
     robot: str          # the name under which its statistics are taken
     frames: int         # of all its episodes, from metadata alone
     has_action: bool
-    same: tuple         # what is the same for one dataset, by whatever path it is listed
+    same: object        # what is the same for one dataset, by whatever path it is listed
     lists: str          # a digest of what it says of itself, which a resumed run compares
     timestamps: str     # how those of its rows are taken: check or index
     only: str = ""      # the episodes that are used, as support.data.episodes reads it
@@ -95,6 +95,9 @@ class Corpus:
         rows, validation = read_mixture(listing, robot) if listing.exists() else ([{"path": ".", "robot": robot}], None)
         listed, held_out = ([Listed.of(listing.parent, row | {"timestamps": timestamps}) for row in some if row]
                             for some in (rows, [validation]))
+        caches = {row.lists for row in listed + held_out if (row.path / "frame_cache").is_dir()}
+        listed, held_out = ([replace(row, same=row.lists) if row.lists in caches else row for row in some]
+                            for some in (listed, held_out))   # a cache is the dataset that it was made of
         if only_episodes:
             if len({row.same for row in listed}) > 1 or any(row.only for row in listed):
                 raise ValueError("--only_episodes counts in one dataset: name them for each dataset in the mixture")
@@ -108,6 +111,11 @@ class Corpus:
     @property
     def weights(self):
         return [row.weight for row in self.listed]
+
+    @property
+    def lerobot(self):
+        """Whether any dataset is LeRobot's."""
+        return any(is_lerobot(row.path) for row in (*self.listed, self.validation) if row)
 
     @property
     def robots(self):

@@ -1,5 +1,6 @@
 """Episodes in a plain folder. What is wrong with a folder is said in one line, by name."""
 
+import os
 import re
 from contextlib import suppress
 from functools import cached_property
@@ -201,8 +202,12 @@ class FolderSource:
         slot = self.slot[self.starts[e] + t] if 0 <= t < self.lengths[e] else -1
         if slot < 0:
             raise ValueError(f"dataset {self.root}, episode {e}, frame {t}: its picture is not stored")
-        item = self.pictures[view][slot]
-        return decode(item) if isinstance(item, Path) else item
+        held = self.pictures[view]
+        if isinstance(held, list):
+            return decode(held[slot])
+        must(os.path.getsize(held.filename) >= held.offset + held.nbytes,   # to read past its end ends the process
+             f"{held.filename} was cut short while it is in use: write it again")
+        return held[slot]
 
     def frames(self, view, e, times):
         return [self.frame(view, e, t) for t in times]

@@ -133,6 +133,7 @@ class LeRobotSource(LeRobotMetadata):
         where = f"{self.where}, episode {self.indices[e]}, frame {t}"
         if self.instruction:
             index = self._value(self.instruction, e, t, where)
+            must(index is not None, f"{where}: '{self.instruction}' is null; write an instruction, or an empty text")
             if type(index) not in (int, float):
                 return next(iter(instructions(index, f"{where}: '{self.instruction}'")), "")
         elif not self.by_row(e):

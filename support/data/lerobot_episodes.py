@@ -201,8 +201,11 @@ class LeRobotEpisodes:
             else:   # a pandas frame whose index is the text, or one of its columns
                 with damage(self.where, f"{path} cannot be read"):
                     table = read_table(path, None, self.where).to_pylist()
-                text = next((key for row in table[:1] for key in ("task", *row) if any(
-                    isinstance(row.get(key), (str, bytes)) for row in table)), "task")
+                texts = [key for key in (table[0] if table else ())
+                         if any(isinstance(row[key], (str, bytes)) for row in table)]
+                text = "task" if "task" in texts or not texts else texts[0]
+                must(text == "task" or len(texts) == 1,
+                     f"{path} has several columns of text ({', '.join(texts)[:200]}): call the task's 'task'")
                 rows = [(f"{path}, row {n}", row) for n, row in enumerate(table)]
             found = {}
             for where, row in rows:

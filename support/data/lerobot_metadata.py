@@ -42,11 +42,23 @@ def picture_shape(feature):
     return height, width, shape[channels]
 
 
+def told_of(feature):
+    """What recorders say of a camera, in whichever of their places, without the prefix that some give it."""
+    found = {}
+    for place in (feature, feature.get("info"), feature.get("video_info")):
+        for part in (place, place.get("video")) if isinstance(place, dict) else ():
+            if isinstance(part, dict):
+                found |= {key.removeprefix("video."): value for key, value in part.items()}
+    return found
+
+
 def is_depth(key, feature):
     """Whether a camera measures distance: it is flagged so, in any of the places that recorders use, or called so."""
-    places = [place for place in (feature, feature.get("info"), feature.get("video_info")) if isinstance(place, dict)]
-    flags = [str(place.get(flag)).lower() for place in places for flag in ("video.is_depth_map", "is_depth_map")]
-    return bool({"true", "1"} & set(flags)) or bool(re.search("depth(?!ai)|disparity", spelt(key)))
+    told = told_of(feature)
+    flagged = any(told.get(flag) not in (None, False, 0, "", "0", "false", "False", "no")
+                  for flag in ("is_depth_map", "is_depth"))
+    deep = re.match("gray(1[0-6]|f)", str(told.get("pix_fmt")))   # more grey levels than a picture has
+    return bool(flagged or deep or re.search("depth(?!ai)|disparity", spelt(key)))
 
 
 class LeRobotMetadata(LeRobotEpisodes):
@@ -172,6 +184,7 @@ class LeRobotMetadata(LeRobotEpisodes):
         for key in self.cameras:
             axes = len(self._shape(key))
             channels = picture_shape(features[key])[2] if axes == 3 else 1 if axes == 2 else "no"
+            channels = 1 if told_of(features[key]).get("channels") == 1 else channels
             if is_depth(key, features[key]):
                 self.not_colour[key] = "is a depth camera"
             elif channels != 3:

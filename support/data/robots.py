@@ -208,8 +208,8 @@ def guess_cameras(keys, aside=""):
     found, rest = {slot: [] for slot in VIEWS}, []
     for key in keys:
         words = spelt(key.removeprefix("observation."))
-        right, side = re.search(rf"{WORD}right", words), re.search(rf"{WORD}(left|right)", words)
-        if re.search(rf"{WORD}(left|right)?(wrist|hand|gripper)", words):
+        right, side = (re.search(f"{WORD}({sides})", words) for sides in ("right|r(?![a-z])", "left|right"))
+        if re.search(f"{WORD}(left|right)?(wrist|hand|gripper)s?(?![a-z])", words):
             found["right_wrist" if right else "left_wrist"].append(key)
         elif re.search(rf"{WORD}(high|head|top|front)", words) and not side:
             found["head"].append(key)

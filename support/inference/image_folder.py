@@ -117,8 +117,10 @@ def write(out, policy, observed, actions, z_hat):
 
 
 def cut(dataset, folder, episode=-1, frame=None, robot=None, timestamps="check"):
-    """Write an image folder from an episode of a dataset, with the true future and the true actions. frame: t, by
-    default m. ValueError: one line, for an episode or a frame that does not exist."""
+    """Write a new image folder from an episode of a dataset, with the true future and the true actions. frame: t, by
+    default m. ValueError: one line, for a folder that holds files, an episode or a frame that does not exist."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"--image-dir {folder} holds files already: name a new folder to cut into, or empty this one")
     source = open_source(dataset, find_robot(robot) if robot else None)
     source.timestamps = timestamps
     m, (e,) = DataConfig.m, chosen(str(episode), source.indices, range(len(source.indices)), "--episode", dataset)
@@ -131,9 +133,6 @@ def cut(dataset, folder, episode=-1, frame=None, robot=None, timestamps="check")
     arrays = {"state.npy": state[t]} if state.shape[1] else {}
     if action is not None:
         arrays["true_actions.npy"] = action[t:t + TRUE_ACTIONS]
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("state.npy", "true_actions.npy", *(f"{view}_{time}.png" for view in VIEWS for time in TIMES)):
-        (folder / name).unlink(missing_ok=True)   # of an earlier cut
     for name, picture in pictures.items():
         saved(Image.fromarray(np.asarray(picture)), folder / name)
     for name, array in arrays.items():

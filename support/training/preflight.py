@@ -101,6 +101,7 @@ def jobs_of(args, config, corpus=None, world=True):
     model, run = config.model, not args.dry_run
     asked = not corpus or not corpus.validation and corpus.hold_out == config.data.hold_out
     facts = {"--dry-run": args.dry_run, "a training run": run, "--fit": args.fit,
+             "LeRobot data": run and (not corpus or corpus.lerobot),
              "a robot of an embedded world": run and world, "data that hold out nothing themselves": run and asked,
              "a run that holds out data": run and (corpus.holds_out if corpus else config.data.hold_out != "none"),
              "a run under torchrun": run and "RANK" in os.environ,

@@ -203,6 +203,14 @@ def test_a_picture_that_is_lost_double_or_of_another_camera_is_named(tmp_path, c
     assert words in refused(shown, tmp_path / "d")
 
 
+def test_a_file_that_is_cut_short_while_it_is_read_is_named(tmp_path):
+    """Past its end the kernel would end the process."""
+    source = FolderSource(plain_folder(tmp_path / "d"))
+    source.frame("head", 0, 0)
+    os.truncate(tmp_path / "d/head.npy", 4096)
+    assert "head.npy was cut short while it is in use" in refused(source.frame, "head", 1, 3)
+
+
 # ---- image folders ---------------------------------------------------------------------------------------------
 
 ARM = SimpleNamespace(robot="arm", state_mean=(0.,) * 6, action_mean=(0.,) * 6)
@@ -256,8 +264,10 @@ def test_a_state_that_is_no_row_of_finite_numbers_is_named(images, text):
     assert "given.JSON" in refused(image_folder.read, images, ARM, None, images / "given.JSON")
 
 
-def test_a_second_cut_leaves_nothing_of_the_first(tmp_path):
-    root = plain_folder(tmp_path / "d", T=80)
-    image_folder.cut(root, tmp_path / "cut", frame=15)
-    image_folder.cut(plain_folder(tmp_path / "none", T=80, state=None, action=None), tmp_path / "cut", frame=39)
-    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["head_now.png", "head_past.png", "task.txt"]
+def test_a_cut_never_replaces_what_a_folder_holds(tmp_path):
+    root, folder = plain_folder(tmp_path / "d", T=80, state=None, action=None), tmp_path / "cut"
+    image_folder.cut(root, folder, frame=39)
+    assert sorted(path.name for path in folder.iterdir()) == ["head_now.png", "head_past.png", "task.txt"]
+    before = (folder / "head_now.png").read_bytes()
+    assert "holds files already" in refused(image_folder.cut, root, folder, -1, 20)
+    assert (folder / "head_now.png").read_bytes() == before
