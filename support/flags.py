@@ -8,7 +8,8 @@ import re
 import sys
 from dataclasses import fields
 
-from config import EPISODES, KINDS, SECTIONS, check
+from config import SECTIONS
+from support.bounds import EPISODES, KINDS, check
 from support.files import read_text
 
 # Bounds of flags, as metadata of a field of config.py.

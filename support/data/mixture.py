@@ -13,7 +13,7 @@ dataset with actions. A folder that is listed twice, by whatever path, is one da
 validation: a dataset, all of it held out: its path, or {"path", "robot", "only_episodes"}.
 """
 
-from config import EPISODES, check
+from support.bounds import EPISODES, check
 from support.data.robots import find_robot
 from support.files import read_json
 from support.flags import episodes

@@ -132,7 +132,7 @@ def test_episodes_with_gaps_keep_their_numbers_in_messages_plots_and_cuts(tmp_pa
     assert list(json.loads((out / "open_loop.json").read_text())) == ["7"]
     infer.main(["--cut", str(root), "--episode", "7", "--image-dir", str(tmp_path / "cut")])
     assert "of episode 7, t = 15" in capfd.readouterr().out
-    assert "--episode 1: dataset" in refuses("infer.py", "--cut", root, "--episode", 1, "--image-dir", tmp_path / "cut")
+    assert "--episode 1: dataset" in refuses("infer.py", "--cut", root, "--episode", 1, "--image-dir", tmp_path / "new")
 
 
 def test_a_checkpoint_of_an_older_version_holds_out_what_it_held_out():
