@@ -35,6 +35,9 @@ class RMSNorm(nn.Module):
 def attend(query, key, value, bias):
     """query (B, A, Nq, d), key and value (B, G, Nk, d), bias (B, 1, Nq, Nk) -> (B, Nq, A * d)."""
     grouped = query.shape[1] != key.shape[1]
+    if grouped and query.is_cuda:   # no fused kernel there takes both groups and a bias: it would keep the scores
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+        grouped = False
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, enable_gqa=grouped)
     return out.transpose(1, 2).flatten(2)
 

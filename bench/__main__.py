@@ -7,6 +7,7 @@
     history    what the right o_{t-m} is worth to a policy that is served
     causal     the same policy shown the true, a frozen and a reversed past
     handover   the step from one chunk to the next, and success, with latency injected
+    card       what a GPU gives: rates, agreement, chunks, training under 24 GiB, a control loop
 
 `python -m bench COMMAND --help` shows the flags of one."""
 
@@ -14,7 +15,8 @@ from support.entry import command   # first: Ctrl-C during the imports is one li
 
 import importlib
 
-COMMANDS = ("params", "claims", "latency", "reading", "history", "causal", "handover")   # modules beside this file
+# Modules beside this file.
+COMMANDS = ("params", "claims", "latency", "reading", "history", "causal", "handover", "card")
 
 
 def run(argv):

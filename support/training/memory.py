@@ -15,7 +15,6 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -59,13 +58,13 @@ class Peak(TorchDispatchMode):
 
 
 def card_attention():
-    """Context with attention as a CUDA card does it. Grouped heads with a mask have no fused kernel there and go the
-    plain way, which keeps the scores; all else is fused."""
+    """Context with attention as a CUDA card does it: fused, and grouped heads repeated first (experts.attend)."""
     fused = F.scaled_dot_product_attention
 
-    def attend(*args, enable_gqa=False, attn_mask=None, **kwargs):
-        with sdpa_kernel(SDPBackend.MATH) if enable_gqa and attn_mask is not None else nullcontext():
-            return fused(*args, enable_gqa=enable_gqa, attn_mask=attn_mask, **kwargs)
+    def attend(query, *pair, enable_gqa=False, **kwargs):
+        if enable_gqa:
+            pair = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in pair)
+        return fused(query, *pair, **kwargs)
     # Replaced rather than intercepted by a torch mode: recomputation in the backward pass would escape a mode.
     return mock.patch.object(F, "scaled_dot_product_attention", attend)
 

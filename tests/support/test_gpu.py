@@ -8,9 +8,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from attention_mask import attention_bias
 from conftest import VARIANTS, film
 from config import VIEWS
+from experts import attend
 from support.inference.engine import Engine
 from support.inference.engine import random_batch as example
 
@@ -31,6 +34,22 @@ def observation(config, seed, cameras=(True, True, True), words=None):
     batch.view_mask[:] = torch.tensor(cameras)
     batch.text_mask[:] = torch.arange(config.text_tokens) < (words or config.text_tokens)
     return batch, torch.randn(1, config.chunk, config.action_dim, generator=torch.Generator().manual_seed(seed))
+
+
+def test_grouped_heads_with_a_mask_take_a_fused_kernel_forward_and_backward(device):
+    """torch raises where the only kernels allowed cannot serve; the plain one would keep the scores."""
+    heads = [torch.randn(2, n, 37, 64, dtype=torch.bfloat16, device=device, requires_grad=True) for n in (6, 2, 2)]
+    bias = attention_bias(torch.rand(2, 37, 37, device=device) < 0.7, torch.bfloat16)
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
+        fused = attend(*heads, bias)
+    fused.float().square().sum().backward()
+    given = [x.grad.float() for x in heads]
+    exact = [x.detach().float().requires_grad_() for x in heads]
+    with sdpa_kernel(SDPBackend.MATH):
+        plain = attend(*exact, bias.float())
+    plain.square().sum().backward()
+    for one, other in zip([fused.float(), *given], [plain, *(x.grad for x in exact)]):
+        assert (one - other).norm() < 2e-2 * other.norm()
 
 
 @pytest.mark.parametrize("backend", [None, "eager"])
