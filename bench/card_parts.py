@@ -2,7 +2,6 @@
 
 A figure "difference" stands beside what is "allowed"; bench/card.py makes a fault of a larger one."""
 
-import itertools
 import json
 import math
 import os
@@ -52,7 +51,7 @@ class Card:
     def __init__(self, quick, tiny):
         self.quick, self.tiny = quick, tiny
         self.device = torch.device("cpu" if tiny else "cuda")
-        self.repeats = 2 if tiny else 10 if quick else 40
+        self.repeats = 3 if tiny else 20 if quick else 60
 
     def config(self, preset):
         """The preset; in a rehearsal with conveyor's network."""
@@ -62,12 +61,14 @@ class Card:
         return replace(config, model=get_config("conveyor").model, train=replace(config.train, batch_size=2))
 
     def times(self, call):
-        """Seconds of the call, repeatedly, after two that are not counted."""
-        return [seconds_of(call, self.device) for _ in range(self.repeats + 2)][2:]
+        """Seconds of the call, repeatedly but for about 3 s, after two that are not counted."""
+        found = [seconds_of(call, self.device) for _ in range(2)]
+        repeats = max(3, min(self.repeats, round(3 / found[1])))
+        return [seconds_of(call, self.device) for _ in range(repeats)]
 
     def kernels(self, call):
-        """(CUDA kernels of a call, the name of the one that takes most time); (0, "") on a CPU."""
-        if self.tiny:
+        """(CUDA kernels of a call, the name of the one that takes most time); (0, "") without time or a GPU."""
+        if self.tiny or self.quick:
             return 0, ""
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
             call()
@@ -99,7 +100,7 @@ def rates(card):
 
 
 def agreement(card):
-    """The gradients of a training step beside the CPU's; then the tests that need a GPU."""
+    """The gradients of a training step beside the CPU's."""
     torch.backends.cudnn.allow_tf32 = False
     config, found = get_config("conveyor").model, []
     torch.manual_seed(0)
@@ -107,12 +108,16 @@ def agreement(card):
     for device in (torch.device("cpu"), card.device):
         model.to(device).zero_grad()
         model(*(x.to(device) for x in inputs)).total(config.lambda_gen, 1, 1).backward()
-        found.append({name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None})
+        # A copy: moving a module moves its gradients in place.
+        found.append({name: p.grad.cpu().clone() for name, p in model.named_parameters() if p.grad is not None})
     apart = max(float(torch.linalg.vector_norm(found[1][name] - x) / torch.linalg.vector_norm(x))
                 for name, x in found[0].items() if x.any())
     yield "gradients of a step, against the CPU's", {"difference": apart, "allowed": GRADIENT}
-    few = ["-k", "not None"] if card.quick else []   # without those that compile
-    ended = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rf", TESTS, *few], capture_output=True, text=True)
+
+
+def tests(card):
+    """The tests that need a GPU. Most of their time is compiling."""
+    ended = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rf", TESTS], capture_output=True, text=True)
     print(ended.stdout, file=sys.stderr)
     closing = ended.stdout.strip().splitlines()[-1].strip("= ")
     must(ended.returncode == 0, f"{TESTS}: {closing}")
@@ -121,7 +126,8 @@ def agreement(card):
 
 def attention(card):
     """Attention in training, the whole joint sequence of a micro-batch, forward and backward: as experts.attend does
-    it, with grouped heads and a mask, which leaves torch no fused kernel, and without a mask, which nobody may do."""
+    it, with grouped heads and a mask, and without a mask, which nobody may do. torch prefers cuDNN's kernels on an H100
+    and not on an RTX 4090, so each is timed without them, too."""
     for preset in ("a1_2b", "a1_3b"):
         config = card.config(preset)
         c, B, layout = config.model, config.train.batch_size, on_meta(config.model).layout
@@ -136,7 +142,9 @@ def attention(card):
         ways = {"experts.attend": lambda: attend(q, k, v, bias),
                 "grouped heads, mask": lambda: F.scaled_dot_product_attention(q, k, v, bias, enable_gqa=True),
                 "grouped heads, no mask": lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True)}
-        for name, way in ways.items():
+        for name, way, cudnn in [(name, way, cudnn) for name, way in ways.items() for cudnn in (True, False)]:
+            torch.backends.cuda.enable_cudnn_sdp(cudnn)
+
             def call():
                 way().sum().backward()
             figures = spread(card.times(call))
@@ -145,12 +153,13 @@ def attention(card):
                 before = torch.cuda.memory_allocated()
                 call()
                 figures["MiB"] = (torch.cuda.max_memory_allocated() - before) / 2 ** 20
+            name += "" if cudnn else ", without cuDNN"
             yield f"{preset}, {len(segment)} tokens x {B}: {name}", figures | {"kernel": card.kernels(call)[1]}
 
 
 def ranks(card):
     """A group of one rank, DDP and FSDP2, over NCCL (a rehearsal: gloo): the loss and gradients of a plain process."""
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29531"}
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29531"}
     config, plain = get_config("conveyor"), None
     group = Ranks()
     for name, shard in (("plain", None), ("DDP", False), ("FSDP2", True)):
@@ -194,12 +203,12 @@ def chunk(card, preset):
     yield "model.py as it is read", figures(plain, flop=flop) | {"TFLOP": flop / 1e12}
     modes = [("eager", None, None)] if card.tiny else [("graph", "eager", None), ("graph", "eager", 2)]
     if not (card.quick or card.tiny):
-        modes += [("eager", None, None), ("graph", "inductor", None), ("graph", None, None)]
+        modes += [("graph", "inductor", None), ("graph", "inductor", 2), ("eager", None, None), ("graph", None, None)]
     for mode, backend, steps in modes:
         began = time.perf_counter()
         engine = Engine(model, mode, steps, backend=backend)
-        how = {"eager": ", not compiled", "inductor": ", compiled", None: ", autotuned"}[backend] if mode == "graph" else ""
-        name = f"{mode}{how}, {steps or config.euler_steps} steps"
+        how = {"eager": ", not compiled", "inductor": ", compiled", None: ", autotuned"}[backend]
+        name = f"{mode}{how if mode == 'graph' else ''}, {steps or config.euler_steps} steps"
         yield f"{name}: start", {"s": time.perf_counter() - began}
         calls = calls_of(engine, batch, eps, z_past)
         if steps is None:
@@ -222,7 +231,6 @@ def training(card, preset):
     """Optimizer steps with a preset's own flags, under a cap of CAP GiB: memory, speed, and what the update costs."""
     config = card.config(preset)
     train, accumulate = config.train, 1 if card.tiny else 4 if card.quick else 16
-    predicted = memory.predict(config).device
     torch.manual_seed(0)
     with torch.device(card.device):   # made there: a minute less than on the CPU, where train.py makes it
         model = InternVLA_A1(config.model)
@@ -237,15 +245,16 @@ def training(card, preset):
     def micro():
         model(*inputs).total(config.model.lambda_gen, 1, 1).backward()
 
-    def step():
+    def step(accumulate):
         times = [seconds_of(micro, card.device) for _ in range(accumulate)]
         norm = global_norm(optimizer.parameters.values())
         optimizer.step(train.lr, clip_scale(norm, train.clip))
         optimizer.zero_grad()
         return times
-    step()   # the states are made
+    for _ in range(2):   # the states are made, kernels chosen
+        step(1)
     began = time.perf_counter()
-    times = list(itertools.chain.from_iterable(step() for _ in range(2)))
+    times = step(accumulate) + step(accumulate)
     optimizer.finish()
     seconds = seconds_of(lambda: None, card.device) + time.perf_counter() - began
     forward = flop_of(lambda: model(*inputs))
@@ -254,15 +263,16 @@ def training(card, preset):
         "samples/s": samples, "s a micro-batch": statistics.median(times), "s a step": seconds / 2,
         "MFU": 3 * forward / train.batch_size * samples / product_rate(card.device, torch.bfloat16)}
     if not card.tiny:
-        yield "memory", {"peak GiB": torch.cuda.max_memory_allocated() / GIB, "predicted GiB": predicted / GIB,
-                         "reserved GiB": torch.cuda.max_memory_reserved() / GIB, "cap GiB": CAP}
+        yield "memory", {"peak GiB": torch.cuda.max_memory_allocated() / GIB, "cap GiB": CAP,
+                         "reserved GiB": torch.cuda.max_memory_reserved() / GIB}
+    yield "memory, as --dry-run predicts it", {"GiB": memory.predict(config).device / GIB}
 
 
 def control(card):
     """policy.step at 30 Hz, planned in the step and in the background."""
     config, mode = card.config("a1_2b"), "eager" if card.tiny else "graph"
     model = random_model(config.model, card.device, torch.float32 if card.tiny else torch.bfloat16)
-    with mock.patch("support.inference.engine.Engine", partial(Engine, backend="eager")):   # not compiled: it starts soon
+    with mock.patch("support.inference.engine.Engine", partial(Engine, backend="eager")):   # not compiled: starts soon
         for name, found in control_loop(model, config, mode, 1 if card.tiny else 4 if card.quick else 10).items():
             yield f"a1_2b, 30 Hz, {name}", {key: found[key] for key in ("p50_ms", "p99_ms", "max_ms", "steps", "plans",
                                                                        "starved", "late")}
