@@ -18,8 +18,8 @@ import time
 import torch
 
 from bench.saving import place, save
-from support.files import must
-from support.flags import Parser
+from support.files import must, read_json
+from support.flags import Parser, value
 
 # Seconds that a part may take: with --quick (0: left out), in full. What matters most comes first.
 LIMITS = {"rates": (20, 40), "agreement": (20, 40), "chunk a1_2b": (60, 200), "training a1_2b": (60, 120),
@@ -75,11 +75,43 @@ def told(row, figures):
     print(f"  {row:<46} {'   '.join(shown)}", flush=True)
 
 
+def run_parts(args, chosen, report, path):
+    """Run the parts one after the other into the report -> ({part: its fault}, how many were run)."""
+    flags = [*(["--quick"] if args.quick else []), *(["--rehearse"] if args.rehearse else [])]
+    began, faults, tried = time.monotonic(), {}, 0
+    for name in chosen:
+        quick, full = LIMITS[name]
+        limit = args.seconds or (quick or full if args.quick and args.parts else quick if args.quick else full)
+        if args.quick and not args.parts:
+            limit = min(limit, QUICK - (time.monotonic() - began))
+        if limit <= 0:
+            print(f"{name}: left out by --quick", flush=True)
+            continue
+        print(name, flush=True)
+        tried += 1
+        part, since = {"rows": report["parts"].get(name, {}).get("rows", {})}, time.monotonic()
+        report["parts"][name] = part
+
+        def tell(row, figures):
+            told(row, figures)
+            part["rows"][row] = figures
+            if path:
+                save(path, report | {"finished": False})
+        fault, _ = run_part([sys.executable, "-m", "bench", "card", "--part", name, *flags], limit, tell)
+        part |= {"seconds": round(time.monotonic() - since, 1), "fault": fault}
+        if fault:
+            faults[name] = fault
+            print(f"  FAULT  {fault}", flush=True)
+    return faults, tried
+
+
 def run(argv):
     parser = Parser(prog="python -m bench card", description=__doc__)
     parser.add_argument("--quick", action="store_true", help=f"fewer parts and samples, {QUICK} s at most")
     parser.add_argument("--rehearse", action="store_true", help="the same code with tiny networks, on a CPU")
-    parser.add_argument("--parts", help=f"only these, separated by commas: {', '.join(LIMITS)}")
+    parser.add_argument("--parts", help=f"only these, separated by commas: {', '.join(LIMITS)}; a result --json keeps "
+                        "its other rows")
+    parser.add_argument("--seconds", type=value(float, {"above": 0}), help="of a part at most (default: its own limit)")
     parser.add_argument("--part", choices=LIMITS, help="run this one here and print its rows as JSON")
     parser.add_argument("--json", help="file name under bench/results")
     parser.add_argument("--force", action="store_true", help="write over a finished result")
@@ -93,37 +125,22 @@ def run(argv):
     chosen = [name.strip() for name in args.parts.split(",")] if args.parts else list(LIMITS)
     unknown = [name for name in chosen if name not in LIMITS]
     must(not unknown, f"--parts {', '.join(unknown)}: they are {', '.join(LIMITS)}")
-    path = place(args.json, args.force) if args.json is not None else None
+    path = place(args.json, args.force or args.parts) if args.json is not None else None
     device = "CPU, a rehearsal" if args.rehearse else torch.cuda.get_device_name()
-    report = {"command": "python -m bench card " + " ".join(argv), "device": device, "torch": torch.__version__,
-              "python": platform.python_version(), "cpu_cores": os.cpu_count(), "parts": {}}
-    print(", ".join(f"{key} {value}" for key, value in list(report.items())[1:-1]), flush=True)
-    flags = [*(["--quick"] if args.quick else []), *(["--rehearse"] if args.rehearse else [])]
-    began, faults = time.monotonic(), {}
-    for name in chosen:
-        limit = LIMITS[name][0 if args.quick else 1]
-        if args.quick:
-            limit = min(limit, QUICK - (time.monotonic() - began))
-        if limit <= 0:
-            print(f"{name}: left out by --quick", flush=True)
-            continue
-        print(name, flush=True)
-        part, since = {"rows": {}}, time.monotonic()
-        report["parts"][name] = part
-
-        def tell(row, figures):
-            told(row, figures)
-            part["rows"][row] = figures
-            if path:
-                save(path, report | {"finished": False})
-        fault, _ = run_part([sys.executable, "-m", "bench", "card", "--part", name, *flags], limit, tell)
-        part |= {"seconds": round(time.monotonic() - since, 1), "fault": fault}
-        if fault:
-            faults[name] = fault
-            print(f"  FAULT  {fault}", flush=True)
+    report = {"device": device, "torch": torch.__version__, "python": platform.python_version(),
+              "cpu_cores": os.cpu_count(), "commands": [], "parts": {}}
+    print(", ".join(f"{key} {x}" for key, x in list(report.items())[:4]), flush=True)
+    if path and path.exists() and args.parts:
+        old = read_json(path)
+        must([old.get(key) for key in list(report)[:4]] == list(report.values())[:4],
+             f"{path} is of another machine, or of another torch or python: choose another --json")
+        report = old
+    report["commands"].append("python -m bench card " + " ".join(argv))
+    began = time.monotonic()
+    faults, tried = run_parts(args, chosen, report, path)
     if path:
         save(path, report | {"finished": True})
-    print(f"{len(report['parts']) - len(faults)} of {len(report['parts'])} parts without a fault, "
+    print(f"{tried - len(faults)} of {tried} parts without a fault, "
           f"{time.monotonic() - began:.0f} s" + (f"; wrote {path}" if path else ""))
     if faults:
         raise ValueError("; ".join(f"{name}: {fault}" for name, fault in faults.items()))

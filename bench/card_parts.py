@@ -67,8 +67,8 @@ class Card:
         return [seconds_of(call, self.device) for _ in range(repeats)]
 
     def kernels(self, call):
-        """(CUDA kernels of a call, the name of the one that takes most time); (0, "") without time or a GPU."""
-        if self.tiny or self.quick:
+        """(CUDA kernels of a call, the name of the one that takes most time); (0, "") on a CPU."""
+        if self.tiny:
             return 0, ""
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
             call()
@@ -197,13 +197,14 @@ def chunk(card, preset):
         times = card.times(call)
         floor = max((flop or 0) / rate, (whole + (steps - 1) * act) / bandwidth)
         found = spread(times) | {"chunks/s": 1 / statistics.median(times), "of floor": floor / statistics.median(times)}
-        return found | {"kernels": card.kernels(call)[0]}
+        return found if card.quick else found | {"kernels": card.kernels(call)[0]}
     plain = as_read(model, batch.to(card.device), eps.to(card.device))
     flop, exact = flop_of(plain), plain().float()
     yield "model.py as it is read", figures(plain, flop=flop) | {"TFLOP": flop / 1e12}
+    compiled = [("graph", "inductor", None), ("graph", "inductor", 2), ("graph", None, None)]
     modes = [("eager", None, None)] if card.tiny else [("graph", "eager", None), ("graph", "eager", 2)]
     if not (card.quick or card.tiny):
-        modes += [("graph", "inductor", None), ("graph", "inductor", 2), ("eager", None, None), ("graph", None, None)]
+        modes = [*compiled, *modes, ("eager", None, None)]
     for mode, backend, steps in modes:
         began = time.perf_counter()
         engine = Engine(model, mode, steps, backend=backend)
@@ -265,7 +266,8 @@ def training(card, preset):
     if not card.tiny:
         yield "memory", {"peak GiB": torch.cuda.max_memory_allocated() / GIB, "cap GiB": CAP,
                          "reserved GiB": torch.cuda.max_memory_reserved() / GIB}
-    yield "memory, as --dry-run predicts it", {"GiB": memory.predict(config).device / GIB}
+    if not card.quick:   # it takes half a minute
+        yield "memory, as --dry-run predicts it", {"GiB": memory.predict(config).device / GIB}
 
 
 def control(card):

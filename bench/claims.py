@@ -1,158 +1,239 @@
 """python -m bench claims arms | tau: what history and prediction are worth (Fig. 9), or tau's density times lambda.
 
-train.py trains every arm in the embedded world, several runs side by side on one thread each. All arms get the same
-wall clock: the step time of each is measured first, and its number of steps follows from the first arm's. Results are
-written as they come in. Finished runs are read back from --work and not repeated."""
+Each run is a process of its own (bench/trial.py), several side by side. Of `arms` every arm first tries learning rates
+at training seed 0, and takes the one with the lowest held-out L_act: never by success, never at the edge of what was
+tried. Then it trains with the other seeds, each evaluated on scenes of its own with 1, 2 and 10 Euler steps. Results
+are written as they come in. Finished runs are read back from --work and not repeated."""
 
 import json
 import os
-import statistics
+import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from bench.ceilings import ceilings
+from bench.chunk import flop_of
 from bench.saving import place, save
+from config import get_config
+from model import InternVLA_A1
 from support.files import must, read_json, written
 from support.flags import COUNT, SEED, Parser, value
+from support.pictures import BLUE
+from support.plots import GREY, Panel, figure
+from support.training.memory import synthetic
 from worlds import conveyor
 
-# What Fig. 9's gap consists of: the frame at t-m, and the prediction of t+m.
-ARMS = {"full": [], "no generation expert": ["--gen_expert", "false"], "lambda 0": ["--lambda_gen", "0"],
-        "target z_t": ["--gen_target", "present"]}
-CELLS = {f"{density} {weight}": ["--tau_density", density, "--lambda_gen", weight]
-         for density in ("paper", "release") for weight in ("0.01", "0.1", "0.3")}
-RATES = ("4e-3", "2e-3")   # the same effort for every arm: both learning rates at one seed, then the better one
+# What Fig. 9's gap consists of: the frame at t-m, the prediction of t+m, and the size of the network.
+ARMS = {"full": {}, "no generation": {"gen_expert": False},
+        "no generation, wider": {"gen_expert": False, "layers": 6, "und_width": 128, "und_mlp": 384},
+        "history, no generation": {"gen_expert": False, "und_frames": 2},
+        "lambda 0": {"lambda_gen": 0.0}, "target z_t": {"gen_target": "present"}}
+CELLS = {f"{density} {weight}": {"tau_density": density, "lambda_gen": weight}
+         for density in ("paper", "release") for weight in (0.01, 0.1, 0.3)}
+RATES = (2e-3, 4e-3, 8e-3)
+EULER = (1, 2, 10)
 
 
-STARTED = []   # processes
+class Trials:
+    """Runs a few trials at a time, each a process. `stop` ends those that run, each saves, and lets no other begin."""
+
+    def __init__(self, parallel, work):
+        self.slots, self.stopped, self.running, self.work = threading.Semaphore(parallel), False, set(), Path(work)
+
+    def stop(self):
+        self.stopped = True
+        for child in list(self.running):
+            child.send_signal(signal.SIGTERM)
+
+    def run(self, name, flags, eval_seed, episodes):
+        """One run -> what bench/trial.py found, read back if this very run is finished; None: `stop` ended it.
+
+        name: of its folder in --work. flags: {flag of train.py: value}. ValueError: it failed, or the folder holds
+        another run."""
+        out = self.work / name
+        given = [word for flag, x in flags.items() for word in (f"--{flag}", str(x).lower())]
+        command = [str(out), str(eval_seed), str(episodes), "--config", "conveyor", *given]
+        this, described = f"{' '.join(command[1:])} in world {conveyor.version()}\n", out / "run.txt"
+        must(not described.exists() or described.read_text() == this, f"{out} holds another run, or one in another "
+             "version of the world: delete it, or choose another --work")
+        with self.slots:
+            if (out / "trial.json").exists():
+                return json.loads((out / "trial.json").read_text())
+            if self.stopped:
+                return None
+            with written(described) as file:
+                file.write_text(this)
+            child = subprocess.Popen([sys.executable, "-m", "bench.trial", *command], stdout=subprocess.DEVNULL,
+                                     stderr=subprocess.PIPE, text=True)
+            self.running.add(child)
+            errors = child.communicate()[1].strip()
+            self.running.discard(child)
+        if child.returncode and not self.stopped:
+            raise ValueError(f"{' '.join(command)} failed: {(errors or str(child.returncode)).splitlines()[-1]}")
+        return None if child.returncode else json.loads((out / "trial.json").read_text())
 
 
-@contextmanager
-def side_by_side(n):
-    """A pool of n threads for `train`. What ends it early ends their processes, too: each saves, as on any SIGTERM."""
-    conveyor.prepare(Path("data/conveyor"))   # here: of runs that begin together each would
-    with ThreadPoolExecutor(n) as pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in STARTED:
-                child.terminate()
-            raise
+def best_rate(losses):
+    """{rate: held-out L_act} -> (the best rate, the rate to try next: None unless the best is at the edge)."""
+    best = min(losses, key=losses.get)
+    return best, {min(losses): best / 2, max(losses): best * 2}.get(best)
 
 
-def train(flags, out, steps, seed, eval_seed, episodes=200):
-    """One run of train.py on one thread; returns its report.json, read back if this very run is finished already."""
-    report, described = Path(out) / "report.json", Path(out) / "run.txt"
-    numbers = {"steps": steps, "decay_steps": steps, "eval_every": steps, "save_every": steps, "seed": seed,
-               "eval_seed": eval_seed, "episodes": episodes, "threads": 1}
-    command = ["train.py", "--config", "conveyor", "--out", str(out),
-               *(word for name, x in numbers.items() for word in (f"--{name}", str(x))), *flags]
-    this = f"{' '.join(command)} in world {conveyor.version()}\n"
-    must(not described.exists() or described.read_text() == this, f"{out} holds another run, or one in another version "
-         "of the world: delete it, or choose another --work")
-    if not report.exists():
-        with written(described) as file:
-            file.write_text(this)
-        child = subprocess.Popen([sys.executable, *command, "--resume"],   # one that was interrupted goes on
-                                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        STARTED.append(child)
-        why = child.communicate()[1].strip() or f"exit code {child.returncode}"
-        if child.returncode:
-            raise ValueError(f"{' '.join(command)} failed: {why.splitlines()[-1]}")
-    return json.loads(report.read_text())
+def gflop(flags):
+    """GFLOP of one sample's training step, forward and backward."""
+    config = get_config("conveyor", flags).model
+    model, inputs = InternVLA_A1(config), synthetic(config, 4)
+    return flop_of(lambda: model(*inputs).total(config.lambda_gen, 1, 1).backward()) / 4e9
 
 
-def calibrate(arms, steps, work):
-    """Steps that each arm makes while the first makes `steps`: all timed in the same way, beside a busy neighbour."""
-    outs = {name: work / "calibrate" / name.replace(" ", "_") for name in arms}
-    with side_by_side(2) as pool:
-        list(pool.map(lambda name: train(arms[name], outs[name], 60, 0, 0, 2), arms))
-    seconds = {name: statistics.median(json.loads(line)["seconds"] for line in open(out / "timing.jsonl"))
-               for name, out in outs.items()}
-    first = next(iter(arms))
-    return {name: round(steps * seconds[first] / seconds[name]) for name in arms}, seconds
-
-
-def claim(args, argv):
-    """Train every arm with every seed, several at a time, and write all reports to one JSON file as they come in."""
-    path, work = place(args.json or f"{args.claim}.json", args.force), Path(args.work)
+def claim(args, argv, trials):
+    """Tune and train every arm, several runs at a time, and write all results to one JSON file as they come in."""
+    path = place(args.json or f"{args.claim}.json", args.force)
     every = {"arms": ARMS, "tau": CELLS}[args.claim]
-    names = list(every) if args.only is None else [name.strip() for name in args.only.split(",")]
-    if unknown := [name for name in names if name not in every]:
-        raise ValueError(f"--only {unknown[0]!r}: no such arm; choose among {', '.join(every)}")
-    arms = {name: every[name] for name in names}
-    if args.tuned:
-        tuned = read_json(args.tuned)
-        try:
-            steps, best = ({name: tuned[key][name] for name in arms} for key in ("steps", "best_lr"))
-            seconds = tuned["seconds_per_step"]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"--tuned {args.tuned} is no result of these arms: {error!r}") from error
-    elif args.claim == "arms":
-        (steps, seconds), best = calibrate(every, args.steps, work), dict.fromkeys(arms)
-    else:   # the same network throughout
-        steps, seconds, best = dict.fromkeys(every, args.steps), None, dict.fromkeys(arms, RATES[0])
+    names = list(every) if args.only is None else [name.strip() for name in args.only.split(";")]
+    unknown = [name for name in names if name not in every]
+    must(not unknown, f"--only {unknown[:1]}: no such arm; choose among {'; '.join(every)}")
+    rates = read_json(args.rates)["rates"] if args.rates else {}
+    must(not rates or set(names) <= set(rates), f"--rates {args.rates} has no rate of some of these arms")
+    conveyor.prepare(Path("data/conveyor"))   # here: of runs that begin together each would
     result = {"command": "python -m bench claims " + " ".join(argv), "torch": torch.__version__,
+              "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
               "conditions": f"{args.parallel} runs at a time, one thread each, {os.cpu_count()} CPU cores",
-              "seconds_per_step": seconds, "steps": steps, "flags": arms, "eval_seed": args.eval_seed,
-              "finished": False, "runs": []}
+              "world": conveyor.version(), "steps": args.steps, "tuning_steps": args.tuning_steps,
+              "eval_seed": args.eval_seed, "episodes": args.episodes, "finished": False,
+              "flags": {name: every[name] for name in names},
+              "rates": {}, "tuning": [], "runs": []}
+    lock = threading.Lock()
 
-    def one(job):
-        name, rate, seed = job
-        out = work / f"{args.claim}_{steps[name]}_{name.replace(' ', '_')}_{rate}_{seed}"
-        report = train([*arms[name], "--lr", rate], out, steps[name], seed, args.eval_seed + seed)
-        return report | {"arm": name, "lr": rate, "seed": seed}
+    def one(name, rate, seed, steps, kind):
+        """One run of an arm into result[kind]."""
+        flags = every[name] | {"lr": f"{rate:g}", "steps": steps, "decay_steps": steps, "seed": seed}
+        found = trials.run(f"{args.claim}_{steps}_{name.replace(' ', '_')}_{rate:g}_{seed}", flags,
+                           args.eval_seed + seed, args.episodes if kind == "runs" else 0)
+        if found is None:
+            return None
+        with lock:
+            result[kind].append({"arm": name, "lr": rate, "seed": seed} | found)
+            save(path, result)
+            success = (f"{suite} {row['success']:.1%}" for suite, row in found.get("euler 10", {}).items())
+            print(f"{name:<24} lr {rate:g}  seed {seed}  {steps} steps  L_act held out "
+                  f"{found['held_out']['loss_act']:.4f}", *success, sep="  ", flush=True)
+        return found
 
-    def train_all(jobs):
-        with side_by_side(args.parallel) as pool:
-            for report in pool.map(one, jobs):
-                result["runs"].append(report)
-                save(path, result)
-                print(f"{report['arm']:<22} lr {report['lr']}  seed {report['seed']}  {report['steps']} steps",
-                      *(f"{suite} {report[suite]['success']:6.1%}" for suite in conveyor.SUITES), sep="  ", flush=True)
+    def arm(name):
+        """All runs of an arm; it waits for nobody but the slots."""
+        with ThreadPoolExecutor(args.parallel) as pool:
+            if args.claim == "tau":
+                rate = CELLS_RATE
+            elif name in rates:
+                rate = rates[name]
+            else:
+                losses, wanted = {}, RATES
+                while wanted:
+                    found = list(pool.map(lambda rate: one(name, rate, 0, args.tuning_steps, "tuning"), wanted))
+                    if None in found:
+                        return
+                    losses |= {rate: row["held_out"]["loss_act"] for rate, row in zip(wanted, found)}
+                    rate, more = best_rate(losses)
+                    wanted = (more,) if more else ()
+            result["rates"][name] = rate
+            list(pool.map(lambda seed: one(name, rate, seed, args.steps, "runs"), range(1, args.seeds + 1)))
 
-    seeds = range(args.seeds)
-    if None in best.values():
-        train_all([(name, rate, 0) for name in arms for rate in reversed(RATES)])
-        ranked = sorted(result["runs"], key=lambda run: sum(run[suite]["success"] for suite in conveyor.SUITES))
-        best |= {run["arm"]: run["lr"] for run in ranked}   # of an arm's two the last, the more successful
-        seeds = seeds[1:]
-    train_all([(name, best[name], seed) for seed in seeds for name in arms])
-    result |= {"best_lr": best, "finished": True}
-    save(path, result)
-    print(*summary(result), f"wrote {path}", sep="\n")
+    with ThreadPoolExecutor(len(names) + 1) as pool:
+        beside = pool.submit(ceilings, args.eval_seed, args.seeds, args.episodes)
+        list(pool.map(arm, names))
+    result["ceilings"] = beside.result()
+    result["gflop_a_sample"] = {name: round(gflop(every[name]), 3) for name in names}
+    order = {name: i for i, name in enumerate(names)}
+    result["runs"].sort(key=lambda run: (order[run["arm"]], run["seed"]))
+    save(path, result | {"finished": len(result["runs"]) == args.seeds * len(names)})
+    print(*table(result), f"wrote {path}", sep="\n")
 
 
-def summary(result):
-    """Printable rows of a claim: per arm the median success over seeds in per cent, its range, and each seed's."""
-    for name, rate in result["best_lr"].items():
-        runs = sorted((run for run in result["runs"] if run["arm"] == name and run["lr"] == rate),
-                      key=lambda run: run["seed"])
-        row = f"{name:<22} lr {rate}  {result['steps'][name]} steps"
-        for suite in conveyor.SUITES:
-            each = [100 * run[suite]["success"] for run in runs]
-            row += (f"  {suite} {statistics.median(each):5.1f} [{min(each):.1f} to {max(each):.1f}] "
-                    f"({', '.join(f'{x:.1f}' for x in each)})")
-        yield row
+CELLS_RATE = 4e-3   # of the preset
+
+
+# ---- figures -----------------------------------------------------------------------------------------------------
+
+def values(result, arm, suite, euler=10):
+    """Success in per cent of every training seed of an arm."""
+    return [100 * run[f"euler {euler}"][suite]["success"] for run in result["runs"] if run["arm"] == arm]
+
+
+def bootstrap(one, other=None, draws=10_000):
+    """95 % interval of the mean over training seeds, or of the difference of two means: [low, high]. The unit that is
+    drawn with replacement is the seed, so the interval of a rate never leaves 0 to 100."""
+    random = np.random.RandomState(0)
+
+    def means(x):
+        return np.array(x)[random.randint(len(x), size=(draws, len(x)))].mean(1)
+    return np.quantile(means(one) - (0 if other is None else means(other)), (0.025, 0.975)).round(1).tolist()
+
+
+def table(result):
+    """Markdown rows: of every arm each seed's success and their median, and by how much the full model leads."""
+    yield "| arm | learning rate | Euler | still, each seed | median | moving, each seed | median | full leads by |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for name in result["rates"]:
+        for euler in EULER:
+            still, moving = (values(result, name, suite, euler) for suite in conveyor.SUITES)
+            if not moving:
+                continue
+            full, lead = values(result, "full", "dynamic", euler), ""
+            if full and name != "full":
+                low, high = bootstrap(full, moving)
+                lead = f"{np.mean(full) - np.mean(moving):.1f} ({low:.1f} to {high:.1f})"
+            each = [f"{', '.join(f'{x:.1f}' for x in row)} | {np.median(row):.1f}" for row in (still, moving)]
+            yield f"| {name} | {result['rates'][name]:g} | {euler} | {each[0]} | {each[1]} | {lead} |"
+
+
+def draw(result, path, euler=10):
+    """Dots: every training seed of every arm; vertical lines: what scripted policies reach -> RGB image."""
+    panels, shake = [], np.random.RandomState(0)
+    for name in result["rates"]:
+        for suite, title in zip(conveyor.SUITES, ("still", "moving")):
+            lines = [([(row[suite] / 100, 0), (row[suite] / 100, 1)], GREY) for row in result["ceilings"].values()]
+            lines += [([(x / 100, shake.uniform(0.2, 0.8))], BLUE) for x in values(result, name, suite, euler)]
+            below = [[(share, f"{share:.0%}") for share in (0, 0.5, 1)]]
+            panels.append(Panel(f"{name}: {title}", lines, [(0, "")], below))
+    return figure(panels, 2, (330, 40), [("a training seed", BLUE), ("a scripted policy", GREY)], path)
 
 
 def run(argv):
     parser = Parser(prog="python -m bench claims", description=__doc__)
     parser.add_argument("claim", choices=("arms", "tau"), help="which comparison")
-    parser.add_argument("--steps", type=value(int, COUNT), default=1500,
-                        help="steps of the first arm; the others get its wall clock")
-    parser.add_argument("--seeds", type=value(int, COUNT), default=3, help="training seeds")
-    parser.add_argument("--eval_seed", type=value(int, SEED), default=4242,
-                        help="evaluation seed of training seed 0; then + 1 each")
+    parser.add_argument("--steps", type=value(int, COUNT), default=1500, help="of every run that counts")
+    parser.add_argument("--tuning_steps", type=value(int, COUNT), default=1500, help="of the runs that choose a rate")
+    parser.add_argument("--rates", metavar="JSON", help="an earlier result whose learning rates are taken")
+    parser.add_argument("--seeds", type=value(int, COUNT), default=5, help="training seeds, from 1 on")
+    parser.add_argument("--episodes", type=value(int, COUNT), default=200, help="scenes a suite")
+    parser.add_argument("--eval_seed", type=value(int, SEED), default=86000, help="scenes of seed s are of this + s")
     parser.add_argument("--parallel", type=value(int, COUNT), default=2, help="runs at a time")
-    parser.add_argument("--only", help="comma-separated arms")
-    parser.add_argument("--tuned", metavar="JSON", help="an earlier result whose steps and learning rates are taken")
+    parser.add_argument("--minutes", type=value(float, {"above": 0}), help="then stop; the same command goes on")
+    parser.add_argument("--only", help="arms, separated by semicolons")
     parser.add_argument("--work", default="runs/bench", help="where the runs go")
     parser.add_argument("--json", help="file name under bench/results (default: the claim's)")
+    parser.add_argument("--picture", help="draw the finished result --json into this file, and train nothing")
     parser.add_argument("--force", action="store_true", help="write over a finished result")
-    claim(parser.parse_args(argv), argv)
+    args = parser.parse_args(argv)
+    if args.picture:
+        result = read_json(Path("bench/results") / (args.json or f"{args.claim}.json"))
+        draw(result, args.picture)
+        return print(*table(result), f"wrote {args.picture}", sep="\n")
+    trials = Trials(args.parallel, args.work)
+    clock = threading.Timer(60 * (args.minutes or 1e6), trials.stop)
+    clock.daemon = True
+    clock.start()
+    try:
+        claim(args, argv, trials)
+    except BaseException:
+        trials.stop()
+        raise
+    finally:
+        clock.cancel()
