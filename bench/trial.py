@@ -31,7 +31,8 @@ def run(argv):
     runpy.run_path("train.py", run_name="__main__")
     report, timing = json.loads((out / "report.json").read_text()), (out / "timing.jsonl").read_text().splitlines()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = {"device": torch.cuda.get_device_name() if device == "cuda" else "CPU", "steps": report["steps"], "held_out": report["held_out"], "seconds": report["seconds"],
+    found = {"device": torch.cuda.get_device_name() if device == "cuda" else "CPU", "steps": report["steps"],
+             "held_out": report["held_out"], "seconds": report["seconds"],
              "ms_a_step": round(1e3 * statistics.median(json.loads(line)["seconds"] for line in timing), 1)}
     policy = Policy.load(out, device=device, engine="plain") if episodes else None
     for euler in EULER if episodes else ():
