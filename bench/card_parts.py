@@ -201,15 +201,14 @@ def chunk(card, preset):
     plain = as_read(model, batch.to(card.device), eps.to(card.device))
     flop, exact = flop_of(plain), plain().float()
     yield "model.py as it is read", figures(plain, flop=flop) | {"TFLOP": flop / 1e12}
-    compiled = [("graph", "inductor", None), ("graph", "inductor", 2), ("graph", None, None)]
     modes = [("eager", None, None)] if card.tiny else [("graph", "eager", None), ("graph", "eager", 2)]
-    if not (card.quick or card.tiny):
-        modes = [*compiled, *modes, ("eager", None, None)]
+    if not (card.quick or card.tiny):   # to compile takes a minute or two
+        modes = [("graph", None, None), ("graph", None, 2), *modes, ("eager", None, None)]
     for mode, backend, steps in modes:
         began = time.perf_counter()
         engine = Engine(model, mode, steps, backend=backend)
-        how = {"eager": ", not compiled", "inductor": ", compiled", None: ", autotuned"}[backend]
-        name = f"{mode}{how if mode == 'graph' else ''}, {steps or config.euler_steps} steps"
+        how = f"graph, {'not ' if backend else ''}compiled" if mode == "graph" else mode
+        name = f"{how}, {steps or config.euler_steps} steps"
         yield f"{name}: start", {"s": time.perf_counter() - began}
         calls = calls_of(engine, batch, eps, z_past)
         if steps is None:

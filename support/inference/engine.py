@@ -103,8 +103,7 @@ class Engine:
                 kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
         self.block, self.vit_block, self.encode, self.decode = block, vit_block, encode, decode
         if mode != "eager":
-            options = {"mode": "max-autotune-no-cudagraphs"} if device.type == "cuda" else {}
-            region = partial(compiled, **({"backend": backend} if backend else options))
+            region = partial(compiled, **({"backend": backend} if backend else {}))
             self.block, self.vit_block, self.encode, self.decode = map(region, (block, vit_block, encode, decode))
         self.views, self.ready = views, {"cold"}   # hand-overs that a graph is recorded for
         self._check(views)
