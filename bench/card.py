@@ -94,7 +94,8 @@ def run_parts(args, chosen, report, path):
 
         def tell(row, figures):
             told(row, figures)
-            part["rows"][row] = figures
+            part["rows"][row] = {key: None if isinstance(x, float) and not math.isfinite(x) else x   # JSON has no NaN
+                                 for key, x in figures.items()}
             if path:
                 save(path, report | {"finished": False})
         fault, _ = run_part([sys.executable, "-m", "bench", "card", "--part", name, *flags], limit, tell)

@@ -36,7 +36,8 @@ ARMS = {"full": {}, "no generation": {"gen_expert": False},
         "lambda 0": {"lambda_gen": 0.0}, "target z_t": {"gen_target": "present"}}
 CELLS = {f"{density} {weight}": {"tau_density": density, "lambda_gen": weight}
          for density in ("paper", "release") for weight in (0.01, 0.1, 0.3)}
-RATES = (2e-3, 4e-3, 8e-3)
+RATES = (2e-3, 4e-3, 8e-3)   # tried first
+OWN_RATE = 4e-3              # of the preset: the cells of `tau` are the same network
 EULER = (1, 2, 10)
 
 
@@ -92,71 +93,74 @@ def gflop(flags):
     return flop_of(lambda: model(*inputs).total(config.lambda_gen, 1, 1).backward()) / 4e9
 
 
-def claim(args, argv, trials):
-    """Tune and train every arm, several runs at a time, and write all results to one JSON file as they come in."""
-    path = place(args.json or f"{args.claim}.json", args.force)
-    every = {"arms": ARMS, "tau": CELLS}[args.claim]
-    names = list(every) if args.only is None else [name.strip() for name in args.only.split(";")]
-    unknown = [name for name in names if name not in every]
-    must(not unknown, f"--only {unknown[:1]}: no such arm; choose among {'; '.join(every)}")
-    rates = read_json(args.rates)["rates"] if args.rates else {}
-    must(not rates or set(names) <= set(rates), f"--rates {args.rates} has no rate of some of these arms")
-    conveyor.prepare(Path("data/conveyor"))   # here: of runs that begin together each would
-    result = {"command": "python -m bench claims " + " ".join(argv), "torch": torch.__version__,
-              "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-              "conditions": f"{args.parallel} runs at a time, one thread each, {os.cpu_count()} CPU cores",
-              "world": conveyor.version(), "steps": args.steps, "tuning_steps": args.tuning_steps,
-              "eval_seed": args.eval_seed, "episodes": args.episodes, "finished": False,
-              "flags": {name: every[name] for name in names},
-              "rates": {}, "tuning": [], "runs": []}
-    lock = threading.Lock()
+class Claim:
+    """All runs of a comparison, several at a time, and the one JSON file that they are written to as they come in."""
 
-    def one(name, rate, seed, steps, kind):
-        """One run of an arm into result[kind]."""
-        flags = every[name] | {"lr": f"{rate:g}", "steps": steps, "decay_steps": steps, "seed": seed}
-        found = trials.run(f"{args.claim}_{steps}_{name.replace(' ', '_')}_{rate:g}_{seed}", flags,
-                           args.eval_seed + seed, args.episodes if kind == "runs" else 0)
+    def __init__(self, args, argv, trials):
+        self.args, self.trials, self.lock = args, trials, threading.Lock()
+        self.path = place(args.json or f"{args.claim}.json", args.force)
+        self.every = {"arms": ARMS, "tau": CELLS}[args.claim]
+        self.names = list(self.every) if args.only is None else [name.strip() for name in args.only.split(";")]
+        unknown = [name for name in self.names if name not in self.every]
+        must(not unknown, f"--only {unknown[:1]}: no such arm; choose among {'; '.join(self.every)}")
+        self.rates = dict.fromkeys(CELLS, OWN_RATE) | (read_json(args.rates).get("rates", {}) if args.rates else {})
+        missing = [name for name in self.names if name not in self.rates]
+        must(not (args.rates and missing), f"--rates {args.rates} has no learning rate of {missing[:1]}")
+        self.result = {
+            "command": "python -m bench claims " + " ".join(argv), "torch": torch.__version__,
+            "conditions": f"{args.parallel} runs at a time, one thread each, {os.cpu_count()} CPU cores",
+            "world": conveyor.version(), "steps": args.steps, "tuning_steps": args.tuning_steps,
+            "eval_seed": args.eval_seed, "episodes": args.episodes, "finished": False,
+            "flags": {name: self.every[name] for name in self.names}, "rates": {}, "tuning": [], "runs": []}
+
+    def run(self):
+        conveyor.prepare(Path("data/conveyor"))   # here: of runs that begin together each would
+        with ThreadPoolExecutor(len(self.names) + 1) as pool:
+            beside = pool.submit(ceilings, self.args.eval_seed, self.args.seeds, self.args.episodes)
+            list(pool.map(self.arm, self.names))
+        result = self.result
+        result["ceilings"] = beside.result()
+        result["gflop_a_sample"] = {name: round(gflop(self.every[name]), 3) for name in self.names}
+        result["runs"].sort(key=lambda run: (self.names.index(run["arm"]), run["seed"]))
+        save(self.path, result | {"finished": len(result["runs"]) == self.args.seeds * len(self.names)})
+        print(*table(result), f"wrote {self.path}", sep="\n")
+
+    def arm(self, name):
+        """All runs of one arm: it waits for nobody but a free place."""
+        with ThreadPoolExecutor(self.args.parallel) as pool:
+            rate = self.rates.get(name) or self.tune(name, pool)
+            if rate:
+                self.result["rates"][name] = rate
+                seeds = range(1, self.args.seeds + 1)
+                list(pool.map(lambda seed: self.one(name, rate, seed, self.args.steps, "runs"), seeds))
+
+    def tune(self, name, pool):
+        """The learning rate with the lowest held-out L_act, which is not at the edge of those tried; None: stopped."""
+        losses, wanted = {}, RATES
+        while wanted:
+            found = list(pool.map(lambda rate: self.one(name, rate, 0, self.args.tuning_steps, "tuning"), wanted))
+            if None in found:
+                return None
+            losses |= {rate: row["held_out"]["loss_act"] for rate, row in zip(wanted, found)}
+            best, more = best_rate(losses)
+            wanted = (more,) if more else ()
+        return best
+
+    def one(self, name, rate, seed, steps, kind):
+        """One run of an arm, into result[kind] -> what it found; None: stopped."""
+        args = self.args
+        flags = self.every[name] | {"lr": f"{rate:g}", "steps": steps, "decay_steps": steps, "seed": seed}
+        found = self.trials.run(f"{args.claim}_{steps}_{name.replace(' ', '_')}_{rate:g}_{seed}", flags,
+                                args.eval_seed + seed, args.episodes if kind == "runs" else 0)
         if found is None:
             return None
-        with lock:
-            result[kind].append({"arm": name, "lr": rate, "seed": seed} | found)
-            save(path, result)
+        with self.lock:
+            self.result[kind].append({"arm": name, "lr": rate, "seed": seed} | found)
+            save(self.path, self.result)
             success = (f"{suite} {row['success']:.1%}" for suite, row in found.get("euler 10", {}).items())
             print(f"{name:<24} lr {rate:g}  seed {seed}  {steps} steps  L_act held out "
                   f"{found['held_out']['loss_act']:.4f}", *success, sep="  ", flush=True)
         return found
-
-    def arm(name):
-        """All runs of an arm; it waits for nobody but the slots."""
-        with ThreadPoolExecutor(args.parallel) as pool:
-            if args.claim == "tau":
-                rate = CELLS_RATE
-            elif name in rates:
-                rate = rates[name]
-            else:
-                losses, wanted = {}, RATES
-                while wanted:
-                    found = list(pool.map(lambda rate: one(name, rate, 0, args.tuning_steps, "tuning"), wanted))
-                    if None in found:
-                        return
-                    losses |= {rate: row["held_out"]["loss_act"] for rate, row in zip(wanted, found)}
-                    rate, more = best_rate(losses)
-                    wanted = (more,) if more else ()
-            result["rates"][name] = rate
-            list(pool.map(lambda seed: one(name, rate, seed, args.steps, "runs"), range(1, args.seeds + 1)))
-
-    with ThreadPoolExecutor(len(names) + 1) as pool:
-        beside = pool.submit(ceilings, args.eval_seed, args.seeds, args.episodes)
-        list(pool.map(arm, names))
-    result["ceilings"] = beside.result()
-    result["gflop_a_sample"] = {name: round(gflop(every[name]), 3) for name in names}
-    order = {name: i for i, name in enumerate(names)}
-    result["runs"].sort(key=lambda run: (order[run["arm"]], run["seed"]))
-    save(path, result | {"finished": len(result["runs"]) == args.seeds * len(names)})
-    print(*table(result), f"wrote {path}", sep="\n")
-
-
-CELLS_RATE = 4e-3   # of the preset
 
 
 # ---- figures -----------------------------------------------------------------------------------------------------
@@ -231,7 +235,7 @@ def run(argv):
     clock.daemon = True
     clock.start()
     try:
-        claim(args, argv, trials)
+        Claim(args, argv, trials).run()
     except BaseException:
         trials.stop()
         raise

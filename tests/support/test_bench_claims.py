@@ -1,50 +1,65 @@
 """python -m bench claims: the same runs for every arm, no finished result lost. And the commands as they are typed."""
 
 import json
+import math
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
+import torch
 
 import bench.__main__ as bench
-from bench import claims, saving
+from bench import ceilings, claims, saving
 from config import CONFIGS
 from support import files
 
 
+LOSS = {"full": 4e-3, "lambda 0": 16e-3}   # where held-out L_act is least; of all other arms at 2e-3
+
+
 @pytest.fixture
 def runs(monkeypatch, tmp_path):
-    """train.py replaced: success follows from the learning rate and the seed -> the jobs that were asked for."""
+    """Processes replaced: held-out L_act follows from arm and learning rate -> the jobs that were asked for."""
     asked = []
 
-    def train(flags, out, steps, seed, eval_seed, episodes=200):
-        asked.append((steps, seed, eval_seed, *flags[-2:]))
-        success = .9 - .1 * seed - (.5 if "2e-3" in flags else 0)
-        return {"steps": steps, "static": {"success": success}, "dynamic": {"success": success / 2}}
-    monkeypatch.setattr(claims, "train", train)
+    def run(self, name, flags, eval_seed, episodes):
+        arm = "lambda 0" if flags.get("lambda_gen") == 0.0 else "full" if set(flags) == {
+            "lr", "steps", "decay_steps", "seed"} else "other"
+        asked.append((arm, float(flags["lr"]), flags["steps"], flags["seed"], eval_seed, episodes))
+        held_out = {"loss_act": abs(math.log(float(flags["lr"]) / LOSS.get(arm, 2e-3)))}
+        rows = {suite: {"success": 0.9 - 0.1 * flags["seed"], "outcomes": "tm"} for suite in ("static", "dynamic")}
+        return {"device": "CPU", "steps": flags["steps"], "held_out": held_out} | (
+            {f"euler {n}": rows for n in (1, 2, 10)} if episodes else {})
+    monkeypatch.setattr(claims.Trials, "run", run)
     monkeypatch.setattr(claims.conveyor, "prepare", lambda root: None)
-    monkeypatch.setattr(claims, "calibrate", lambda arms, steps, work: (dict.fromkeys(arms, steps), None))
+    monkeypatch.setattr(claims, "ceilings", lambda *_: {"perfect": {"static": 100.0, "dynamic": 100.0}})
     monkeypatch.setattr(saving, "RESULTS", tmp_path)
     return asked
 
 
-def test_every_arm_gets_both_rates_at_the_first_seed_and_the_better_one_at_the_others(runs, tmp_path, capsys):
-    bench.run("claims arms --steps 10 --seeds 3 --eval_seed 100".split())
+def test_a_rate_is_chosen_by_held_out_loss_and_never_at_the_edge_of_what_was_tried(runs, tmp_path, capsys):
+    bench.run(["claims", "arms", "--steps", "10", "--tuning_steps", "5", "--seeds", "2", "--eval_seed", "100", "--only",
+               "full;lambda 0;target z_t"])
     result = json.loads((tmp_path / "arms.json").read_text())
-    assert result["best_lr"] == dict.fromkeys(claims.ARMS, "4e-3") and result["finished"]
-    assert sorted(runs) == sorted(len(claims.ARMS) * [(10, 0, 100, "--lr", "2e-3")] + [
-        (10, seed, 100 + seed, "--lr", "4e-3") for seed in range(3) for _ in claims.ARMS])
-    last = capsys.readouterr().out.splitlines()[-2]
-    assert "static  80.0 [70.0 to 90.0] (90.0, 80.0, 70.0)" in last and "dynamic  40.0 [35.0 to 45.0]" in last
+    assert result["rates"] == {"full": 4e-3, "lambda 0": 16e-3, "target z_t": 2e-3} and result["finished"]
+    tried = {arm: sorted(rate for name, rate, steps, *_ in runs if (name, steps) == (arm, 5))
+             for arm in ("full", "lambda 0", "other")}
+    assert tried == {"full": [2e-3, 4e-3, 8e-3], "lambda 0": [2e-3, 4e-3, 8e-3, 16e-3, 32e-3],
+                     "other": [1e-3, 2e-3, 4e-3, 8e-3]}
+    assert all(seed == 0 and episodes == 0 for *_, steps, seed, _, episodes in runs if steps == 5)
+    assert sorted(job[1:] for job in runs if job[2] == 10) == sorted(
+        (rate, 10, seed, 100 + seed, 200) for rate in (4e-3, 16e-3, 2e-3) for seed in (1, 2))
+    assert "| full | 0.004 | 10 | 80.0, 70.0 | 75.0 | 80.0, 70.0 | 75.0 |  |" in capsys.readouterr().out
 
 
-def test_an_earlier_result_gives_steps_and_rates(runs, tmp_path):
-    (tmp_path / "tuned.json").write_text(json.dumps({
-        "seconds_per_step": None, "steps": dict.fromkeys(claims.ARMS, 7),
-        "best_lr": dict.fromkeys(claims.ARMS, "2e-3")}))
-    bench.run(["claims", "arms", "--seeds", "2", "--tuned", str(tmp_path / "tuned.json"), "--only", "full,lambda 0"])
-    assert sorted(runs) == sorted(2 * [(7, seed, 4242 + seed, "--lr", "2e-3") for seed in (0, 1)])
+def test_an_earlier_result_gives_rates_and_tau_needs_none(runs, tmp_path):
+    (tmp_path / "tuned.json").write_text(json.dumps({"rates": dict.fromkeys(claims.ARMS, 1e-3)}))
+    bench.run(["claims", "arms", "--seeds", "1", "--rates", str(tmp_path / "tuned.json"), "--only", "full; lambda 0"])
+    bench.run("claims tau --seeds 1".split())
+    assert {rate for _, rate, *_ in runs[:2]} == {1e-3} and {rate for _, rate, *_ in runs[2:]} == {4e-3}
+    assert len(runs) == 2 + len(claims.CELLS)
 
 
 def test_a_finished_result_is_written_over_only_when_asked_and_an_unfinished_one_goes_on(runs, tmp_path):
@@ -57,9 +72,27 @@ def test_a_finished_result_is_written_over_only_when_asked_and_an_unfinished_one
     assert len(runs) == 2 * len(claims.CELLS)
 
 
+def test_an_interval_over_seeds_stays_within_0_and_100_and_holds_the_mean():
+    low, high = claims.bootstrap([100.0, 100.0, 90.0])
+    assert 90 <= low < 290 / 3 < high <= 100
+    assert claims.bootstrap([50.0, 50.0], [20.0, 20.0]) == [30.0, 30.0]
+
+
+def test_the_figure_has_a_dot_a_seed_and_a_line_a_ceiling(runs, tmp_path, monkeypatch):
+    bench.run("claims arms --seeds 2 --only full".split())
+    drawn = []
+    monkeypatch.setattr(claims, "figure", lambda panels, *_: drawn.extend(panels))
+    monkeypatch.setattr(claims, "read_json", lambda path: json.loads((tmp_path / "arms.json").read_text()))
+    bench.run(["claims", "arms", "--picture", str(tmp_path / "arms.png")])
+    still, moving = drawn
+    assert [len(points) for points, _ in moving.lines] == [2, 1, 1] and moving.title == "full: moving"
+    assert moving.lines[0][0][0][0] == 1.0 and [points[0][0] for points, _ in moving.lines[1:]] == [0.8, 0.7]
+
+
 def test_a_committed_result_is_kept_though_it_is_not_finished_and_so_is_what_no_one_can_read(tmp_path):
     git = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True)
-    for name, text in (("own.json", '{"finished": false}'), ("torn.json", '{"fin'), ("new.json", '{"finished": false}')):
+    unfinished = '{"finished": false}'
+    for name, text in (("own.json", unfinished), ("torn.json", '{"fin'), ("new.json", unfinished)):
         (tmp_path / name).write_text(text)
     git(["git", "init"])
     git(["git", "add", "own.json"])
@@ -70,49 +103,59 @@ def test_a_committed_result_is_kept_though_it_is_not_finished_and_so_is_what_no_
     files.keep_finished(tmp_path / "new.json", False)
 
 
-def test_ctrl_c_ends_the_runs_that_were_started_and_starts_no_other(monkeypatch, tmp_path):
-    """Four runs by two threads, of a program that would take a minute."""
+def test_stopping_ends_the_runs_that_were_started_and_starts_no_other(monkeypatch, tmp_path):
+    """Four runs at two places, of a program that would take a minute."""
     program = tmp_path / "train"
     program.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/pids\nexec sleep 60\n")
     program.chmod(0o755)
     monkeypatch.setattr(claims.sys, "executable", str(program))
-    monkeypatch.setattr(claims.conveyor, "prepare", lambda root: None)
-    began = time.time()
-    with pytest.raises(KeyboardInterrupt), claims.side_by_side(2) as pool:
-        jobs = [pool.submit(claims.train, [], tmp_path / str(n), 10, 0, 0) for n in range(4)]
+    trials, began = claims.Trials(2, tmp_path), time.time()
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(trials.run, str(n), {}, 0, 0) for n in range(4)]
         while not (tmp_path / "pids").exists() or len((tmp_path / "pids").read_text().split()) < 2:
             time.sleep(0.01)
-        raise KeyboardInterrupt
+        trials.stop()
     assert time.time() - began < 20 and len((tmp_path / "pids").read_text().split()) == 2
-    assert [job.cancelled() for job in jobs] == [False, False, True, True]
+    assert [job.result() for job in jobs] == [None] * 4
 
 
-def test_all_arms_get_the_wall_clock_of_the_first(monkeypatch, tmp_path):
-    """Medians of 1 and 2 seconds a step: the slower arm makes half the steps."""
-    def train(flags, out, *rest):
-        out.mkdir(parents=True)
-        (out / "timing.jsonl").write_text("".join(json.dumps({"seconds": s * len(flags)}) + "\n" for s in (1, 1, 9)))
-    monkeypatch.setattr(claims, "train", train)
-    monkeypatch.setattr(claims.conveyor, "prepare", lambda root: None)
-    assert claims.calibrate({"first": ["a"], "slow one": ["a", "b"]}, 10, tmp_path) == (
-        {"first": 10, "slow one": 5}, {"first": 1, "slow one": 2})
-
-
-def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
-    """Finished runs are read back: only one's own."""
-    (tmp_path / "run.txt").write_text("train.py --config conveyor --seed 1\n")
-    (tmp_path / "report.json").write_text("{}")
+def test_a_trial_trains_and_evaluates_with_three_numbers_of_euler_steps_and_is_read_back(tmp_path):
+    """The real process, four steps of it, on the data that the tests of the world have."""
+    flags = {"steps": 2, "decay_steps": 2, "warmup_steps": 1, "eval_windows": 4, "batch_size": 2, "gen_expert": False}
+    trials = claims.Trials(1, tmp_path)
+    found = trials.run("one", flags, 7, 3)
+    for euler in claims.EULER:
+        for suite in ("static", "dynamic"):
+            row = found[f"euler {euler}"][suite]
+            assert len(row["outcomes"]) == 3 and row["success"] == row["outcomes"].count("t") / 3
+    assert found["device"] == ("CPU" if not torch.cuda.is_available() else torch.cuda.get_device_name())
+    trials.stop()
+    assert trials.run("one", flags, 7, 3) == found and trials.run("two", flags, 7, 3) is None
     with pytest.raises(ValueError, match="holds another run"):
-        claims.train([], tmp_path, 10, 0, 0)
+        trials.run("one", flags | {"seed": 1}, 7, 3)
+
+
+def test_ceilings_are_ordered_as_what_they_know():
+    """All of it; where the target is; a velocity beside it; not its colour."""
+    found = ceilings.ceilings(86_001, 1, 150)
+    assert {row["static"] for name, row in found.items() if name != "colour ignored"} == {100.0}
+    moving = {name: row["dynamic"] for name, row in found.items()}
+    assert moving["perfect"] == 100 and 40 < moving["colour ignored"] < 80
+    assert moving["present place"] < 15 < moving["velocity drawn from the prior"] < 60
+    assert moving["best single velocity"] < 60
+
+
+def test_the_wider_arm_costs_what_the_full_model_costs():
+    assert 1 <= claims.gflop(claims.ARMS["no generation, wider"]) / claims.gflop({}) < 1.1
 
 
 @pytest.mark.parametrize("argv, message", [
-    ("claims arms --json new.json --tuned nowhere.json", "nowhere.json is missing"),
-    ("claims arms --json new.json --only ful", "--only 'ful': no such arm; choose among full, no generation"),
+    ("claims arms --json new.json --rates nowhere.json", "nowhere.json is missing"),
+    ("claims arms --json new.json --only ful", "--only ['ful']: no such arm; choose among full; no generation"),
     ("claims arms --json new.json --only=", "--only must be more than an empty text"),
     ("claims tau --json new.json --eval_seed -1", "--eval_seed must be at least 0"),
     ("claims tau --json a/b.json", "--json 'a/b.json': give the name of a file"),
-    ("claims arms --json new.json --tuned README.json", "--tuned README.json is no result of these arms: KeyError"),
+    ("claims arms --json new.json --rates README.json", "--rates README.json has no learning rate of ['full']"),
     ("reading synthetic --tuples 0", "--tuples must be at least 1, got 0"),
     ("claims tau --json new.json --seeds 0", "--seeds must be at least 1, got 0"),
     ("speed", "unknown command speed: choose params, claims, latency, reading")])
