@@ -73,6 +73,8 @@ class Trials:
             child = subprocess.Popen([sys.executable, "-m", "bench.trial", *command], stdout=subprocess.DEVNULL,
                                      stderr=subprocess.PIPE, text=True)
             self.running.add(child)
+            if self.stopped:   # since a moment ago
+                child.send_signal(signal.SIGTERM)
             errors = child.communicate()[1].strip()
             self.running.discard(child)
         if child.returncode and not self.stopped:
