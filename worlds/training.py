@@ -10,7 +10,7 @@ from support.inference.open_loop import trained_errors
 from support.inference.policy import Policy
 from support.training.preflight import refuse
 from support.training.validation import Watched
-from worlds.closed_loop import FILMED, closed_loop, film
+from worlds.closed_loop import closed_loop
 
 
 def least_chunk(robot):
@@ -41,10 +41,8 @@ def evaluate(policy, corpus, episodes, seed, out):
         world = worlds.find(robot)
         held_out = corpus.held_out and {suite(corpus.held_out, e) for e in range(len(corpus.held_out.lengths))}
         suites = [name for name in world.SUITES if not held_out or name in held_out]
-        episodes = episodes or world.REPORTED
-        report, rollouts = closed_loop(policy, world, episodes, seed, min(FILMED, episodes), suites,
-                                       "past" if world.foreseen else None)
-        film(policy, world, rollouts, out / "rollouts.gif")
+        report, _ = closed_loop(policy, world, episodes or world.REPORTED, seed, suites,
+                                "past" if world.foreseen else None, out / "rollouts.gif")
         return {"eval_seed": seed} | report
     return trained_errors(policy, corpus)
 
