@@ -180,12 +180,12 @@ def values(result, arm, suite, euler=10):
 
 def mean_of(one, other=()):
     """Mean over training seeds, or the difference of two, and its 95 % bootstrap interval, as text. The unit that is
-    drawn with replacement is the seed, so the interval of a rate never leaves 0 to 100."""
-    random = np.random.RandomState(0)
-    each, rival = (np.array(x)[random.randint(len(x), size=(10_000, len(x)))].mean(1) if len(x) else 0.0
-                   for x in (one, other))
-    low, high = np.quantile(each - rival, (0.025, 0.975))
-    return f"{np.mean(one) - (np.mean(other) if len(other) else 0):.1f} ({low:.1f} to {high:.1f})"
+    drawn with replacement is the seed, so the interval of a rate never leaves 0 to 100; of two seeds there is none."""
+    random, sides = np.random.RandomState(0), [np.array(x) for x in (one, other) if len(x)]
+    draws = [x[random.randint(len(x), size=(10_000, len(x)))].mean(1) for x in sides]
+    mean, each = (x[0] - (x[1] if len(x) > 1 else 0) for x in ([x.mean() for x in sides], draws))
+    low, high = np.quantile(each, (0.025, 0.975))
+    return f"{mean:.1f} " + (f"({low:.1f} to {high:.1f})" if min(map(len, sides)) > 2 else "(too few seeds)")
 
 
 def table(result):

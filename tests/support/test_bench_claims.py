@@ -2,10 +2,12 @@
 
 import json
 import math
+import statistics
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,7 +54,7 @@ def test_a_rate_is_chosen_by_held_out_loss_and_never_at_the_edge_of_what_was_tri
     assert sorted(job[1:] for job in runs if job[2] == 10) == sorted(
         (rate, 10, seed, 100 + seed, 200) for rate in (4e-3, 16e-3, 2e-3) for seed in (1, 2))
     printed = capsys.readouterr().out
-    assert "| full, 0.004 | 10 | 80.0, 70.0; 75.0 | 80.0, 70.0; 75.0 | 75.0 (70.0 to 80.0) |  |" in printed
+    assert "| full, 0.004 | 10 | 80.0, 70.0; 75.0 | 80.0, 70.0; 75.0 | 75.0 (too few seeds) |  |" in printed
     assert "| lambda 0 | moving | 50.0 | 50.0 | 0.0 | 0.0 | 0.0 |" in printed   # of "tm", at both seeds
 
 
@@ -77,7 +79,8 @@ def test_a_finished_result_is_written_over_only_when_asked_and_an_unfinished_one
 def test_an_interval_over_seeds_stays_within_0_and_100_and_holds_the_mean():
     mean, low, high = (float(word.strip("()")) for word in claims.mean_of([100.0, 100.0, 90.0]).split() if word != "to")
     assert 90 <= low < mean < high <= 100 and mean == 96.7
-    assert claims.mean_of([50.0, 50.0], [20.0, 20.0]) == "30.0 (30.0 to 30.0)"
+    assert claims.mean_of([50.0] * 3, [20.0] * 3) == "30.0 (30.0 to 30.0)"
+    assert claims.mean_of([50.0] * 3, [20.0]) == "30.0 (too few seeds)"
 
 
 def test_the_figure_has_a_dot_a_seed_and_a_horizontal_line_a_ceiling(runs, tmp_path, monkeypatch):
@@ -181,3 +184,27 @@ def test_the_commands_are_explained_and_params_names_what_is_not_built(monkeypat
     bench.run(["params"])
     printed = capsys.readouterr().out
     assert "parameters of a1_3b," in printed and "deepstack_merger" in printed
+
+
+def test_the_pages_quote_the_reports():
+    """Every row of the tables of arms in docs/evidence.md, and README's medians, follow from bench/results."""
+    page, readme = Path("docs/evidence.md").read_text(), Path("README.md").read_text().split("## The claim")[1]
+    result, first = (json.loads(Path(f"bench/results/{name}.json").read_text()) for name in ("arms", "arms_first"))
+    rows = [*claims.table(result), *claims.endings(result)]
+    rows += [f"| {name} | {row['static']:.1f} | {row['dynamic']:.1f} |" for name, row in result["ceilings"].items()]
+    rates = sorted({run["lr"] for run in result["tuning"]})
+    for name, rate in result["rates"].items():
+        losses = {run["lr"]: run["held_out"]["loss_act"] for run in result["tuning"] if run["arm"] == name}
+        assert claims.best_rate(losses) == (rate, None)
+        cells = [f"{losses[one]:.4f}" if one in losses else "" for one in rates]
+        cells[rates.index(rate)] = f"**{losses[rate]:.4f}**"
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    for name, rate in first["best_lr"].items():
+        runs = sorted((run for run in first["runs"] if (run["arm"], run["lr"]) == (name, rate)),
+                      key=lambda run: run["seed"])
+        each = [[100 * run[suite]["success"] for run in runs] for suite in claims.SUITES]
+        cells = [f"{', '.join(f'{x:.1f}' for x in row)}; {statistics.median(row):.1f}" for row in each]
+        rows.append(f"| {name}, {rate} | {first['steps'][name]} | {' | '.join(cells)} |")
+    assert [row for row in rows if row not in page] == []
+    for name in claims.arms_of(result):
+        assert f"{statistics.median(claims.values(result, name, 'dynamic')):.1f} %" in readme, name
