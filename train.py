@@ -44,7 +44,7 @@ from support.training.ranks import Ranks
 from support.training.signals import Interruption, ignore_signals
 from support.training.validation import held_out_losses
 from support.weights import start as weights
-from worlds.training import least_chunk, report, watched
+from worlds.training import evaluate, least_chunk, watched
 
 
 def lr_at(step, train):
@@ -188,7 +188,7 @@ def run(argv):
             if stop:
                 print(f"interrupted: {checkpointer.outcome(done)}; --resume goes on", flush=True)
                 sys.exit(128 + (interruption.signal or signal.SIGTERM))
-    report(checkpointer, corpus, args.episodes, args.eval_seed, journal.final(), began)
+    journal.report(checkpointer, partial(evaluate, checkpointer, corpus, args.episodes, args.eval_seed), began)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from support import pictures
-from support.data.letterbox import letterbox
 from support.files import must, written
-from support.inference.report import print_euler_error
+from support.inference.report import film, print_euler_error
 from worlds.world import actor
 
 FILMED = 3   # episodes a suite in the GIF
@@ -43,12 +41,14 @@ def summarise(rollout, world):
         **{name: spread(values) for name, values in told.items()}, "each": {"outcome": outcomes} | each}
 
 
-def closed_loop(policy, world, episodes, seed, record=0, suites=None, controls=None):
+def closed_loop(policy, world, episodes, seed, suites=None, controls=None, gif=None):
     """Suites of a World, all or those given -> ({suite: summary}, {suite: Rollout}); a line is printed of each.
 
     policy: a Policy or a world.Actor. `episodes` None: the world's predefined settings; else that many seeded ones.
     controls: a word in the names of those to evaluate too, "" for all; the report has "controls": {name: {suite:
-    summary}} then. They get the policy's noise, so that nothing differs but what they are told and shown."""
+    summary}} then. They get the policy's noise, so that nothing differs but what they are told and shown.
+    gif: where to film the first episodes of a suite."""
+    filmed = min(FILMED, episodes or FILMED) if gif else 0
     report, rollouts, rivals, imagined = {}, {}, {}, []
     act = actor(policy, world.VIEWS, imagined if world.foreseen else None)
     for suite in suites or world.SUITES:
@@ -58,7 +58,7 @@ def closed_loop(policy, world, episodes, seed, record=0, suites=None, controls=N
             if noise is not None:
                 policy.calls = noise
             imagined.clear()
-            rollout = world.rollout(rival, settings, record=record if rival is act else 0)
+            rollout = world.rollout(rival, settings, record=filmed if rival is act else 0)
             if imagined:
                 rollout.imagined = world.foreseen(settings, np.concatenate(imagined))
             row = summarise(rollout, world)
@@ -67,6 +67,8 @@ def closed_loop(policy, world, episodes, seed, record=0, suites=None, controls=N
                 report[suite], rollouts[suite] = row, rollout
             else:
                 rivals.setdefault(name, {})[suite] = row
+    if gif:
+        film(policy, rollouts, world.M, world.VIEWS, gif)
     return report | ({"controls": rivals} if rivals else {}), rollouts
 
 
@@ -84,35 +86,12 @@ def evaluate(policy, world, episodes, seed, controls, path, out, suites=None):
     the report as JSON to `path` if that is given. suites: which; None: all."""
     unknown = ", ".join(sorted(set(suites or ()) - set(world.SUITES)))
     must(not unknown, f"--suites {unknown}: those of {world.NAME} are {', '.join(world.SUITES)}")
-    filmed = min(FILMED, episodes or FILMED)
-    report, rollouts = closed_loop(policy, world, episodes, seed, filmed, suites, "" if controls else None)
+    gif = Path(out) / "rollouts.gif"
+    report, rollouts = closed_loop(policy, world, episodes, seed, suites, "" if controls else None, gif)
     if path:
         with written(path) as file:
             file.write_text(json.dumps(report | {"seed": seed, "torch": torch.__version__}, indent=1) + "\n")
-    gif, first = Path(out) / "rollouts.gif", next(iter(rollouts.values()))
-    film(policy, world, rollouts, gif)
+    first = next(iter(rollouts.values()))
     seen = {view: [first.frames[0, 0, v]] * 2 for v, view in enumerate(world.VIEWS)}
     print_euler_error(policy, seen, first.states[0], first.instructions[0])
     print(f"wrote {gif}" + (f" and {path}" if path else ""))
-
-
-def film(policy, world, rollouts, path):
-    """A GIF: per filmed episode the first view as it runs, what was imagined at every M-th frame, and what came."""
-    m, rows = world.M, []
-    for suite, rollout in rollouts.items():
-        for i, frames in enumerate(rollout.frames):
-            last, imagined, row = len(frames) - 1, {}, []
-            for t in range(m, last - m + 1, m):
-                seen = {view: [frames[t - m, v], frames[t, v]] for v, view in enumerate(world.VIEWS)}
-                _, z_hat = policy.plan([seen], rollout.states[i, None], [rollout.instructions[i]])
-                if z_hat is not None:
-                    picture = policy.to_pictures(z_hat[0, :1])[0].permute(1, 2, 0).numpy()
-                    imagined[t] = letterbox(picture, frames.shape[3]).permute(1, 2, 0).numpy()   # the camera's size
-            for t in range(0, max(2 * m, last - last % m) + 1, max(1, last // 40)):
-                at = min(t // m * m, last // m * m - m)   # where it looked last; 0: not yet
-                ahead = max(at, m) + m
-                row.append((f"{suite}: {rollout.instructions[i]}",
-                            [("now", frames[t, 0]), (f"imagined frame {ahead}", imagined.get(at)),
-                             (f"frame {ahead}", frames[ahead, 0] if at else None)]))
-            rows.append(row)
-    pictures.gif([pictures.foresight(row, scale=2) for row in zip(*rows)], path, fps=8)

@@ -1,4 +1,4 @@
-"""What is drawn and printed of one plan: its actions by name, the imagined future, what fewer Euler steps change."""
+"""What is drawn and printed of plans: actions by name, the imagined future, what fewer Euler steps change, a film."""
 
 import numpy as np
 import torch
@@ -59,3 +59,26 @@ def print_euler_error(policy, seen, state, task):
     error = (few - all_of_them)[batch.dim_mask[:, None].expand_as(few)].square().mean().sqrt().item()
     print(f"{policy.euler_steps} instead of {policy.config.model.euler_steps} Euler steps move the actions by "
           f"{error:.1e} training standard deviations (rms, one observation)")
+
+
+def film(policy, rollouts, m, views, path):
+    """A GIF of recorded episodes, {suite: worlds.Rollout}: the first of `views` as it runs, what was imagined at every
+    m-th frame, and what came."""
+    rows = []
+    for suite, rollout in rollouts.items():
+        for i, frames in enumerate(rollout.frames):
+            last, imagined, row = len(frames) - 1, {}, []
+            for t in range(m, last - m + 1, m):
+                seen = {view: [frames[t - m, v], frames[t, v]] for v, view in enumerate(views)}
+                _, z_hat = policy.plan([seen], rollout.states[i, None], [rollout.instructions[i]])
+                if z_hat is not None:
+                    picture = policy.to_pictures(z_hat[0, :1])[0].permute(1, 2, 0).numpy()
+                    imagined[t] = letterbox(picture, frames.shape[3]).permute(1, 2, 0).numpy()   # the camera's size
+            for t in range(0, max(2 * m, last - last % m) + 1, max(1, last // 40)):
+                at = min(t // m * m, last // m * m - m)   # where it looked last; 0: not yet
+                ahead = max(at, m) + m
+                row.append((f"{suite}: {rollout.instructions[i]}",
+                            [("now", frames[t, 0]), (f"imagined frame {ahead}", imagined.get(at)),
+                             (f"frame {ahead}", frames[ahead, 0] if at else None)]))
+            rows.append(row)
+    pictures.gif([pictures.foresight(row, scale=2) for row in zip(*rows)], path, fps=8)

@@ -1,4 +1,4 @@
-"""What a run writes and shows while it trains: log.jsonl, timing.jsonl, the bar, curves.png, foresight_<step>.png."""
+"""What a run writes and shows: log.jsonl, timing.jsonl, the bar, curves.png, foresight_<step>.png, report.json."""
 
 import json
 import math
@@ -11,9 +11,11 @@ from tqdm import tqdm
 from config import VIEWS
 from data import collate_with_noise
 from support import pictures
+from support.files import written
 from support.plots import curves
 from support.progress import bar
 from support.training import memory
+from support.training.preflight import refuse
 
 SKIPS = 3   # so many steps in a row that are not finite stop a run
 
@@ -73,10 +75,23 @@ class Journal:
                 print(f"train.py: no picture at step {done}: {error}; training goes on", file=sys.stderr, flush=True)
             self.complained = True
 
-    def final(self):
-        """The last held-out dict; a run that was killed after its last checkpoint evaluates again."""
+    def report(self, checkpointer, evaluate, began):
+        """Write report.json: the last thing that a run does. All ranks call it. evaluate: () -> what it says beyond the
+        last held-out dict; began: time.time() when the run did."""
         self.bar.close()
-        return self.held_out if self.held_out is not None else self.validate()[0]
+        if self.held_out is None:   # a run that was killed after its last checkpoint
+            self.held_out = self.validate()[0]
+        evaluated, config = evaluate(), self.config
+        if not self.ranks.first:
+            return
+        seconds, path = round(time.time() - began, 1), self.out / "report.json"
+        found = {"config": config.name, "steps": config.train.steps, "seed": config.train.seed,
+                 "held_out": self.held_out or None, "seconds": seconds}
+        with written(path) as file:
+            file.write_text(json.dumps(found | evaluated, indent=1) + "\n")
+        print(f"{seconds:.0f} s in all; report in {path}")
+        if checkpointer.problem:
+            refuse(f"the last step is not on disk: {checkpointer.problem}")
 
 
 def draw_foresight(foresight, m, path):

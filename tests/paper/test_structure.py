@@ -110,7 +110,7 @@ def test_no_package_beyond_the_core_list_is_imported():
     The client for a robot's machine is one file of its own."""
     known = CORE | {name.split(".")[0] for name in NAMES} | set(sys.stdlib_module_names)
     robot = {"support.data.parquet": ROBOT, "support.data.video": ROBOT, "support.inference.protocol": SERVING,
-             "support.inference.client": SERVING, "worlds.robotwin.demonstrations": {"h5py"},
+             "support.inference.client": SERVING, "support.data.robotwin": {"h5py"},
              "worlds.aloha.sim": SIMULATOR}
     assert wrong(lambda path: packages(path) <= known | robot.get(name_of(path), set())) == []
     assert wrong(lambda path: "transformers" not in packages(path) or name_of(path) == "support.data.prompts") == []

@@ -173,6 +173,34 @@ def test_a_rollout_plans_every_eighth_frame_from_that_frame_and_the_one_fifteen_
     assert not result.also["within 300 steps"].any()
 
 
+@pytest.mark.parametrize("task", ("transfer_cube", sim.MOVING))
+def test_a_reversed_past_has_the_cube_come_from_the_other_side_and_nothing_else_differs(task):
+    """A still cube's past is what it was, bit for bit."""
+    world, shown = aloha.simulator(task), []
+
+    def stay(past, now, states, texts):
+        shown.append((past[0], now[0]))
+        return np.repeat(states[:, None], aloha.CHUNK, axis=1)
+
+    aloha.rollout(stay, [(task, 3)])
+    true, shown = shown, []
+    aloha.rollout(aloha.controls(stay, [])["reversed past"], [(task, 3)])
+    assert len(true) == len(shown) == 25 and all(np.array_equal(one[1], other[1]) for one, other in zip(true, shown))
+    if task != sim.MOVING:
+        assert all(np.array_equal(one[0], other[0]) for one, other in zip(true, shown))
+        return
+
+    def where(picture):
+        """The red cube's place in a head picture, in pixels across and down."""
+        red = picture[0, ..., 0].astype(int) - picture[0, ..., 1:].max(-1) > 60
+        return np.argwhere(red).mean(0)[::-1]
+
+    for (past, now), (opposite, _) in list(zip(true, shown))[2:6]:
+        moved = where(now) - where(past)
+        assert np.linalg.norm(moved) > 2
+        np.testing.assert_allclose(where(opposite) - where(now), moved, atol=1)
+
+
 def test_evaluation_is_on_seeds_that_no_recording_holds():
     fixed = aloha.settings("transfer_cube")
     assert fixed == [("transfer_cube", 100_000 + i) for i in range(100)]

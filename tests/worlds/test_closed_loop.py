@@ -11,6 +11,7 @@ from PIL import Image, ImageSequence
 
 import worlds
 from config import CONFIGS
+from support.inference.report import film
 from worlds import closed_loop, conveyor, training
 from worlds.world import Rollout, World, actor
 
@@ -105,9 +106,9 @@ def test_a_film_has_one_size_whatever_size_the_model_imagines(tmp_path):
     rollout = Rollout(np.ones(1, bool), ["won"], ["a"], ["go"], np.zeros((1, 6)), frames)
     policy = SimpleNamespace(plan=lambda *_: (None, torch.zeros(1, 1, 16, 8, 8)),
                              to_pictures=lambda z: torch.full((1, 3, 64, 64), 255, dtype=torch.uint8))
-    closed_loop.film(policy, SimpleNamespace(M=2, VIEWS=("head",)), {"still": rollout}, tmp_path / "film.gif")
-    with Image.open(tmp_path / "film.gif") as film:
-        sizes = {frame.size for frame in ImageSequence.Iterator(film)}
+    film(policy, {"still": rollout}, 2, ("head",), tmp_path / "film.gif")
+    with Image.open(tmp_path / "film.gif") as made:
+        sizes = {frame.size for frame in ImageSequence.Iterator(made)}
         assert len(sizes) == 1 and max(sizes.pop()) < 300
 
 

@@ -3,6 +3,7 @@
 Two tasks, which the instruction names: a cube is handed over, a peg is put into a socket. Physics, reward and seeds are
 the package's. A third suite is ours: the cube moves. Not here: the model. Importing this imports no simulator."""
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from config import VIEWS
 from worlds.aloha.record import prepare
 from worlds.aloha.sim import HOLD, HZ, LIMIT, REGISTERED, SUCCESS, TASKS, Sim
-from worlds.world import Rollout
+from worlds.world import Actor, Rollout
 
 __all__ = ["VIEWS", "prepare"]   # handed on
 NAME, PRESETS, FPS, M = "aloha_sim", ("aloha",), HZ, 15
@@ -35,12 +36,32 @@ def settings(suite, episodes=None, seed=0):
 
 
 def controls(policy, settings):
-    """The policy told the other task, the policy whose past is the present, and one that holds still."""
+    """The policy told the other task, the policy whose past is the present or reversed, and one that holds still."""
     cube, peg = dict.fromkeys(TASKS.values())
     other = {cube: peg, peg: cube}
     return {"other words": lambda past, now, states, texts: policy(past, now, states, [other[text] for text in texts]),
             "frozen past": lambda past, now, *rest: policy(now, now, *rest),
+            "reversed past": Reversed(policy),
             "hold still": lambda past, now, states, texts: np.repeat(states[:, None], CHUNK, axis=1)}
+
+
+@dataclass
+class Reversed:
+    """The policy shown a past in which the belt runs the other way: until a finger touches the cube, it comes to where
+    it is now from the other side. All else of that past is as it was."""
+    policy: Actor
+
+    def __call__(self, *shown):
+        return self.policy(*shown)
+
+    def pictures(self, sim, then):
+        """(V, SIZE, SIZE, 3) uint8 of the frame in which the simulator's positions were `then`."""
+        now, sim.data = sim.data, sim.mujoco.MjData(sim.model)
+        sim.data.qpos[:] = then
+        sim.data.qpos[16:18] += 2 * (now.qpos[16:18] - then[16:18]) * (sim.best == 0)
+        sim.mujoco.mj_forward(sim.model, sim.data)
+        seen, sim.data = sim.pictures(), now
+        return seen
 
 
 def rollout(policy, settings, record=0):
@@ -49,14 +70,15 @@ def rollout(policy, settings, record=0):
     What `Policy.reset` and `step` do with execute_steps = CHUNK, but pictures that no plan reads are not rendered."""
     best, when, states, films, filmed = [], [], [], [], range(min(record, len(settings)))
     for n, (task, seed) in enumerate(settings):
-        sim, seen, t, chunk = simulator(task), {}, 0, None
+        sim, seen, places, t, chunk = simulator(task), {}, {}, 0, None
         states.append(state := sim.reset(seed))
         while not sim.done:
             if n in filmed or t % CHUNK == 0 or (t + M) % CHUNK == 0:
-                seen[t] = sim.pictures()
+                seen[t], places[t] = sim.pictures(), sim.data.qpos.copy()
             if t % CHUNK == 0:
-                looked = seen[max(t - M, 0)][None], seen[t][None], state[None]
-                chunk = np.asarray(policy(*looked, [TASKS[task]]))[0]
+                then = max(t - M, 0)
+                past = policy.pictures(sim, places[then]) if isinstance(policy, Reversed) else seen[then]
+                chunk = np.asarray(policy(past[None], seen[t][None], state[None], [TASKS[task]]))[0]
                 if chunk[:CHUNK].shape != (CHUNK, 14):
                     raise ValueError(f"rollout: the policy returned actions of shape {chunk.shape}; return "
                                      f"({CHUNK} or more, 14)")

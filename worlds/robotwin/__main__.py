@@ -5,9 +5,10 @@
 
 from support.entry import command   # first: Ctrl-C during the imports is one line, too
 
+from support.data import robotwin
 from support.files import must
 from support.flags import COUNT, Parser, refuse_ignored, value
-from worlds.robotwin import demonstrations, results
+from worlds.robotwin import results
 
 
 def main(argv):
@@ -22,7 +23,7 @@ def main(argv):
     refuse_ignored(parser.prog, args, args.job)
     if args.job == "convert":
         must(args.out, "--out is missing: name a new folder")
-        demonstrations.convert(args.folders, args.out, args.save_freq)
+        robotwin.convert(args.folders, args.out, args.save_freq)
     else:
         must(len(args.folders) == 1, "report takes one folder: give RoboTwin's eval_result")
         results.report(args.folders[0], args.trials)

@@ -1,4 +1,4 @@
-"""RoboTwin's demonstrations, HDF5 files, become a folder of episodes (support/data/folder.py).
+"""RoboTwin's demonstrations, HDF5 files, become a folder of episodes (folder.py): python -m worlds.robotwin convert.
 
     stable_2.0   TASK/CONFIG/data/episode0.hdf5, its texts in TASK/CONFIG/instructions/episode0.json
     main         CONFIG/TASK/ROBOT/data/episode_0000000.hdf5, its texts inside
