@@ -20,12 +20,13 @@ import torch
 from bench.ceilings import ceilings
 from bench.chunk import flop_of
 from bench.saving import place, save
+from bench.trial import EULER, LETTERS
 from config import get_config
 from model import InternVLA_A1
 from support.files import must, read_json, written
 from support.flags import COUNT, SEED, Parser, value
 from support.pictures import BLUE
-from support.plots import GREY, Panel, figure
+from support.plots import GREY, ORANGE, Panel, figure
 from support.training.memory import synthetic
 from worlds import conveyor
 
@@ -38,7 +39,7 @@ CELLS = {f"{density} {weight}": {"tau_density": density, "lambda_gen": weight}
          for density in ("paper", "release") for weight in (0.01, 0.1, 0.3)}
 RATES = (2e-3, 4e-3, 8e-3)   # tried first
 OWN_RATE = 4e-3              # of the preset: the cells of `tau` are the same network
-EULER = (1, 2, 10)
+SUITES = dict(zip(conveyor.SUITES, ("still", "moving")))
 
 
 class Trials:
@@ -112,7 +113,7 @@ class Claim:
             "command": "python -m bench claims " + " ".join(argv), "torch": torch.__version__,
             "conditions": f"{args.parallel} runs at a time, one thread each, {os.cpu_count()} CPU cores",
             "world": conveyor.version(), "steps": args.steps, "tuning_steps": args.tuning_steps,
-            "eval_seed": args.eval_seed, "episodes": args.episodes, "finished": False,
+            "eval_seed": args.eval_seed, "seeds": args.seeds, "episodes": args.episodes, "finished": False,
             "flags": {name: self.every[name] for name in self.names}, "rates": {}, "tuning": [], "runs": []}
 
     def run(self):
@@ -125,7 +126,7 @@ class Claim:
         result["gflop_a_sample"] = {name: round(gflop(self.every[name]), 3) for name in self.names}
         result["runs"].sort(key=lambda run: (self.names.index(run["arm"]), run["seed"]))
         save(self.path, result | {"finished": len(result["runs"]) == self.args.seeds * len(self.names)})
-        print(*table(result), f"wrote {self.path}", sep="\n")
+        print(*table(result), "", *endings(result), f"wrote {self.path}", sep="\n")
 
     def arm(self, name):
         """All runs of one arm: it waits for nobody but a free place."""
@@ -167,48 +168,67 @@ class Claim:
 
 # ---- figures -----------------------------------------------------------------------------------------------------
 
+def arms_of(result):
+    """Names of those of which a run is finished, in the order of the comparison."""
+    return [name for name in result["flags"] if any(run["arm"] == name for run in result["runs"])]
+
+
 def values(result, arm, suite, euler=10):
     """Success in per cent of every training seed of an arm."""
     return [100 * run[f"euler {euler}"][suite]["success"] for run in result["runs"] if run["arm"] == arm]
 
 
-def bootstrap(one, other=None, draws=10_000):
-    """95 % interval of the mean over training seeds, or of the difference of two means: [low, high]. The unit that is
-    drawn with replacement is the seed, so the interval of a rate never leaves 0 to 100."""
-    random = np.random.RandomState(0)
-
-    def means(x):
-        return np.array(x)[random.randint(len(x), size=(draws, len(x)))].mean(1)
-    return np.quantile(means(one) - (0 if other is None else means(other)), (0.025, 0.975)).round(1).tolist()
+def mean_of(one, other=()):
+    """Mean over training seeds, or the difference of two, and its 95 % bootstrap interval, as text. The unit that is
+    drawn with replacement is the seed, so the interval of a rate never leaves 0 to 100; of two seeds there is none."""
+    random, sides = np.random.RandomState(0), [np.array(x) for x in (one, other) if len(x)]
+    draws = [x[random.randint(len(x), size=(10_000, len(x)))].mean(1) for x in sides]
+    mean, each = (x[0] - (x[1] if len(x) > 1 else 0) for x in ([x.mean() for x in sides], draws))
+    low, high = np.quantile(each, (0.025, 0.975))
+    return f"{mean:.1f} " + (f"({low:.1f} to {high:.1f})" if min(map(len, sides)) > 2 else "(too few seeds)")
 
 
 def table(result):
     """Markdown rows: of every arm each seed's success and their median, and by how much the full model leads."""
-    yield "| arm | learning rate | Euler | still, each seed | median | moving, each seed | median | full leads by |"
-    yield "|---|---|---|---|---|---|---|---|"
-    for name in result["rates"]:
+    yield "| arm, learning rate | Euler | still: each seed; median | moving: each seed; median | mean | full leads by |"
+    yield "|---|---|---|---|---|---|"
+    for name in arms_of(result):
         for euler in EULER:
             still, moving = (values(result, name, suite, euler) for suite in conveyor.SUITES)
-            if not moving:
-                continue
-            full, lead = values(result, "full", "dynamic", euler), ""
-            if full and name != "full":
-                low, high = bootstrap(full, moving)
-                lead = f"{np.mean(full) - np.mean(moving):.1f} ({low:.1f} to {high:.1f})"
-            each = [f"{', '.join(f'{x:.1f}' for x in row)} | {np.median(row):.1f}" for row in (still, moving)]
-            yield f"| {name} | {result['rates'][name]:g} | {euler} | {each[0]} | {each[1]} | {lead} |"
+            full = values(result, "full", "dynamic", euler)
+            each = (f"{', '.join(f'{x:.1f}' for x in row)}; {np.median(row):.1f}" for row in (still, moving))
+            lead = mean_of(full, moving) if full and name != "full" else ""
+            cells = [f"{name}, {result['rates'][name]:g}", str(euler), *each, mean_of(moving), lead]
+            yield f"| {' | '.join(cells)} |"
 
 
-def draw(result, path, euler=10):
-    """Dots: every training seed of every arm; vertical lines: what scripted policies reach -> RGB image."""
-    panels, shake = [], np.random.RandomState(0)
-    for name in result["rates"]:
-        for suite, title in zip(conveyor.SUITES, ("still", "moving")):
-            lines = [([(row[suite] / 100, 0), (row[suite] / 100, 1)], GREY) for row in result["ceilings"].values()]
-            lines += [([(x / 100, shake.uniform(0.2, 0.8))], BLUE) for x in values(result, name, suite, euler)]
-            below = [[(share, f"{share:.0%}") for share in (0, 0.5, 1)]]
-            panels.append(Panel(f"{name}: {title}", lines, [(0, "")], below))
-    return figure(panels, 2, (330, 40), [("a training seed", BLUE), ("a scripted policy", GREY)], path)
+def endings(result, euler=10):
+    """Markdown rows: how the episodes of all seeds of an arm ended, in per cent."""
+    yield f"| arm | targets | {' | '.join(LETTERS)} |"
+    yield f"|---|---|{'---|' * len(LETTERS)}"
+    for name in arms_of(result):
+        for suite, title in SUITES.items():
+            runs = [run for run in result["runs"] if run["arm"] == name]
+            ended = "".join(run[f"euler {euler}"][suite]["outcomes"] for run in runs)
+            shares = (f"{100 * ended.count(letter) / len(ended):.1f}" for letter in LETTERS.values())
+            yield f"| {name} | {title} | {' | '.join(shares)} |"
+
+
+def draw(result, path):
+    """Still above moving: a dot is a training seed of an arm, a horizontal line a scripted policy -> RGB image."""
+    panels, names, seeds = [], arms_of(result), result["seeds"]
+    for suite, title in SUITES.items():
+        reached = {row[suite] / 100: name for name, row in reversed(result["ceilings"].items())}   # of equals the first
+        lines = [([(0, share), (1, share)], GREY) for share in reached]
+        lines += [([((i + start + 0.3 * n / seeds) / len(names), x / 100)], colour) for i, name in enumerate(names)
+                  for euler, start, colour in ((10, 0.15, BLUE), (1, 0.6, ORANGE))
+                  for n, x in enumerate(values(result, name, suite, euler))]
+        ticks = [(0, "0%")] + [(share, f"{name} {share:.0%}") for share, name in reached.items()]
+        below = [[((i + 0.5) / len(names), (*name.split(", "), "")[row]) for i, name in enumerate(names)]
+                 for row in (0, 1)]
+        panels.append(Panel(f"{title} targets: success", lines, ticks, below))
+    legend = [("a training seed, 10 Euler steps", BLUE), ("1 Euler step", ORANGE), ("a scripted policy", GREY)]
+    return figure(panels, 1, (660, 250), legend, path)
 
 
 def run(argv):
@@ -225,13 +245,13 @@ def run(argv):
     parser.add_argument("--only", help="arms, separated by semicolons")
     parser.add_argument("--work", default="runs/bench", help="where the runs go")
     parser.add_argument("--json", help="file name under bench/results (default: the claim's)")
-    parser.add_argument("--picture", help="draw the finished result --json into this file, and train nothing")
+    parser.add_argument("--picture", help="draw the result --json into this file, and train nothing")
     parser.add_argument("--force", action="store_true", help="write over a finished result")
     args = parser.parse_args(argv)
     if args.picture:
         result = read_json(Path("bench/results") / (args.json or f"{args.claim}.json"))
         draw(result, args.picture)
-        return print(*table(result), f"wrote {args.picture}", sep="\n")
+        return print(*table(result), "", *endings(result), f"wrote {args.picture}", sep="\n")
     trials = Trials(args.parallel, args.work)
     clock = threading.Timer(60 * (args.minutes or 1e6), trials.stop)
     clock.daemon = True

@@ -2,10 +2,12 @@
 
 import json
 import math
+import statistics
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,7 +53,9 @@ def test_a_rate_is_chosen_by_held_out_loss_and_never_at_the_edge_of_what_was_tri
     assert all(seed == 0 and episodes == 0 for *_, steps, seed, _, episodes in runs if steps == 5)
     assert sorted(job[1:] for job in runs if job[2] == 10) == sorted(
         (rate, 10, seed, 100 + seed, 200) for rate in (4e-3, 16e-3, 2e-3) for seed in (1, 2))
-    assert "| full | 0.004 | 10 | 80.0, 70.0 | 75.0 | 80.0, 70.0 | 75.0 |  |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| full, 0.004 | 10 | 80.0, 70.0; 75.0 | 80.0, 70.0; 75.0 | 75.0 (too few seeds) |  |" in printed
+    assert "| lambda 0 | moving | 50.0 | 50.0 | 0.0 | 0.0 | 0.0 |" in printed   # of "tm", at both seeds
 
 
 def test_an_earlier_result_gives_rates_and_tau_needs_none(runs, tmp_path):
@@ -73,20 +77,25 @@ def test_a_finished_result_is_written_over_only_when_asked_and_an_unfinished_one
 
 
 def test_an_interval_over_seeds_stays_within_0_and_100_and_holds_the_mean():
-    low, high = claims.bootstrap([100.0, 100.0, 90.0])
-    assert 90 <= low < 290 / 3 < high <= 100
-    assert claims.bootstrap([50.0, 50.0], [20.0, 20.0]) == [30.0, 30.0]
+    mean, low, high = (float(word.strip("()")) for word in claims.mean_of([100.0, 100.0, 90.0]).split() if word != "to")
+    assert 90 <= low < mean < high <= 100 and mean == 96.7
+    assert claims.mean_of([50.0] * 3, [20.0] * 3) == "30.0 (30.0 to 30.0)"
+    assert claims.mean_of([50.0] * 3, [20.0]) == "30.0 (too few seeds)"
 
 
-def test_the_figure_has_a_dot_a_seed_and_a_line_a_ceiling(runs, tmp_path, monkeypatch):
+def test_the_figure_has_a_dot_a_seed_and_a_horizontal_line_a_ceiling(runs, tmp_path, monkeypatch):
+    """A number of Euler steps has a colour; of ceilings that are equal the first is named."""
     bench.run("claims arms --seeds 2 --only full".split())
-    drawn = []
+    drawn, found = [], json.loads((tmp_path / "arms.json").read_text())
+    found["ceilings"] = {name: {"static": 100.0, "dynamic": x} for name, x in (("perfect", 100.0), ("present", 6.0))}
     monkeypatch.setattr(claims, "figure", lambda panels, *_: drawn.extend(panels))
-    monkeypatch.setattr(claims, "read_json", lambda path: json.loads((tmp_path / "arms.json").read_text()))
+    monkeypatch.setattr(claims, "read_json", lambda path: found)
     bench.run(["claims", "arms", "--picture", str(tmp_path / "arms.png")])
     still, moving = drawn
-    assert [len(points) for points, _ in moving.lines] == [2, 1, 1] and moving.title == "full: moving"
-    assert moving.lines[0][0][0][0] == 1.0 and [points[0][0] for points, _ in moving.lines[1:]] == [0.8, 0.7]
+    assert still.ticks == [(0, "0%"), (1.0, "perfect 100%")] and (0.06, "present 6%") in moving.ticks
+    assert ([(0, 0.06), (1, 0.06)], claims.GREY) in moving.lines
+    dots = [(colour, points[0][1]) for points, colour in moving.lines if len(points) == 1]
+    assert dots == [(claims.BLUE, 0.8), (claims.BLUE, 0.7), (claims.ORANGE, 0.8), (claims.ORANGE, 0.7)]
 
 
 def test_a_committed_result_is_kept_though_it_is_not_finished_and_so_is_what_no_one_can_read(tmp_path):
@@ -124,7 +133,7 @@ def test_a_trial_trains_and_evaluates_with_three_numbers_of_euler_steps_and_is_r
     flags = {"steps": 2, "decay_steps": 2, "warmup_steps": 1, "eval_windows": 4, "batch_size": 2, "gen_expert": False}
     trials = claims.Trials(1, tmp_path)
     found = trials.run("one", flags, 7, 3)
-    for euler in claims.EULER:
+    for euler in (1, 2, 10):
         for suite in ("static", "dynamic"):
             row = found[f"euler {euler}"][suite]
             assert len(row["outcomes"]) == 3 and row["success"] == row["outcomes"].count("t") / 3
@@ -175,3 +184,27 @@ def test_the_commands_are_explained_and_params_names_what_is_not_built(monkeypat
     bench.run(["params"])
     printed = capsys.readouterr().out
     assert "parameters of a1_3b," in printed and "deepstack_merger" in printed
+
+
+def test_the_pages_quote_the_reports():
+    """Every row of the tables of arms in docs/evidence.md, and README's medians, follow from bench/results."""
+    page, readme = Path("docs/evidence.md").read_text(), Path("README.md").read_text().split("## The claim")[1]
+    result, first = (json.loads(Path(f"bench/results/{name}.json").read_text()) for name in ("arms", "arms_first"))
+    rows = [*claims.table(result), *claims.endings(result)]
+    rows += [f"| {name} | {row['static']:.1f} | {row['dynamic']:.1f} |" for name, row in result["ceilings"].items()]
+    rates = sorted({run["lr"] for run in result["tuning"]})
+    for name, rate in result["rates"].items():
+        losses = {run["lr"]: run["held_out"]["loss_act"] for run in result["tuning"] if run["arm"] == name}
+        assert claims.best_rate(losses) == (rate, None)
+        cells = [f"{losses[one]:.4f}" if one in losses else "" for one in rates]
+        cells[rates.index(rate)] = f"**{losses[rate]:.4f}**"
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    for name, rate in first["best_lr"].items():
+        runs = sorted((run for run in first["runs"] if (run["arm"], run["lr"]) == (name, rate)),
+                      key=lambda run: run["seed"])
+        each = [[100 * run[suite]["success"] for run in runs] for suite in claims.SUITES]
+        cells = [f"{', '.join(f'{x:.1f}' for x in row)}; {statistics.median(row):.1f}" for row in each]
+        rows.append(f"| {name}, {rate} | {first['steps'][name]} | {' | '.join(cells)} |")
+    assert [row for row in rows if row not in page] == []
+    for name in claims.arms_of(result):
+        assert f"{statistics.median(claims.values(result, name, 'dynamic')):.1f} %" in readme, name
