@@ -257,14 +257,14 @@ def training(card, preset):
     times = step(accumulate) + step(accumulate)
     optimizer.finish()
     seconds = seconds_of(lambda: None, card.device) + time.perf_counter() - began
+    peaks = {} if card.tiny else {"peak GiB": torch.cuda.max_memory_allocated() / GIB, "cap GiB": CAP,
+                                  "reserved GiB": torch.cuda.max_memory_reserved() / GIB}
     forward = flop_of(lambda: model(*inputs))
     samples = 2 * accumulate * train.batch_size / seconds
     yield f"{memory.describe(train)}", {
         "samples/s": samples, "s a micro-batch": statistics.median(times), "s a step": seconds / 2,
         "MFU": 3 * forward / train.batch_size * samples / product_rate(card.device, torch.bfloat16)}
-    if not card.tiny:
-        yield "memory", {"peak GiB": torch.cuda.max_memory_allocated() / GIB, "cap GiB": CAP,
-                         "reserved GiB": torch.cuda.max_memory_reserved() / GIB}
+    yield "memory", peaks
     if not card.quick:   # it takes half a minute
         yield "memory, as --dry-run predicts it", {"GiB": memory.predict(config).device / GIB}
 

@@ -31,6 +31,7 @@ READ_BY = {
         "steps warmup_steps decay_steps beta1 beta2 adam_eps weight_decay seed threads log_every save_every": RUN,
         "vit_layers vit_width vit_mlp vit_heads vit_patch vit_grid und_tail view_tokens": ("a published backbone",),
         "gen_target lambda_gen": ("--gen_expert true",),
+        "min_lr": ("--decay_steps above 0",),
         "rope_theta rope_bf16 mrope_sections": ("--learned_positions false",),
     },
     "infer.py": {

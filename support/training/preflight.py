@@ -104,6 +104,7 @@ def jobs_of(args, config, corpus=None, world=True):
              "a robot of an embedded world": run and world, "data that hold out nothing themselves": run and asked,
              "a run that holds out data": run and (corpus.holds_out if corpus else config.data.hold_out != "none"),
              "a run under torchrun": run and "RANK" in os.environ,
+             "--decay_steps above 0": config.train.decay_steps > 0,
              "a published backbone": model.backbone != "tiny", "--gen_expert true": model.gen_expert,
              "--learned_positions false": not model.learned_positions}
     return [job for job, holds in facts.items() if holds]

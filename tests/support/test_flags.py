@@ -37,14 +37,16 @@ EVERYWHERE = {"train.py": "config fit dry_run", "infer.py": "robot cut closed_lo
               "python -m support.data": "inspect verify cache"}   # beside the network and its optimizer
 JOB_FLAGS = {"cut", "closed_loop", "open_loop", "serve", "inspect", "verify", "cache", "dry_run"}
 RUNS = {"a training run", "a robot of an embedded world", "data that hold out nothing themselves",
-        "a run that holds out data", "LeRobot data"}
-TINY, LARGE = {"--gen_expert true"}, {"--gen_expert true", "a published backbone", "--learned_positions false"}
+        "a run that holds out data", "LeRobot data", "--decay_steps above 0"}
+TINY = {"--gen_expert true", "--decay_steps above 0"}
+LARGE = TINY | {"a published backbone", "--learned_positions false"}
 JOBS = [   # program, how a job is asked for, what it is in the words of READ_BY
     ("train.py", "", RUNS | TINY), ("train.py", "--dry-run", {"--dry-run"} | TINY),
     ("train.py", "--fit", RUNS | TINY | {"--fit"}), ("train.py", "--config a1_2b", RUNS | LARGE),
     ("train.py", "--dry-run --config a1_3b", {"--dry-run"} | LARGE),
     ("train.py", "--hold_out none", RUNS - {"a run that holds out data"} | TINY),
     ("train.py", "--gen_expert false", RUNS),
+    ("train.py", "--decay_steps 0", RUNS - {"--decay_steps above 0"} | {"--gen_expert true"}),
     *(("infer.py", f"{job} {weights}", {job.split()[0], weights[:9] or "a policy without --weights", *more})
       for weights in ("", "--weights w") for job, *more in (
           ["--image-dir d"], ["--closed-loop"], ["--open-loop"], ["--serve", "--protocol openpi"],
@@ -74,7 +76,7 @@ def ask(program, argv):
         infer.check_flags(infer.parse(argv), "cpu")
     elif program == "train.py":
         args = preflight.parse(argv)
-        facts = {key: getattr(args, key) for key in ("gen_expert", "hold_out")}
+        facts = {key: getattr(args, key) for key in ("gen_expert", "hold_out", "decay_steps")}
         preflight.check_flags(args, get_config(args.config, facts))
     else:
         with pytest.raises((Read, ValueError)) as end:
