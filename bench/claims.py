@@ -226,7 +226,7 @@ def draw(result, path):
         ticks = [(0, "0%")] + [(share, f"{name} {share:.0%}") for share, name in reached.items()]
         below = [[((i + 0.5) / len(names), (*name.split(", "), "")[row]) for i, name in enumerate(names)]
                  for row in (0, 1)]
-        panels.append(Panel(f"{title} targets: success", lines, ticks, below))
+        panels.append(Panel(f"{title} targets: success after {result['steps']:,} steps", lines, ticks, below))
     legend = [("a training seed, 10 Euler steps", BLUE), ("1 Euler step", ORANGE), ("a scripted policy", GREY)]
     return figure(panels, 1, (660, 250), legend, path)
 
