@@ -318,7 +318,8 @@ def small_disk(folder, size):
 
 def disk(n, place, chance):
     """Fill the disk once a checkpoint stands, leaving room for a random part of the next one; free it after a failed
-    save. Every second time the check of free space is off, so that the write itself fails, at a random offset."""
+    save. Every second time the check of free space is off, so that the write itself fails, at a random offset. A run
+    that ends while the disk is full says that its last step is not there; --resume makes it again."""
     tally = Counter()
     size = sum(path.stat().st_size for path in (place.reference / f"step_{STEPS:08d}").iterdir())
     while tally["tried"] < n:
@@ -336,6 +337,8 @@ def disk(n, place, chance):
                 after, said = newest(out)
                 free()
                 code = wait(pid) if code is None else code
+                if code and "the last step is not on disk" in place.printed.read_text():   # it ended too early
+                    code = wait(start(again(place.argv, out), place.printed))
             messages = place.printed.read_text().count("was not saved")
             if code or messages:   # or else it was through before the disk was full
                 wrong = differences(out, place.reference)
