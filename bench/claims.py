@@ -57,7 +57,7 @@ class Trials:
         """One run -> what bench/trial.py found, read back if this very run is finished; None: `stop` ended it.
 
         name: of its folder in --work. flags: {flag of train.py: value}. ValueError: it failed, or the folder holds
-        another run."""
+        another run. A run that fails ends all others."""
         out = self.work / name
         given = [word for flag, x in flags.items() for word in (f"--{flag}", str(x).lower())]
         command = [str(out), str(eval_seed), str(episodes), "--config", "conveyor", *given]
@@ -79,6 +79,7 @@ class Trials:
             errors = child.communicate()[1].strip()
             self.running.discard(child)
         if child.returncode and not self.stopped:
+            self.stop()
             raise ValueError(f"{' '.join(command)} failed: {(errors or str(child.returncode)).splitlines()[-1]}")
         return None if child.returncode else json.loads((out / "trial.json").read_text())
 
@@ -120,7 +121,11 @@ class Claim:
         conveyor.prepare(Path("data/conveyor"))   # here: of runs that begin together each would
         with ThreadPoolExecutor(len(self.names) + 1) as pool:
             beside = pool.submit(ceilings, self.args.eval_seed, self.args.seeds, self.args.episodes)
-            list(pool.map(self.arm, self.names))
+            try:
+                list(pool.map(self.arm, self.names))
+            except BaseException:   # here: `with` waits for all that could still begin
+                self.trials.stop()
+                raise
         result = self.result
         result["ceilings"] = beside.result()
         result["gflop_a_sample"] = {name: round(gflop(self.every[name]), 3) for name in self.names}
@@ -249,7 +254,8 @@ def run(argv):
     parser.add_argument("--force", action="store_true", help="write over a finished result")
     args = parser.parse_args(argv)
     if args.picture:
-        result = read_json(Path("bench/results") / (args.json or f"{args.claim}.json"))
+        result = read_json(path := place(args.json or f"{args.claim}.json", force=True))
+        must("ceilings" in result, f"{path} has no ceilings yet: let the command that writes it end")
         draw(result, args.picture)
         return print(*table(result), "", *endings(result), f"wrote {args.picture}", sep="\n")
     trials = Trials(args.parallel, args.work)
@@ -258,8 +264,5 @@ def run(argv):
     clock.start()
     try:
         Claim(args, argv, trials).run()
-    except BaseException:
-        trials.stop()
-        raise
     finally:
         clock.cancel()

@@ -2,8 +2,10 @@
 
 import json
 import math
+import signal
 import statistics
 import subprocess
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -89,7 +91,7 @@ def test_the_figure_has_a_dot_a_seed_and_a_horizontal_line_a_ceiling(runs, tmp_p
     drawn, found = [], json.loads((tmp_path / "arms.json").read_text())
     found["ceilings"] = {name: {"static": 100.0, "dynamic": x} for name, x in (("perfect", 100.0), ("present", 6.0))}
     monkeypatch.setattr(claims, "figure", lambda panels, *_: drawn.extend(panels))
-    monkeypatch.setattr(claims, "read_json", lambda path: found)
+    (tmp_path / "arms.json").write_text(json.dumps(found))
     bench.run(["claims", "arms", "--picture", str(tmp_path / "arms.png")])
     still, moving = drawn
     assert still.ticks == [(0, "0%"), (1.0, "perfect 100%")] and (0.06, "present 6%") in moving.ticks
@@ -126,6 +128,31 @@ def test_stopping_ends_the_runs_that_were_started_and_starts_no_other(monkeypatc
         trials.stop()
     assert time.time() - began < 20 and len((tmp_path / "pids").read_text().split()) == 2
     assert [job.result() for job in jobs] == [None] * 4
+
+
+@pytest.mark.parametrize("ends", ["a run that fails", "Ctrl-C"])
+def test_what_ends_a_comparison_ends_its_other_runs_and_starts_none(monkeypatch, tmp_path, ends):
+    """Two runs at a time of eighteen: the first to come fails at once, or none does; the others would take a minute."""
+    program = tmp_path / "train"
+    fails = f"mkdir {tmp_path}/first 2> /dev/null && exit 3; " if ends == "a run that fails" else ""
+    program.write_text(f"#!/bin/sh\n{fails}echo $$ >> {tmp_path}/pids\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(claims.sys, "executable", str(program))
+    monkeypatch.setattr(claims.conveyor, "prepare", lambda root: None)
+    monkeypatch.setattr(claims, "ceilings", lambda *_: {})
+    monkeypatch.setattr(saving, "RESULTS", tmp_path)
+
+    def interrupt():
+        while not (tmp_path / "pids").exists() or len((tmp_path / "pids").read_text().split()) < 2:
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    if not fails:
+        threading.Thread(target=interrupt, daemon=True).start()
+    began = time.time()
+    with pytest.raises(ValueError if fails else KeyboardInterrupt):
+        bench.run(["claims", "arms", "--work", str(tmp_path)])
+    begun = len((tmp_path / "pids").read_text().split()) if (tmp_path / "pids").exists() else 0
+    assert time.time() - began < 20 and begun <= 2
 
 
 def test_a_trial_trains_and_evaluates_with_three_numbers_of_euler_steps_and_is_read_back(tmp_path):
@@ -167,10 +194,12 @@ def test_the_wider_arm_costs_what_the_full_model_costs():
     ("claims arms --json new.json --rates README.json", "--rates README.json has no learning rate of ['full']"),
     ("reading synthetic --tuples 0", "--tuples must be at least 1, got 0"),
     ("claims tau --json new.json --seeds 0", "--seeds must be at least 1, got 0"),
+    ("claims arms --json begun.json --picture arms.png", "begun.json has no ceilings yet"),
     ("speed", "unknown command speed: choose params, claims, latency, reading")])
 def test_what_a_command_cannot_do_is_said(runs, monkeypatch, tmp_path, capsys, argv, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "README.json").write_text("{}")
+    for name in ("README.json", "begun.json"):   # `runs` puts results here
+        (tmp_path / name).write_text("{}")
     with pytest.raises((ValueError, SystemExit)) as end:
         bench.run(argv.split())
     assert message in (str(end.value) + capsys.readouterr().err) and not runs
