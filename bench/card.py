@@ -2,7 +2,7 @@
 
 Each part (bench/card_parts.py) is a process of its own with a time limit. A part that is slow, runs out of memory, dies
 or finds a fault loses its own remaining rows and no other's. Rows are printed, and with --json written, as they come.
-The end is exit code 1 if any part has a fault. Weights are random."""
+The end is exit code 2 if any part has a fault. Weights are random."""
 
 import json
 import math
@@ -29,10 +29,10 @@ QUICK = 180   # seconds of all parts together
 
 
 def run_part(command, limit, tell):
-    """Run a part's process -> (status, {row: figures}). The status is "" when it ended well, else what was wrong.
+    """Run a part's process -> "" when it ended well, else what was wrong.
 
     command: what prints one JSON line [row, figures] a row. limit: seconds. tell: called with each row."""
-    rows, fault, slow = {}, "", threading.Event()
+    fault, slow = "", threading.Event()
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
 
@@ -44,7 +44,6 @@ def run_part(command, limit, tell):
         try:
             for line in child.stdout:
                 row, figures = json.loads(line)
-                rows[row] = figures
                 tell(row, figures)
                 fault = fault or wrong(row, figures)
             child.wait()
@@ -55,8 +54,8 @@ def run_part(command, limit, tell):
         errors.seek(0)
         said = errors.read().strip().splitlines() or [f"exit code {child.returncode}"]
     if slow.is_set():
-        return f"stopped at its limit of {limit:.0f} s", rows
-    return said[-1][:200] if child.returncode else fault, rows
+        return f"stopped at its limit of {limit:.0f} s"
+    return said[-1][:200] if child.returncode else fault
 
 
 def wrong(row, figures):
@@ -98,7 +97,7 @@ def run_parts(args, chosen, report, path):
                                  for key, x in figures.items()}
             if path:
                 save(path, report | {"finished": False})
-        fault, _ = run_part([sys.executable, "-m", "bench", "card", "--part", name, *flags], limit, tell)
+        fault = run_part([sys.executable, "-m", "bench", "card", "--part", name, *flags], limit, tell)
         part |= {"seconds": round(time.monotonic() - since, 1), "fault": fault}
         if fault:
             faults[name] = fault

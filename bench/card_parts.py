@@ -42,7 +42,7 @@ GIB = 2 ** 30
 def rows(part, quick, tiny):
     """The rows of a part. tiny: networks of a rehearsal, on the CPU."""
     name, _, preset = part.partition(" ")
-    return globals()[name](Card(quick, tiny), *([preset] if preset else []))
+    return PARTS[name](Card(quick, tiny), *([preset] if preset else []))
 
 
 class Card:
@@ -183,8 +183,8 @@ def ranks(card):
 def chunk(card, preset):
     """One action chunk, bfloat16, three views: model.py as it is read, then the engine's modes.
 
-    of floor: the time that its products, or the bytes of its weights, take at least at the card's own rates, as a share
-    of the median."""
+    of floor: the time that the bytes of its weights, and of model.py alone its products, take at least at the card's
+    own rates, as a share of the median."""
     config = card.config(preset).model
     model = random_model(config, card.device, torch.bfloat16)
     batch, eps = random_batch(config), torch.randn(1, config.chunk, config.action_dim)
@@ -290,3 +290,7 @@ def conveyor(card):
         steps = [json.loads(line)["seconds"] for line in open(Path(out) / "timing.jsonl")]
     yield f"{report['steps']} steps", {"s in all": report["seconds"], "ms a step": 1e3 * statistics.median(steps)}
     yield "success", {suite: report[suite]["success"] for suite in ("static", "dynamic")}
+
+
+PARTS = {part.__name__: part
+         for part in (rates, agreement, chunk, training, control, attention, ranks, tests, conveyor)}

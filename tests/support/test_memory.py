@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from config import CONFIGS, get_config
+from experts import attend
 from support.training import memory, optimizers
 from support.training.prepare import checkpoint_layers
 
@@ -103,3 +104,15 @@ def test_what_is_frozen_takes_no_gradient_and_no_state(freeze, least):
     assert less.weights == whole.weights
     for part in ("gradients", "states"):
         assert getattr(less, part) < (1 - least) * getattr(whole, part)
+
+
+def test_attention_is_counted_as_a_card_does_it():
+    """Grouped keys and values are repeated for the 8 heads, and no matrix of scores is stored."""
+    with FakeTensorMode(), memory.Peak() as peak, memory.card_attention():
+        q, k, v = (torch.empty(1, heads, 2048, 64, requires_grad=True) for heads in (8, 2, 2))
+        bias, scores = torch.empty(1, 1, 2048, 2048), 8 * 2048 * 2048 * 4
+        before = peak.now
+        out = attend(q, k, v, bias)
+        assert peak.peak - before >= 3 * q.nbytes   # both, repeated, and what comes out
+        out.sum().backward()
+        assert peak.peak - before < 8 * q.nbytes < scores / 2
