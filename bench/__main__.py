@@ -2,6 +2,7 @@
 
     params     Table 1: the parameters of every preset
     claims     what history and prediction are worth in the embedded world (Fig. 9), and tau's density times lambda
+    gradients  how hard L_act and L_gen pull on the experts that both reach
     latency    seconds of an action chunk, phase by phase, or milliseconds of a control step
     reading    training tuples a second from a dataset
     history    what the right o_{t-m} is worth to a policy that is served
@@ -16,7 +17,7 @@ from support.entry import command   # first: Ctrl-C during the imports is one li
 import importlib
 
 # Modules beside this file.
-COMMANDS = ("params", "claims", "latency", "reading", "history", "causal", "handover", "card")
+COMMANDS = ("params", "claims", "gradients", "latency", "reading", "history", "causal", "handover", "card")
 
 
 def run(argv):

@@ -39,6 +39,7 @@ CELLS = {f"{density} {weight}": {"tau_density": density, "lambda_gen": weight}
          for density in ("paper", "release") for weight in (0.01, 0.1, 0.3)}
 RATES = (2e-3, 4e-3, 8e-3)   # tried first
 OWN_RATE = 4e-3              # of the preset: the cells of `tau` are the same network
+ENOUGH = 5                   # seeds, for an interval
 SUITES = dict(zip(conveyor.SUITES, ("still", "moving")))
 
 
@@ -178,6 +179,15 @@ def arms_of(result):
     return [name for name in result["flags"] if any(run["arm"] == name for run in result["runs"])]
 
 
+def together(result, more):
+    """A result with the arms of another beside its own, which say in their names after how many steps."""
+    def called(name):
+        return f"{name}, {more['steps']:,} steps"
+    runs = [run | {"arm": called(run["arm"])} for run in more["runs"]]
+    return result | {"runs": result["runs"] + runs} | {
+        key: result[key] | {called(name): x for name, x in more[key].items()} for key in ("flags", "rates")}
+
+
 def values(result, arm, suite, euler=10):
     """Success in per cent of every training seed of an arm."""
     return [100 * run[f"euler {euler}"][suite]["success"] for run in result["runs"] if run["arm"] == arm]
@@ -185,12 +195,14 @@ def values(result, arm, suite, euler=10):
 
 def mean_of(one, other=()):
     """Mean over training seeds, or the difference of two, and its 95 % bootstrap interval, as text. The unit that is
-    drawn with replacement is the seed, so the interval of a rate never leaves 0 to 100; of two seeds there is none."""
+    drawn with replacement is the seed, so the interval of a rate never leaves 0 to 100. Of fewer than ENOUGH seeds a
+    side there is none: of three it would be their range, and cover 74 % where it says 95 (of five 83, a difference
+    88)."""
     random, sides = np.random.RandomState(0), [np.array(x) for x in (one, other) if len(x)]
     draws = [x[random.randint(len(x), size=(10_000, len(x)))].mean(1) for x in sides]
     mean, each = (x[0] - (x[1] if len(x) > 1 else 0) for x in ([x.mean() for x in sides], draws))
     low, high = np.quantile(each, (0.025, 0.975))
-    return f"{mean:.1f} " + (f"({low:.1f} to {high:.1f})" if min(map(len, sides)) > 2 else "(too few seeds)")
+    return f"{mean:.1f} " + (f"({low:.1f} to {high:.1f})" if min(map(len, sides)) >= ENOUGH else "(too few seeds)")
 
 
 def table(result):
@@ -229,8 +241,8 @@ def draw(result, path):
                   for euler, start, colour in ((10, 0.15, BLUE), (1, 0.6, ORANGE))
                   for n, x in enumerate(values(result, name, suite, euler))]
         ticks = [(0, "0%")] + [(share, f"{name} {share:.0%}") for share, name in reached.items()]
-        below = [[((i + 0.5) / len(names), (*name.split(", "), "")[row]) for i, name in enumerate(names)]
-                 for row in (0, 1)]
+        below = [[((i + 0.5) / len(names), (*name.split(", "), "", "")[row]) for i, name in enumerate(names)]
+                 for row in range(max(name.count(", ") for name in names) + 1)]
         panels.append(Panel(f"{title} targets: success after {result['steps']:,} steps", lines, ticks, below))
     legend = [("a training seed, 10 Euler steps", BLUE), ("1 Euler step", ORANGE), ("a scripted policy", GREY)]
     return figure(panels, 1, (660, 250), legend, path)
@@ -251,11 +263,15 @@ def run(argv):
     parser.add_argument("--work", default="runs/bench", help="where the runs go")
     parser.add_argument("--json", help="file name under bench/results (default: the claim's)")
     parser.add_argument("--picture", help="draw the result --json into this file, and train nothing")
+    parser.add_argument("--beside", nargs="+", help="results in bench/results to draw with it, of other --steps")
     parser.add_argument("--force", action="store_true", help="write over a finished result")
     args = parser.parse_args(argv)
+    must(args.picture or not args.beside, "--beside is of --picture")
     if args.picture:
         result = read_json(path := place(args.json or f"{args.claim}.json", force=True))
         must("ceilings" in result, f"{path} has no ceilings yet: let the command that writes it end")
+        for name in args.beside or ():
+            result = together(result, read_json(place(name, force=True)))
         draw(result, args.picture)
         return print(*table(result), "", *endings(result), f"wrote {args.picture}", sep="\n")
     trials = Trials(args.parallel, args.work)

@@ -79,25 +79,29 @@ def test_a_finished_result_is_written_over_only_when_asked_and_an_unfinished_one
 
 
 def test_an_interval_over_seeds_stays_within_0_and_100_and_holds_the_mean():
-    mean, low, high = (float(word.strip("()")) for word in claims.mean_of([100.0, 100.0, 90.0]).split() if word != "to")
-    assert 90 <= low < mean < high <= 100 and mean == 96.7
-    assert claims.mean_of([50.0] * 3, [20.0] * 3) == "30.0 (30.0 to 30.0)"
-    assert claims.mean_of([50.0] * 3, [20.0]) == "30.0 (too few seeds)"
+    shown = claims.mean_of([100.0, 100.0, 90.0, 100.0, 98.0])
+    mean, low, high = (float(word.strip("()")) for word in shown.split() if word != "to")
+    assert 90 <= low < mean < high <= 100 and mean == 97.6
+    assert claims.mean_of([50.0] * 5, [20.0] * 5) == "30.0 (30.0 to 30.0)"
+    assert claims.mean_of([50.0] * 5, [20.0] * 4) == "30.0 (too few seeds)"
 
 
-def test_the_figure_has_a_dot_a_seed_and_a_horizontal_line_a_ceiling(runs, tmp_path, monkeypatch):
+def test_the_figure_has_a_dot_a_seed_and_a_horizontal_line_a_ceiling(runs, tmp_path, monkeypatch, capsys):
     """A number of Euler steps has a colour; of ceilings that are equal the first is named."""
     bench.run("claims arms --seeds 2 --only full".split())
     drawn, found = [], json.loads((tmp_path / "arms.json").read_text())
     found["ceilings"] = {name: {"static": 100.0, "dynamic": x} for name, x in (("perfect", 100.0), ("present", 6.0))}
+    (tmp_path / "longer.json").write_text(json.dumps(found | {"steps": 4000}))
     monkeypatch.setattr(claims, "figure", lambda panels, *_: drawn.extend(panels))
     (tmp_path / "arms.json").write_text(json.dumps(found))
-    bench.run(["claims", "arms", "--picture", str(tmp_path / "arms.png")])
+    bench.run(["claims", "arms", "--picture", str(tmp_path / "arms.png"), "--beside", "longer.json"])
+    assert "| full, 4,000 steps, 0.004 | 10 | 80.0, 70.0; 75.0 |" in capsys.readouterr().out
     still, moving = drawn
+    assert [[text for _, text in row] for row in still.below] == [["full", "full"], ["", "4,000 steps"]]
     assert still.ticks == [(0, "0%"), (1.0, "perfect 100%")] and (0.06, "present 6%") in moving.ticks
     assert ([(0, 0.06), (1, 0.06)], claims.GREY) in moving.lines
     dots = [(colour, points[0][1]) for points, colour in moving.lines if len(points) == 1]
-    assert dots == [(claims.BLUE, 0.8), (claims.BLUE, 0.7), (claims.ORANGE, 0.8), (claims.ORANGE, 0.7)]
+    assert dots == 2 * [(claims.BLUE, 0.8), (claims.BLUE, 0.7), (claims.ORANGE, 0.8), (claims.ORANGE, 0.7)]
 
 
 def test_a_committed_result_is_kept_though_it_is_not_finished_and_so_is_what_no_one_can_read(tmp_path):
@@ -195,7 +199,7 @@ def test_the_wider_arm_costs_what_the_full_model_costs():
     ("reading synthetic --tuples 0", "--tuples must be at least 1, got 0"),
     ("claims tau --json new.json --seeds 0", "--seeds must be at least 1, got 0"),
     ("claims arms --json begun.json --picture arms.png", "begun.json has no ceilings yet"),
-    ("speed", "unknown command speed: choose params, claims, latency, reading")])
+    ("speed", "unknown command speed: choose params, claims, gradients, latency")])
 def test_what_a_command_cannot_do_is_said(runs, monkeypatch, tmp_path, capsys, argv, message):
     monkeypatch.chdir(tmp_path)
     for name in ("README.json", "begun.json"):   # `runs` puts results here
