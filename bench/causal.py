@@ -75,8 +75,9 @@ def run(argv):
     for one in paths:
         report["runs"].append(measure(one, args.episodes, args.seed))
         save(path, report)
-        shown = (f"{name} {r:+.2f}" for name, r in report["runs"][-1]["agreement"].items())
-        print("correlation of imagined and lead:", *shown, sep="  ")
+        shown = [f"{name} {r:+.2f}" for name, r in report["runs"][-1]["agreement"].items()]
+        if shown:   # a model without generation imagines nothing
+            print("correlation of imagined and lead:", *shown, sep="  ")
     save(path, report | {"finished": True})
     if args.picture:
         draw(report["runs"], args.picture)
