@@ -7,6 +7,7 @@
     reading    training tuples a second from a dataset
     history    what the right o_{t-m} is worth to a policy that is served
     causal     the same policy shown the true, a frozen and a reversed past
+    sampler    Euler's method beside Heun's and the midpoint's
     handover   the step from one chunk to the next, and success, with latency injected
     card       what a GPU gives: rates, agreement, chunks, training under 24 GiB, a control loop
 
@@ -17,7 +18,7 @@ from support.entry import command   # first: Ctrl-C during the imports is one li
 import importlib
 
 # Modules beside this file.
-COMMANDS = ("params", "claims", "gradients", "latency", "reading", "history", "causal", "handover", "card")
+COMMANDS = ("params", "claims", "gradients", "latency", "reading", "history", "causal", "sampler", "handover", "card")
 
 
 def run(argv):
