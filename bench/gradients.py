@@ -1,7 +1,7 @@
 """python -m bench gradients: how hard L_act and L_gen pull on the experts that both reach, before training and after.
 
 The ratio of the two norms is the lambda at which both pull alike (docs/conveyor.md, "Tau and lambda"). Gradients are of
-held-out windows. Step 0 is the network as training begins it, once for each density of tau among the checkpoints."""
+held-out windows. Step 0 is the network as training begins it."""
 
 import statistics
 from pathlib import Path
@@ -50,20 +50,22 @@ def run(argv):
     must(all(policy.config.model.gen_expert for policy in policies), "--checkpoint: one has no generation expert")
     conveyor.prepare(Path(args.data))
     corpus = open_corpus(args.data, policies[0].config.data.m, full=True)
-    networks = {(policy.config.model.tau_density, 0): (policy, None) for policy in policies} | {
-        (policy.config.model.tau_density, int(policy.origin.name[5:])): (policy, policy.model) for policy in policies}
+    networks = {}   # of step 0 there is one for each density and seed, however many checkpoints began with it
+    for policy in policies:
+        about = policy.config.model.tau_density, policy.config.train.seed
+        networks |= {(*about, 0): (policy, None), (*about, int(policy.origin.name[5:])): (policy, policy.model)}
     report = {"command": "python -m bench gradients " + " ".join(argv), "torch": torch.__version__,
               "world": conveyor.version(), "windows": args.windows, "rows": [], "finished": False}
-    print("| density of tau | step | expert | L_act | L_gen | L_act / L_gen | cosine |", "|---|---|---|---|---|---|---|",
-          sep="\n")
-    for (density, step), (policy, model) in sorted(networks.items(), key=lambda item: item[0]):
+    print("| density of tau | seed | step | expert | L_act | L_gen | L_act / L_gen | cosine |",
+          "|---|---|---|---|---|---|---|---|", sep="\n")
+    for (density, seed, step), (policy, model) in sorted(networks.items(), key=lambda item: item[0]):
         if model is None:
-            torch.manual_seed(policy.config.train.seed)
+            torch.manual_seed(seed)
             model = InternVLA_A1(policy.config.model)
         batches = held_out_batches(policy.config, policy.stats, corpus.held_out, corpus.held_out_windows, args.windows)
         for expert, row in pulls(model.requires_grad_(True), batches).items():
-            report["rows"].append({"density": density, "step": step, "expert": expert, **row})
-            print(f"| {density} | {step} | {expert} | {row['L_act']:.4f} | {row['L_gen']:.4f} | "
+            report["rows"].append({"density": density, "seed": seed, "step": step, "expert": expert, **row})
+            print(f"| {density} | {seed} | {step} | {expert} | {row['L_act']:.4f} | {row['L_gen']:.4f} | "
                   f"{row['L_act'] / row['L_gen']:.2f} | {row['cosine']:+.2f} |", flush=True)
         save(path, report)
     save(path, report | {"finished": True})
