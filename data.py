@@ -52,6 +52,10 @@ class Batch:
         """A copy on `device`."""
         return Batch(**{name: x if x is None else x.to(device) for name, x in vars(self).items()})
 
+    def rows(self, rows):
+        """Some of its samples: a slice."""
+        return Batch(**{name: x if x is None else x[rows] for name, x in vars(self).items()})
+
 
 # ---- windows ----------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from support.lpt_cost import table
 from support.owner import own
 from support.training import memory
 from support.training.checkpointer import Checkpointer, bad_samples_of_rank, checkpoint_to_resume
+from support.training.cores import Cores
 from support.training.journal import SKIPS, Journal, nonfinite_samples
 from support.training.optimizers import adamw, clip_scale, global_norm
 from support.training.preflight import (check_flags, check_settings, disk_need, effective_batch, parse, refuse,
@@ -63,20 +64,20 @@ def elements(model, micro, config):
     return [sum(column) for column in zip(*counts)]
 
 
-def gradients(model, micro, config, ranks, counts):
+def gradients(model, micro, config, ranks, counts, each=map):
     """Add the gradients of Eq. (4) over all micro-batches of one step -> (L_act, L_gen) of this rank's share.
 
     micro: list of (Batch, eps, tau). counts: elements of L_act and L_gen over all micro-batches and ranks. Every loss
-    is divided by them, so that unequal micro-batches and ranks add up exactly, also where some have no actions."""
-    act = gen = 0.0
-    for n, (batch, eps, tau) in enumerate(micro):
+    is divided by them, so that unequal micro-batches and ranks add up exactly, also where some have no actions.
+    each: `map`, or what runs them at the same time."""
+    def of_one(n):
         with ranks.synchronised(model, last=n == len(micro) - 1):
-            losses = model(batch.to(ranks.device), eps.to(ranks.device), tau.to(ranks.device))
+            losses = model(*(x.to(ranks.device) for x in micro[n]))
             losses.total(config.model.lambda_gen, *counts).backward()                      # Eq. (4)
-        act = act + losses.act_sum.detach().double() / max(counts[0], 1)
-        gen = gen + losses.gen_sum.detach().double() / max(counts[1], 1)
+        return losses.act_sum.detach().double(), losses.gen_sum.detach().double()
+    sums = [sum(column) for column in zip(*each(of_one, range(len(micro))))]
     ranks.complete()
-    return float(act), float(gen)
+    return [float(x) / max(count, 1) for x, count in zip(sums, counts)]
 
 
 def read_data(args, config, ranks, newest):
@@ -154,16 +155,16 @@ def run(argv):
         first, progress = checkpointer.begin(newest)
     mixture.bad_samples = bad_samples_of_rank(progress.get("bad_samples", []), ranks)
     validate = partial(held_out_losses, checkpointer, corpus, watched(corpus.held_out))
-    journal = Journal(checkpointer, first, progress.get("skipped", 0), validate)
+    cores, journal = Cores(train, ranks), Journal(checkpointer, first, progress.get("skipped", 0), validate)
 
     model.train()
     with Interruption() as interruption, memory.explained(train, ranks.device):
         for step in range(first, train.steps):
             with checkpointer.kept_if_data_fail(step, skipped=journal.skipped, bad_samples=[mixture.bad_samples]), \
                     interruption.at_once(alone=ranks.world == 1):
-                micro = [next(batches) for _ in range(train.accumulate)]
+                micro = cores.parts([next(batches) for _ in range(train.accumulate)])
             counts = [int(n) for n in ranks.sums(*elements(model, micro, config))]
-            losses = gradients(wrapped, micro, config, ranks, counts)                      # of Eq. (4)
+            losses = gradients(wrapped, micro, config, ranks, counts, cores.each)          # of Eq. (4)
             norm = global_norm(optimizer.parameters.values())
             act, gen, stop, bad_samples = ranks.sums(*losses, interruption.signal, mixture.bad_samples)
             loss, lr = config.model.lambda_gen * gen + act, lr_at(step, train)
