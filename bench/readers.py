@@ -1,4 +1,4 @@
-"""What `python -m bench reading` reads with: a naive reader and ours; and what it reads: the datasets that it writes."""
+"""What `python -m bench reading` reads with, a naive reader and ours, and what it reads: the datasets it writes."""
 
 import json
 import os
