@@ -52,6 +52,7 @@ READ_BY = {
     "model.py": {"only_episodes hold_out action_mode full_windows stretch lpt_workers balance loaders std_floor "
                  "on_bad_sample timestamps": ("train.py",)},
     "python -m worlds.robotwin": {"out save_freq": ("convert",), "trials": ("report",)},
+    "python -m bench reading": {"datasets json force": ("--against",)},
     "python -m support.data": {"robot timestamps": ("--inspect of LeRobot", "--cache"), "config loaders": ("--cache",)},
 }
 

@@ -197,6 +197,8 @@ def test_the_wider_arm_costs_what_the_full_model_costs():
     ("claims tau --json a/b.json", "--json 'a/b.json': give the name of a file"),
     ("claims arms --json new.json --rates README.json", "--rates README.json has no learning rate of ['full']"),
     ("reading synthetic --tuples 0", "--tuples must be at least 1, got 0"),
+    ("reading synthetic --json new.json", "--json would be ignored: it is for --against"),
+    ("reading toy --against lerobot", "--against lerobot writes its own datasets: give synthetic, not toy"),
     ("claims tau --json new.json --seeds 0", "--seeds must be at least 1, got 0"),
     ("claims arms --json begun.json --picture arms.png", "begun.json has no ceilings yet"),
     ("speed", "unknown command speed: choose params, claims, gradients, latency")])
