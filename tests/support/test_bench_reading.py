@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import statistics
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -128,3 +130,17 @@ def test_a_missing_lerobot_is_one_line_that_says_where_its_installation_is_descr
     with pytest.raises(ImportError, match="^--against lerobot needs the lerobot package: docs/data.md.*$") as end:
         bench.run("reading synthetic --against lerobot".split())
     assert "\n" not in str(end.value)
+
+
+@pytest.mark.parametrize("version", ["v30", "v21"])
+def test_the_page_quotes_the_comparison_with_lerobot(version):
+    page = Path("docs/data.md").read_text()
+    report = json.loads(Path(f"bench/results/reading_lerobot_{version}.json").read_text())
+    for name, rows in report["runs"].items():
+        codec, every = name.split(" GOP ")
+        cells = [f"{1e3 * statistics.median(rows[reader]['cpu_s']):.1f}" for reader in ("lerobot", "naive")]
+        for reader in ("window by window", "stretches of 8"):
+            ratios = [a / b for a, b in zip(rows["lerobot"]["cpu_s"], rows[reader]["cpu_s"])]
+            cells.append(f"{1e3 * statistics.median(rows[reader]['cpu_s']):.1f} ({statistics.median(ratios):.2f}, "
+                         f"{min(ratios):.2f} to {max(ratios):.2f})")
+        assert f"| {report['format']}, {codec}, a key frame in {every} | {' | '.join(cells)} |" in page

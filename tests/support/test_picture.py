@@ -5,14 +5,16 @@ import os
 import shutil
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from support.data.folder import FolderSource
-from support.data.letterbox import letterbox
+from support.data.letterbox import fit, letterbox
 from support.data.picture import ASPECT, TURNS, decode
 from support.data.source import glance
 from support.inference import image_folder
@@ -271,3 +273,14 @@ def test_a_cut_never_replaces_what_a_folder_holds(tmp_path):
     before = (folder / "head_now.png").read_bytes()
     assert "holds files already" in refused(image_folder.cut, root, folder, -1, 20)
     assert (folder / "head_now.png").read_bytes() == before
+
+
+def test_a_letterbox_is_the_same_whatever_was_letterboxed_before_and_in_which_thread():
+    """Each thread keeps the memory of its last picture."""
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, shape, np.uint8) for shape in [(48, 64, 3), (64, 48, 3), (33, 70, 3)] * 20]
+    floats = [torch.from_numpy(picture).permute(2, 0, 1)[None].float() for picture in pictures]
+    expected = [fit(x, 32, torch.uint8)[0] for x in floats]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda picture: letterbox(picture, 32), pictures))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
