@@ -40,7 +40,7 @@ READ_BY = {
         "state": ("--image-dir",),
         "out": ACTING,
         "host port no_auth keys mask_missing history max_sessions batch_sessions idle_timeout protocol": ("--serve",),
-        "api_key": ("--protocol openpi",),
+        "api_key fps": ("--protocol openpi",),
         "execute_steps gripper_threshold": ("--protocol xpolicylab",),
         "episodes json controls suites": ("--closed-loop",),
         "data": ("--open-loop",),

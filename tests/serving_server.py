@@ -18,7 +18,7 @@ from support.inference import server
 
 FLAGS = {"host": "127.0.0.1", "port": 0, "api_key": None, "no_auth": False, "keys": None, "mask_missing": False,
          "history": "present", "max_sessions": 8, "batch_sessions": 1, "idle_timeout": 60.0, "task": None,
-         "weights": None, "protocol": "openpi", "execute_steps": None, "gripper_threshold": 0.5}
+         "weights": None, "fps": None, "protocol": "openpi", "execute_steps": None, "gripper_threshold": 0.5}
 NUMPYS = {b"nd": True, b"type": "<f4", b"kind": b"", b"shape": [2], b"data": bytes(8)}   # as msgpack-numpy writes (2,)
 
 

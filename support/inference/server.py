@@ -44,6 +44,8 @@ def add_flags(parser):
             ("--no_auth", "whoever reaches the port may use it", {"action": "store_true"}),
             ("--keys", f"{', '.join(FORMS)} or FILE.json: a client's form (default: as it comes)", {}),
             ("--mask_missing", "go on where a camera is missing", {"action": "store_true"}),
+            ("--fps", "the client's frames a second, a multiple of the checkpoint's (default: as the checkpoint)",
+             {"type": value(float, {"above": 0})}),
             ("--history", "what stands for o_{t-m}", {"choices": RULES, "default": RULES[0]}),
             ("--protocol", "whose clients", {"choices": ("openpi", "xpolicylab"), "default": "openpi"}),
             ("--execute_steps", f"with xpolicylab: actions that are sent of a chunk (default: {EXECUTED}, or all)",
@@ -83,17 +85,26 @@ def serve(policy, args):
     print("stopped", flush=True)
 
 
+def held(stats, fps):
+    """--fps -> frames of the client for which each action is held, 1 without the flag."""
+    fps = fps or stats.fps
+    hold = round(fps / stats.fps)
+    must(hold and abs(fps / (hold * stats.fps) - 1) < 0.01, f"--fps {fps:g}: the checkpoint has {stats.fps:g} frames a "
+         "second, and each action is held for a whole number of the client's: give a multiple of that")
+    return hold
+
+
 def metadata(policy, args):
-    """What a client must know. Numbers are in the units of the training data."""
-    config, stats, origin = policy.config, policy.stats, policy.origin
+    """What a client must know. Numbers are in the units of the training data, and frames the client's."""
+    config, stats, origin, hold = policy.config, policy.stats, policy.origin, held(policy.stats, args.fps)
     return {
         "robot": stats.robot, "cameras": list(stats.cameras() or VIEWS), "inputs": list(stats.inputs),
         "state_dim": len(stats.state_mean), "action_dim": len(stats.action_mean),
         "action_names": list(stats.action_names), "action_mode": stats.action_mode,
         "action_kinds": list(stats.kinds or ["position"] * len(stats.action_mean)), "units": "of the training data",
-        "chunk": config.model.chunk, "fps": float(stats.fps), "m": config.data.m,
+        "chunk": hold * config.model.chunk, "fps": hold * float(stats.fps), "m": hold * config.data.m,
         "euler_steps": policy.euler_steps or config.model.euler_steps, "image_size": config.model.view_size,
-        "history": args.history, "history_tolerance": TOLERANCE, "mask_missing": args.mask_missing,
+        "history": args.history, "history_tolerance": hold * TOLERANCE, "mask_missing": args.mask_missing,
         "handovers": list(handover.possible(policy)),
         "keys": {form.name: asdict(form) for form in ([args.form] if args.form else FORMS.values())},
         "version": VERSION, "checkpoint": str(origin or args.weights),
@@ -127,9 +138,10 @@ class Server:
         must(args.batch_sessions == 1 or mode in ("plain", "eager"), f"--batch_sessions {args.batch_sessions}: engine "
              f"{mode} is prepared for one session at a time; use --engine eager, or plain")
         stats, self.metadata = policy.stats, metadata(policy, args)
-        self.open = partial(Session, policy, Reader(stats, args.form, args.mask_missing), args.history, args.task)
+        self.open = partial(Session, policy, Reader(stats, args.form, args.mask_missing), args.history, args.task,
+                            held(stats, args.fps))
         if args.protocol == "xpolicylab":
-            self.open = partial(Trials, *self.open.args, self.metadata, args.execute_steps, args.gripper_threshold)
+            self.open = partial(Trials, *self.open.args[:4], self.metadata, args.execute_steps, args.gripper_threshold)
         self.model = ThreadPoolExecutor(1, "model")   # which makes its first chunk here: one from black pictures
         black = np.zeros((policy.config.model.view_size,) * 2 + (3,), np.uint8)
         self.model.submit(self.open().policy.plan, [{view: [black] * 2 for view in stats.cameras() or VIEWS}],
@@ -147,6 +159,7 @@ class Server:
         async with self.packages.asyncio.server.serve(
                 self.session, sock=self.args.listener, process_request=self.request, origins=[None], compression=None,
                 max_queue=1, max_size=LARGEST, open_timeout=5, close_timeout=ENDING):
+            print("chunks of {chunk} actions, {fps:g} a second".format_map(self.metadata))
             print("serving on {} port {}".format(*self.args.listener.getsockname()), flush=True)
             number = await self.stopped
             await asyncio.gather(*(self.end(each, GOING, "the server is shutting down") for each in self.sessions))

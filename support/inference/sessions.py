@@ -8,6 +8,7 @@ import time
 import warnings
 from collections import deque
 
+import numpy as np
 from PIL import Image
 
 from config import VIEWS
@@ -23,15 +24,16 @@ TOLERANCE = 1.0   # frames, of "age"
 
 class Session:
     """One connection. policy: all share its model. reader: observation_keys.Reader; rule: of RULES; task: the
-    instruction where none is sent."""
+    instruction where none is sent. hold: frames of the client in one of the checkpoint's; what is sent and answered
+    counts the client's, all else here the checkpoint's."""
 
-    def __init__(self, policy, reader, rule=RULES[0], task=None):
+    def __init__(self, policy, reader, rule=RULES[0], task=None, hold=1):
         self.policy = copy.copy(policy)   # which counts its own noise
-        self.reader, self.rule, self.prompt = reader, rule, task
+        self.reader, self.rule, self.prompt, self.hold = reader, rule, task, hold
         self.m, self.k, self.fps = policy.config.data.m, policy.config.model.chunk, policy.stats.fps
         self.frames = deque(maxlen={"present": 0, "exact": 2 * self.m + 1, "age": 1}[rule])   # (at, view -> square)
         self.episode, self.clock, self.at, self.answered = 0, None, 0.0, 0.0
-        self.last = None   # the episode's last chunk, (k, d_a)
+        self.last = None   # the episode's last chunk as it was sent, (hold k, d_a)
 
     write = staticmethod(protocol.write)   # an answer -> what is sent
     refuse = staticmethod(str)             # one line of what is wrong -> what is sent: text
@@ -68,7 +70,8 @@ class Session:
             self.frames.pop()
         size = self.policy.config.model.frame_size   # at which alone a past frame is read; what is sent may be large
         self.frames.append((at, {view: letterbox(of, size).permute(1, 2, 0).numpy() for view, of in now.items()}))
-        self.prompt, answer = prompt, {"history": rule, "history_age": age, "episode": self.episode}
+        self.prompt, age = prompt, round(age * self.hold, 3)
+        answer = {"history": rule, "history_age": age, "episode": self.episode}
         if plan:
             seen = {view: [past[view], now[view]] for view in VIEWS if view in past and view in now}
             answer |= yield from self._planned(seen, state, prompt, rest, imagine)
@@ -84,21 +87,21 @@ class Session:
         clock, number = given[0], sent[given[0]]
         must(type(number) in (int, float) and abs(number) < 1e12,
              f"{clock} is {number!r:.60}, expected a number: of frames, or of seconds as time")
-        return clock, number * (self.fps if clock == "time" else 1)
+        return clock, number * self.fps if clock == "time" else number / self.hold
 
     def _pair(self, sent, now):
         """("pair", age, pictures) of a client that sends o_{t-m} itself."""
         must(isinstance(sent["past"], dict),
              f"past is a {type(sent['past']).__name__}, expected a map with the entries of pictures")
         past = self.reader.pictures(sent["past"], "past/")
-        age = float(numbers(sent.get("past_age", self.m), "past_age", 0))
+        age = float(numbers(sent.get("past_age", self.m * self.hold), "past_age", 0))
         must(past.keys() == now.keys() and age >= 0, f"past has the cameras {', '.join(past)} and past_age {age:g}; "
              f"expected those of now, {', '.join(now)}, and an age of 0 frames or more")
-        return "pair", round(age, 3), past
+        return "pair", age / self.hold, past
 
     def _rest(self, sent, last):
-        """handover.Rest of the episode's last chunk (k, d_a), as the client says; None: a cold start."""
-        handover, k = sent.get("handover", "cold"), self.k
+        """handover.Rest of the episode's last chunk (hold k, d_a), as the client says; None: a cold start."""
+        handover, k = sent.get("handover", "cold"), self.k * self.hold
         prepare(self.policy, handover)
         executed, delay = sent.get("executed", 0 if last is None else None), sent.get("delay", 0)
         if handover == "cold":
@@ -106,7 +109,9 @@ class Session:
         must({type(executed), type(delay)} == {int} and min(executed, delay) >= 0 and executed + delay <= k,
              f"handover {handover}: executed is {executed!r:.60}, delay is {delay!r:.60}; expected how many of the "
              f"last chunk's {k} actions come before this frame, and how many more before the answer")
-        return None if last is None or executed == k else Rest(last[None, executed:], delay, handover)
+        if last is None or executed == k:
+            return None
+        return Rest(last[None, executed::self.hold], -(-delay // self.hold), handover)
 
     def _begins(self, clock, at, reset):
         """A new episode? On connecting, on reset, after a pause longer than the chunk, on another or earlier clock."""
@@ -119,18 +124,18 @@ class Session:
         age = at - found[0]
         if self.rule == "age" and abs(age - self.m) > TOLERANCE or not found[1].keys() & now.keys():
             found, age = (at, now), 0
-        return "present" if found[1] is now else self.rule, round(age, 3), found[1]
+        return "present" if found[1] is now else self.rule, age, found[1]
 
     def _planned(self, seen, state, prompt, rest, imagine):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")   # that an instruction is cut
             wanted = self.policy.wanted(seen, state, prompt, imagine, rest)
         actions, z_hat, took = yield wanted
-        self.last, foreseen = actions, {}
+        self.last, foreseen = np.repeat(actions, self.hold, axis=0), {}
         for view, picture in zip(VIEWS, () if z_hat is None else self.policy.to_pictures(z_hat)):
             if view in seen:   # no arrays: openpi's broker would take a row of each
                 Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file := io.BytesIO(), "PNG")
                 foreseen[view] = file.getvalue()
         notice = {"notice": "; ".join(str(warning.message) for warning in said)} if said else {}
-        return {"actions": actions, "views": list(seen), "handover": rest.handover if rest else "cold",
+        return {"actions": self.last, "views": list(seen), "handover": rest.handover if rest else "cold",
                 "policy_timing": {"infer_ms": took}, **({"z_hat": foreseen} if foreseen else {}), **notice}

@@ -161,16 +161,29 @@ def test_a_served_chunk_goes_on_from_the_last_one_and_without_the_keys_is_cold(m
     assert ask()["handover"] == "cold"
     assert ask(handover="identity", executed=8)["handover"] == "cold"   # nothing is left
     assert ask(handover="identity", reset=True)["handover"] == "cold"   # another episode's chunk guides nobody
-    flags = {"history": "present", "mask_missing": False, "form": None, "weights": "", "max_sessions": 1}
+    flags = {"history": "present", "mask_missing": False, "fps": None, "form": None, "weights": "", "max_sessions": 1}
     assert server.metadata(policy, SimpleNamespace(**flags, idle_timeout=1))["handovers"] == ["cold", "identity"]
+
+
+def test_the_rest_of_a_held_chunk_is_of_every_other_frame(make):
+    """A client of twice the rate says in its own frames where it is: row i is for its frame t + 2 i."""
+    policy = make(chunk=8)
+    session, sent = sessions.Session(policy, Reader(policy.stats), hold=2), {"handover": "identity"}
+    last = np.repeat(raw(policy, 8)[0], 2, axis=0)
+    for executed, delay, d in ((4, 0, 0), (5, 1, 1), (5, 11, 6)):
+        rest = session._rest(sent | {"executed": executed, "delay": delay}, last)
+        assert np.array_equal(rest.actions[0], last[executed::2]) and rest.delay == d
+    assert session._rest(sent | {"executed": 16}, last) is None
+    with pytest.raises(ValueError, match="last chunk's 16 actions"):
+        session._rest(sent | {"executed": 16, "delay": 1}, last)
 
 
 def test_a_server_records_every_hand_over_before_it_listens(make, monkeypatch):
     """A robot would wait for it in the middle of its first episode."""
     monkeypatch.setattr("support.inference.engine.Engine", partial(Engine, capture=static, backend="eager"))
     policy = make(chunk=8, engine="graph")
-    flags = {"history": "present", "mask_missing": False, "form": None, "weights": "", "max_sessions": 1, "task": None,
-             "batch_sessions": 1}
+    flags = {"history": "present", "mask_missing": False, "fps": None, "form": None, "weights": "", "max_sessions": 1,
+             "task": None, "batch_sessions": 1}
     pytest.importorskip("websockets")
     server.Server(policy, SimpleNamespace(**flags, idle_timeout=1, protocol="openpi"))
     made, images = policy.engine.captures, film(1)[0][0]

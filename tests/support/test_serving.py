@@ -55,6 +55,24 @@ def test_a_chunk_is_the_policys_to_the_last_bit_in_every_clients_form(make, serv
     other.close()
 
 
+def test_a_client_of_twice_the_rate_gets_every_action_for_two_frames(make, served, capfd):
+    """And is told, and tells, all else in its own frames; in seconds nothing changes."""
+    wire, metadata = raw(served(make(chunk=16), fps=60.0, history="exact"))
+    own, (was, now) = make(chunk=16), (pictures(seed=seed) for seed in range(2))
+    assert [metadata[key] for key in ("m", "chunk", "fps", "history_tolerance")] == [30, 32, 60.0, 2]
+    assert "chunks of 32 actions, 60 a second" in capfd.readouterr().out
+    infer(wire, sent(seed=0, frame=0, plan=False))
+    answer = infer(wire, sent(seed=1, frame=30))
+    assert (answer["history"], answer["history_age"]) == ("exact", 30)
+    assert np.array_equal(answer["actions"], np.repeat(plans(own, now, 6, past=was), 2, axis=0))
+    answer = infer(wire, sent(seed=1, frame=31, past={"images": sent(seed=0)["images"]}))
+    assert (answer["history"], answer["history_age"], answer["episode"]) == ("pair", 30, 1)
+    assert infer(wire, sent(frame=31 + 34))["episode"] == 2   # a pause longer than the chunk
+    wire.close()
+    with pytest.raises(ValueError, match="--fps 45: the checkpoint has 30 frames a second"):
+        served(make(chunk=16), fps=45.0)
+
+
 @pytest.mark.parametrize("change, words", [
     ({"state": np.ones(5)}, "state has 5 numbers; robot 'arm' has 6"), ({"state": None}, "state is missing"),
     ({"state": np.full(6, np.nan)}, "state.* is not finite"), ({"state": ["a"] * 6}, "state .*<U1"),
