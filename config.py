@@ -224,10 +224,10 @@ _TRAIN_3B = TrainConfig(stage="posttrain", optimizer="offload", checkpoint_layer
 
 CONFIGS = {
     # The embedded world [ours]: 64 px, the paper's 96 generation tokens and 3 views. Width 64, but 128 in the
-    # generation expert, which draws. docs/conveyor.md has the table behind lambda and the density of tau.
+    # generation expert, which draws. docs/conveyor.md has the tables behind lambda, tau's density and the two Euler steps.
     "conveyor": Config("conveyor", ModelConfig(
         heads=4, kv_heads=4, head_dim=16, qk_norm=False, gen_width=128, gen_mlp=384, text_tokens=24,
-        learned_positions=True, init_std=0.1, lambda_gen=0.3, action_draws=2, tau_density="release",
+        learned_positions=True, init_std=0.1, lambda_gen=0.3, action_draws=2, tau_density="release", euler_steps=2,
     ), DataConfig(full_windows=True), TrainConfig(
         steps=1500, batch_size=32, accumulate=1, lr=4e-3, min_lr=1e-4, warmup_steps=100, decay_steps=1500,
         eval_every=500, eval_windows=256, save_every=500,

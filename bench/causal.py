@@ -29,10 +29,11 @@ def agreement(pasts):
     return {name: float(np.corrcoef(pairs.T)[0, 1]) for name, pairs in (both | every).items()}
 
 
-def measure(path, episodes, seed):
+def measure(path, episodes, seed, euler_steps=None):
     """One checkpoint -> {"trained", "suites": {suite: {past: summary}}, "agreement": as above, of the moving suite}."""
     state = checkpoint.load(path)[1]
-    report, _ = closed_loop(Policy.load(path, seed=0, engine="plain"), conveyor, episodes, seed, controls="past")
+    policy = Policy.load(path, seed=0, engine="plain", euler_steps=euler_steps)
+    report, _ = closed_loop(policy, conveyor, episodes, seed, controls="past")
     rows = {"policy": report, **report["controls"]}
     suites = {suite: {past: rows[name][suite] for past, name in PASTS.items()} for suite in conveyor.SUITES}
     return {"trained": {"steps": state["step"], "seed": state["config"]["train"]["seed"]}, "suites": suites,
@@ -61,6 +62,7 @@ def run(argv):
                         help="runs of train.py --config conveyor, or checkpoints: one a training seed")
     parser.add_argument("--episodes", type=value(int, COUNT), default=200, help="scenes a suite (default: 200)")
     parser.add_argument("--seed", type=value(int, SEED), default=1, help="of the scenes (default: 1)")
+    parser.add_argument("--euler_steps", type=value(int, COUNT), help="of the sampler (default: the checkpoint's)")
     parser.add_argument("--json", default="causal.json", help="file name under bench/results")
     parser.add_argument("--picture", help="draw every episode's lead into this file")
     parser.add_argument("--force", action="store_true", help="write over a finished result")
@@ -73,7 +75,7 @@ def run(argv):
               "numpy": np.__version__, "world": conveyor.version(), "conditions": "one thread, model.py as it is read",
               "scene_seed": args.seed, "finished": False, "runs": []}
     for one in paths:
-        report["runs"].append(measure(one, args.episodes, args.seed))
+        report["runs"].append(measure(one, args.episodes, args.seed, args.euler_steps))
         save(path, report)
         shown = [f"{name} {r:+.2f}" for name, r in report["runs"][-1]["agreement"].items()]
         if shown:   # a model without generation imagines nothing

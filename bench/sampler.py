@@ -1,4 +1,4 @@
-"""python -m bench sampler: Euler's method beside Heun's and the midpoint's, at the same number of v_theta's evaluations.
+"""python -m bench sampler: Euler's method beside Heun's and the midpoint's, at equal numbers of evaluations of v_theta.
 
 Of each the success in closed loop, in scenes that are drawn for this table alone, and the spread: how far chunks that
 are drawn for one held-out window differ, in training standard deviations. Eq. (3) is `euler` in flow.py."""

@@ -29,7 +29,7 @@ torch.set_num_threads(1)   # the machine is shared, and results must not depend 
 
 TINY = replace(CONFIGS["conveyor"].model, layers=2, heads=2, kv_heads=2, head_dim=16,
                und_width=32, und_mlp=48, gen_width=32, gen_mlp=48, act_width=32, act_mlp=48,
-               text_tokens=6, chunk=4)
+               text_tokens=6, chunk=4, euler_steps=10)
 VARIANTS = {
     "tiny": TINY,
     "qwen": replace(TINY, backbone="qwen3vl", kv_heads=1, und_width=48, learned_positions=False,
