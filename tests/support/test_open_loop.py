@@ -172,7 +172,7 @@ def test_infer_reports_the_held_out_episode_with_plot_foresight_and_json(script,
     printed = capsys.readouterr().out
     assert "foresight, head: mean squared error of latents: policy" in printed
     assert "episode 1: mean squared error in training standard deviations: policy" in printed
-    assert "5 instead of 10 Euler steps move the actions by" in printed
+    assert "5 instead of 2 Euler steps move the actions by" in printed
     assert "replay: 8 recorded windows give the model the same inputs in training and at inference" in printed
 
 
