@@ -34,7 +34,8 @@ from worlds import conveyor
 ARMS = {"full": {}, "no generation": {"gen_expert": False},
         "no generation, wider": {"gen_expert": False, "layers": 6, "und_width": 128, "und_mlp": 384},
         "history, no generation": {"gen_expert": False, "und_frames": 2},
-        "lambda 0": {"lambda_gen": 0.0}, "target z_t": {"gen_target": "present"}}
+        "lambda 0": {"lambda_gen": 0.0}, "target z_t": {"gen_target": "present"},
+        "history, place named": {"gen_expert": False, "und_frames": 2, "name_place": 1}}   # bench/naming.py
 CELLS = {f"{density} {weight}": {"tau_density": density, "lambda_gen": weight}
          for density in ("paper", "release") for weight in (0.01, 0.1, 0.3)}
 RATES = (2e-3, 4e-3, 8e-3)   # tried first

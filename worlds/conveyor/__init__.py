@@ -7,14 +7,14 @@ single frame does not show the belt's velocity. Everything is numpy, N scenes at
 import numpy as np
 
 from config import VIEWS
-from worlds.conveyor.causal import foreseen, reversed_past
+from worlds.conveyor.causal import foreseen, reversed_past, silhouette
 from worlds.conveyor.record import VALIDATION, marks, prepare, version, write_dataset
 from worlds.conveyor.scene import Scenes, scripted_action
 from worlds.conveyor.setting import CHUNK, FPS, M, RADIUS, SHAPES, STATE_NAMES, SUITES, TOLERANCE, settings
 from worlds.world import Rollout
 
 __all__ = ["FPS", "STATE_NAMES", "SUITES", "VALIDATION", "VIEWS", "foreseen", "marks", "prepare", "scripted_action",
-           "settings", "version", "write_dataset"]   # handed on
+           "settings", "silhouette", "version", "write_dataset"]   # handed on
 NAME, PRESETS, TASKS = "conveyor", ("conveyor",), SHAPES
 REPORTED = 200
 HALF_WINDOW = RADIUS / 2   # the head camera sees 2 world units

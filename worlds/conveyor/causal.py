@@ -17,6 +17,14 @@ def reversed_past(settings):
     return Scenes([replace(s, v=-s.v) for s in settings]).render()
 
 
+def silhouette(picture, colour):
+    """By how much each pixel of a head picture (H, W, 3) uint8 is of an object of this colour -> (H, W) int, 0 elsewhere
+    and where no such object is."""
+    channel, picture = list(COLOURS).index(colour), picture.astype(int)   # red, green, blue
+    excess = picture[..., channel] - np.delete(picture, channel, axis=-1).max(-1) - CLEAR
+    return excess.clip(0) * ((excess > 0).sum() >= LEAST)
+
+
 def foreseen(settings, pictures):
     """Where head pictures (N, H, W, 3) uint8, imagined for t + M, have the target -> (N,), in units of its shift from t
     on in the expert's picture of t + M, in which the hand has taken it: +1 there, 0 where it is at t, -1 as if the belt
@@ -26,10 +34,8 @@ def foreseen(settings, pictures):
         scenes.step(scenes.state() if t < M else scripted_action(scenes))
     across = (np.arange(pictures.shape[2]) + 0.5) * 2 / pictures.shape[2] - 1
     found = np.full(len(settings), np.nan)
-    for i, (s, picture) in enumerate(zip(settings, pictures.astype(int))):
-        channel, shift = list(COLOURS).index(s.colour), scenes.objects[i, 0, 0] - s.x   # red, green, blue
-        excess = picture[..., channel] - np.delete(picture, channel, axis=-1).max(-1) - CLEAR
-        columns = excess.clip(0).sum(0)
-        if s.v and (excess > 0).sum() >= LEAST and abs(s.x) + abs(shift) + RADIUS <= 1:
+    for i, (s, picture) in enumerate(zip(settings, pictures)):
+        columns, shift = silhouette(picture, s.colour).sum(0), scenes.objects[i, 0, 0] - s.x
+        if s.v and columns.any() and abs(s.x) + abs(shift) + RADIUS <= 1:
             found[i] = (columns @ across / columns.sum() - s.x) / shift
     return found

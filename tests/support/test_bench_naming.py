@@ -1,0 +1,68 @@
+"""bench/naming.py, the arm that must show where the named target is now."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bench.naming import NamesPlace, silhouettes
+from support.data.prompts import token_ids
+from worlds import conveyor
+
+
+@pytest.fixture
+def config(tiny):
+    return replace(tiny, gen_expert=False, und_frames=2, text_tokens=24)
+
+
+@pytest.fixture
+def seen(config, random_batch):
+    """settings -> a Batch of noise, but with the head pictures and instructions of these scenes at frame t."""
+    def make(settings):
+        scenes, batch = conveyor.Scenes(settings), random_batch(config, len(settings))
+        for _ in range(conveyor.M):
+            scenes.step(scenes.state())
+        batch.frames[:, 0, 1] = torch.from_numpy(scenes.render()[:, 0]).permute(0, 3, 1, 2)
+        batch.image[:, 0, -3:] = batch.frames[:, 0, 1]
+        texts = [token_ids(s.instruction, config.text_tokens) for s in settings]
+        batch.text_ids, batch.text_mask = (torch.from_numpy(np.array(column)) for column in zip(*texts))
+        return batch
+    return make
+
+
+@pytest.mark.parametrize("appearance", ("sim", "real", "human"))
+def test_the_silhouette_lies_where_the_named_target_is_now_in_every_look(seen, appearance):
+    settings = conveyor.settings("dynamic", 100, seed=4, appearance=appearance, distractor=1.0)
+    picture = F.fold(silhouettes(seen(settings)).transpose(1, 2), 16, 4, stride=4)[:, 0]      # (N, 16, 16)
+    middle = (torch.arange(16) + 0.5) / 8 - 1
+    x, y = ((picture.sum(axis) @ middle) / picture.sum((1, 2)) for axis in (1, 2))
+    assert max(abs(float(x[i]) - s.x) + abs(float(y[i]) + s.y) for i, s in enumerate(settings)) < 0.06   # 2 is the width
+    assert (picture.sum((1, 2)) > 5).all()   # cells, of 4 x 4 pixels
+
+
+def test_what_is_not_seen_is_not_counted(config, seen, noise):
+    batch = seen(conveyor.settings("static", 4, seed=4))
+    batch.frames[1, 0, 1] = 128
+    model = NamesPlace(config)
+    losses = model(batch, *noise(config, 4, 2))
+    assert int(losses.gen_count) == 3 * 256 and model.counts(batch, 2) == (int(losses.act_count), 3 * 256)
+    assert losses.gen_sum.isfinite() and not silhouettes(batch)[1].any()
+
+
+def test_its_loss_teaches_the_understanding_expert_and_nothing_else(config, seen, noise):
+    """Eight scenes by heart: the loss falls far below that of the same answer for all."""
+    torch.manual_seed(0)
+    batch, model, (eps, tau) = seen(conveyor.settings("static", 8, seed=4)), NamesPlace(config), noise(config, 8)
+    share, losses = silhouettes(batch).mean(), []
+    same = float(F.binary_cross_entropy(share, share))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(60):
+        found = model(batch, eps, tau)
+        losses.append(float(found.gen_sum.detach() / found.gen_count))
+        optimizer.zero_grad()
+        found.gen_sum.backward()
+        optimizer.step()
+    assert losses[-1] < 0.5 * same
+    assert model.act.action_out_proj.weight.grad is None and model.und.visual.convs[0].weight.grad.abs().sum() > 0
