@@ -35,8 +35,8 @@ class Layout:
     gen: int                # generation tokens of a view; 0: no generation expert
     chunk: int              # k action tokens stand behind one state token
     views: int = 3
-    before: int = 0         # understanding tokens before a view, and after it
-    after: int = 0
+    before: int = 0         # understanding tokens before a view, such as <img>
+    after: int = 0          # and behind it
     draws: int = 1          # R
     mrope: bool = False     # a view's tokens have a row and a column as positions (Qwen3-VL)
 
@@ -71,10 +71,10 @@ def draws(layout):
 
 def valid_tokens(layout, view_mask, text_mask):
     """view_mask (B, V) bool, text_mask (B, text) bool -> which tokens exist, (B, N) bool."""
-    seen = view_mask.repeat_interleave(layout.per_view, 1)                         # (B, V * per_view)
-    imagined = view_mask.repeat_interleave(layout.gen, 1)                          # (B, N_gen)
+    und = view_mask.repeat_interleave(layout.per_view, 1)                          # (B, V * per_view)
+    gen = view_mask.repeat_interleave(layout.gen, 1)                               # (B, N_gen)
     act = view_mask.new_ones(len(view_mask), layout.n_act)
-    return torch.cat([seen, text_mask, imagined, act], 1)
+    return torch.cat([und, text_mask, gen, act], 1)
 
 
 def segment_mask(segment, draw, valid):

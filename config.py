@@ -1,14 +1,15 @@
-"""Every setting of InternVLA-A1 in one place: Table 1 (model), Section 3.4 (data), Table 2 (training).
+"""Every setting of InternVLA-A1 in one place: Table 1 (model), Sections 3.3 and 3.4 (data), Table 2 (training).
 
-A preset is one literal row of `CONFIGS`. Each field below is a command-line flag (support/flags.py). The resolved
-config is stored in every checkpoint, and inference reads it there.
+A preset is one row of `CONFIGS`. What a row leaves out is the field's default. Each field below is a command-line flag
+(support/flags.py). The resolved config is stored in every checkpoint, and inference reads it there.
 
 Letters used for shapes in the whole project
     B batch   V = 3 views (head, left wrist, right wrist)   C, H, W image   L frames of an episode
     T times of a frame: 3 (t-m, t, t+m) in training, 2 (t-m, t) at inference
     N tokens: N_und of understanding, N_gen = 96 of generation, N_act = R (1 + k) of the action expert
     D width   A heads   G key/value heads   d head dimension
-    k chunk   d_a action dimensions   d_q state dimensions   R action draws   g latent grid (32 at 256 px)
+    k chunk   R action draws   g latent grid (32 at 256 px)   S, s pixels of a view for understanding, for generation
+    d_a, d_q dimensions of action and state: padded to 32 in model, flow and experts, else the robot's own number
 
 Tags: [release] follows the authors' code where the paper is silent or differs. [ours] is our own choice. Each has its
 reason. What has no tag is the paper's, or a plain setting of the program."""
@@ -79,15 +80,15 @@ class ModelConfig(Checked):
     vae_size: int = _f(64, "pixels of an image for the generation expert", a_multiple_of=32, at_least=32, at_most=4096)
     gen_from_view: bool = _f(False, "[release] cut generation images from the letterboxed view, not from the source")
     gen_target: str = _f("future", "target of z_hat; present is an ablation [ours]", choices=("future", "present"))
-    lambda_gen: float = _f(0.01, "lambda of Eq. (4)", at_least=0)
+    lambda_gen: float = _f(0.01, "lambda of Eq. (4), between means [release]", at_least=0)
 
-    chunk: int = _f(16, "k, actions of one chunk", at_least=1, at_most=10000)
+    chunk: int = _f(16, "k, actions of one chunk; the paper gives no number", at_least=1, at_most=10000)
     action_dim: int = _f(32, "width that actions are padded to", at_least=1, at_most=4096)
     state_dim: int = _f(32, "width that the state is padded to", at_least=1, at_most=4096)
     action_draws: int = _f(1, "[ours] R draws of (tau, eps) that share one prefix", at_least=1, at_most=1024)
     tau_density: str = _f("paper", "Beta(1.5, 1) of tau; release: of 1 - tau", choices=("paper", "release"))
     noise_on_padding: bool = _f(False, "[release] noise and train the padded action dimensions too")
-    euler_steps: int = _f(10, "Euler steps of Eq. (3)", at_least=1, at_most=10000)
+    euler_steps: int = _f(10, "[release] Euler steps of Eq. (3); the paper gives no number", at_least=1, at_most=10000)
 
     def __post_init__(self):
         super().__post_init__()
@@ -123,7 +124,7 @@ class ModelConfig(Checked):
 
 @dataclass(frozen=True)
 class DataConfig(Checked):
-    """Section 3.4 and Table 3: what a training tuple is and where it is drawn from."""
+    """Sections 3.3 and 3.4: what a training tuple is, and how LPT spreads the datasets."""
 
     m: int = _f(15, "frames between t-m, t and t+m", at_least=1, at_most=10000)
     action_mode: str = _f("absolute", "delta: joints relative to q_t, grippers not", choices=("absolute", "delta"))
@@ -131,7 +132,7 @@ class DataConfig(Checked):
     only_episodes: str = _f("", "numbers of episodes to use, as 0-19,25, or a file; empty: all", form=f"({EPISODES})?")
     hold_out: str = _f("-1", "numbers of episodes to hold out, as 3,7-9 or -1, the last used; or none", form=EPISODES)
     stretch: int = _f(1, "[ours] windows decoded at once; 8 if key frames are rare", at_least=1, at_most=1024)
-    lpt_workers: int = _f(4, "workers of each rank that LPT spreads the datasets over", at_least=1, at_most=65536)
+    lpt_workers: int = _f(4, "LPT's workers of each rank: lists of datasets, no processes", at_least=1, at_most=65536)
     balance: str = _f("greedy", "the paper's greedy rule, or datasets split exactly", choices=("greedy", "exact"))
     loaders: int = _f(0, "loader processes (0: in the training process); changes nothing but speed", at_most=256)
     std_floor: float = _f(1e-4, "actions that deviate by less than this part of their magnitude are idle")
@@ -141,7 +142,7 @@ class DataConfig(Checked):
 
 @dataclass(frozen=True)
 class TrainConfig(Checked):
-    """Table 2. Defaults are the paper's post-training column."""
+    """Table 2. Defaults are the paper's post-training column. Its bfloat16 comes with optimizer split or offload."""
 
     steps: int = _f(60_000, "optimizer steps", at_least=1)
     batch_size: int = _f(8, "samples of one forward pass", at_least=1, at_most=65536)

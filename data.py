@@ -1,6 +1,7 @@
-"""Training tuples: xi = (a_{t:t+k}, o_{t-m}, o_t, o_{t+m}, q_t, l) of Sec. 3.3, drawn from a mixture (Table 3).
+"""Training tuples (a_{t:t+k}, o_{t-m}, o_t, o_{t+m}, q_t, l), xi_1 and xi_2 of Sec. 3.3 in one, from a mixture.
 
-From disk to a batch, in the order of this file:
+A window is (episode, t). An example is its tuple as arrays. Sample n is the n-th example that a rank trains on. From
+disk to a batch, in the order of this file:
 
     windows        which (episode, t) make a tuple; outside an episode frames and actions are clamped and masked
     example        one tuple as arrays; observation() makes the same arrays from a live robot
@@ -10,7 +11,7 @@ What it stands on, in support/data:
 
     source.py      what is read of a dataset
     corpus.py      which datasets a rank opens
-    statistics.py  the units of state and actions, taken over exactly the training windows; q_t in delta mode
+    statistics.py  mean and deviation of state and actions over the training windows; in delta mode it subtracts q_t
 
 m and k count frames of the source, whatever its rate. Human video has no actions: `has_action` is False, its
 action mask is empty, and it trains L_gen alone."""
@@ -84,7 +85,7 @@ def chunk_at(action, t, k):
 # ---- one example ------------------------------------------------------------------------------------------------
 
 def observation(model, stats, pictures, state, task):
-    """One live observation as the arrays of a Batch (inference half).
+    """What a Batch holds of one moment, recorded or live: all but the actions and the future's mask.
 
     pictures: view -> list of (H, W, 3) uint8 at the times t-m, t (and t+m in training); missing views absent.
     state (d_q,) in raw units, or None (human video); task: the instruction. An idle dimension is masked like padding.
@@ -105,11 +106,11 @@ def observation(model, stats, pictures, state, task):
     ids, mask = token_ids(task, model.text_tokens, model.tokenizer)
     q_t = np.zeros(model.state_dim, np.float32) if state is None else \
         pad(stats.normalise("state", np.asarray(state)), model.state_dim, "the state")
-    acts = () if state is None else set(range(len(stats.action_mean))).difference(stats.left_out)
+    moving = () if state is None else set(range(len(stats.action_mean))).difference(stats.left_out)
     return {"image": torch.stack(views), "frames": torch.stack(frames),
             "view_mask": torch.tensor([view in pictures for view in VIEWS]),
             "text_ids": torch.from_numpy(ids), "text_mask": torch.from_numpy(mask),
-            "state": torch.from_numpy(q_t), "dim_mask": torch.tensor([d in acts for d in range(model.action_dim)])}
+            "state": torch.from_numpy(q_t), "dim_mask": torch.tensor([d in moving for d in range(model.action_dim)])}
 
 
 def times(source, m, e, t):
@@ -151,7 +152,7 @@ def collate(examples):
 
 ORDER, WORKER, NOISE = range(3)   # independent random streams
 ATTEMPTS = 100                     # draws for one sample before a corpus counts as unreadable
-STRETCHES = 128   # [ours] stretches of video that samples are drawn from by turns; the paper's batch holds one of each
+STRETCHES = 128   # [ours] open at once. Sample n is of stretch n mod 128: a batch of 128 has one window of each
 
 
 def stream(seed, *key):

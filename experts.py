@@ -35,7 +35,7 @@ class RMSNorm(nn.Module):
 def attend(query, key, value, bias):
     """query (B, A, Nq, d), key and value (B, G, Nk, d), bias (B, 1, Nq, Nk) -> (B, Nq, A * d)."""
     grouped = query.shape[1] != key.shape[1]
-    if grouped and query.is_cuda:   # no fused kernel there takes both groups and a bias: it would keep the scores
+    if grouped and query.is_cuda:   # no fused kernel there takes groups and a bias; the unfused one stores all scores
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
         grouped = False
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, enable_gqa=grouped)
@@ -120,7 +120,7 @@ class UndExpert(nn.Module):
             self.norm = RMSNorm(config.und_width, config.norm_eps)
 
     def embed(self, image, text_ids):
-        """image (B, V, 3, s, s) uint8, text_ids (B, N_txt) -> (B, N_und, D)."""
+        """image (B, V, 3 und_frames, S, S) uint8, text_ids (B, N_txt) -> (B, N_und, D)."""
         B, V = image.shape[:2]
         pixels = image.flatten(0, 1).float().div_(255)
         size = self.config.image_size

@@ -1,4 +1,4 @@
-"""Flow matching for action chunks: Eq. (2) and Eq. (3), and how a chunk goes on from the last one.
+"""Flow matching for action chunks: Eq. (2) and Eq. (3). Below them, how a chunk goes on from the last one.
 
 tau = 0 is noise and tau = 1 is data, as in the paper. The release runs time the other way round and predicts eps - a:
 its output layer is negated on load (support/weights/key_maps.py)."""
@@ -39,8 +39,21 @@ def euler(v_theta, eps, steps):
     return a
 
 
+def tau_embedding(tau, width):
+    """tau (...) in [0, 1] -> (..., width) float32: sines, then cosines, of the noise level 1 - tau.
+
+    width / 2 periods, geometric from 0.004 to 4. [release] Its time is our 1 - tau, and is what it embeds."""
+    noise = 1 - tau.double()
+    fraction = torch.linspace(0, 1, width // 2, dtype=torch.float64, device=tau.device)
+    period = 4e-3 * (4.0 / 4e-3) ** fraction
+    angle = noise[..., None] * (2 * math.pi / period)
+    return torch.cat([angle.sin(), angle.cos()], -1).float()
+
+
+# ---- [ours] real-time chunking: none of it is in the paper -------------------------------------------------------
+
 class Guide(NamedTuple):
-    """The rest of the last chunk, which a new chunk goes on from: real-time chunking, in none of the paper's lines."""
+    """What is left of the last chunk, which a new chunk goes on from."""
 
     handover: str           # "identity" or "vjp", for guided_euler; "trained", for held_euler
     rest: torch.Tensor      # Y (B, k, d_a), standardised; row i is due when row i of the new chunk is, 0 beyond its end
@@ -94,14 +107,3 @@ def denoise(v_theta, eps, steps, guide=None):
     if guide is None:
         return euler(v_theta, eps, steps)
     return (held_euler if guide.handover == "trained" else guided_euler)(v_theta, eps, steps, guide)
-
-
-def tau_embedding(tau, width):
-    """tau (...) in [0, 1] -> (..., width) float32: sines, then cosines, of the noise level 1 - tau.
-
-    width / 2 periods, geometric from 0.004 to 4. [release] Its time is our 1 - tau, and is what it embeds."""
-    noise = 1 - tau.double()
-    fraction = torch.linspace(0, 1, width // 2, dtype=torch.float64, device=tau.device)
-    period = 4e-3 * (4.0 / 4e-3) ** fraction
-    angle = noise[..., None] * (2 * math.pi / period)
-    return torch.cat([angle.sin(), angle.cos()], -1).float()

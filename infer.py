@@ -22,7 +22,7 @@ actions.png; foresight.png. Without --checkpoint the newest good checkpoint unde
 `infer` below is the inference of Section 3. It runs with --engine plain. The default engine, eager, is faster; tests
 hold its chunks equal to these."""
 
-from support.entry import command   # first: Ctrl-C during the imports is one line, too
+from support.entry import command   # first: Ctrl-C during the slow imports prints one line and no traceback
 from pathlib import Path
 
 import torch
@@ -39,9 +39,9 @@ from worlds import closed_loop
 
 @torch.inference_mode()
 def infer(model, stats, batch, eps, state, euler_steps=None):
-    """N observations -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None without a generation expert).
+    """B observations -> (actions (B, k, d_a) in raw units, z_hat (B, V, 16, g, g) or None without a generation expert).
 
-    batch: data.Batch of the observations; eps (N, k, 32) standard normal; state: q_t (N, d_q) in raw units, from which
+    batch: data.Batch of the observations; eps (B, k, 32) standard normal; state: q_t (B, d_q) in raw units, from which
     delta actions start; stats: the robot's Statistics. euler_steps: default the config's."""
     prefix = model.prefill(batch)                                # und, then gen: their keys and values
     a = model.sample_actions(batch, eps, euler_steps, prefix)    # Eq. (3)

@@ -4,12 +4,16 @@ The paper's greedy rule, pi(i) = argmin_k of the summed sizes of worker k, with 
 size: the classic longest-processing-time schedule. With fewer datasets than workers the sorted datasets are
 dealt again from the top until every worker has one, each replica with its own seed.
 
-Sampling (data.Mixture): a worker's mass is the summed weight of its datasets. Replicas share a dataset's weight. For
-every sample a worker is drawn by mass, then one of its datasets by weight. So on one rank the mixture is the wanted one
-(Table 3), whatever the number of workers.
+A worker is no process. It is one of the `lpt_workers` lists of datasets that a rank draws from. [release] With
+fewer datasets than workers each holds one, so the paper's load-aware placement of replicas never acts.
+
+Sampling (data.Mixture), [ours]: a worker's mass is the summed weight of its datasets. Replicas share a dataset's
+weight. For every sample a worker is drawn by mass, then one of its datasets by weight. So on one rank the mixture is
+the wanted one (Table 3), whatever the number of workers.
 
 Every rank draws equally often, but the greedy rule gives ranks unequal weight. So with several ranks the mixture is
-slightly off. `exact` removes that error: it splits at most K - 1 datasets (McNaughton's wrap-around rule).
+off, by 0.04 to 0.13 of it at 64 ranks (--simulate). `exact` makes that 0: it splits at most ranks - 1 datasets
+(McNaughton's wrap-around rule).
 
 "Each worker materializes only a subset of datasets": a rank opens what `subset` says, see support/data/corpus.py.
 
@@ -23,7 +27,7 @@ TABLE_3 = (("InternData-A1", 396, 0.64), ("RoboTwin", 17, 0.08), ("AgiBot-World 
 
 
 def assign(sizes, workers):
-    """sizes: frames of each dataset -> per worker the list of its dataset indices.
+    """sizes: s_i, frames of each dataset; workers: K -> pi inverted: of each worker k the datasets i with pi(i) = k.
 
     Deterministic: equal sizes go in order of index, equal loads to the lowest worker. Every dataset is held by at
     least one worker and every worker holds at least one dataset. ValueError: no dataset, no worker, empty dataset."""

@@ -2,17 +2,19 @@
 
     h_und = f_und(l, o_t)      z_hat_{t+m} = f_gen(z_{t-m}, z_t; h_und)      v_theta(q_t, a_tau; h_und, h_gen)
 
-There is no single tensor h_und or h_gen. Layer i of the generation expert reads the keys and values of layer i of the
-understanding expert, and layer i of the action expert those of both. There are three ways through the layers:
+The tokens of one expert are a stream: und, gen, act. There is no single tensor h_und or h_gen. Layer i of the
+generation expert reads the keys and values of layer i of the understanding expert, and layer i of the action expert
+those of both. There are three ways through the layers:
 
     forward    training: und, gen and act
     prefill    inference: und and gen, whose keys and values are kept
     v_theta    inference: act in one Euler step, against the kept keys and values
 
 No token sees a later segment, so prefill followed by v_theta gives what forward gives. Noise and tau are arguments,
-never drawn here. `python model.py` prints the pass. What makes it fast is in support/inference/engine.py."""
+never drawn here. `python model.py` prints the trace: each line of Section 3 with its shapes. What makes it fast is in
+support/inference/engine.py."""
 
-import support.entry   # first: Ctrl-C during the imports is one line, too
+import support.entry   # first: Ctrl-C during the slow imports prints one line and no traceback
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -31,9 +33,10 @@ from support.tiny import DctVAE
 
 @dataclass
 class Losses:
-    """Sums and counts of one forward pass. `total` divides them by the counts of the whole optimizer step."""
+    """Sums and counts of one forward pass. `total` divides them by the counts of the whole optimizer step: [release]
+    means, where Eq. (1) and (2) print squared norms. So lambda weighs means."""
 
-    act_sum: torch.Tensor    # of squared velocity errors over existing dimensions and steps, all draws
+    act_sum: torch.Tensor    # of squared velocity errors: dimensions that move, steps of the episode, all draws
     gen_sum: torch.Tensor    # of squared latent errors over valid views
     act_count: torch.Tensor
     gen_count: torch.Tensor
@@ -100,7 +103,7 @@ class Prefix(NamedTuple):
     """What `prefill` returns: all that the action expert conditions on."""
 
     before: list            # per layer (key, value) of the und and gen tokens, each (B, G, N_und + N_gen, d)
-    h_gen: torch.Tensor     # the generation expert's output (B, 96, D); None without that expert
+    h_gen: torch.Tensor     # the generation expert's last output (B, 96, D), for `decode` alone; None without one
     rotary: tuple           # cos and sin of the action tokens; None with learned positions
     bias: torch.Tensor      # the action tokens' rows of the mask, (B, 1, N_act, N)
 
@@ -133,7 +136,7 @@ class InternVLA_A1(nn.Module):
                 nn.init.normal_(layer.weight, std=self.config.init_std)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        if not self.config.learned_positions:   # beside those, words keep torch's size of 1
+        if not self.config.learned_positions:   # beside those, embeddings keep torch's deviation of 1
             nn.init.normal_(self.und.embed_tokens.weight, std=self.config.init_std)
 
     @property
@@ -150,7 +153,7 @@ class InternVLA_A1(nn.Module):
         x = frames.flatten(0, 2).float().div_(127.5).sub_(1)
         if x.shape[-1] != size:   # [release] the letterboxed view is enlarged bilinearly
             x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
-        weight = next(self.vae.parameters(), x)
+        weight = next(self.vae.parameters(), x)   # for its dtype; DctVAE has none
         return self.vae.encode(x.to(weight.dtype)).float().unflatten(0, frames.shape[:3])
 
     @torch.no_grad()
@@ -174,7 +177,8 @@ class InternVLA_A1(nn.Module):
         return bias, rotary_tables(position, self.rope_frequency, self.rope_axis)
 
     def _dimensions(self, batch):
-        """1 for a real action dimension, 0 for padding, (B, 1, d_a) float32: eps and v_theta are multiplied by it."""
+        """1 for an action dimension that exists and moved in training, else 0, (B, 1, d_a) float32: eps and v_theta are
+        multiplied by it."""
         mask = batch.dim_mask[:, None].float()
         return torch.ones_like(mask) if self.config.noise_on_padding else mask    # [release] all dimensions
 
@@ -205,7 +209,7 @@ class InternVLA_A1(nn.Module):
         losses = Losses(act_sum, torch.zeros_like(act_sum), act_count, torch.zeros_like(act_count))
         if config.gen_expert:
             z_hat = self.gen.decode(streams["gen"]).float()
-            target = z[:, :, 2] if config.gen_target == "future" else z[:, :, 1]   # sg[z_{t+m}]: no_grad in phi
+            target = z[:, :, 2] if config.gen_target == "future" else z[:, :, 1]   # sg: no gradient in phi
             error = (z_hat - target).square()                                      # Eq. (1)
             valid = batch.view_mask & batch.future_mask[:, None]                   # (B, V)
             losses.gen_sum, losses.gen_count = masked_sum(error, valid[..., None, None, None])
@@ -216,7 +220,7 @@ class InternVLA_A1(nn.Module):
     def counts(self, batch, R, tau=None):
         """Elements of L_act and L_gen in a batch, without running the model: (int, int). tau: as in `forward`."""
         mask = batch.action_mask[:, None] if tau is None else act_mask(batch, tau)
-        act = int(mask.sum()) * (R // mask.shape[1])
+        act = int(mask.sum()) * (R // mask.shape[1])   # a mask without draws counts for each
         views = int((batch.view_mask & batch.future_mask[:, None]).sum())
         return act, views * 16 * self.config.latent_grid ** 2 if self.config.gen_expert else 0
 
@@ -238,7 +242,7 @@ class InternVLA_A1(nn.Module):
 
     def v_theta(self, prefix, batch, a_tau, tau):
         """One evaluation of the velocity field. a_tau (B, k, d_a), tau python float or (k,) -> (B, k, d_a)."""
-        ones = torch.ones(len(a_tau), 1, 1, dtype=torch.float64, device=a_tau.device)   # periods go down to 0.004
+        ones = torch.ones(len(a_tau), 1, 1, dtype=torch.float64, device=a_tau.device)   # errors grow 1,571-fold
         tau = tau * ones
         x = self.act.embed(batch.state, a_tau[:, None], tau).to(self.dtype)
         for layer, before in zip(self.layers, prefix.before):

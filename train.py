@@ -13,7 +13,7 @@
 A run is a folder, runs/<config> or --out DIR. Data order and noise are pure functions of (seed, rank, sample), so
 nothing of them is saved. SIGTERM, SIGINT and SIGHUP save and end the run within a step; exit code 143, 130 or 129."""
 
-from support.entry import command   # first: Ctrl-C during the imports is one line, too
+from support.entry import command   # first: Ctrl-C during the slow imports prints one line and no traceback
 import math
 import signal
 import sys
@@ -49,7 +49,8 @@ from worlds.training import evaluate, least_chunk, watched
 
 
 def lr_at(step, train):
-    """Learning rate of a step: linear warm-up, then a cosine counted from step 0 (Table 2). A pure function."""
+    """Learning rate of a step. Table 2 gives its ends and lengths. [release] The warm-up is linear, the decay a cosine
+    counted from step 0."""
     if step < train.warmup_steps:
         return train.lr * (step + 1) / (train.warmup_steps + 1)
     if not train.decay_steps:
@@ -124,7 +125,7 @@ def build(config, ranks, shard, start):
     for line in weights.start(model, **start) if start else ():
         print(line)
     wrapped, masters, average = prepare(model, train, ranks, shard)
-    # --optimizer fp32 is torch.optim.AdamW; split and offload make the same update in less memory of the device.
+    # fp32 is torch.optim.AdamW. offload makes its update in host memory; split keeps bf16 moments [ours].
     optimizer = adamw(train.optimizer, model, masters, betas=(train.beta1, train.beta2), eps=train.adam_eps,
                       weight_decay=train.weight_decay)                                      # Table 2
     return model, wrapped, optimizer, average

@@ -33,7 +33,7 @@ def count_parameters(model):
 
 
 def not_built(config):
-    """What the release's files hold and this model does not build, nor read: key pattern -> parameters (int).
+    """What the release's code builds and this model does not, because nothing reads it: key pattern -> parameters (int).
 
     A negative entry is the reverse. Built plus not built is Table 1's total: 1,835,996,688 (2B), 3,222,760,208 (3B)."""
     if config.backbone == "tiny":

@@ -115,7 +115,7 @@ def blocks(model, r, name):
 
 def tuple_lines(batch, m):
     views, times = batch.frames.shape[1:3]
-    return ["Sec. 3.1  Inputs: the tuple (o_{t-m}, o_t, o_{t+m}, l, q_t, a_{t:t+k})",
+    return ["Sec. 3.3  Inputs: the tuple (o_{t-m}, o_t, o_{t+m}, l, q_t, a_{t:t+k})",
             line("o_t", f"{views} views x {batch.image.shape[2]} colours x {dims(batch.image, 3)}, for understanding"),
             line("o_{t-m} o_t o_{t+m}",
                  f"{views} views x {times} times (m = {m} frames) x 3 colours x {dims(batch.frames, 4)}"),

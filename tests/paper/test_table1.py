@@ -68,8 +68,8 @@ def test_the_printed_table_rounds_to_the_papers(name):
 
 
 def test_inference_and_training_run_at_full_size_with_the_shapes_of_the_paper(name, random_batch):
-    """Sec. 3.2 and 4: 256 tokens a view at 448 px, 49 at 224 px; 96 generation and 1 + 50 action tokens; latents of
-    32 x 32 x 16; a chunk of 50 actions."""
+    """Sec. 3.2: 256 tokens a view at 448 px, 49 at 224 px; 96 generation tokens; latents of 32 x 32 x 16. The chunk of
+    50 actions is the release's."""
     config, n = CONFIGS[name].model, N_UND[name] + 96
     model, batch = on_meta(config), random_batch(config, 2).to("meta")
     prefix = model.prefill(batch)
