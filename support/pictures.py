@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from support.files import written
+from support.files import must, written
 
 INK, MUTED, HAIR, PAPER = (38, 38, 38), (115, 115, 115), (222, 222, 222), (255, 255, 255)
 BLUE, GREY = (0, 114, 178), (140, 140, 140)   # what the model says, what really happened
@@ -211,8 +211,7 @@ def curves(rows, path=None):
     """L_act, L_gen (logarithmic) and the learning rate over steps -> RGB image. rows: the lines of log.jsonl. A loss
     that is zero throughout has no panel. ValueError: no row has a loss."""
     trained = [row for row in rows if row.get("loss") is not None]
-    if not trained:
-        raise ValueError("curves: no row of the log has a loss")
+    must(trained, "curves: no row of the log has a loss")
     last, panels = max(row["step"] for row in rows), []
     for key, title in (("loss_act", "L_act, Eq. (2)"), ("loss_gen", "L_gen, Eq. (1)")):
         own = _positive((row["step"], row[key]) for row in trained)

@@ -137,5 +137,4 @@ class Ranks:
 
 def _summed(_, bucket):
     """DDP's communication hook that adds gradients up instead of averaging them."""
-    work = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
-    return work.then(lambda future: future.value()[0])
+    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda future: future.value()[0])

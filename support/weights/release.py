@@ -94,8 +94,7 @@ def export_run(args):
          "does not have: train --config a1_3b_release to export it")
     for stats in by_robot.values():
         stats.check(config.data.action_mode)
-    base = find(args.base, RELEASE_FILES, args.revision)
-    wrote = export_release(config.model, tensors, out, base)
+    wrote = export_release(config.model, tensors, out, base=find(args.base, RELEASE_FILES, args.revision))
     for line in write_settings(out, config, by_robot, checkpoint.step_of(path)):
         print(line)
     words = checkpoint.load_tokenizer(path)

@@ -52,8 +52,7 @@ def _meant(field, value):
         return {"backbone": TYPES, "action_mode": MODES | {True: "delta", False: None}}[field][value]
     if field == "layers":   # qwen3_vl_28l; qwen3_vl_2b, their class's default, counts no layers
         return int(found[1]) if (found := re.fullmatch(r"\w{1,40}_(\d{1,4})l", value)) else None
-    if type(value) is not int or not 0 < value <= 10 ** 6:
-        raise ValueError(value)
+    must(type(value) is int and 0 < value <= 10 ** 6, value)
     return value
 
 
