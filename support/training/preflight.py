@@ -111,8 +111,8 @@ def jobs_of(args, config, corpus=None, world=True):
 
 
 def check_settings(args, config, corpus, least_chunk=0, ranks=Alone()):
-    """ValueError, one line, for settings that cannot work with these data. All ranks call it. least_chunk: 0 without
-    their world."""
+    """ValueError, one line, for settings that cannot work with these data. All ranks call it. least_chunk: what their
+    world asks for, 0 without one."""
     refuse_ignored("train.py", args, *jobs_of(args, config, corpus, least_chunk))
     need, room = memory.predict(config, activations=0), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     must(need.weights <= room, f"the weights of this network take {need.weights / 2**30:,.1f} GiB, this machine has "
