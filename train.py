@@ -35,12 +35,11 @@ from support.lpt_cost import table
 from support.owner import own
 from support.training import memory
 from support.training.checkpointer import Checkpointer, bad_samples_of_rank, checkpoint_to_resume
-from support.training.cores import Cores
 from support.training.journal import SKIPS, Journal, nonfinite_samples
 from support.training.optimizers import adamw, clip_scale, global_norm
 from support.training.preflight import (check_flags, check_settings, disk_need, effective_batch, parse, refuse,
                                         starting_weights, verify, warn)
-from support.training.prepare import prepare
+from support.training.prepare import Cores, prepare
 from support.training.ranks import Ranks
 from support.training.signals import Interruption, ignore_signals
 from support.training.validation import held_out_losses

@@ -11,8 +11,7 @@ from support import checkpoint
 from support.files import must
 from support.flags import COUNT, SEED, Parser, value
 from support.inference.policy import Policy
-from support.pictures import BLUE
-from support.plots import PALE, Panel, figure
+from support.pictures import BLUE, PALE, Panel, figure
 from worlds import conveyor
 from worlds.closed_loop import closed_loop
 

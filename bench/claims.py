@@ -25,8 +25,7 @@ from config import get_config
 from model import InternVLA_A1
 from support.files import must, read_json, written
 from support.flags import COUNT, SEED, Parser, value
-from support.pictures import BLUE
-from support.plots import GREY, ORANGE, Panel, figure
+from support.pictures import BLUE, GREY, ORANGE, Panel, figure
 from support.training.memory import synthetic
 from worlds import conveyor
 

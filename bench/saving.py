@@ -1,11 +1,26 @@
 """Where results go, and that a finished one is not lost."""
 
 import json
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
-from support.files import keep_finished, written
+from support.files import must, written
 
 RESULTS = Path("bench/results")
+
+
+def keep_finished(path, force):
+    """ValueError where a result (JSON) stands that is finished or committed, and may not be written over by `force`."""
+    finished = True
+    if force or not path.exists():
+        return
+    with suppress(ValueError, AttributeError):
+        finished = json.loads(path.read_text()).get("finished", True)
+    with suppress(OSError):   # no git here
+        finished |= not subprocess.run(["git", "ls-files", "--error-unmatch", path.name], cwd=path.parent,
+                                       capture_output=True).returncode
+    must(not finished, f"{path} holds a finished result: add --force to write over it, or give another name")
 
 
 def place(name, force):

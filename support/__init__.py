@@ -2,7 +2,6 @@
 
 It has four rooms: data, training, inference, weights. Beside them stands what belongs to none of the rooms. Parts of
 the network are the vision towers, the rotary tables and the embedded world's network parts. Tools are checkpoints,
-flags and bounds of values, strangers' files, the owner of a folder, how commands begin and end, pictures, precision,
-progress lines, Table 1 and the trace."""
+flags and bounds of values, strangers' files, owners of folders, how commands begin and end, pictures, Table 1."""
 
 VERSION = "1.0"   # of the project: what a policy server says it is

@@ -2,9 +2,8 @@
 
 A checkpoint is one directory, `<run>/step_00001500/`, with exactly four files, or its tokenizer's beside them;
 `manifest.json` gives size and SHA-256 of the others. It is written under a temporary name, flushed file by file, then
-renamed. A rename is atomic, so a directory called `step_*` is always whole. Every file is hashed before it is used, and
-a missing, damaged or unlisted one is an error that names it. Tensors are stored as safetensors only: nothing here can
-run code. POSIX only."""
+renamed: a directory called `step_*` is always whole. Every file is hashed before it is used, and a missing, damaged or
+unlisted one is an error that names it. Tensors are safetensors: nothing here can run code. POSIX only."""
 
 import contextlib
 import errno
@@ -47,7 +46,10 @@ def save(run, step, model, optimizer, state, keep=2, tokenizer=None):
     final = run / f"step_{step:08d}"
     try:
         run.mkdir(parents=True, exist_ok=True)
-        _remove_stale(run)
+        for path in run.glob(TEMPORARY + "*"):
+            with _opened(path) as descriptor:
+                if try_lock(descriptor):   # its writer is dead
+                    shutil.rmtree(path, ignore_errors=True)
         _require_space(run, (model, optimizer))
         _write_and_rename(final, model, optimizer, state, tokenizer or {})
     except OSError as error:
@@ -65,10 +67,9 @@ def _write_and_rename(final, model, optimizer, state, tokenizer):
     with _opened(temporary) as lock, _opened(final.parent) as parent:
         try:
             try_lock(lock)
-            entries = {MODEL: _write(temporary / MODEL, safetensors_file(model)),
-                       OPTIMIZER: _write(temporary / OPTIMIZER, safetensors_file(optimizer)),
-                       STATE: _write(temporary / STATE, [_canonical(state)])}
-            entries |= {name: _write(temporary / name, [content]) for name, content in tokenizer.items()}
+            files = {MODEL: safetensors_file(model), OPTIMIZER: safetensors_file(optimizer),
+                     STATE: [_canonical(state)], **{name: [content] for name, content in tokenizer.items()}}
+            entries = {name: _write(temporary / name, chunks) for name, chunks in files.items()}
             _write(temporary / MANIFEST, [_manifest(entries)])
             os.fsync(lock)
             if final.exists():        # a damaged one that --resume stepped over
@@ -142,14 +143,6 @@ def _require_space(run, groups):
         raise OSError(errno.ENOSPC, f"no space, needs {needed / 1e9:.3f} GB, {free / 1e9:.3f} GB are free")
 
 
-def _remove_stale(run):
-    """Delete temporaries whose writer is dead: those whose lock we can take."""
-    for path in run.glob(TEMPORARY + "*"):
-        with _opened(path) as descriptor:
-            if try_lock(descriptor):
-                shutil.rmtree(path, ignore_errors=True)
-
-
 def _rotate(run, step, keep):
     """Delete checkpoints older than `step`, but for the newest `keep` whole ones (`step` itself counts)."""
     kept = 1
@@ -173,13 +166,12 @@ def verify(path, hashed=(*FILES, *TOKENIZER)):
         present = set(os.listdir(path))
         for name in sorted({MANIFEST, *FILES} - present):
             raise CheckpointError(f"{path / name} is missing: {OLDER}")
-        entries = _read_manifest(path / MANIFEST) if present <= {MANIFEST, *FILES, *TOKENIZER} else dict.fromkeys(FILES)
+        entries = _read_manifest(path / MANIFEST)
         for name in sorted(present - {MANIFEST, *entries}):
             raise CheckpointError(f"{path / name} is not listed in {MANIFEST}: move it out of the checkpoint")
         for name, entry in entries.items():
-            size, expected = os.path.getsize(path / name), entry["size"]
-            if size != expected:
-                raise CheckpointError(f"{path / name} has {size} bytes, {MANIFEST} says {expected}: {OLDER}")
+            if (size := os.path.getsize(path / name)) != entry["size"]:
+                raise CheckpointError(f"{path / name} has {size} bytes, {MANIFEST} says {entry['size']}: {OLDER}")
         for name in (name for name in hashed if name in entries):
             with open(path / name, "rb") as file:
                 found, expected = hashlib.file_digest(file, "sha256").hexdigest(), entries[name]["sha256"]

@@ -103,14 +103,10 @@ def _guard_streams():
                                             line_buffering=old.line_buffering, write_through=old.write_through))
 
 
-def _importer(frame):
-    """The global names of the module that imports this one."""
-    while frame.f_back and (frame.f_globals is globals() or "<frozen importlib" in frame.f_code.co_filename):
-        frame = frame.f_back
-    return frame.f_globals
-
-
-importer = _importer(sys._getframe())
+frame = sys._getframe()
+while frame.f_back and (frame.f_globals is globals() or "<frozen importlib" in frame.f_code.co_filename):
+    frame = frame.f_back
+importer = frame.f_globals   # the global names of the module that imports this one
 SCRIPT = importer.get("__name__") == "__main__"
 if SCRIPT:
     spec = importer.get("__spec__")   # of python -m

@@ -1,11 +1,9 @@
 """What strangers send: every file is bounded before it is read, and every path stays in the folder that names it.
 
-A ValueError here is one line that names the file, what is wrong with it and what to do. What is written stands whole
-under its name, or not at all."""
+A ValueError here is one line that names the file, what is wrong with it and what to do."""
 
 import json
 import os
-import subprocess
 import tempfile
 import zipfile
 from contextlib import contextmanager, suppress
@@ -20,8 +18,7 @@ LARGEST_TEXT = 1 << 30
 
 
 def regular(path, largest=float("inf")):
-    """path, if a file of at most `largest` bytes stands there. ValueError: else, as of a Git LFS pointer; of a pipe one
-    would wait for ever."""
+    """path, if a file of at most `largest` bytes stands there, no pipe and no Git LFS pointer. ValueError: else."""
     if not os.path.isfile(path) or lfs_pointer(path) or os.path.getsize(path) > largest:
         raise unreadable(path, f"no file of at most {largest} bytes" if os.path.isfile(path) else "no file")
     return path
@@ -29,13 +26,11 @@ def regular(path, largest=float("inf")):
 
 def lfs_pointer(path):
     """Whether a file is the text that Git leaves in the place of a large one that was not downloaded."""
-    if not os.path.isfile(path):
-        return False
-    try:
-        with open(path, "rb") as file:
-            return file.read(40).startswith(b"version https://git-lfs")
-    except OSError:
-        return False
+    with suppress(OSError):
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                return file.read(40).startswith(b"version https://git-lfs")
+    return False
 
 
 def require_writable(path, flag, file=False):
@@ -127,9 +122,8 @@ def whole(value, where, low=0, high=10 ** 9):
 
 
 def numbers(values, where, ndim=None):
-    """Numbers from a file, of any form -> float32 array. `where` names them: file, key.
-    ValueError: text, complex, ragged, no dimension at all, another number of axes than ndim, or a row that is not
-    finite as float32. The first such row is named."""
+    """Numbers from a file, of any form -> float32 array. `where` names them: file, key. ValueError: text, complex,
+    ragged, empty, another number of axes than ndim, or a row that is not finite as float32; the first is named."""
     try:
         given = np.asarray(values)
         if given.dtype.kind not in "biuf":
@@ -169,8 +163,7 @@ def read_npz(path, names=None):
         must(size <= LARGEST, f"it unpacks to {size:,} bytes, the limit is {LARGEST:,}")
         with np.load(path, allow_pickle=False) as npz:
             found = {key: npz[key] if names is None or key in names else None for key in npz.files}
-        if bytes in map(type, found.values()):   # what numpy returns of a member that is no .npy file
-            raise ValueError("it holds more than arrays")
+        must(bytes not in map(type, found.values()), "it holds more than arrays")   # of a member that is no .npy file
         return found
     except Exception as error:
         raise unreadable(path, error, "write it again, as an .npz file of plain arrays") from error
@@ -205,16 +198,3 @@ def written(path):
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def keep_finished(path, force):
-    """ValueError where a result (JSON) stands that is finished or committed, and may not be written over by `force`."""
-    path, finished = Path(path), True
-    if force or not path.exists():
-        return
-    with suppress(ValueError, AttributeError):
-        finished = json.loads(path.read_text()).get("finished", True)
-    with suppress(OSError):   # no git here
-        finished |= not subprocess.run(["git", "ls-files", "--error-unmatch", path.name], cwd=path.parent,
-                                       capture_output=True).returncode
-    must(not finished, f"{path} holds a finished result: add --force to write over it, or give another name")

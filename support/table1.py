@@ -33,9 +33,9 @@ def count_parameters(model):
 
 
 def not_built(config):
-    """What the release's code builds and this model does not, because nothing reads it: key pattern -> parameters (int).
-
-    A negative entry is the reverse. Built plus not built is Table 1's total: 1,835,996,688 (2B), 3,222,760,208 (3B)."""
+    """What the release's code builds and this model does not, because nothing reads it: key pattern -> parameters
+    (int). A negative entry is the reverse. Built plus not built is Table 1's total: 1,835,996,688 (2B), 3,222,760,208
+    (3B)."""
     if config.backbone == "tiny":
         return {}
     rows, own = Counter(), on_meta(config)
@@ -45,15 +45,11 @@ def not_built(config):
     if config.backbone == "qwen3vl":
         four, out = 4 * config.vit_width, config.und_width
         rows["visual.deepstack_merger_list.{0,1,2}"] = 3 * (2 * four + four * four + four + out * four + out)
-    if not config.und_tail:
-        built = dict(own.named_parameters())
-        for name, p in on_meta(replace(config, und_tail=True)).named_parameters():
-            if name not in built:
-                part = name.replace("und.", "").removesuffix(".weight").removesuffix(".bias")
-                rows[f"language_model.{part}"] += p.numel()
-    if not config.gen_expert:
-        mine, whole = count_parameters(own), count_parameters(on_meta(replace(config, gen_expert=True)))
-        rows.update({f"generation expert: {part}": whole[part] - mine[part] for part in ("gen", "projections", "vae")})
+    built = dict(own.named_parameters())
+    for name, p in on_meta(replace(config, und_tail=True, gen_expert=True)).named_parameters():
+        if name not in built:   # of the last understanding layer, or of the generation expert and its tokenizer
+            part = name.replace("und.", "").removesuffix(".weight").removesuffix(".bias")
+            rows[f"language_model.{part}" if "und." in name else "generation expert"] += p.numel()
     return dict(rows)
 
 

@@ -8,9 +8,8 @@ from torch import nn
 
 
 class ConvStem(nn.Module):
-    """[ours] conveyor's vision: four 3x3 stride-2 convolutions down to 4x4 tokens, with coordinate channels.
-
-    Overlap and coordinates let it place an object to a fraction of a patch after minutes of training."""
+    """[ours] conveyor's vision: four 3x3 stride-2 convolutions down to 4x4 tokens, with coordinate channels. Overlap
+    and coordinates let it place an object to a fraction of a patch after minutes of training."""
 
     layers = ()   # as the towers of support/vision.py have them
 
@@ -33,7 +32,6 @@ class ConvStem(nn.Module):
 
 def position_table(groups, width):
     """[ours] learned positions in place of rotary ones: sines and cosines of row and column, a random code a group.
-
     groups: list of (rows, columns), such as the four by four tokens of one view. -> Parameter (N, width)."""
     period = 100.0 ** (torch.arange(width // 4) / (width // 4))
     tables = []

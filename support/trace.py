@@ -54,10 +54,10 @@ def recorded(model):
         yield calls, counter
 
 
-def sample(config):
-    """One training tuple, nothing missing. Its masks can be read; .to("meta") is the same without memory."""
+def sample(config, B=1):
+    """B training tuples, nothing missing. Their masks can be read; .to("meta") is the same without memory."""
     def ones(*shape, dtype=torch.bool):
-        return torch.ones(1, *shape, dtype=dtype)
+        return torch.ones(B, *shape, dtype=dtype)
 
     k, d, view, frame = config.chunk, config.action_dim, config.view_size, config.frame_size
     return Batch(image=ones(3, 3 * config.und_frames, view, view, dtype=torch.uint8),

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from support.data.robots import ROBOTS
-from support.weights.tensor_files import write
 
 
 def main(argv=None):
@@ -31,7 +31,7 @@ def main(argv=None):
     moments = {key: {"mean": [0.0] * width, "std": [1.0] * width}
                for keys in (robot.state, robot.action) for key, width in zip(keys, robot.widths)}
     args.dir.mkdir(parents=True, exist_ok=True)
-    write(tensors, args.dir / "model.safetensors", {"format": "pt"})
+    save_file(tensors, args.dir / "model.safetensors", {"format": "pt"})
     (args.dir / "stats.json").write_text(json.dumps({"genie1": moments}, indent=1) + "\n")
     print(f"wrote {sum(t.numel() for t in tensors.values()) / 1e9:.2f} billion random numbers to {args.dir}")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from support.data.file_hashes import contents_digest
 from support.data.letterbox import Letterboxed, box, letterbox
@@ -24,7 +25,6 @@ from support.data.loader import Watched
 from support.data.video import LRU
 from support.files import must, read_json, unreadable, written
 from support.owner import contents
-from support.progress import bar
 
 FORMAT, BLOCK = 2, 64   # BLOCK: frames decoded in one go
 _MAPS = LRU(256)        # what names a file -> its pictures, mapped into memory; each holds a descriptor
@@ -158,6 +158,6 @@ def fill(source, cache, loaders):
     workers = Watched(missing, patience=3600, batch_size=None, num_workers=loaders,
                       collate_fn=partial(transcode, source, cache))   # in the workers
     before = sum(cache.lengths) - sum(cache.lengths[e] for e in missing)
-    with bar(sum(cache.lengths), before, "frame") as shown:
+    with tqdm(total=sum(cache.lengths), initial=before, unit="frame", dynamic_ncols=True, disable=None) as shown:
         for e in workers:
             shown.update(cache.lengths[e])

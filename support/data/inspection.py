@@ -3,10 +3,10 @@
 from contextlib import suppress
 
 import numpy as np
+from tqdm import tqdm
 
 from config import VIEWS
 from support.data.moments import Moments, moments_of
-from support.progress import each
 
 
 def refuse(lines, line, shown=20):
@@ -31,7 +31,7 @@ def faults(source):
             if str(error) not in lines:   # of a film: its episodes share it
                 lines.append(str(error))
     backwards = range(len(source.lengths) - 1, -1, -1)     # the last episode of a file is where it is torn
-    for e in each(backwards, "episode"):
+    for e in tqdm(backwards, unit="episode", dynamic_ncols=True, disable=None):
         whole = source.files[e] not in missing and tried(source.numbers, e)
         if whole:
             readable.append(e)

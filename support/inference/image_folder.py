@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image
 
 from config import VIEWS, DataConfig
-from support import plots
 from support.data.episodes import chosen
 from support.data.folder import listing
 from support.data.picture import ENDINGS, decode
@@ -16,7 +15,7 @@ from support.data.robots import find_robot
 from support.data.source import open_source
 from support.files import must, numbers, read_json, read_npy, read_text, written
 from support.inference.report import action_names, deviations, foresight_picture, print_euler_error, shown_errors
-from support.pictures import saved
+from support.pictures import action_plot, saved
 
 TIMES = ("past", "now", "future")
 WRITTEN = ("actions.png", "foresight.png")   # by `write`, where --out is the folder itself
@@ -91,7 +90,7 @@ def write(out, policy, observed, actions, z_hat):
         np.save(file, actions)
     if true is not None:   # an episode may end sooner than the chunk, or later than it
         shown, true = actions[:len(true)], true[:len(actions)]
-    plots.action_plot(shown, names, true=true, fps=stats.fps, path=out / "actions.png", spans=stats.action_std)
+    action_plot(shown, names, true=true, fps=stats.fps, path=out / "actions.png", spans=stats.action_std)
     print(f"task: {observed.task}\nviews: {', '.join(observed.seen)}; missing views are masked: "
           f"{', '.join(v for v in VIEWS if v not in observed.seen) or 'none'}")
     print(f"{len(actions)} actions, one per frame at {stats.fps:g} frames/s = {len(actions) / stats.fps:.2f} s, "

@@ -11,10 +11,10 @@ import torch
 
 from config import VIEWS
 from data import chunk_at, example, open_corpus
-from support import plots
 from support.data.letterbox import letterbox
 from support.files import must, written
 from support.inference.report import action_names, deviations, foresight_picture, print_euler_error, shown_errors
+from support.pictures import action_plot
 
 RIDGE = 1e-2      # of each feature's variance, times the number of training frames
 PICTURES = 64     # training frames that the mean picture is of
@@ -212,9 +212,9 @@ def draw_episode(policy, source, e, curves, starts, out):
     """episode_<e>.png, and foresight_<e>.png where the episode is long enough for it. curves, starts: as `traces`."""
     m, T = policy.config.data.m, len(curves["true"])
     baselines = {name: values for name, values in curves.items() if name not in ("policy", "true")}
-    plots.action_plot(curves["policy"], action_names(policy.stats), true=curves["true"], baselines=baselines,
-                      fps=policy.stats.fps, marks=starts, path=out / f"episode_{source.indices[e]}.png",
-                      spans=policy.stats.action_std)
+    action_plot(curves["policy"], action_names(policy.stats), true=curves["true"], baselines=baselines,
+                fps=policy.stats.fps, marks=starts, path=out / f"episode_{source.indices[e]}.png",
+                spans=policy.stats.action_std)
     t = min(max(T // 2, m), T - 1 - m)
     if policy.config.model.gen_expert and t >= m:
         seen, state, task = observed(source, e, t, m)

@@ -16,8 +16,8 @@ from support.checkpoint import CheckpointError
 from support.data.prompts import tokenizer_files
 from support.data.statistics import in_checkpoint, of_checkpoint
 from support.owner import own
-from support.training.ranks import load_state
-from support.weights.loading import empty_model
+from support.training.ranks import share
+from support.weights.loading import empty_model, load_state
 
 # A resumed run may change these. std_floor shows in the statistics, which are compared.
 FREE = ("threads", "loaders", "checkpoint_layers", "save_every", "on_bad_sample", "std_floor")
@@ -26,10 +26,9 @@ AGENT = "agent"   # file of a run: the process id of the agent that began it, un
 
 
 class Log:
-    """One JSON object a line. What a full disk refuses is kept and written with the next line.
-
-    path None: nothing is written (ranks other than the first). length: the bytes of it that stand; what was logged
-    after a checkpoint is cut off, so that a resumed run continues it. CheckpointError: the file is not that log."""
+    """One JSON object a line. What a full disk refuses is kept and written with the next line. path None: nothing is
+    written (ranks other than the first). length: the bytes of it that stand; what was logged after a checkpoint is cut
+    off, so that a resumed run continues it. CheckpointError: the file is not that log."""
 
     def __init__(self, path, length=0):
         self.path, self.length, self.waiting = path, length, b""
@@ -70,8 +69,7 @@ class Log:
 
 class Checkpointer:
     """Saves and restores a run. by_robot: {robot: Statistics}, the robot of the held-out episode first; average: the
-    AveragedModel of --ema or None; drawn: [name, weight, frames, digest] of each dataset. log, timing: its two files.
-    """
+    AveragedModel of --ema or None; drawn: [name, weight, frames, digest] of each dataset."""
 
     def __init__(self, out, ranks, config, by_robot, model, optimizer, average=None, drawn=()):
         self.out, self.ranks, self.config, self.by_robot = Path(out), ranks, config, by_robot
@@ -147,7 +145,7 @@ class Checkpointer:
             return None
         model = empty_model(self.config.model, self.ranks.device,
                             torch.float32 if self.config.train.optimizer == "fp32" else torch.bfloat16)
-        load_state(model, tensors)
+        load_state(model, tensors, "the run")
         return model
 
     def begin(self, newest=None):
@@ -195,7 +193,8 @@ class Checkpointer:
             self.average.module.load_state_dict(tensors)
             self.average.n_averaged.copy_(kept["averaged"])
             tensors = {name.removeprefix("trained."): x for name, x in kept.items() if name.startswith("trained.")}
-        load_state(self.model, tensors)
+        parts = self.model.state_dict()
+        load_state(self.model, {name: share(x, parts.get(name)) for name, x in tensors.items()}, path)
         self.optimizer.load(kept)
         self.log, self.first = Log(self.log_path, state["log_length"]), state["step"]
         print(*lines, f"resuming {path} at step {state['step']}", sep="\n")
@@ -204,10 +203,8 @@ class Checkpointer:
 
 def checkpoint_to_resume(asked, out, ranks, verified=None):
     """The newest good checkpoint of the run in `out` if this one continues it, else None; `out` is this run's from now
-    on. asked: by --resume.
-
-    verified: a checkpoint that was found good just now; if it is of this run it is not hashed again. ValueError: the
-    run is not there, or not asked for; CheckpointError: no checkpoint is good."""
+    on. asked: by --resume. verified: a checkpoint that was found good just now; if it is of this run it is not hashed
+    again. ValueError: the run is not there, or not asked for; CheckpointError: no checkpoint is good."""
     # An agent restarts a group that refused, too: it goes on with what it began itself alone.
     mark = out / AGENT
     same_agent = ranks.agree(ranks.restarted and mark.exists() and mark.read_text() == ranks.agent)

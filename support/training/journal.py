@@ -12,8 +12,6 @@ from config import VIEWS
 from data import collate_with_noise
 from support import pictures
 from support.files import written
-from support.plots import curves
-from support.progress import bar
 from support.training import memory
 from support.training.preflight import refuse
 
@@ -21,15 +19,16 @@ SKIPS = 3   # so many steps in a row that are not finite stop a run
 
 
 class Journal:
-    """The record of one run. skipped: steps in a row, up to now, whose loss or gradient was not finite.
-
-    checkpointer: begun, of the run; first: its next step; validate: () -> (held-out dict, Foresight or None)."""
+    """The record of one run. checkpointer: begun, of the run; first: its next step; skipped: steps in a row, up to now,
+    whose loss or gradient was not finite; validate: () -> (held-out dict, Foresight or None)."""
 
     def __init__(self, checkpointer, first, skipped, validate):
         self.out, self.ranks, self.config = checkpointer.out, checkpointer.ranks, checkpointer.config
         self.log, self.timing, self.validate = checkpointer.log, checkpointer.timing, validate
         self.skipped, self.held_out, self.complained = skipped, None, False
-        self.bar = bar(self.config.train.steps, first, silent=not (self.ranks.first and sys.stdout.isatty()))
+        shown = self.ranks.first and sys.stdout.isatty()
+        self.bar = tqdm(total=self.config.train.steps, initial=first, dynamic_ncols=True,
+                        disable=None if shown else True)
         self.clock, self.since = time.time(), first
 
     def record(self, done, finite, loss, act, gen, lr, norm, counts, bad_samples):
@@ -67,9 +66,13 @@ class Journal:
     def _draw(self, done, foresight):
         try:
             rows = [json.loads(line) for line in (self.out / "log.jsonl").read_text().splitlines()]
-            curves(rows, self.out / "curves.png")
+            pictures.curves(rows, self.out / "curves.png")
             if foresight is not None:
-                draw_foresight(foresight, self.config.data.m, self.out / f"foresight_{done:08d}.png")
+                m, columns = self.config.data.m, [column.permute(0, 2, 3, 1).numpy() for column in foresight[:4]]
+                captions = (f"t - {m}", "t", f"imagined t + {m}", f"true t + {m}")
+                grid = [(view.replace("_", " "), [(caption, column[v]) for caption, column in zip(captions, columns)])
+                        for v, view in enumerate(VIEWS) if foresight.view_mask[v]]
+                pictures.foresight(grid, self.out / f"foresight_{done:08d}.png")
         except (OSError, ValueError) as error:
             if not self.complained:
                 print(f"train.py: no picture at step {done}: {error}; training goes on", file=sys.stderr, flush=True)
@@ -92,14 +95,6 @@ class Journal:
         print(f"{seconds:.0f} s in all; report in {path}")
         if checkpointer.problem:
             refuse(f"the last step is not on disk: {checkpointer.problem}")
-
-
-def draw_foresight(foresight, m, path):
-    """A row for each camera that exists: t - m, t, imagined t + m, true t + m."""
-    captions = (f"t - {m}", "t", f"imagined t + {m}", f"true t + {m}")
-    columns = [column.permute(0, 2, 3, 1).numpy() for column in foresight[:4]]
-    pictures.foresight([(view.replace("_", " "), [(caption, column[v]) for caption, column in zip(captions, columns)])
-                        for v, view in enumerate(VIEWS) if foresight.view_mask[v]], path)
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """Will it fit? The memory that tensors of a training take, predicted before anything is allocated.
 
-Weights, gradients and optimizer states are arithmetic. Activations are counted on fake tensors, which have shapes and
-no memory."""
+Weights, gradients and optimizer states are arithmetic. Activations are counted on fake tensors, of shapes alone."""
 
 import functools
 import os
@@ -18,14 +17,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from data import Batch
 from model import InternVLA_A1
 from support import table1
-from support.precision import to_compute
 from support.trace import sample
 from support.training import optimizers
 from support.training.prepare import checkpoint_layers, freeze, prepare
 from support.training.ranks import Ranks
+from support.weights.loading import to_compute
 
 MARGIN = 1.0                     # GiB of a card that are left alone: CUDA's own memory and fragmentation
 MICRO = (1, 2, 4, 8, 16)         # micro-batches that the table shows
@@ -71,9 +69,8 @@ def card_attention():
 
 def synthetic(config, B):
     """(Batch, eps, tau) of B samples with everything present. config: ModelConfig."""
-    batch = Batch(**{name: torch.cat(B * [x]) for name, x in vars(sample(config)).items()})
     R = config.action_draws
-    return batch, torch.randn(B, R, *batch.action.shape[1:]), torch.rand(B, R)
+    return sample(config, B), torch.randn(B, R, config.chunk, config.action_dim), torch.rand(B, R)
 
 
 def skeleton(config, fp32, frozen):

@@ -31,9 +31,7 @@ def clip_scale(norm, clip):
 
 def adamw(kind, model, masters, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01):
     """AdamW in one of the three memory budgets for a model's trained parameters; the defaults are Table 2's.
-
-    masters: name -> float32 value (may share memory). It is emptied: no second copy stands beside the finished state.
-    """
+    masters: name -> float32 value (may share memory), emptied: no second copy stands beside the finished state."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     budget = {"fp32": Fp32, "split": Split, "offload": Offload}[kind]
     optimizer = budget(parameters, masters, {"betas": betas, "eps": eps, "weight_decay": weight_decay})
@@ -50,6 +48,7 @@ class Fp32:
         self.parameters = parameters
         self.weights = {name: local(p.detach()) for name, p in parameters.items()}
         self.adamw = torch.optim.AdamW(self.weights.values(), fused=True, **settings)
+        self.adamw.state.update({weight: fresh(weight) for weight in self.weights.values()})
 
     def step(self, lr, scale):
         """One update. scale: 0-dim tensor that gradients are multiplied by first."""
@@ -83,15 +82,15 @@ class Fp32:
     def load(self, tensors):
         """The reverse, exactly; KeyError names a tensor that is missing."""
         for name, p in self.parameters.items():
-            self.adamw.state[self.weights[name]] = moments(tensors, name, p, self.weights[name].device)
+            for key, part in self.state(name).items():
+                full = tensors[f"{name}.{key}"]
+                part.copy_(full if key == "step" else local(share(full, p)))
 
 
-def moments(tensors, name, p, device):
-    """AdamW's state of a parameter out of `tensors`, this rank's part; {} if saved before its first update."""
-    if f"{name}.step" not in tensors:
-        return {}
-    parts = {key: share(tensors[f"{name}.{key}"], p) for key in ("exp_avg", "exp_avg_sq")}
-    return {key: x.clone().to(device) for key, x in ({"step": tensors[f"{name}.step"]} | parts).items()}
+def fresh(weight):
+    """AdamW's state of a weight before its first update."""
+    return {"step": torch.zeros((), device=weight.device), "exp_avg": torch.zeros_like(weight),
+            "exp_avg_sq": torch.zeros_like(weight)}
 
 
 class Split(Fp32):
@@ -104,7 +103,7 @@ class Split(Fp32):
             state = {key: torch.zeros_like(weight, dtype=torch.bfloat16) for key in ("exp_avg", "exp_avg_sq")}
             if p.dtype == torch.bfloat16:
                 state["low"] = torch.zeros_like(weight, dtype=torch.int16)
-                master = share(masters.pop(name), p).contiguous()
+                master = local(share(masters.pop(name), p)).contiguous()
                 for hi, low, piece in pieces(weight, state["low"], master):
                     put_master(piece.to(hi.device), hi, low)
             self.kept[name] = state
@@ -125,10 +124,8 @@ class Split(Fp32):
                     put_master(master, hi, low)
 
     def load(self, tensors):
-        for name, p in self.parameters.items():
-            self.steps = int(tensors[f"{name}.step"])
-            for key, part in self.kept[name].items():
-                part.copy_(share(tensors[f"{name}.{key}"], p))
+        super().load(tensors)
+        self.steps = int(tensors[f"{next(iter(self.parameters))}.step"])
 
 
 def pieces(*tensors):
@@ -160,16 +157,18 @@ def update(weight, g, m, v, step, lr, betas, eps, weight_decay):
 
 
 class Offload(Fp32):
-    """Masters and moments in host memory, torch's fused CPU AdamW; the device holds bf16 weights and gradients.
-
-    The next gradient travels to the host while this tensor is updated, and the new weight travels back behind it,
-    through two pinned buffers each way. With `overlap` (default: on a GPU) all that happens on a thread beside the next
-    forward pass, in which each layer waits for its own weights (`hold_back`)."""
+    """Masters and moments in host memory, torch's fused CPU AdamW; the device holds bf16 weights and gradients. The
+    next gradient travels to the host while this tensor is updated, and the new weight travels back behind it, through
+    two pinned buffers each way. With `overlap` (default: on a GPU) all that happens on a thread beside the next forward
+    pass, in which each layer waits for its own weights (`hold_back`)."""
 
     def __init__(self, parameters, masters, settings, overlap=None):
         self.parameters = parameters
-        self.masters = {name: share(masters.pop(name).float(), p).cpu().contiguous() for name, p in parameters.items()}
+        self.masters = {name: local(share(masters.pop(name).float(), p)).cpu().contiguous()
+                        for name, p in parameters.items()}
         self.adamw = {name: torch.optim.AdamW([x], fused=True, **settings) for name, x in self.masters.items()}
+        for name, master in self.masters.items():
+            self.adamw[name].state[master] = fresh(master)
         self.cuda = any(local(p).is_cuda for p in parameters.values())
         self.slots = [Slot(max(local(p).nbytes for p in parameters.values()), self.cuda) for _ in range(2)]
         self.stream = torch.cuda.Stream() if self.cuda else None
@@ -201,11 +200,6 @@ class Offload(Fp32):
 
     def state(self, name):
         return self.adamw[name].state[self.masters[name]] | {"master": self.masters[name]}
-
-    def load(self, tensors):
-        for name, p in self.parameters.items():
-            self.masters[name].copy_(share(tensors[f"{name}.master"], p))
-            self.adamw[name].state[self.masters[name]] = moments(tensors, name, p, "cpu")
 
     def step(self, lr, scale):
         self.finish()

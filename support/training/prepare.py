@@ -1,13 +1,14 @@
-"""The model as it trains: what is frozen, recomputed, compiled, averaged and sharded, and in which dtype."""
+"""The model as it trains: what is frozen, recomputed, compiled, averaged, sharded; in which dtype, on which cores."""
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from support.precision import to_compute
+from support.weights.loading import to_compute
 
 
 def freeze(model, names):
@@ -39,10 +40,8 @@ def fold_compression(gen):
 
 def prepare(model, train, ranks, shard):
     """A fresh float32 model on the CPU -> (the module to call, float32 values of the trained parameters for the
-    optimizer, average or None). The model itself is changed.
-
-    Order matters: masters are taken before the cast, the average before layers are wrapped, recomputation goes around
-    compilation, and sharding is last."""
+    optimizer, average or None). The model itself is changed, in this order: masters are taken before the cast, the
+    average before layers are wrapped, recomputation goes around compilation, and sharding is last."""
     freeze(model, train.frozen)
     masters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     if train.optimizer != "fp32":
@@ -57,3 +56,29 @@ def prepare(model, train, ranks, shard):
     if train.checkpoint_layers:
         checkpoint_layers(model)
     return ranks.wrap(model, shard), masters, average
+
+
+class Cores:
+    """How the micro-batches of one step run: one after the other, or a single one as two halves at once, each on half
+    of the cores. A small network has small matrices: shared out among cores, each waits for the others at every one.
+
+    Halves: with several threads on a CPU, without other ranks. A gradient is the sum of two terms then, whichever is
+    ready first. They run on threads of their own: this one keeps its number of torch threads."""
+
+    def __init__(self, train, ranks):
+        threads, plain = torch.get_num_threads(), not train.compile and train.optimizer != "offload"   # one at a time
+        alone = ranks.device.type == "cpu" and ranks.world == train.accumulate == 1
+        self.pool = None
+        if alone and plain and threads > 1 < train.batch_size:
+            self.pool = ThreadPoolExecutor(2, "half", torch.set_num_threads, (threads // 2,))
+
+    def parts(self, micro):
+        """micro: list of (Batch, eps, tau) -> the same, or the two halves of its only one."""
+        if not self.pool:
+            return micro
+        (batch, eps, tau), half = micro[0], -(-len(micro[0][1]) // 2)
+        return [(batch.rows(rows), eps[rows], tau[rows]) for rows in (slice(half), slice(half, None))]
+
+    def each(self, function, *columns):
+        """map(function, *columns), of what `parts` gave."""
+        return (self.pool.map if self.pool else map)(function, *columns)

@@ -34,12 +34,7 @@ def whole(part, like):
 
 
 def share(x, like):
-    """The opposite of `whole`: a full tensor, the same on every rank -> this rank's part."""
-    return local(cut_like(x, like))
-
-
-def cut_like(x, like):
-    """A full tensor, the same on every rank -> it, sharded as the parameter `like` is."""
+    """The opposite of `whole`: a full tensor, the same on every rank -> it, sharded as the parameter `like` is."""
     if not isinstance(like, DTensor):
         return x
     return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
@@ -140,13 +135,6 @@ class Ranks:
             dist.destroy_process_group()
 
 
-def load_state(model, tensors):
-    """Full tensors into a model, sharded or not. torch's own errors for names and shapes."""
-    own = model.state_dict()
-    model.load_state_dict({name: cut_like(x, own.get(name)) for name, x in tensors.items()})
-
-
 def _summed(_, bucket):
     """DDP's communication hook that adds gradients up instead of averaging them."""
-    work = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
-    return work.then(lambda future: future.value()[0])
+    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda future: future.value()[0])

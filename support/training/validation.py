@@ -2,6 +2,7 @@
 
 Foresight is scored against the obvious rival, "nothing changes": error of z_hat_{t+m} over error of copying z_t."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,14 +48,12 @@ def held_out_batches(config, stats, source, rows, limit):
 
 @torch.no_grad()
 def validate(model, config, batches, watched=None):
-    """Held-out losses and foresight -> (dict of floats, Foresight or None).
-
-    batches: as held_out_batches yields them, on every rank the same. The dict has loss_act, loss_gen, per kind of view
-    (and group of `watched`) the error of z_hat over that of copying z_t, and the same in pixels around each mark. The
-    pictures are of the window of the first batch in which most changes."""
+    """Held-out losses and foresight -> (dict of floats, Foresight or None). batches: as held_out_batches yields them,
+    the same on every rank. The dict has loss_act, loss_gen, per kind of view (and group of `watched`) the error of
+    z_hat over that of copying z_t, and the same in pixels around each mark. Foresight is of the first batch."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    act, gen, pairs, shown = np.zeros(2), np.zeros(2), {}, None   # sums and counts
+    act, gen, pairs, shown = np.zeros(2), np.zeros(2), defaultdict(list), None   # sums and counts
     for batch, eps, tau, rows in batches:
         losses = model(batch.to(device), eps.to(device), tau.to(device), pictures=True)
         act += float(losses.act_sum), float(losses.act_count)
@@ -83,7 +82,7 @@ def _add_latent_errors(pairs, losses, batch, rows, watched):
                         for x in (losses.z_hat, losses.z[:, :, 1]))
     for b, v in (batch.future_mask[:, None] & batch.view_mask).nonzero().tolist():
         group = f"{watched.group(rows[b][0])}_" if watched else ""
-        pairs.setdefault(group + ("wrist" if v else "head"), []).append((imagined[b, v], copied[b, v]))
+        pairs[group + ("wrist" if v else "head")].append((imagined[b, v], copied[b, v]))
 
 
 def _add_pixel_errors(pairs, imagined, batch, rows, watched, m):
@@ -94,8 +93,7 @@ def _add_pixel_errors(pairs, imagined, batch, rows, watched, m):
         for name, x, y in watched.marks(e, t + m):
             column, row = round(x * size), round(y * size)
             window = (slice(None), slice(max(0, row - half), row + half), slice(max(0, column - half), column + half))
-            pair = [float((x[window] - true[window]).square().mean()) for x in (picture, now)]
-            pairs.setdefault(f"crop_{name}", []).append(pair)
+            pairs[f"crop_{name}"].append([float((x[window] - true[window]).square().mean()) for x in (picture, now)])
 
 
 def _foresight(model, losses, batch):

@@ -7,8 +7,9 @@
 from support.entry import command   # first: Ctrl-C during the imports is one line, too
 
 from config import CONFIGS, WORLDS
+from support.files import must
 from support.flags import Parser
-from support.owner import own
+from support.owner import contents, own
 from support.weights.release import export_run, import_release
 
 
@@ -39,6 +40,7 @@ def parse(argv):
 def main(argv):
     args = parse(argv)
     own(args.out)
+    must(not contents(args.out), f"{args.out} is not empty: give a new directory")
     {"import": import_release, "export": export_run}[args.command](args)
 
 

@@ -4,21 +4,79 @@ Each key of either side must be matched, converted or named as deliberately left
 equal, before the first tensor is read. Tensors are then copied one by one, so memory never holds a second copy."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from safetensors import safe_open
 
+from experts import RMSNorm
 from model import InternVLA_A1
 from support.checkpoint import TOKENIZER
 from support.data.prompts import check_tokenizer, has_tokenizer
-from support.files import damage, must, read_json
-from support.precision import to_compute
+from support.files import damage, must, read_json, unreadable
 from support.weights.key_maps import BACKBONE, COSMOS, LEFT_OUT, compact, text_blocks, translate, unbuilt
-from support.weights.tensor_files import Tensors, TorchScript, find
 
 HF_FILES = ("config.json", "*.safetensors")
 
+
+# ---- where tensors come from ------------------------------------------------------------------------------------
+
+def find(path_or_id, files, revision=None):
+    """A directory, or a hub id such as Qwen/Qwen3-VL-2B-Instruct, which is fetched -> Path. Only for what a user names.
+    revision: branch, tag or commit of a hub id. ValueError says what to fetch and where."""
+    if Path(path_or_id).is_dir():
+        must(not revision, f"--revision {revision} is of a hub id, {path_or_id} is a directory: leave it out")
+        return Path(path_or_id)
+    if str(path_or_id).count("/") != 1 or str(path_or_id)[0] in "/.~":
+        raise ValueError(f"{path_or_id} is no directory here, and no hub id such as Qwen/Qwen3-VL-2B-Instruct")
+    from huggingface_hub import snapshot_download
+    try:
+        return Path(snapshot_download(str(path_or_id), allow_patterns=list(files), revision=revision))
+    except Exception as error:   # offline, absent, gated, no id at all: the hub has a class for each
+        raise ValueError(f"{path_or_id} is no directory here and could not be fetched from the hub "
+                         f"({type(error).__name__}): download {', '.join(files)} of huggingface.co/{path_or_id} "
+                         "into a directory and give its path") from error
+
+
+class Source(NamedTuple):
+    """Tensors of files, read one by one: nothing is in memory before it is asked for."""
+
+    directory: Path
+    shapes: dict            # key -> its shape
+    read: Callable          # key -> its tensor
+    metadata: dict = None   # of safetensors files
+
+
+def safetensors_of(directory):
+    """The safetensors files of a directory -> Source."""
+    paths, files, shapes = sorted(Path(directory).glob("*.safetensors")), {}, {}
+    must(paths, f"{directory} holds no weights: expected model.safetensors or its shards")
+    for path in paths:
+        try:
+            file = safe_open(path, "pt")
+        except Exception as error:   # of the library, whatever a torn header makes it raise
+            raise unreadable(path, error, "download it again") from error
+        files |= dict.fromkeys(file.keys(), file)
+        shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+    return Source(Path(directory), shapes, lambda key: files[key].get_tensor(key), file.metadata())
+
+
+def torchscript_of(path_or_id):
+    """NVIDIA's encoder.jit and decoder.jit -> Source."""
+    names, tensors = ("encoder.jit", "decoder.jit"), {}
+    directory = find(path_or_id, names)
+    for name in names:
+        try:
+            tensors |= torch.jit.load(directory / name, map_location="cpu").state_dict()
+        except Exception as error:
+            raise unreadable(directory / name, error, "download this TorchScript file again") from error
+    return Source(directory, {key: tuple(x.shape) for key, x in tensors.items()}, tensors.get)
+
+
+# ---- into a model -----------------------------------------------------------------------------------------------
 
 @dataclass
 class Report:
@@ -36,15 +94,14 @@ class Report:
 
 
 def plan(source, rules, config, own, wanted=""):
-    """Decide the fate of every key before anything is read -> ([(foreign key, our name, change)], Report).
-    own: our name -> tensor, to be filled where the name matches the pattern `wanted`. ValueError lists all missing,
-    unexpected and misshapen keys."""
+    """Decide the fate of every key before anything is read -> ([(foreign key, our name, change)], Report). own: our
+    name -> tensor, to be filled if the name matches `wanted`. ValueError: all missing, unexpected, misshapen keys."""
     own = {name: p for name, p in own.items() if re.match(wanted, name)}
-    if not any(key.endswith("embed_tokens.weight") for key in source.where) and "und.embed_tokens.weight" in own:
+    if not any(key.endswith("embed_tokens.weight") for key in source.shapes) and "und.embed_tokens.weight" in own:
         # safetensors keeps one of a tied pair, and it is this one
         rules = [(r".*lm_head\.weight", "und.embed_tokens.weight", None), *rules]
     report, copies, unexpected, wrong = Report(str(source.directory)), {}, [], []
-    for key in sorted(source.where):
+    for key in sorted(source.shapes):
         ours, change = translate(key, rules)
         reason = change if ours is LEFT_OUT else translate(ours, unbuilt(config))[1]
         if reason:
@@ -52,8 +109,8 @@ def plan(source, rules, config, own, wanted=""):
         elif ours not in own or ours in copies:
             unexpected.append(key)
         else:
-            if source.shape(key) != tuple(own[ours].shape):
-                wrong.append(f"{key} is {list(source.shape(key))}, {ours} is {list(own[ours].shape)}")
+            if source.shapes[key] != tuple(own[ours].shape):
+                wrong.append(f"{key} is {list(source.shapes[key])}, {ours} is {list(own[ours].shape)}")
             copies[ours] = key, ours, change
             report.converted += [key] if change else []
     report.matched, missing = len(copies), own.keys() - copies.keys()
@@ -65,21 +122,27 @@ def plan(source, rules, config, own, wanted=""):
     return list(copies.values()), report
 
 
-def read(source, copies):
-    """Yield (our name, tensor) one at a time, converted."""
-    for key, ours, change in copies:
-        tensor = source.read(key)
-        yield ours, change(tensor) if change else tensor
-
-
 @torch.no_grad()
 def fill(model, source, rules, wanted):
     """Copy a source's tensors into the parameters whose names match the pattern `wanted`, strictly -> Report."""
     own = model.state_dict()
     copies, report = plan(source, rules, model.config, own, wanted)
-    for ours, tensor in read(source, copies):
-        own[ours].copy_(tensor)
+    for key, ours, change in copies:
+        own[ours].copy_(change(source.read(key)) if change else source.read(key))
     return report
+
+
+def to_compute(model, dtype):
+    """Cast a model: norms, action projections and all buffers (rotary frequencies) stay float32. Returns it."""
+    exact = [(m, name, b) for m in model.modules() for name, b in m.named_buffers(recurse=False)]
+    model.to(dtype)
+    for module, name, buffer in exact:
+        setattr(module, name, buffer)
+    act = model.act
+    for module in [*(m for m in model.modules() if isinstance(m, RMSNorm)), act.state_proj, act.action_in_proj,
+                   act.action_out_proj, act.action_time_mlp_in, act.action_time_mlp_out]:
+        module.float()
+    return model
 
 
 def empty_model(config, device="cpu", dtype=torch.float32):
@@ -127,20 +190,20 @@ def load_backbone(model, path_or_id):
     differ = [f"{name} {value} there, {getattr(model.config, name)} here" for name, value
               in backbone_fields(directory).items() if getattr(model.config, name) != value]
     must(not differ, f"{directory}/config.json is not the backbone of this config: {'; '.join(differ)}")
-    return fill(model, Tensors(directory), BACKBONE, r"und\.|layers\.\d+\.und\.")
+    return fill(model, safetensors_of(directory), BACKBONE, r"und\.|layers\.\d+\.und\.")
 
 
 def initialise_experts(model, path_or_id):
     """Copy a language model's blocks into the generation and action experts -> a Report for each.
     It is the backbone itself for a1_2b, whose shapes match, and Qwen3-0.6B for a1_3b."""
-    source = Tensors(find(path_or_id, HF_FILES))
+    source = safetensors_of(find(path_or_id, HF_FILES))
     return [fill(model, source, text_blocks(expert), rf"layers\.\d+\.{expert}\.|{expert}\.norm\.")
             for expert in (("gen", "act") if model.config.gen_expert else ("act",))]
 
 
 def load_cosmos(model, path_or_id):
     """NVIDIA's Cosmos CI8x8 tokenizer into the VAE -> Report."""
-    return fill(model, TorchScript(path_or_id), COSMOS, r"vae\.")
+    return fill(model, torchscript_of(path_or_id), COSMOS, r"vae\.")
 
 
 def load_state(model, tensors, what):

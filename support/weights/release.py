@@ -7,17 +7,16 @@ import torch
 
 from config import from_dict, get_config, to_dict
 from support import checkpoint
+from support.checkpoint import safetensors_file
 from support.data.prompts import has_tokenizer, tokenizer_files
 from support.data.robots import check_width
 from support.data.statistics import in_checkpoint, of_checkpoint
-from support.files import must
-from support.owner import contents
+from support.files import must, written
 from support.table1 import on_meta
 from support.weights.key_maps import COSMOS, NO_VAE, RELEASE
-from support.weights.loading import empty_model, fill, plan, read, with_tokenizer
+from support.weights.loading import empty_model, fill, find, plan, safetensors_of, torchscript_of, with_tokenizer
 from support.weights.settings import (CONFIG, OURS, STATS, TOKENIZERS, TRAIN_CONFIG, release_config, release_stats,
                                       write_settings)
-from support.weights.tensor_files import Tensors, TorchScript, find, write
 
 RELEASE_FILES = (CONFIG, TRAIN_CONFIG, STATS, "model.safetensors", OURS, *checkpoint.TOKENIZER)
 
@@ -25,28 +24,28 @@ RELEASE_FILES = (CONFIG, TRAIN_CONFIG, STATS, "model.safetensors", OURS, *checkp
 def release_parts(directory, vae):
     """[(source, key map, pattern of the names it fills)]. vae: as for load_release."""
     if vae is None:
-        return [(Tensors(directory), RELEASE, "")]
-    return [(Tensors(directory), NO_VAE, r"(?!vae\.)"), (TorchScript(vae), COSMOS, r"vae\.")]
+        return [(safetensors_of(directory), RELEASE, "")]
+    return [(safetensors_of(directory), NO_VAE, r"(?!vae\.)"), (torchscript_of(vae), COSMOS, r"vae\.")]
 
 
-def load_release(config, path_or_id, device="cpu", dtype=torch.float32, vae=None):
+def load_release(config, directory, device="cpu", dtype=torch.float32, vae=None):
     """The authors' checkpoint -> (model in eval mode, [Report]). config: ModelConfig, such as a1_3b_release's.
     vae: a directory of NVIDIA's files, where the release's own copy of the tokenizer is not wanted."""
     model = empty_model(config, device, dtype)
-    return model, [fill(model, *part) for part in release_parts(find(path_or_id, RELEASE_FILES), vae)]
+    return model, [fill(model, *part) for part in release_parts(directory, vae)]
 
 
 def export_release(config, own, out, base):
-    """Write weights in a directory that the release can load -> Path of its model.safetensors.
-    config: ModelConfig. own: its state dict. base: the published directory. What is not built here is copied from it,
-    and every tensor gets its dtype there."""
-    source, out = Tensors(find(base, RELEASE_FILES)), Path(out)
+    """Write weights in a directory that the release can load -> Path of its model.safetensors. config: ModelConfig.
+    own: its state dict. base: the published directory: of what is not built here, and of every tensor's dtype."""
+    source = safetensors_of(base)
     copies, _ = plan(source, RELEASE, config, own)
-    tensors = {key: source.read(key) for key in source.where}
+    tensors = {key: source.read(key) for key in source.shapes}
     for key, ours, change in copies:
         tensor = change(own[ours]) if change else own[ours]
         tensors[key] = tensor.to("cpu", tensors[key].dtype).contiguous()
-    write(tensors, out / "model.safetensors", source.metadata)
+    with written(out / "model.safetensors") as beside, open(beside, "wb") as file:
+        file.writelines(safetensors_file(tensors, source.metadata))   # an OSError where the disk is full
     return out / "model.safetensors"
 
 
@@ -68,7 +67,6 @@ def release_settings(directory, config, robot, action_mode, fps=None, tokenizer=
 
 def import_release(args):
     """The command `import`: an ordinary checkpoint at step 0, every tensor in the dtype it was published in."""
-    _new(args.out)
     directory, config, stats = release_settings(args.dir, args.config, args.robot, args.action_mode, args.fps,
                                                 args.tokenizer, args.revision, acts=False)
     stored, words = to_dict(config), {}
@@ -80,7 +78,8 @@ def import_release(args):
     own, tensors = on_meta(config.model).state_dict(), {}
     for source, rules, wanted in release_parts(directory, args.vae):
         copies, report = plan(source, rules, config.model, own, wanted)
-        tensors |= dict(read(source, copies))   # memory-mapped, but for the converted ones
+        for key, ours, change in copies:   # memory-mapped, but for the converted ones
+            tensors[ours] = change(source.read(key)) if change else source.read(key)
         print(report)
     state = {"step": 0, "config": stored, **in_checkpoint({stats.robot: stats}), "versions": {}, "log_length": 0}
     print(f"wrote {checkpoint.save(args.out, 0, tensors, {}, state, tokenizer=words)}")
@@ -88,7 +87,6 @@ def import_release(args):
 
 def export_run(args):
     """The command `export`: weights, and all that the other side needs to act the same."""
-    _new(args.out)
     path, out = checkpoint.resolve(args.run), Path(args.out)
     tensors, state = checkpoint.load(path)
     config, by_robot = from_dict(state.get("config")), of_checkpoint(state)
@@ -96,8 +94,7 @@ def export_run(args):
          "does not have: train --config a1_3b_release to export it")
     for stats in by_robot.values():
         stats.check(config.data.action_mode)
-    base = find(args.base, RELEASE_FILES, args.revision)
-    wrote = export_release(config.model, tensors, out, base)
+    wrote = export_release(config.model, tensors, out, base=find(args.base, RELEASE_FILES, args.revision))
     for line in write_settings(out, config, by_robot, checkpoint.step_of(path)):
         print(line)
     words = checkpoint.load_tokenizer(path)
@@ -106,8 +103,3 @@ def export_run(args):
     if config.model.tokenizer and not words:
         print(f"no tokenizer in {path}: copy the files of {config.model.tokenizer[:100]!r} into {out}")
     print(f"wrote {wrote}")
-
-
-def _new(out):
-    if Path(out).exists() and (not Path(out).is_dir() or contents(out)):
-        raise ValueError(f"{out} is not empty: give a new directory")

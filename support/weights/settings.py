@@ -34,8 +34,8 @@ THEIRS = ("resume", "steps", "batch_size", "scheduler.num_decay_steps", "policy.
           "checkpoint_path", "policy.pretrained_path", "dataset.root", "dataset.external_stats_path")
 
 
-def _at(tree, path):
-    for key in path.split("."):
+def _at(tree, *keys):
+    for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
 
@@ -52,20 +52,18 @@ def _meant(field, value):
         return {"backbone": TYPES, "action_mode": MODES | {True: "delta", False: None}}[field][value]
     if field == "layers":   # qwen3_vl_28l; qwen3_vl_2b, their class's default, counts no layers
         return int(found[1]) if (found := re.fullmatch(r"\w{1,40}_(\d{1,4})l", value)) else None
-    if type(value) is not int or not 0 < value <= 10 ** 6:
-        raise ValueError(value)
+    must(type(value) is int and 0 < value <= 10 ** 6, value)
     return value
 
 
 def release_config(directory, flags, config=None):
     """What published weights are run with -> Config. Only what they are is taken over, not how they were trained. They
-    are never of bytes: the backbone's tokenizer is named, not fetched.
-
-    flags: {field: value} of what the user gave. config: default a preset's, by the type that they name. ValueError: a
-    file contradicts a flag, the config or another file, or nothing says which the action mode is."""
+    are never of bytes: the backbone's tokenizer is named, not fetched. flags: {field: value} of what the user gave.
+    config: default a preset's, by the type that they name. ValueError: a file contradicts a flag, the config or another
+    file, or nothing says which the action mode is."""
     files, said = {name: _present(directory / name) for name in (CONFIG, TRAIN_CONFIG)}, {}
     for field, file, key in SAID:
-        value, where = _at(files[file], key), f"{directory / file}: {key}"
+        value, where = _at(files[file], *key.split(".")), f"{directory / file}: {key}"
         try:
             meant = None if value is None else _meant(field, value)
         except (KeyError, ValueError, TypeError) as error:
@@ -75,7 +73,7 @@ def release_config(directory, flags, config=None):
     ours = _at(_present(directory / OURS), "config") or {}
     said |= {field: (value, f"{directory / OURS}: config") for field, value in ours.items() if field in UNSAID}
     theirs = [f"{key} = {json.dumps(value)[:80]}" for key in THEIRS
-              if (value := _at(files[TRAIN_CONFIG], key)) not in (None, "", False)]
+              if (value := _at(files[TRAIN_CONFIG], *key.split("."))) not in (None, "", False)]
     adopted = (*ADOPTED, *UNSAID) if config else (*ADOPTED, *UNSAID, "layers")
     config = config or get_config(PRESETS[said.get("backbone", ("qwen3vl",))[0]], flags)
     here = vars(config.model) | {"view_size": config.model.view_size}
@@ -103,15 +101,14 @@ def release_stats(directory, robot, action_mode, fps=None):
     if not robot and len(stored) != 1:
         raise ValueError(f"--robot is needed: {directory / STATS} is of {', '.join(stored)[:200] or 'no robot'}")
     robot = robot or next(iter(stored))
-    ours = _at(_present(directory / OURS), "robots") or {}
-    ours = ours.get(robot) if isinstance(ours, dict) else {}
+    ours = _at(_present(directory / OURS), "robots", robot)
     ours = ours if isinstance(ours, dict) else {}
     row = ROBOTS.get(robot) or Robot(robot) if ours else find_robot(robot)
     moments = release_statistics(directory / STATS, row)
     names = tuple(f"{key}[{i}]" if n > 1 else key for key, n in zip(row.action, row.widths) for i in range(n))
     found = {"windows": 0, "fps": 30.0, "relative": row.relative, "action_names": names}
-    d, kinds = len(moments["action_mean"]), getattr(row, "kinds", ())   # one for all, or one a dimension
-    kinds = (kinds,) * d if isinstance(kinds, str) else kinds
+    d = len(moments["action_mean"])
+    kinds = (row.kinds,) * d if isinstance(row.kinds, str) else row.kinds   # one for all, or one a dimension
     found |= ({"kinds": kinds} if kinds else {}) | ours | moments
     found |= {"robot": row.name, "action_mode": action_mode} | ({} if fps is None else {"fps": fps})
     stats = Statistics.from_dict(found)

@@ -7,10 +7,9 @@ from config import WORLDS, from_dict
 from support import checkpoint
 from support.files import must, read_json
 from support.weights.key_maps import RELEASE
-from support.weights.loading import fill, initialise_experts, load_backbone, load_cosmos, load_state, with_tokenizer
-from support.weights.release import RELEASE_FILES
+from support.weights.loading import (fill, initialise_experts, load_backbone, load_cosmos, load_state, safetensors_of,
+                                     with_tokenizer)
 from support.weights.settings import release_config
-from support.weights.tensor_files import Tensors, find
 
 # What may differ between a run and the one its weights come from: how it is trained, not what the network computes.
 TRAINED_ANEW = {"lambda_gen", "gen_target", "action_draws", "tau_density", "noise_on_padding", "euler_steps",
@@ -36,9 +35,8 @@ def chosen(args, out):
 
 
 def identify(directory):
-    """What the directory of --weights holds -> the arguments of `start` it stands for.
-    A backbone and Cosmos may each lie in `directory` itself or in a folder of it. ValueError lists what was looked for,
-    or names two folders for one thing."""
+    """What the directory of --weights holds -> the arguments of `start` it stands for. A backbone and Cosmos may each
+    lie in `directory` itself or in a folder of it. ValueError: what was looked for, or two folders for one thing."""
     root = Path(directory)
     if any(root.glob("step_*")) or (root / checkpoint.MANIFEST).exists():
         return {"origin": directory}
@@ -94,7 +92,7 @@ def start(model, origin=None, und=None, vae=None, experts="scratch", release=Non
     if release:
         if not model.config.rope_bf16:   # equal shapes are not enough here either
             raise ValueError(f"--weights {release} holds the authors' weights, which expect --config a1_3b_release")
-        return [fill(model, Tensors(find(release, RELEASE_FILES)), RELEASE, "")]
+        return [fill(model, safetensors_of(release), RELEASE, "")]
     if origin:
         there, here = vars(origin_config(origin)), vars(model.config)
         differ = [f"--{name} {there[name]} there, {here[name]} here" for name in sorted(here.keys() - TRAINED_ANEW)

@@ -11,9 +11,9 @@ from cosmos_vae import CosmosVAE
 from data import Batch, observation
 from experts import GenExpert, RMSNorm
 from support.data.statistics import Statistics
-from support.precision import to_compute
 from support.rotary import rotary_frequencies
 from model import Losses
+from support.weights.loading import to_compute
 
 
 def rows(batch, chosen):

@@ -17,7 +17,6 @@ import torch
 import bench.__main__ as bench
 from bench import ceilings, claims, saving
 from config import CONFIGS
-from support import files
 
 
 LOSS = {"full": 4e-3, "lambda 0": 16e-3}   # where held-out L_act is least; of all other arms at 2e-3
@@ -113,9 +112,9 @@ def test_a_committed_result_is_kept_though_it_is_not_finished_and_so_is_what_no_
     git(["git", "add", "own.json"])
     for name in ("own.json", "torn.json"):
         with pytest.raises(ValueError, match=f"{name} holds a finished result: add --force"):
-            files.keep_finished(tmp_path / name, False)
-        files.keep_finished(tmp_path / name, True)
-    files.keep_finished(tmp_path / "new.json", False)
+            saving.keep_finished(tmp_path / name, False)
+        saving.keep_finished(tmp_path / name, True)
+    saving.keep_finished(tmp_path / "new.json", False)
 
 
 def test_stopping_ends_the_runs_that_were_started_and_starts_no_other(monkeypatch, tmp_path):

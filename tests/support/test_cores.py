@@ -8,8 +8,7 @@ import torch
 import train
 from config import CONFIGS
 from model import InternVLA_A1
-from support.training.cores import Cores
-from support.training.prepare import fold_compression
+from support.training.prepare import Cores, fold_compression
 from support.training.ranks import Ranks
 
 

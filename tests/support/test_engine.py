@@ -19,9 +19,8 @@ from cosmos_vae import CosmosVAE
 from model import InternVLA_A1
 from support.inference.engine import Engine
 from support.inference.buffers import Program, Shape
-from support.precision import to_compute
 from bench.chunk import flop_counter, random_model
-from support.weights.loading import empty_model
+from support.weights.loading import empty_model, to_compute
 
 EXACT = {"rtol": 0, "atol": 1e-5}
 

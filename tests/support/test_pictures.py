@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageSequence
 
-from support import pictures, plots
-from support.pictures import foresight, gif
-from support.plots import ORANGE, action_plot, curves
+from support import pictures
+from support.pictures import ORANGE, action_plot, curves, foresight, gif
 
 VIEWS = ("head", "left wrist", "right wrist")
 TIMES = ("t - 15", "t", "imagined t + 15", "true t + 15")
@@ -77,9 +76,9 @@ def test_action_plot_size_and_colours(tmp_path, count):
     names = [f"joint {i}" for i in range(count)]
     plain = action_plot(wave(16, count), names, path=tmp_path / "actions.png")
     assert plain.size == Image.open(tmp_path / "actions.png").size
-    assert has(plain, pictures.BLUE) and not has(plain, plots.BASELINE_COLOURS[0])
+    assert has(plain, pictures.BLUE) and not has(plain, pictures.BASELINE_COLOURS[0])
     full = action_plot(wave(16, count), names, wave(16, count) + 0.3, {"hold": wave(16, count) * 0}, fps=30)
-    assert has(full, pictures.BLUE) and has(full, plots.GREY) and has(full, plots.BASELINE_COLOURS[0])
+    assert has(full, pictures.BLUE) and has(full, pictures.GREY) and has(full, pictures.BASELINE_COLOURS[0])
     assert full.height > plain.height                     # the axis in seconds
 
 
@@ -90,7 +89,7 @@ def test_a_changed_value_moves_its_own_panel_only():
     after = action_plot(values, names)
     left, top, right, bottom = ImageChops.difference(before, after).getbbox()
     assert before.width / 2 < left and right < 0.77 * before.width
-    assert right - left < 0.1 * plots.PANEL_WIDTH + 10 and bottom - top < plots.PANEL_HEIGHT
+    assert right - left < 0.1 * pictures.PANEL_WIDTH + 10 and bottom - top < pictures.PANEL_HEIGHT
 
 
 @pytest.mark.parametrize("values", [np.zeros((10, 2)), np.full((10, 2), -3.5), np.full((1, 2), 1e-12),
@@ -107,7 +106,7 @@ def test_a_joint_that_does_not_move_looks_like_one():
         image = np.asarray(action_plot(wave(30, 1) * 1e-3, ["joint"], **options)).astype(int)
         rows = np.flatnonzero((np.abs(image - pictures.BLUE) <= 2).all(2).any(1))
         return np.ptp(rows[rows > pictures.MARGIN + 20])   # below the legend
-    assert heights() > 0.8 * plots.PANEL_HEIGHT and heights(spans=[1.0]) < 4
+    assert heights() > 0.8 * pictures.PANEL_HEIGHT and heights(spans=[1.0]) < 4
 
 
 def row(step, act, gen=0.5, lr=1e-3):

@@ -23,9 +23,8 @@ from support.data.statistics import Statistics, in_checkpoint
 from support.inference.policy import Policy
 from support.weights import start
 from support.weights.__main__ import parse
-from support.weights.loading import with_tokenizer
+from support.weights.loading import find, with_tokenizer
 from support.weights.release import export_run, import_release, load_release, release_settings
-from support.weights.tensor_files import find
 
 from test_bad_input import RUN, write_folder
 from test_weights import published, small, small_vae   # fixtures: the authors' small 3B in the published form

@@ -208,7 +208,7 @@ def test_a_picture_that_cannot_be_drawn_is_one_message_and_training_goes_on(go, 
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
     undisturbed, _ = go("good", "--eval_every", "4")
-    monkeypatch.setattr(journal, "curves", full)
+    monkeypatch.setattr(journal.pictures, "curves", full)
     log, printed = go("full", "--eval_every", "4")
     assert log == undisturbed and printed.err.count("\n") == 1 and "no picture at step 4: " in printed.err
 

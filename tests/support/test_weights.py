@@ -18,9 +18,8 @@ from support.data.robots import ROBOTS
 from support.weights import start as weights
 from support.weights.__main__ import parse
 from support.weights.key_maps import RELEASE
-from support.weights.loading import empty_model, load_cosmos, plan
+from support.weights.loading import Source, empty_model, find, load_cosmos, plan
 from support.weights.release import export_release, import_release, load_release, release_settings
-from support.weights.tensor_files import find
 
 from test_parity_release import CONFIGS as SMALL
 from test_parity_release import Fixture
@@ -229,22 +228,14 @@ def test_every_published_key_has_its_place_at_full_size(name, monkeypatch, reque
     with torch.device("meta"):
         own = model_module.InternVLA_A1(config).state_dict()
 
-    class Listed:
-        directory, where = name, {}
-
-        def shape(self, key):
-            return tuple(self.where[key])
-
-    listed = Listed()
     lines = (request.path.parents[1] / "data" / KEYS[name]).read_text().splitlines()
-    listed.where = {key: json.loads(shape) for key, shape, *_ in (line.split("\t") for line in lines)}
+    shapes = {key: tuple(json.loads(shape)) for key, shape, *_ in (line.split("\t") for line in lines)}
     if name == "a1_2b":   # the biases that the release's 2B drops
-        listed.where |= {key.replace("weight", "bias"): shape[:1] for key, shape in listed.where.items()
-                         if key.endswith(("attention.q_proj.weight", "attention.k_proj.weight",
-                                          "attention.v_proj.weight"))}
-    copies, report = plan(listed, RELEASE, config, own)
+        shapes |= {key.replace("weight", "bias"): shape[:1] for key, shape in shapes.items()
+                   if key.endswith(("attention.q_proj.weight", "attention.k_proj.weight", "attention.v_proj.weight"))}
+    copies, report = plan(Source(name, shapes, None), RELEASE, config, own)
     assert len(copies) == len(own)
-    assert len(copies) + sum(map(len, report.left_out.values())) == len(listed.where)
+    assert len(copies) + sum(map(len, report.left_out.values())) == len(shapes)
 
 
 # ---- --weights DIR ----------------------------------------------------------------------------------------------
