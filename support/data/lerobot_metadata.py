@@ -41,23 +41,21 @@ def picture_shape(feature):
     return height, width, shape[channels]
 
 
-def told_of(feature):
-    """What recorders say of a camera, in whichever of their places, without the prefix that some give it."""
-    found = {}
+def not_colour(key, feature):
+    """Why a camera fills no slot: it is flagged or called a depth camera, or has not 3 channels; "" if it may."""
+    told, axes = {}, len(feature["shape"])   # in whichever of their places recorders say it, and with what prefix
     for place in (feature, feature.get("info"), feature.get("video_info")):
         for part in (place, place.get("video")) if isinstance(place, dict) else ():
             if isinstance(part, dict):
-                found |= {key.removeprefix("video."): value for key, value in part.items()}
-    return found
-
-
-def is_depth(key, feature):
-    """Whether a camera measures distance: it is flagged so, in any of the places that recorders use, or called so."""
-    told = told_of(feature)
+                told |= {name.removeprefix("video."): value for name, value in part.items()}
     flagged = any(told.get(flag) not in (None, False, 0, "", "0", "false", "False", "no")
                   for flag in ("is_depth_map", "is_depth"))
     deep = re.match("gray(1[0-6]|f)", str(told.get("pix_fmt")))   # more grey levels than a picture has
-    return bool(flagged or deep or re.search("depth(?!ai)|disparity", spelt(key)))
+    if flagged or deep or re.search("depth(?!ai)|disparity", spelt(key)):
+        return "is a depth camera"
+    channels = picture_shape(feature)[2] if axes == 3 else 1 if axes == 2 else "no"
+    channels = 1 if told.get("channels") == 1 else channels
+    return "" if channels == 3 else f"has {channels} channels in meta/info.json, a picture has 3 (red, green, blue)"
 
 
 class LeRobotMetadata(LeRobotEpisodes):
@@ -181,13 +179,9 @@ class LeRobotMetadata(LeRobotEpisodes):
         """{slot: feature}: `cameras`, or as the words in their names say. not_colour: {camera: why it has no slot}."""
         features, self.not_colour = self.info["features"], {}
         for key in self.cameras:
-            axes = len(self._shape(key))
-            channels = picture_shape(features[key])[2] if axes == 3 else 1 if axes == 2 else "no"
-            channels = 1 if told_of(features[key]).get("channels") == 1 else channels
-            if is_depth(key, features[key]):
-                self.not_colour[key] = "is a depth camera"
-            elif channels != 3:
-                self.not_colour[key] = f"has {channels} channels in meta/info.json, a picture has 3 (red, green, blue)"
+            self._shape(key)
+            if why := not_colour(key, features[key]):
+                self.not_colour[key] = why
             else:
                 must(re.fullmatch(r"(?!\.*$)[^/\\]{1,100}", key),
                      f"{self.info_path}: camera {key!r:.60} is no name of a folder; correct it")

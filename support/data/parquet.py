@@ -2,6 +2,8 @@
 
 Every fault is a ValueError of one line that begins with `where`, whatever pyarrow made of the damage."""
 
+from itertools import accumulate
+
 import numpy as np
 
 from support.data.video import INSTALL
@@ -38,10 +40,8 @@ def read_table(path, columns, where, group=None):
 def row_groups(path, where):
     """Number of the first row of each row group of a parquet file, and the number of rows: list[int]."""
     with damage(where, f"{path} cannot be read", path), arrow().parquet.ParquetFile(path) as file:
-        starts = [0]
-        for group in range(file.num_row_groups):
-            starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
-        return starts
+        groups = map(file.metadata.row_group, range(file.num_row_groups))
+        return list(accumulate((group.num_rows for group in groups), initial=0))
 
 
 def read_columns(path, sizes, where, group=None):

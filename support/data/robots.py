@@ -93,18 +93,11 @@ def _entry(entry, where):
     return (feature, *(part if isinstance(part, str) else tuple(part) for part in parts)) if parts else feature
 
 
-def table():
-    """robots.json -> {name: Robot}. A row is as a user's file, with several names, and two fields more."""
-    found = {}
-    for row in read_json(TABLE, list):
-        plain = {key: row[key] for key in ("cameras", "state", "action", "delta") if key in row}
-        for name in row["names"]:
-            found[name] = replace(described({"name": name, **plain}, TABLE), widths=tuple(row.get("widths", ())),
-                                  grippers_by_range=row.get("grippers_by_range", False))
-    return found
-
-
-ROBOTS = table()
+ROBOTS = {}   # a row of the table is as a user's file, with several names, and two fields more
+for row in read_json(TABLE, list):
+    plain = {key: row[key] for key in ("cameras", "state", "action", "delta") if key in row}
+    more = {"widths": tuple(row.get("widths", ())), "grippers_by_range": row.get("grippers_by_range", False)}
+    ROBOTS |= {name: replace(described({"name": name} | plain, TABLE), **more) for name in row["names"]}
 
 
 def unnamed(fps, state, action, others):
