@@ -32,10 +32,9 @@ def instructions(tasks, where):
 class LeRobotEpisodes:
     """What LeRobotMetadata is of meta/'s lists; it gives root, where, info_path, info, version and views."""
 
-    def fault(self, what, episode=None, frame=None):
-        """The ValueError to raise. episode: the number that the dataset itself gives it."""
-        at = "".join(f", {name} {n}" for name, n in (("episode", episode), ("frame", frame)) if n is not None)
-        return ValueError(f"{self.where}{at}: {what}")
+    def at(self, e, t=None, key=""):
+        """What messages call episode e, by its own number, its frame t and a feature there."""
+        return f"{self.where}, episode {self.indices[e]}" + f", frame {t}" * (t is not None) + f", '{key}'" * bool(key)
 
     @contextmanager
     def said(self):
@@ -46,11 +45,7 @@ class LeRobotEpisodes:
             except ValueError as error:
                 if str(error).startswith(self.where):
                     raise
-                raise self.fault(error) from error
-
-    def _films(self):
-        """{slot: camera} of those whose pictures are mp4, not PNG inside the data files."""
-        return {slot: key for slot, key in self.views.items() if self.info["features"][key]["dtype"] == "video"}
+                raise ValueError(f"{self.where}: {error}") from error
 
     def read_episodes(self):
         """Fill indices, lengths, tasks, files, first_rows, and videos: slot -> (files, seconds), all by episode."""
@@ -58,8 +53,7 @@ class LeRobotEpisodes:
             (self._read_v30 if self.version == "v3.0" else self._read_v2)()
             must(self.lengths, "it is empty, meta/ lists no episode; record or download one")
             for index, times in Counter(self.indices).items():
-                if times > 1:
-                    raise self.fault(f"meta/ lists it twice; {AGAIN}", index)
+                must(times == 1, f"{self.where}, episode {index}: meta/ lists it twice; {AGAIN}")
             for what, found in (("episodes", len(self.lengths)), ("frames", sum(self.lengths))):
                 total = self.info.get(f"total_{what}", found)
                 must(found == total, f"meta/ lists {found} {what}, meta/info.json says {total}; {AGAIN}")
@@ -76,7 +70,7 @@ class LeRobotEpisodes:
         must(isinstance(pattern, str) and not re.search("[{}]", re.sub(known, "", pattern)),
              f"{where} is {pattern!r:.100}, expected a path with {{{'}, {'.join(fields)}}}; correct it")
         texts = {pair: pattern.format(**dict(zip(fields, pair)), video_key=key) for pair in set(numbers)}
-        of_all = key and "{video_key}" not in pattern and len(self._films()) > 1
+        of_all = key and "{video_key}" not in pattern and len(self.films) > 1
         must(len(set(texts.values())) == len(texts) and not of_all,
              f"{where} is {pattern!r:.100}, which names one file for several; correct it")
         made = {pair: inside(self.root, text, where) for pair, text in texts.items()}
@@ -103,16 +97,16 @@ class LeRobotEpisodes:
         fields, numbers = ("episode_chunk", "episode_index"), [(index // size, index) for index in self.indices]
         self.files, self.first_rows = self._paths("data_path", fields, numbers), [0] * len(numbers)
         self.videos = {slot: (self._paths("video_path", fields, numbers, key), [0.0] * len(numbers))
-                       for slot, key in self._films().items()}
+                       for slot, key in self.films.items()}
 
     def _read_v30(self):
         paths = sorted((self.root / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
         must(paths, f"{self.root / 'meta' / 'episodes'} holds no parquet file; {AGAIN}")
         # Only these columns: per-episode statistics are most of the file.
-        fields, films = ("chunk_index", "file_index"), self._films()
+        fields = ("chunk_index", "file_index")
         columns = ["episode_index", "length", "dataset_from_index", "dataset_to_index"]
         columns += [f"data/{what}" for what in fields]
-        columns += [f"videos/{key}/{what}" for key in films.values() for what in (*fields, "from_timestamp")]
+        columns += [f"videos/{key}/{what}" for key in self.films.values() for what in (*fields, "from_timestamp")]
         with damage(self.where, f"{paths[0]} cannot be read", paths[0]):
             told = ["tasks"] * ("tasks" in arrow().parquet.read_schema(paths[0]).names)
         tables = [read_table(path, columns + told, self.where) for path in paths]
@@ -121,20 +115,19 @@ class LeRobotEpisodes:
         rows["tasks"] = [tasks for table in tables for tasks in (table["tasks"] if told else [None] * len(table))]
         self._list(rows, where)
         begins, ends = (self._whole(rows, name, where) for name in columns[2:4])
-        for index, length, low, high in zip(self.indices, self.lengths, begins, ends):
-            if length != high - low:
-                raise self.fault(f"meta/episodes gives it {length} frames and the rows {low} to {high}; {AGAIN}", index)
+        for e, (length, low, high) in enumerate(zip(self.lengths, begins, ends)):
+            must(length == high - low,
+                 f"{self.at(e)}: meta/episodes gives it {length} frames and the rows {low} to {high}; {AGAIN}")
         order = sorted(range(len(begins)), key=begins.__getitem__)
         for e, following in zip(order, order[1:]):
-            if ends[e] > begins[following]:
-                raise self.fault(f"meta/episodes gives it rows of episode {self.indices[following]}; {AGAIN}",
-                                 self.indices[e])
+            must(ends[e] <= begins[following],
+                 f"{self.at(e)}: meta/episodes gives it rows of episode {self.indices[following]}; {AGAIN}")
         place = [self._whole(rows, f"data/{name}", where) for name in fields]
         self.files, starts = self._paths("data_path", fields, list(zip(*place))), {}
         for file, row in zip(self.files, begins):   # rows are global; a file begins at its lowest
             starts[file] = min(row, starts.get(file, row))
         self.first_rows = [row - starts[file] for file, row in zip(self.files, begins)]
-        self.videos = {slot: self._stretches(key, fields, rows, where) for slot, key in films.items()}
+        self.videos = {slot: self._stretches(key, fields, rows, where) for slot, key in self.films.items()}
 
     def _stretches(self, key, fields, rows, where):
         """The films of a camera in v3.0, and the seconds at which the episodes begin there. Of an episode without one,

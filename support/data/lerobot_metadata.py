@@ -74,6 +74,8 @@ class LeRobotMetadata(LeRobotEpisodes):
             self.instruction = robot.instruction
             self._choose_features(robot)
             self.views = self._choose_cameras(robot.cameras)
+            self.films = {slot: key for slot, key in self.views.items()   # the others are PNG inside the data files
+                          if self.info["features"][key]["dtype"] == "video"}
             self.robot = robot.name or unnamed(self.fps, self.state_names, self.action_names,
                                                [self.state_keys, self.action_keys, self.views])
             self.row_keys = tuple(key for key in ROW_KEYS if key in self.info["features"])
