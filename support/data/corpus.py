@@ -142,9 +142,8 @@ class Corpus:
         return self.held.robot
 
     def open(self, windows, dealt=None, counted=None, evaluates=True):
-        """Open datasets -> self. windows(source, episodes=None): its tuples, as data.windows.
-        dealt: numbers of the datasets; counted: those of them that no lower rank opens; None: all. evaluates: open what
-        is held out, too. ValueError: one line."""
+        """Open the datasets numbered `dealt` -> self. windows(source, episodes=None): its tuples, as data.windows.
+        counted: those that no lower rank opens; None: all. evaluates: open what is held out, too."""
         dealt = range(len(self.listed)) if dealt is None else dealt
         self.counted = sorted(dealt if counted is None else counted)
         for i in sorted(dealt):
@@ -201,9 +200,8 @@ class Corpus:
             yield f"held out of dataset {self.held_out.name}: episodes {spans(numbers)}"
 
     def preflight(self, m):
-        """Read what statistics() does not: the numbers of held-out episodes, and of PREFLIGHT episodes, at least one a
-        dataset, instructions and the last pictures, where a torn video is seen. Yields (line that says what is wrong,
-        whether it is held out)."""
+        """Read what statistics() does not: numbers of held-out episodes, and of PREFLIGHT episodes instructions and the
+        last pictures, where a torn video is seen. Yields (line that says what is wrong, whether it is held out)."""
         texts = []
         pairs = [(self.sources[i], self.windows[i], False) for i in self.counted]
         pairs += [(self.held_out, self.held_out_windows, True)] if self.held_out else []

@@ -33,7 +33,6 @@ def listing(folder):
 
 def frame_files(folder, rows):
     """The picture files of one camera by frame number: 2 before 10. The numbers are without a gap, or they are `rows`.
-
     ValueError: another file, two of one number, names that differ in more than the number, the first gap."""
     found, series = {}, None
     for path in listing(folder).values():

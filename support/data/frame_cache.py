@@ -26,7 +26,7 @@ from support.files import must, read_json, unreadable, written
 from support.owner import contents
 from support.progress import bar
 
-FORMAT, BLOCK = 2, 64   # BLOCK: frames decoded in one go
+FORMAT, BLOCK = 2, 64   # of cache.json; frames decoded in one go
 _MAPS = LRU(256)        # what names a file -> its pictures, mapped into memory; each holds a descriptor
 
 
@@ -57,7 +57,6 @@ class CachedPicture(Letterboxed):
 
 class FrameCache:
     """The frame_cache folder of a dataset. stored: what cache.json holds, as in `cache_for`; lengths: (E,) frames.
-
     cameras: {feature key: (H, W) as recorded}; sizes: list[int]; lacking: {feature key: episodes without it}."""
 
     def __init__(self, root, stored, lengths):
@@ -88,10 +87,10 @@ class FrameCache:
 
     def require(self, sizes):
         """ValueError where a size is not held."""
-        for absent in sorted(set(sizes) - set(self.sizes)):
-            held = " and ".join(map(str, self.sizes))
-            raise ValueError(f"dataset {self.root}: its frame cache holds pictures of {held} pixels, {absent} are "
-                             f"asked for; use the original dataset, or cache it for this --config")
+        absent = {*sizes}.difference(self.sizes)
+        held, asked = (" and ".join(map(str, sorted(some))) for some in (self.sizes, absent))
+        must(not absent, f"dataset {self.root}: its frame cache holds pictures of {held} pixels, {asked} are asked for; "
+             "use the original dataset, or cache it for this --config")
 
     def file(self, key, size, e):
         return self.folder / key / str(size) / f"{e:06d}.u8"
@@ -106,8 +105,6 @@ class FrameCache:
         return [e for e in range(len(self.lengths)) if not all(
             file.exists() and file.stat().st_size == size for file, size in self.files(e).items())]
 
-
-# ---- making one ----------------------------------------------------------------------------------
 
 def transcode(source, cache, e):
     """Decode an episode and write its pictures -> e. An interruption leaves no half file."""
@@ -138,8 +135,7 @@ def cache_for(source, out, sizes):
     path = cache.folder / "cache.json"
     must(not path.exists() or read_json(path) == stored, f"{out} holds a frame cache of another dataset or of other "
          "sizes; remove it, or give another folder")
-    must(cache.folder.is_dir() or not contents(out),
-         f"{out} is not empty and holds no frame cache; give another folder")
+    must(cache.folder.is_dir() or not contents(out), f"{out} is not empty and holds no frame cache; give another one")
     return cache
 
 
@@ -157,7 +153,7 @@ def fill(source, cache, loaders):
     missing = cache.missing()
     workers = Watched(missing, patience=3600, batch_size=None, num_workers=loaders,
                       collate_fn=partial(transcode, source, cache))   # in the workers
-    before = sum(cache.lengths) - sum(cache.lengths[e] for e in missing)
-    with bar(sum(cache.lengths), before, "frame") as shown:
+    total = sum(cache.lengths)
+    with bar(total, total - sum(cache.lengths[e] for e in missing), "frame") as shown:
         for e in workers:
             shown.update(cache.lengths[e])

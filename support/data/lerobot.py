@@ -28,7 +28,6 @@ _ROW_GROUPS = LRU(1024)
 
 class LeRobotSource(LeRobotMetadata):
     """One LeRobot dataset folder, as support.data.source.Source says.
-
     check_files: refuse a dataset of which a file is missing. ImportError, one line, where a package is missing.
     timestamps: "check", or "index": those of the rows are not looked at."""
 

@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import contextmanager
 from functools import cached_property
 
-from support.data.parquet import arrow, read_table
+from support.data.parquet import read_table
 from support.files import damage, inside, must, read_jsonl, whole
 
 AGAIN = "download the dataset again"
@@ -63,7 +63,6 @@ class LeRobotEpisodes:
 
     def _paths(self, template, fields, numbers, key=""):
         """data_path or video_path of info.json, filled in: [Path] for numbers, of which the same are one file.
-
         fields: the numbers' names; key: the camera."""
         pattern, where = self.info.get(template), f"{self.info_path}: {template}"
         known = rf"{{({'|'.join(fields)})(:0?\d?\dd?)?}}|{{video_key}}"
@@ -107,12 +106,11 @@ class LeRobotEpisodes:
         columns = ["episode_index", "length", "dataset_from_index", "dataset_to_index"]
         columns += [f"data/{what}" for what in fields]
         columns += [f"videos/{key}/{what}" for key in self.films.values() for what in (*fields, "from_timestamp")]
-        with damage(self.where, f"{paths[0]} cannot be read", paths[0]):
-            told = ["tasks"] * ("tasks" in arrow().parquet.read_schema(paths[0]).names)
-        tables = [read_table(path, columns + told, self.where) for path in paths]
+        tables = [read_table(path, columns, self.where, also=["tasks"]) for path in paths]
         rows = {name: [value for table in tables for value in table[name].to_pylist()] for name in columns}
         where = [f"{path}, row {n}" for path, table in zip(paths, tables) for n in range(len(table))]
-        rows["tasks"] = [tasks for table in tables for tasks in (table["tasks"] if told else [None] * len(table))]
+        rows["tasks"] = [tasks for table in tables for tasks in (
+            table["tasks"] if "tasks" in table.column_names else [None] * len(table))]
         self._list(rows, where)
         begins, ends = (self._whole(rows, name, where) for name in columns[2:4])
         for e, (length, low, high) in enumerate(zip(self.lengths, begins, ends)):
@@ -147,7 +145,6 @@ class LeRobotEpisodes:
 
     def find_lacking(self, missing, cache):
         """Fill `lacking`: {view: episodes recorded without it} -> the films that are among `missing` for that reason.
-
         Of v3.0 the episodes that name no film; of v2.x those without one, where others have it and meta/info.json does
         not count it in total_videos. An episode without any picture, or a camera without any film, has lost them."""
         E = len(self.lengths)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +61,8 @@ def not_colour(key, feature):
 
 class LeRobotMetadata(LeRobotEpisodes):
     """meta/info.json of one dataset folder, and with `read_episodes` the rest of meta/. ValueError: one line.
-
     robot: a Robot whose features and cameras are taken; None: that of the dataset's robot_type where the table knows it
-    and its features are there, else LeRobot's usual names and guess_cameras. notes: what is to be said before training.
-    """
+    and its features are there, else LeRobot's usual names and guess_cameras. notes: to be said before training."""
 
     def __init__(self, root, robot=None):
         self.root, self.name, self.notes = Path(root), Path(root).resolve().name, []
@@ -113,11 +112,10 @@ class LeRobotMetadata(LeRobotEpisodes):
         must(isinstance(name, str) and name.isprintable() and len(name) <= 100,
              f"{self.info_path}: robot_type is {named!r:.60}, expected a name; correct it")
         row = ROBOTS.get(name, Robot(name))
-        if not all(key in features for key in (*(row.state or ()), *row.action)):
+        if not {*(row.state or ()), *row.action} <= features.keys():
             return Robot(name)
         cameras = {slot: key for slot, key in row.cameras.items() if key in features}
-        cameras = cameras if "head" in cameras else {}   # else the words in the names decide about all of them
-        return Robot(name, row.relative, row.state, row.action, cameras=cameras)
+        return replace(row, cameras=cameras if "head" in cameras else {})   # {}: words in the names decide
 
     def _shape(self, key, most=math.inf):
         """The shape that info.json gives a feature, checked: of `most` numbers in all."""

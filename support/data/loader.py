@@ -67,8 +67,7 @@ class Watched:
 
     ValueError, one line, within seconds: one of them ended, whatever ended it. If all are alive and none delivers, that
     is said each minute, and is a ValueError after `patience` seconds. By itself torch raises in the middle of whatever
-    runs when a process ends, and waits for ever for one that is stuck. need: bytes of shared memory of items in flight.
-    """
+    runs when a process ends, and waits for ever for a stuck one. need: bytes of shared memory of items in flight."""
 
     def __init__(self, dataset, need=0, patience=600, num_workers=0, **options):
         free = shutil.disk_usage(SHM).free if num_workers and SHM.is_dir() else None

@@ -33,9 +33,12 @@ def read_mixture(listing, robot=None):
     must(isinstance(rows, list) and 0 < len(rows) <= ROWS, f"{listing}: datasets must be a list of 1 to {ROWS} datasets")
 
     def dataset(row, known=FIELDS):
-        row = _given(row, known, listing)
-        where, choices = f"{listing}, {row.get('path')}", [key for key in ("only_episodes", "hold_out") if key in row]
-        row = {"path": None, "robot": of_all} | row | {key: _choice(row[key], listing.parent) for key in choices}
+        row = {"path": None, "robot": of_all} | _given(row, known, listing)
+        where = f"{listing}, {row['path']}"
+        for key in {"only_episodes", "hold_out"} & row.keys():
+            parts = row[key] if isinstance(row[key], list) else [row[key]]
+            text = ",".join(str(n) if type(n) in (int, str) else f"{n!r:.40}" for n in parts)
+            row[key] = episodes(text, listing.parent)
         for key, value in row.items():
             check(f"{where}: {key}", value, *FIELDS[key])
         name, named = row.get("name", row["path"]), row["robot"]
@@ -54,9 +57,3 @@ def _given(part, known, listing):
     unknown = ", ".join(sorted(given.keys() - {*known}))
     must(not unknown, f"{listing}: {unknown[:200]} is unknown; known are {', '.join(known)}")
     return given
-
-
-def _choice(value, folder):
-    """A choice of episodes, text or a list -> text."""
-    parts = value if isinstance(value, list) else [value]
-    return episodes(",".join(str(n) if type(n) in (int, str) else f"{n!r:.40}" for n in parts), folder)

@@ -45,8 +45,7 @@ def moments_of(x):
 
 def action_moments(action, moved, ts, k):
     """Moments of a_j - moved_t over the windows at ts (n, sorted) and their steps inside the episode, and of a_j alone.
-    action (L, d), moved (L, d or 1) float64. Lowest and highest are of a_j: they are used for absolute dimensions only.
-    """
+    action (L, d), moved (L, d or 1) float64. Lowest and highest are of a_j: only absolute dimensions use them."""
     L, shift = len(action), action.mean(0)
     base = np.where((moved == 0).all(0), 0.0, shift)      # what is relative is centred together with its reference
     a, s = action - shift, moved - base

@@ -31,7 +31,6 @@ def check_size(height, width, what="it"):
 
 def decode(data, where=None):
     """A path, or the bytes of a file -> (H, W, 3) uint8 RGB, read-only.
-
     where names the picture in the ValueError: dataset, episode, frame, column; by default the path."""
     stored = isinstance(data, (bytes, bytearray, memoryview))
     where = where or f"picture {data}"

@@ -12,7 +12,6 @@ import numpy as np
 
 def places(shown, fps, begins, lengths):
     """-> (first, step) of each of E episodes in a film: its row t has picture first + step * t.
-
     shown: seconds of the film's pictures, ascending. begins: (E,) seconds that the dataset declares, NaN where it does
     not. lengths: (E,) rows. ValueError: of which episode, what is wrong."""
     n, total, ends = len(shown), int(lengths.sum()), np.cumsum(lengths)

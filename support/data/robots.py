@@ -102,7 +102,6 @@ for row in read_json(TABLE, list):
 
 def unnamed(fps, state, action, others):
     """What a robot that nobody named is called: by all that it measures, so that a moved dataset is still of it.
-
     state, action: names of their dimensions; others: JSON-able, its cameras for one."""
     return f"unnamed-{len(state)}q{len(action)}a-{digest([float(fps), list(state), list(action), others])[:8]}"
 
@@ -129,9 +128,8 @@ def check_width(what, d, most):
 
 
 def release_statistics(path, robot):
-    """stats.json that the release saved beside its weights -> {"state_mean", "state_std", "action_mean", "action_std":
-    tuple}. The release divides by std + 1e-6: it is added here. robot: a name of the table, or a Robot. ValueError:
-    robot, feature or width does not fit, or a number is not finite."""
+    """The release's stats.json -> {"state_mean", "state_std", "action_mean", "action_std": tuple}. It divides by
+    std + 1e-6: that is added here. robot: a name of the table, or a Robot. ValueError: what does not fit."""
     row = robot if isinstance(robot, Robot) else ROBOTS.get(robot, Robot(robot))
     stored, moments = read_json(path), {}
     found = stored.get(row.name)
@@ -168,10 +166,8 @@ def spelt(key):
 
 def guess_cameras(keys, aside=""):
     """Video feature keys -> {slot: key}, from the beginnings of the words in the keys.
-
     wrist, hand or gripper: that of its side, of a single arm the left one. high, head, top or front without a side: the
-    head, else the only camera left over. Others are not read. ValueError: two fit one slot, or none is the head.
-    aside: what that adds about other cameras."""
+    head, else the only camera left over. ValueError: two fit one slot, or none is the head; aside: what it adds."""
     found, rest = {slot: [] for slot in VIEWS}, []
     for key in keys:
         words = spelt(key.removeprefix("observation."))

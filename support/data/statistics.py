@@ -1,6 +1,5 @@
 """The model's units: mean and standard deviation of state and actions, and what of them does not move.
-
-support/data/kept_statistics.py takes them over exactly the training windows."""
+kept_statistics.py takes them over exactly the training windows."""
 
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -37,8 +36,7 @@ class Statistics:
     A deviation below the floor is not divided by; an action dimension of that kind is idle: it is commanded as what it
     was in training, and masked like padding in training and at inference, so that what the model would say there
     reaches no other dimension. The embedded world's grippers hold the middle and the width of their range instead
-    [ours]: standardised, a rarely used switch would let a timing error of one frame outweigh every error of position.
-    """
+    [ours]: standardised, a rare switch would let a timing error of one frame outweigh every error of position."""
 
     robot: str
     action_mode: str

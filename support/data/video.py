@@ -91,7 +91,6 @@ class _Video:
 
     def one_pass(self, start, wanted):
         """One pass from the key frame before `start` over wanted[0] and what shares its group of pictures.
-
         wanted: stamps, ascending -> {stamp: (H, W, 3) uint8 RGB} of some; wanted[0] lacks where the pass begins behind
         it. Packets are held back until one is wanted: nothing behind the last wanted one is decoded."""
         self.container.seek(start, stream=self.stream)
@@ -123,7 +122,6 @@ class _Video:
 
 def stamps(path, where):
     """When the pictures of a film are shown: (n,) int64 ticks, ascending, and the seconds of a tick.
-
     ValueError, one line that begins with `where`: not readable."""
     with damage(where, f"{path} cannot be decoded", path):
         return _STAMPS.get(str(path), lambda: _OPEN.get((os.getpid(), str(path)), lambda: _Video(path)).stamps())
@@ -131,7 +129,6 @@ def stamps(path, where):
 
 def read_frames(path, wanted, where):
     """The pictures of a film that are shown at the stamps `wanted`, in that order: list of (H, W, 3) uint8 RGB.
-
     ValueError, one line that begins with where(i) for wanted[i]: it cannot be decoded."""
     key, left, pictures = (os.getpid(), str(path)), sorted(set(wanted)), {}
     while left:
