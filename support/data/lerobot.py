@@ -36,7 +36,7 @@ class LeRobotSource(LeRobotMetadata):
         self.timestamps = timestamps
         self.read_episodes()
         self.cache = frame_cache.FrameCache.open(self.root, self.views.values(), self.lengths)
-        self._said, self._checked = False, {}   # episodes whose rows have passed: whether their time stamps begin at 0
+        self._checked = {}  # episodes whose rows have passed: whether their time stamps begin at 0
         self.placed = {}    # (slot, episode): first picture and step of its rows in its film, whether all are counted
         missing = self.missing_files()
         for note in self.notes if check_files and multiprocessing.parent_process() is None else ():
@@ -65,14 +65,14 @@ class LeRobotSource(LeRobotMetadata):
                 "files": files_digest([*self.files, *meta])}
 
     def numbers(self, e):
-        keys = dict.fromkeys([key for parts in self.parts.values() for key, _ in parts] + [
+        keys = dict.fromkeys([key for parts in self.parts.values() for key, *_ in parts] + [
             key for key in self.row_keys if key != "timestamp" or self.timestamps == "check"])
         sizes = {key: int(np.prod(self.info["features"][key]["shape"])) for key in keys}
         arrays = self._rows(e, sizes) if keys else {}
         if e not in self._checked:
             self._checked[e] = self._check_rows(e, arrays)
         none = np.zeros((self.lengths[e], 0), np.float32)
-        state, action = (np.concatenate([none, *(arrays[key][:, taken] for key, taken in parts)], 1, dtype=np.float32)
+        state, action = (np.concatenate([none, *(arrays[key][:, taken] for key, taken, *_ in parts)], 1, dtype=np.float32)
                          for parts in self.parts.values())
         return state, action if self.has_action else None
 
@@ -111,10 +111,9 @@ class LeRobotSource(LeRobotMetadata):
             raise ValueError(f"{self.at(e, t)}: {path}: 'timestamp' is {round(times[t], 4)} s, {step:.6g} s after the "
                              f"frame before it, at {self.fps:g} frames/s it should be {frame:.6g}: frames were lost or "
                              "repeated, or fps in meta/info.json is wrong; --timestamps index takes row t as frame t")
-        if not self._said and multiprocessing.parent_process() is None:   # once, and not by each loader
+        if False not in self._checked.values() and multiprocessing.parent_process() is None:   # once, by no loader
             print(f"{self.at(e)}: time stamps of {round(times[0], 3)} to {round(times[-1], 3)} s are "
                   f"even, but not those of {len(times)} frames from 0 on: rows are read by index")
-        self._said = True
         return False
 
     def has_pictures(self, e, t):

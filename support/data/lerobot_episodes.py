@@ -19,7 +19,6 @@ LONGEST = 10 ** 7   # frames of an episode: four days at 30 frames/s
 def instructions(tasks, where):
     """What a list of tasks holds, text, bytes, several of these or nothing -> tuple of those that are not empty."""
     try:
-        tasks = tasks.as_py() if hasattr(tasks, "as_py") else tasks   # of pyarrow
         tasks = tasks if isinstance(tasks, (list, tuple)) else [tasks]
         must(all(isinstance(task, (str, bytes, type(None))) for task in tasks),
              f"{where} is {tasks!r:.60}, expected text or a list of text; write it again")
@@ -27,6 +26,14 @@ def instructions(tasks, where):
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8 ({error.reason}); write it again") from error
     return tuple(text for text in texts if text.strip())
+
+
+def column(rows, name, low=0, high=10 ** 9):
+    """Whole numbers, checked: what rows [(text that names it, {name: value})] hold under a name."""
+    values = [row.get(name) for _, row in rows]
+    if set(map(type, values)) == {int} and min(values) >= low and max(values) <= high:
+        return values
+    return [whole(n, f"{where}: {name}", low, high) for n, (where, _) in zip(values, rows)]
 
 
 class LeRobotEpisodes:
@@ -75,23 +82,13 @@ class LeRobotEpisodes:
         made = {pair: inside(self.root, text, where) for pair, text in texts.items()}
         return [made[pair] for pair in numbers]
 
-    def _whole(self, rows, name, where, low=0, high=10 ** 9):
-        """A column of whole numbers, checked: rows {name: values}; where, the text that names each row."""
-        values = rows[name]
-        if set(map(type, values)) == {int} and min(values) >= low and max(values) <= high:
-            return values
-        return [whole(n, f"{at}: {name}", low, high) for n, at in zip(values, where)]
-
-    def _list(self, rows, where):
-        self.indices = self._whole(rows, "episode_index", where)
-        self.lengths = self._whole(rows, "length", where, 1, LONGEST)
-        self.listed = [instructions(tasks, f"{at}: tasks") for tasks, at in zip(rows["tasks"], where)]
+    def _list(self, rows):
+        self.indices, self.lengths = column(rows, "episode_index"), column(rows, "length", 1, LONGEST)
+        self.listed = [instructions(row.get("tasks"), f"{where}: tasks") for where, row in rows]
         self.tasks = [texts[0] if texts else "" for texts in self.listed]
 
     def _read_v2(self):
-        listed = read_jsonl(self.root / "meta" / "episodes.jsonl")
-        self._list({name: [row.get(name) for _, row in listed] for name in ("episode_index", "length", "tasks")},
-                   [where for where, _ in listed])
+        self._list(read_jsonl(self.root / "meta" / "episodes.jsonl"))
         size = whole(self.info.get("chunks_size", 1000), f"{self.info_path}: chunks_size", low=1)
         fields, numbers = ("episode_chunk", "episode_index"), [(index // size, index) for index in self.indices]
         self.files, self.first_rows = self._paths("data_path", fields, numbers), [0] * len(numbers)
@@ -106,13 +103,10 @@ class LeRobotEpisodes:
         columns = ["episode_index", "length", "dataset_from_index", "dataset_to_index"]
         columns += [f"data/{what}" for what in fields]
         columns += [f"videos/{key}/{what}" for key in self.films.values() for what in (*fields, "from_timestamp")]
-        tables = [read_table(path, columns, self.where, also=["tasks"]) for path in paths]
-        rows = {name: [value for table in tables for value in table[name].to_pylist()] for name in columns}
-        where = [f"{path}, row {n}" for path, table in zip(paths, tables) for n in range(len(table))]
-        rows["tasks"] = [tasks for table in tables for tasks in (
-            table["tasks"] if "tasks" in table.column_names else [None] * len(table))]
-        self._list(rows, where)
-        begins, ends = (self._whole(rows, name, where) for name in columns[2:4])
+        rows = [(f"{path}, row {n}", row) for path in paths
+                for n, row in enumerate(read_table(path, columns, self.where, also=["tasks"]).to_pylist())]
+        self._list(rows)
+        begins, ends = (column(rows, name) for name in columns[2:4])
         for e, (length, low, high) in enumerate(zip(self.lengths, begins, ends)):
             must(length == high - low,
                  f"{self.at(e)}: meta/episodes gives it {length} frames and the rows {low} to {high}; {AGAIN}")
@@ -120,28 +114,23 @@ class LeRobotEpisodes:
         for e, following in zip(order, order[1:]):
             must(ends[e] <= begins[following],
                  f"{self.at(e)}: meta/episodes gives it rows of episode {self.indices[following]}; {AGAIN}")
-        place = [self._whole(rows, f"data/{name}", where) for name in fields]
-        self.files, starts = self._paths("data_path", fields, list(zip(*place))), {}
-        for file, row in zip(self.files, begins):   # rows are global; a file begins at its lowest
-            starts[file] = min(row, starts.get(file, row))
+        numbers = list(zip(*(column(rows, f"data/{name}") for name in fields)))
+        self.files = self._paths("data_path", fields, numbers)
+        starts = {self.files[e]: begins[e] for e in reversed(order)}   # rows are global; a file begins at its lowest
         self.first_rows = [row - starts[file] for file, row in zip(self.files, begins)]
-        self.videos = {slot: self._stretches(key, fields, rows, where) for slot, key in self.films.items()}
+        self.videos = {slot: self._stretches(key, fields, rows) for slot, key in self.films.items()}
 
-    def _stretches(self, key, fields, rows, where):
+    def _stretches(self, key, fields, rows):
         """The films of a camera in v3.0, and the seconds at which the episodes begin there. Of an episode without one,
         all is null."""
-        names = [f"videos/{key}/{name}" for name in (*fields, "from_timestamp")]
-        without = {e for e, told in enumerate(zip(*(rows[name] for name in names))) if told == (None,) * 3}
-        mine = {name: [0 if e in without else value for e, value in enumerate(rows[name])] if without else rows[name]
-                for name in names}
-        for second, row in zip(mine[names[2]], where):
-            must(type(second) in (int, float) and 0 <= second < 1e9,
-                 f"{row}: {names[2]} is {second!r:.40}, expected seconds; {AGAIN}")
-        numbers = list(zip(*(self._whole(mine, name, where) for name in names[:2])))
-        files = self._paths("video_path", fields, numbers, key)
-        for e in without:
-            files[e] = self.root / "videos" / key / NO_FILM
-        return files, mine[names[2]]
+        *names, begin = (f"videos/{key}/{name}" for name in (*fields, "from_timestamp"))
+        some = {e: row for e, row in enumerate(rows) if any(row[1][name] is not None for name in (*names, begin))}
+        for where, row in some.values():
+            must(type(row[begin]) in (int, float) and 0 <= row[begin] < 1e9,
+                 f"{where}: {begin} is {row[begin]!r:.40}, expected seconds; {AGAIN}")
+        numbers = list(zip(*(column(some.values(), name) for name in names)))
+        files, none = dict(zip(some, self._paths("video_path", fields, numbers, key))), self.root / "videos" / key / NO_FILM
+        return [files.get(e, none) for e in range(len(rows))], [row[begin] or 0.0 for _, row in rows]
 
     def find_lacking(self, missing, cache):
         """Fill `lacking`: {view: episodes recorded without it} -> the films that are among `missing` for that reason.
@@ -150,11 +139,9 @@ class LeRobotEpisodes:
         E = len(self.lengths)
         cameras = sum(feature["dtype"] == "video" for feature in self.info["features"].values())
         counted = self.version == "v3.0" or self.info.get("total_videos") == E * cameras
-        films = {view: files for view, (files, _) in self.videos.items()}
-        lacking = {view: {e for e, file in enumerate(files)
-                          if file in missing and (not counted or file.name == NO_FILM)}
-                   for view, files in films.items()}
-        some = {view: absent for view, absent in lacking.items() if len(absent) < E}
+        some = {view: {e for e, file in enumerate(files) if file in missing and (not counted or file.name == NO_FILM)}
+                for view, (files, _) in self.videos.items()}
+        some = {view: absent for view, absent in some.items() if len(absent) < E}
         lost = set.intersection(*(some.get(view, set()) for view in self.views))
         some = {view: absent - lost for view, absent in some.items()}
         if cache:   # which was made of such a dataset
@@ -163,7 +150,7 @@ class LeRobotEpisodes:
         self.notes += [f"{self.where}: camera '{self.views[view]}' has no pictures of {len(absent)} of its {E} "
                        f"episodes, first of episode {self.indices[min(absent)]}: masked there"
                        for view, absent in self.lacking.items()]
-        return {films[view][e] for view, absent in self.lacking.items() for e in absent if view in films}
+        return {self.videos[view][0][e] for view, absent in self.lacking.items() for e in absent if view in self.videos}
 
     def views_of(self, e):
         """The views of which episode e has pictures."""

@@ -156,13 +156,11 @@ class LeRobotMetadata(LeRobotEpisodes):
             state, action = [e for e in state if (e if isinstance(e, str) else e[0]) in self.vectors], ()
         must(not self.instruction or self.instruction in self.vectors, f"no feature '{self.instruction}' for the "
              f"instruction; the dataset has {', '.join(self.vectors)}")
-        parts = {kind: [self._part(kind, entry) for entry in entries]
-                 for kind, entries in (("state", state), ("action", action))}
-        # Of each part of the state and of the action, the feature and which of its dimensions; what they are called.
-        self.parts = {kind: [part[:2] for part in of] for kind, of in parts.items()}
-        self.state_names, self.action_names = ([name for part in of for name in part[2]] for of in parts.values())
-        self.state_keys, self.action_keys = (tuple(part[3] for part in of) for of in parts.values())
-        chosen = [(key, d) for key, taken in self.parts["action"] for d in taken]
+        self.parts = {kind: [self._part(kind, entry) for entry in entries]
+                      for kind, entries in (("state", state), ("action", action))}
+        self.state_names, self.action_names = ([name for part in of for name in part[2]] for of in self.parts.values())
+        self.state_keys, self.action_keys = (tuple(part[3] for part in of) for of in self.parts.values())
+        chosen = [(key, d) for key, taken, *_ in self.parts["action"] for d in taken]
         must(len(set(chosen)) == len(chosen), "the --robot file takes a dimension of the action twice; name it once")
         self.relative, self.kinds, self.guessed = robot.relative, (), False
         if not self.has_action:
