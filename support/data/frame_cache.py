@@ -1,10 +1,8 @@
 """A dataset whose pictures are decoded and letterboxed once: training maps them into memory.
 
-    python -m support.data --cache DIR OUT --config a1_2b
-
-OUT is a dataset folder like DIR, with frame_cache/ in place of the videos: for each camera, picture size and episode a
-file of uint8 pictures, (L, 3, h, w), without the black bars. Letterboxed they equal the plain reader's bit for bit.
-cache.json, written first, says what the files are. A file that is there is whole, so the same command goes on."""
+It is a dataset folder like the original, with frame_cache/ in place of the videos: for each camera, picture size and
+episode a file of uint8 pictures, (L, 3, h, w), without the black bars. Letterboxed they equal the plain reader's, bit
+for bit. cache.json, written first, says what the files are. A file that is there is whole: what lacks is written."""
 
 import json
 import math
@@ -87,10 +85,9 @@ class FrameCache:
 
     def require(self, sizes):
         """ValueError where a size is not held."""
-        absent = {*sizes}.difference(self.sizes)
-        held, asked = (" and ".join(map(str, sorted(some))) for some in (self.sizes, absent))
-        must(not absent, f"dataset {self.root}: its frame cache holds pictures of {held} pixels, {asked} are asked for; "
-             "use the original dataset, or cache it for this --config")
+        for absent in {*sizes}.difference(self.sizes):
+            raise ValueError(f"dataset {self.root}: its frame cache holds pictures of {' and '.join(map(str, self.sizes))} "
+                             f"pixels, {absent} are asked for; use the original dataset, or cache it for this --config")
 
     def file(self, key, size, e):
         return self.folder / key / str(size) / f"{e:06d}.u8"

@@ -1,8 +1,8 @@
 """LeRobot v2.0, v2.1 and v3.0 datasets, read directly from disk, without the lerobot package.
 
 Numbers are in parquet (pyarrow), pictures in mp4 (PyAV) or as PNG inside parquet; both packages are imported on first
-use. Building a source reads metadata (support/data/lerobot_metadata.py), the rest is read when asked for. Frame t is
-the picture of row t (support/data/places.py). Not thread-safe: parallel reading is done by processes."""
+use. Building a source reads metadata, the rest is read when asked for. Frame t is the picture of row t (places.py). Not
+thread-safe: parallel reading is done by processes."""
 
 import multiprocessing
 import sys
@@ -72,7 +72,7 @@ class LeRobotSource(LeRobotMetadata):
         if e not in self._checked:
             self._checked[e] = self._check_rows(e, arrays)
         none = np.zeros((self.lengths[e], 0), np.float32)
-        state, action = (np.concatenate([none, *(arrays[key][:, taken] for key, taken, *_ in parts)], 1, dtype=np.float32)
+        state, action = (np.concatenate([none, *(arrays[key][:, d] for key, d, *_ in parts)], 1, dtype=np.float32)
                          for parts in self.parts.values())
         return state, action if self.has_action else None
 
@@ -98,7 +98,7 @@ class LeRobotSource(LeRobotMetadata):
         for key, expected in (("episode_index", np.full(len(order), self.indices[e])), ("frame_index", order)):
             found = rows[key][:, 0] if key in rows else expected
             for t in np.flatnonzero(found != expected):
-                raise ValueError(f"{self.at(e, t)}: {path}: '{key}' is {found[t]:.15g}, expected {expected[t]}; {AGAIN}")
+                raise ValueError(f"{self.at(e, t)}: {path}: '{key}' is {found[t]:.15g}, not {expected[t]}; {AGAIN}")
         if "timestamp" not in rows:
             return True
         times, frame = rows["timestamp"][:, 0], 1 / self.fps

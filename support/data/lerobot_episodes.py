@@ -129,7 +129,8 @@ class LeRobotEpisodes:
             must(type(row[begin]) in (int, float) and 0 <= row[begin] < 1e9,
                  f"{where}: {begin} is {row[begin]!r:.40}, expected seconds; {AGAIN}")
         numbers = list(zip(*(column(some.values(), name) for name in names)))
-        files, none = dict(zip(some, self._paths("video_path", fields, numbers, key))), self.root / "videos" / key / NO_FILM
+        files = dict(zip(some, self._paths("video_path", fields, numbers, key)))
+        none = self.root / "videos" / key / NO_FILM
         return [files.get(e, none) for e in range(len(rows))], [row[begin] or 0.0 for _, row in rows]
 
     def find_lacking(self, missing, cache):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from support.data.picture import check_size
 
-_LAST = threading.local()   # a thread's last picture as float: memory fresh from the system costs a third of the scaling
+_LAST = threading.local()   # a thread's last picture as float: memory fresh from the system costs a third of scaling
 
 
 def box(H, W, size):

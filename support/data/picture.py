@@ -1,4 +1,4 @@
-"""One picture of a file or of bytes, (H, W, 3) uint8 RGB, by one rule, whatever program wrote it: docs/data.md#pictures.
+"""One picture of a file or of bytes, by one rule, whatever program wrote it: docs/data.md#pictures lists the forms.
 
 The contents decide the format, the file's name does not. What Pillow does: alpha is dropped, of 16-bit colours the
 upper byte counts, of an animation the first frame."""

@@ -100,22 +100,22 @@ class _Video:
                 break
             if packet.is_keyframe and fed or packet.dts is not None and packet.dts > last:
                 break                # what is still wanted starts a run of its own
-            held.append((packet, packet.pts in wanted))
-            if held[-1][1]:
+            held.append(packet)
+            if packet.pts in wanted:
                 for each in held:
-                    frames |= self._decode(*each, wanted)
+                    frames |= self._decode(each, wanted)
                 held, fed = [], fed | {packet.pts}
                 if len(fed) == len(wanted):
                     break
         if fed:
-            frames |= self._decode(None, True, wanted)
+            frames |= self._decode(None, wanted)
         return {stamp: self.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                 for stamp, frame in frames.items()}
 
-    def _decode(self, packet, needed, wanted):
+    def _decode(self, packet, wanted):
         """{stamp: frame} of the wanted ones that come out for a packet; for None, those that are held back."""
         if packet and self.decoder.name in SKIPS_UNREFERENCED:
-            self.decoder.skip_frame = "DEFAULT" if needed else "NONREF"
+            self.decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         return {frame.pts: frame for frame in self.decoder.decode(packet)
                 if frame.pts in wanted and not frame.is_corrupt}
 
