@@ -80,6 +80,17 @@ class Corpus:
     held_out: object = None                         # None on ranks that do not evaluate, as its windows
     held_out_windows: np.ndarray = None
 
+    def __post_init__(self):
+        """What every rank knows, whatever it opens."""
+        self.frames, self.weights = [row.frames for row in self.listed], [row.weight for row in self.listed]
+        self.lerobot = any(is_lerobot(row.path) for row in (*self.listed, self.validation) if row)
+        self.robots = list(dict.fromkeys(row.robot for row in self.listed if row.has_action))   # those that act
+        self.holds_out = bool(self.validation) or self.hold_out != "none"
+        # Held out are, or would be, episodes of validation, of what says so, else of the first that acts.
+        rows = [self.validation] if self.validation else [row for row in self.listed if row.hold_out] or self.listed
+        self.held = next((row for row in rows if row.has_action), rows[0] if rows else None)
+        self.held_out_robot = self.held and self.held.robot
+
     @classmethod
     def read(cls, path, robot=None, hold_out="-1", only_episodes="", timestamps="check"):
         """A folder with mixture.json, such a file itself, or one dataset. robot, hold_out, only_episodes: as the flags
@@ -106,40 +117,6 @@ class Corpus:
         if own and hold_out not in ("-1", own[0].hold_out):
             raise ValueError(f"--hold_out {hold_out}: the mixture holds out {own[0].hold_out} of {own[0].name}")
         return cls(listed, listing.parent, validation, own[0].hold_out if own else hold_out)
-
-    @property
-    def frames(self):
-        return [row.frames for row in self.listed]
-
-    @property
-    def weights(self):
-        return [row.weight for row in self.listed]
-
-    @property
-    def lerobot(self):
-        """Whether any dataset is LeRobot's."""
-        return any(is_lerobot(row.path) for row in (*self.listed, self.validation) if row)
-
-    @property
-    def robots(self):
-        """Names of the robots that act, in the order of their first dataset."""
-        return list(dict.fromkeys(row.robot for row in self.listed if row.has_action))
-
-    @property
-    def held(self):
-        """The Listed of which episodes are or would be held out: validation, what says so, else the first that acts."""
-        rows = [self.validation] if self.validation else [row for row in self.listed if row.hold_out] or self.listed
-        return next((row for row in rows if row.has_action), rows[0])
-
-    @property
-    def holds_out(self):
-        """Whether anything is held out, known to every rank."""
-        return bool(self.validation) or self.hold_out != "none"
-
-    @property
-    def held_out_robot(self):
-        """The robot of what is or would be held out, known to every rank."""
-        return self.held.robot
 
     def open(self, windows, dealt=None, counted=None, evaluates=True):
         """Open the datasets numbered `dealt` -> self. windows(source, episodes=None): its tuples, as data.windows.

@@ -86,8 +86,9 @@ class FrameCache:
     def require(self, sizes):
         """ValueError where a size is not held."""
         for absent in {*sizes}.difference(self.sizes):
-            raise ValueError(f"dataset {self.root}: its frame cache holds pictures of {' and '.join(map(str, self.sizes))} "
-                             f"pixels, {absent} are asked for; use the original dataset, or cache it for this --config")
+            held = " and ".join(map(str, self.sizes))
+            raise ValueError(f"dataset {self.root}: its frame cache holds pictures of {held} pixels, {absent} are "
+                             f"asked for; use the original dataset, or cache it for this --config")
 
     def file(self, key, size, e):
         return self.folder / key / str(size) / f"{e:06d}.u8"

@@ -19,9 +19,7 @@ def refuse(lines, line, shown=20):
 def faults(source):
     """Every file, every row and the last picture of every video -> lines that say what is wrong, and the episodes whose
     numbers can be read."""
-    missing = source.missing_files()
-    lines = [line for line in missing.values() if line]
-    readable, looked_at = [], {}
+    lines, readable, looked_at = [line for line in source.missing.values() if line], [], {}
 
     def tried(read, *where):
         try:
@@ -32,14 +30,14 @@ def faults(source):
                 lines.append(str(error))
     backwards = range(len(source.lengths) - 1, -1, -1)     # the last episode of a file is where it is torn
     for e in each(backwards, "episode"):
-        whole = source.files[e] not in missing and tried(source.numbers, e)
+        whole = source.files[e] not in source.missing and tried(source.numbers, e)
         if whole:
             readable.append(e)
             tried(source.task, e, source.lengths[e] - 1)
         for view in source.views_of(e):
             film = view in source.videos and not source.cache
             path = source.videos[view][0][e] if film else (source.files[e], view)
-            if path in missing or not (film or whole):
+            if path in source.missing or not (film or whole):
                 continue
             if path not in looked_at:
                 looked_at[path] = tried(source.frame, view, e, source.lengths[e] - 1)

@@ -12,7 +12,7 @@ import numpy as np
 
 from support.data import frame_cache
 from support.data.file_hashes import files_digest
-from support.data.lerobot_episodes import instructions
+from support.data.lerobot_episodes import NO_FILM, instructions
 from support.data.lerobot_metadata import AGAIN, LeRobotMetadata, picture_shape
 from support.data.parquet import read_columns, read_table, row_groups
 from support.data.picture import decode
@@ -38,26 +38,43 @@ class LeRobotSource(LeRobotMetadata):
         self.cache = frame_cache.FrameCache.open(self.root, self.views.values(), self.lengths)
         self._checked = {}  # episodes whose rows have passed: whether their time stamps begin at 0
         self.placed = {}    # (slot, episode): first picture and step of its rows in its film, whether all are counted
-        missing = self.missing_files()
+        self._look_for_files()
         for note in self.notes if check_files and multiprocessing.parent_process() is None else ():
             print(note, file=sys.stderr)
-        for line in missing.values() if check_files else ():
-            more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
+        for line in self.missing.values() if check_files else ():
+            more = f" (and {len(self.missing) - 1} more files)" if len(self.missing) > 1 else ""
             raise ValueError(f"{line}{more}" + (f"; {AGAIN}" if line.endswith("missing") else ""))
 
-    def missing_files(self):
-        """{path: line} of every data or video file that should be there and is not. Git LFS pointers have one line."""
-        needed = {}
-        for files in (self.files, *(files for files, _ in self.videos.values() if not self.cache)):
+    def _look_for_files(self):
+        """Fill lacking: {view: episodes recorded without it}, and missing: {path: line} of every data or video file
+        that should be there and is not, of which Git LFS pointers have one line.
+        Recorded without it are, of v3.0, the episodes that name no film; of v2.x those without one, where others have
+        it and total_videos does not count it. An episode without any, or a camera without any, has lost its films."""
+        films, needed = {} if self.cache else {view: files for view, (files, _) in self.videos.items()}, {}
+        for files in (self.files, *films.values()):
             for e, path in enumerate(files):
                 needed.setdefault(path, e)
         absent = {path: e for path, e in needed.items() if not path.is_file()}
-        lacked = self.find_lacking(absent, self.cache)
-        lines = {path: f"{self.at(e)}: {path} is missing" for path, e in absent.items() if path not in lacked}
         pointers = [path for path in needed if path not in absent and 0 < path.stat().st_size < 1024
                     and lfs_pointer(path)]
-        return lines | {path: "" if n else f"{self.at(needed[path])}: {unreadable(path, None)}"
-                        for n, path in enumerate(pointers)}
+        E = len(self.lengths)
+        cameras = sum(feature["dtype"] == "video" for feature in self.info["features"].values())
+        counted = self.version == "v3.0" or self.info.get("total_videos") == E * cameras
+        some = {view: {e for e, file in enumerate(files) if file in absent and (not counted or file.name == NO_FILM)}
+                for view, files in films.items()}
+        some = {view: without for view, without in some.items() if len(without) < E}
+        lost = set.intersection(*(some.get(view, set()) for view in self.views))
+        some = {view: without - lost for view, without in some.items()}
+        if self.cache:   # which was made of such a dataset
+            some = {view: set(self.cache.lacking[key]) for view, key in self.views.items()}
+        self.lacking = {view: without for view, without in some.items() if without}
+        self.notes += [f"{self.where}: camera '{self.views[view]}' has no pictures of {len(without)} of its {E} "
+                       f"episodes, first of episode {self.indices[min(without)]}: masked there"
+                       for view, without in self.lacking.items()]
+        lacked = {files[e] for view, files in films.items() for e in self.lacking.get(view, ())}
+        self.missing = {path: f"{self.at(e)}: {path} is missing" for path, e in absent.items() if path not in lacked}
+        self.missing |= {path: "" if n else f"{self.at(needed[path])}: {unreadable(path, None)}"
+                         for n, path in enumerate(pointers)}
 
     def identity(self):
         meta = [path for path in (self.root / "meta").rglob("*") if path.is_file() and "stats" not in path.name]

@@ -133,26 +133,6 @@ class LeRobotEpisodes:
         none = self.root / "videos" / key / NO_FILM
         return [files.get(e, none) for e in range(len(rows))], [row[begin] or 0.0 for _, row in rows]
 
-    def find_lacking(self, missing, cache):
-        """Fill `lacking`: {view: episodes recorded without it} -> the films that are among `missing` for that reason.
-        Of v3.0 the episodes that name no film; of v2.x those without one, where others have it and meta/info.json does
-        not count it in total_videos. An episode without any picture, or a camera without any film, has lost them."""
-        E = len(self.lengths)
-        cameras = sum(feature["dtype"] == "video" for feature in self.info["features"].values())
-        counted = self.version == "v3.0" or self.info.get("total_videos") == E * cameras
-        some = {view: {e for e, file in enumerate(files) if file in missing and (not counted or file.name == NO_FILM)}
-                for view, (files, _) in self.videos.items()}
-        some = {view: absent for view, absent in some.items() if len(absent) < E}
-        lost = set.intersection(*(some.get(view, set()) for view in self.views))
-        some = {view: absent - lost for view, absent in some.items()}
-        if cache:   # which was made of such a dataset
-            some = {view: set(cache.lacking[key]) for view, key in self.views.items()}
-        self.lacking = {view: absent for view, absent in some.items() if absent}
-        self.notes += [f"{self.where}: camera '{self.views[view]}' has no pictures of {len(absent)} of its {E} "
-                       f"episodes, first of episode {self.indices[min(absent)]}: masked there"
-                       for view, absent in self.lacking.items()]
-        return {self.videos[view][0][e] for view, absent in self.lacking.items() for e in absent if view in self.videos}
-
     def views_of(self, e):
         """The views of which episode e has pictures."""
         return [view for view in self.views if e not in self.lacking.get(view, ())]
