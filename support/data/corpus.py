@@ -159,9 +159,8 @@ class Corpus:
 
     def extent(self, ranks=Alone()):
         """Of every dataset, opened here or elsewhere: (windows, frames of its longest episode). All ranks call it."""
-        own = {i: (len(self.windows[i]), int(max(self.sources[i].lengths[e] for e in self.used[i])))
-               for i in self.counted}
-        return list(gathered(ranks, own).values())
+        longest = {i: int(max(self.sources[i].lengths[e] for e in self.used[i])) for i in self.counted}
+        return list(gathered(ranks, {i: (len(self.windows[i]), n) for i, n in longest.items()}).values())
 
     def notes(self):
         """Lines for the start of a run: choices of episodes that this rank has opened, by their own numbers."""

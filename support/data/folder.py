@@ -37,12 +37,10 @@ def frame_files(folder, rows):
     found, series = {}, None
     for path in listing(folder).values():
         named = re.fullmatch("(.*?)([0-9]+)([^0-9]*)", path.stem.lower())
-        must(path.suffix.lower() in ENDINGS and named,
-             f"{path} is no picture with a frame number, such as 000012.png: move it elsewhere")
+        must(path.suffix.lower() in ENDINGS and named, f"{path} is no picture with a number, as 12.png: move it away")
         number, series = int(named[2]), series or (path, named[1], named[3])
-        must(number not in found and named.group(1, 3) == series[1:],
-             f"{folder} holds {found.get(number, series[0]).name} and {path.name}: keep one file for a frame, and "
-             "names that differ in the frame's number only")
+        must(number not in found and named.group(1, 3) == series[1:], f"{folder} holds "
+             f"{found.get(number, series[0]).name} and {path.name}: keep one file a frame, alike but for its number")
         found[number] = path
     order = sorted(found)
     for before, after in zip(order, order[1:]):
@@ -169,18 +167,17 @@ class FolderSource:
     @cached_property
     def pictures(self):
         """view -> memory map or list of files; opened in the process that reads."""
-        found, shown = {}, np.flatnonzero(self.slot >= 0)
+        found, rows = {}, np.flatnonzero(self.slot >= 0)   # that have pictures
         for view, path in self.files.items():
             if path.is_dir():
-                x = frame_files(path, shown[np.argsort(self.slot[shown])])
+                x = frame_files(path, rows[np.argsort(self.slot[rows])])
             else:
                 x = read_npy(path, mmap=True)
                 must(x.dtype == np.uint8 and x.ndim == 4 and x.shape[3] == 3, f"{path} holds {x.dtype} of shape "
                      f"{x.shape}, expected uint8 (frames, height, width, 3): write it again")
                 check_size(*x.shape[1:3], f"a picture of {path}")
             ends = f" ({x[0].name} to {x[-1].name})" if path.is_dir() and x else ""
-            must(len(x) == len(shown),
-                 f"dataset {self.root}: view {view} has {len(x)} pictures{ends}, not {len(shown)}")
+            must(len(x) == len(rows), f"dataset {self.root}: view {view} has {len(x)} pictures{ends}, not {len(rows)}")
             found[view] = x
         return found
 

@@ -182,8 +182,7 @@ class LeRobotSource(LeRobotMetadata):
         said = " x ".join(map(str, picture_shape(self.info["features"][key])))
         for picture, at in zip(pictures, where):
             found = " x ".join(map(str, picture.shape))
-            must(found == said,
-                 f"{at}: the picture is {found} (height, width, channels), meta/info.json says {said}; {AGAIN}")
+            must(found == said, f"{at}: the picture is {found} (height, width, channels), meta/ says {said}; {AGAIN}")
         return pictures
 
     def place(self, view, e, t=None):

@@ -108,8 +108,7 @@ class LeRobotEpisodes:
         self._list(rows)
         begins, ends = (column(rows, name) for name in columns[2:4])
         for e, (length, low, high) in enumerate(zip(self.lengths, begins, ends)):
-            must(length == high - low,
-                 f"{self.at(e)}: meta/episodes gives it {length} frames and the rows {low} to {high}; {AGAIN}")
+            must(length == high - low, f"{self.at(e)}: meta/ gives it {length} frames, rows {low} to {high}; {AGAIN}")
         order = sorted(range(len(begins)), key=begins.__getitem__)
         for e, following in zip(order, order[1:]):
             must(ends[e] <= begins[following],
@@ -156,8 +155,7 @@ class LeRobotEpisodes:
             else:   # a pandas frame whose index is the text, or one of its columns
                 with damage(self.where, f"{path} cannot be read"):
                     table = read_table(path, None, self.where).to_pylist()
-                texts = [key for key in (table[0] if table else ())
-                         if any(isinstance(row[key], (str, bytes)) for row in table)]
+                texts = [key for key in (table or [{}])[0] if any(isinstance(row[key], (str, bytes)) for row in table)]
                 text = "task" if "task" in texts or not texts else texts[0]
                 must(text == "task" or len(texts) == 1,
                      f"{path} has several columns of text ({', '.join(texts)[:200]}): call the task's 'task'")

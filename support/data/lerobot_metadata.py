@@ -186,10 +186,8 @@ class LeRobotMetadata(LeRobotEpisodes):
         must(self.cameras, "no feature of dtype video or image: it has no pictures")
         aside = "".join(f"; '{key}' {why}" for key, why in self.not_colour.items())
         cameras = cameras or guess_cameras([key for key in self.cameras if key not in self.not_colour], aside)
-        must(len(set(cameras.values())) == len(cameras),
-             f"one camera in two slots: {cameras}; name each once in a --robot file")
+        must(len(set(cameras.values())) == len(cameras), f"one camera in two slots: {cameras}; name each once")
         for slot, key in cameras.items():
             must(key in self.cameras, f"camera {slot}={key}: the dataset's cameras are {', '.join(self.cameras)}")
-            must(key not in self.not_colour,
-                 f"camera '{key}' {self.not_colour.get(key)}; name another camera in a --robot file")
+            must(key not in self.not_colour, f"camera '{key}' {self.not_colour.get(key)}; name another camera")
         return dict(cameras)

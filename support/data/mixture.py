@@ -30,7 +30,7 @@ def read_mixture(listing, robot=None):
     robot: of all of them, whatever the file says. ValueError: one line."""
     stored, names = _given(read_json(listing), ("datasets", "robot", "validation"), listing), {}
     rows, validation, of_all = stored.get("datasets"), stored.get("validation"), stored.get("robot", "")
-    must(isinstance(rows, list) and 0 < len(rows) <= ROWS, f"{listing}: datasets is at least one dataset, at most {ROWS}")
+    must(isinstance(rows, list) and 0 < len(rows) <= ROWS, f"{listing}: datasets: at least one dataset, at most {ROWS}")
 
     def dataset(row, known=FIELDS):
         row = {"path": None, "robot": of_all} | _given(row, known, listing)

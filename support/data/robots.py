@@ -62,8 +62,7 @@ def described(row, where):
              "instruction": str}
     wrong = [key for key, value in row.items() if not isinstance(value, known.get(key, ()))]
     must(not wrong and "name" in row, f"{where}: {', '.join(wrong)[:200] or 'name'} is missing, unknown or of another "
-         "type; it takes name, instruction (text), cameras (slot -> feature), state, action (features), delta "
-         "(numbers), kind")
+         f"type; it takes {', '.join(known)}, see support/data/robots.py")
     name, cameras, delta, kinds = row["name"], row.get("cameras", {}), row.get("delta", []), row.get("kind", ())
     must(name.isprintable() and 0 < len(name) <= 100,
          f"{where}: name is {name!r:.100}, expected 1 to 100 letters that can be printed")
@@ -78,8 +77,7 @@ def described(row, where):
     must(not any(delta and kind != "position" for delta, kind in zip(relative, each)),
          f"{where}: delta takes a velocity or a torque relative to the state; count it as absolute")
     must(row.get("action") != [], f'{where}: action is empty; leave it out, or say "kind": "human" in a mixture.json')
-    state, action = (tuple(_entry(entry, f"{where}: {key}") for entry in row.get(key, ()))
-                     for key in ("state", "action"))
+    state, action = (tuple(_entry(entry, f"{where}: {of}") for entry in row.get(of, ())) for of in ("state", "action"))
     return Robot(name, relative, state if "state" in row else None, action, cameras=cameras,
                  kinds=kinds if isinstance(kinds, str) else tuple(kinds), instruction=row.get("instruction", ""))
 

@@ -63,8 +63,7 @@ class Statistics:
             return stats
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"the checkpoint's statistics are missing or not of this version ({error}): without them "
-                             "actions have no units; train again, or import the weights with python -m "
-                             "support.weights") from error
+                             "actions have no units; train again, or import by python -m support.weights") from error
 
     def check(self, action_mode):
         """ValueError unless these are statistics of actions of that mode."""
