@@ -5,7 +5,7 @@ from contextlib import suppress
 import numpy as np
 
 from config import VIEWS
-from support.data.moments import Moments, moments_of
+from support.data.kept_statistics import Moments, moments_of
 from support.progress import each
 
 
@@ -28,8 +28,7 @@ def faults(source):
         except ValueError as error:
             if str(error) not in lines:   # of a film: its episodes share it
                 lines.append(str(error))
-    backwards = range(len(source.lengths) - 1, -1, -1)     # the last episode of a file is where it is torn
-    for e in each(backwards, "episode"):
+    for e in each(range(len(source.lengths) - 1, -1, -1), "episode"):   # the last one of a file is where it is torn
         whole = source.files[e] not in source.missing and tried(source.numbers, e)
         if whole:
             readable.append(e)
@@ -55,12 +54,10 @@ def inspect(source, episodes):
     for slot in VIEWS:
         height, width = source.size(slot) if slot in source.views else (0, 0)
         yield f"{slot:<12} " + (f"{source.views[slot]} ({width} x {height})" if width else "missing: masked")
-    others = [f"{key} ({source.not_colour[key]})" if key in source.not_colour else key
-              for key in source.cameras if key not in source.views.values()]
-    if others:
+    if others := [f"{key} ({source.not_colour[key]})" if key in source.not_colour else key
+                  for key in source.cameras if key not in source.views.values()]:
         yield f"cameras not read: {', '.join(others)}"
-    longer = {source.videos[view][0][e] for (view, e), (*_, counted) in source.placed.items() if not counted}
-    if longer:
+    if longer := {source.videos[view][0][e] for (view, e), (*_, counted) in source.placed.items() if not counted}:
         yield f"films with more pictures than rows, taken at the rows' times: {len(longer)}, such as {min(longer)}"
     if not source.has_action:
         yield "no actions: human video, trains L_gen alone"

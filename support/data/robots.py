@@ -134,8 +134,7 @@ def release_statistics(path, robot):
     must(isinstance(found, dict), f"{path} has no statistics of robot '{row.name}', only of "
          f"{', '.join(stored)[:200] or 'none'}: give --robot one of these, or a .json file with its name")
     for kind in ("state", "action"):
-        keys = getattr(row, kind)
-        keys = RELEASE_FEATURES[kind] if keys == getattr(Robot, kind) else keys
+        keys = RELEASE_FEATURES[kind] if getattr(row, kind) == getattr(Robot, kind) else getattr(row, kind)
         for moment, add in (("mean", 0.0), ("std", RELEASE_EPSILON)):
             values = [np.zeros(0)]
             for key in keys:

@@ -124,8 +124,7 @@ class Statistics:
             yield f"statistics over a seeded sample of {self.sample:,} of these windows"
         if not self.state_mean:
             yield "no state: the state token gets zeros"
-        states = [item for item in self.unscaled if item.startswith("state")]
-        if states:
+        if states := [item for item in self.unscaled if item.startswith("state")]:
             yield f"near-constant dimensions, passed through unscaled: {', '.join(states)}"
         idle = []
         for d in np.flatnonzero(~self.moving):
