@@ -113,9 +113,9 @@ class LeRobotSource(LeRobotMetadata):
             for t, d in np.argwhere(~np.isfinite(values)):
                 raise ValueError(f"{self.at(e, t)}: '{key}' is not finite in dimension {d}; repair or drop the episode")
         for key, expected in (("episode_index", np.full(len(order), self.indices[e])), ("frame_index", order)):
-            found = rows[key][:, 0] if key in rows else expected
-            for t in np.flatnonzero(found != expected):
-                raise ValueError(f"{self.at(e, t)}: {path}: '{key}' is {found[t]:.15g}, not {expected[t]}; {AGAIN}")
+            got = rows[key][:, 0] if key in rows else expected
+            for t in np.flatnonzero(got != expected):
+                raise ValueError(f"{self.at(e, t)}: {path}: '{key}' is {got[t]:.15g}, expected {expected[t]}; {AGAIN}")
         if "timestamp" not in rows:
             return True
         times, frame = rows["timestamp"][:, 0], 1 / self.fps

@@ -75,12 +75,12 @@ class LeRobotEpisodes:
         known = rf"{{({'|'.join(fields)})(:0?\d?\dd?)?}}|{{video_key}}"
         must(isinstance(pattern, str) and not re.search("[{}]", re.sub(known, "", pattern)),
              f"{where} is {pattern!r:.100}, expected a path with {{{'}, {'.join(fields)}}}; correct it")
-        texts = {pair: pattern.format(**dict(zip(fields, pair)), video_key=key) for pair in set(numbers)}
+        files = {pair: inside(self.root, pattern.format(**dict(zip(fields, pair)), video_key=key), where)
+                 for pair in set(numbers)}
         of_all = key and "{video_key}" not in pattern and len(self.films) > 1
-        must(len(set(texts.values())) == len(texts) and not of_all,
+        must(len({*files.values()}) == len(files) and not of_all,
              f"{where} is {pattern!r:.100}, which names one file for several; correct it")
-        made = {pair: inside(self.root, text, where) for pair, text in texts.items()}
-        return [made[pair] for pair in numbers]
+        return [files[pair] for pair in numbers]
 
     def _list(self, rows):
         self.indices, self.lengths = column(rows, "episode_index"), column(rows, "length", 1, LONGEST)

@@ -136,10 +136,9 @@ class LeRobotMetadata(LeRobotEpisodes):
         self._shape(key, WIDEST)
         names, taken = dimension_names(key, self.info["features"][key]), []
         for part in parts or [(0, len(names))]:
-            named = [d for d, name in enumerate(names) if name == part]
-            found = range(*part) if isinstance(part, tuple) else named
-            must(found is not named or len(named) == 1, f"the --robot file takes '{part}' of '{key}', which has it "
-                 f"{len(named)} times: its dimensions are {', '.join(names)}")
+            found = range(*part) if isinstance(part, tuple) else [d for d, name in enumerate(names) if name == part]
+            must(isinstance(part, tuple) or len(found) == 1, f"the --robot file takes '{part}' of '{key}', which has it "
+                 f"{len(found)} times: its dimensions are {', '.join(names)}")
             taken += found
         must(max(taken) < len(names) and len(taken) <= WIDEST,
              f"the --robot file takes dimension {max(taken)} of '{key}', which has {len(names)}")
