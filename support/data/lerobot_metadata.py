@@ -136,10 +136,10 @@ class LeRobotMetadata(LeRobotEpisodes):
         self._shape(key, WIDEST)
         names, taken = dimension_names(key, self.info["features"][key]), []
         for part in parts or [(0, len(names))]:
-            found = range(*part) if isinstance(part, tuple) else [d for d, name in enumerate(names) if name == part]
-            must(isinstance(part, tuple) or len(found) == 1, f"the --robot file takes '{part}' of '{key}', which has it "
-                 f"{len(found)} times: its dimensions are {', '.join(names)}")
-            taken += found
+            dims = range(*part) if isinstance(part, tuple) else [d for d, name in enumerate(names) if name == part]
+            must(isinstance(part, tuple) or len(dims) == 1, f"the --robot file takes '{part}' of '{key}', which has it "
+                 f"{len(dims)} times: its dimensions are {', '.join(names)}")
+            taken += dims
         must(max(taken) < len(names) and len(taken) <= WIDEST,
              f"the --robot file takes dimension {max(taken)} of '{key}', which has {len(names)}")
         shown = ", ".join(part if isinstance(part, str) else f"{part[0]}:{part[1]}" for part in parts)
