@@ -84,7 +84,6 @@ def _ends(path, arrays):
 
 class FolderSource:
     """One or several episodes in a plain folder, as support.data.source.Source says.
-
     `episode.npz`, F frames in all: state (F, d_q), absent or d_q = 0 where there is none; action (F, d_a) or absent
     (human video); task (E,) or (F,) strings, fps; optional ends (E,) cumulative frame counts of several episodes,
     stored (P,) the rows that have pictures (absent: all), robot (absent: known by what it measures), action_names

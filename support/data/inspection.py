@@ -19,15 +19,14 @@ def refuse(lines, line, shown=20):
 def faults(source):
     """Every file, every row and the last picture of every video -> lines that say what is wrong, and the episodes whose
     numbers can be read."""
-    lines, readable, looked_at = [line for line in source.missing.values() if line], [], {}
+    lines, readable, looked_at = dict.fromkeys(filter(None, source.missing.values())), [], {}
 
     def tried(read, *where):
         try:
             read(*where)
             return True
         except ValueError as error:
-            if str(error) not in lines:   # of a film: its episodes share it
-                lines.append(str(error))
+            lines[str(error)] = None   # once: episodes share what is wrong with their film
     for e in each(range(len(source.lengths) - 1, -1, -1), "episode"):   # the last one of a file is where it is torn
         whole = source.files[e] not in source.missing and tried(source.numbers, e)
         if whole:
@@ -42,7 +41,7 @@ def faults(source):
                 looked_at[path] = tried(source.frame, view, e, source.lengths[e] - 1)
             elif film and looked_at[path]:
                 tried(source.place, view, e)
-    return lines, readable[::-1]
+    return [*lines], readable[::-1]
 
 
 def inspect(source, episodes):

@@ -174,9 +174,8 @@ class LeRobotSource(LeRobotMetadata):
         if self.cache:
             return [frame_cache.CachedPicture(self.cache, key, e, t) for t in times]
         if view in self.videos:
-            path, first, step = self.place(view, e, times[0])
-            wanted = stamps(path, where[0])[0][first + step * np.array(times)].tolist()
-            pictures = read_frames(path, wanted, where.__getitem__)
+            path, ticks = self.place(view, e, times[0])
+            pictures = read_frames(path, ticks[np.array(times)].tolist(), where.__getitem__)
         else:
             pictures = [self._stored_picture(key, e, t, at) for t, at in zip(times, where)]
         said = " x ".join(map(str, picture_shape(self.info["features"][key])))
@@ -186,15 +185,14 @@ class LeRobotSource(LeRobotMetadata):
         return pictures
 
     def place(self, view, e, t=None):
-        """Where an episode lies in its film -> path, number of the picture of its first row, pictures from row to row.
+        """Where an episode lies in its film -> path, time stamps of the pictures of its rows, and what lies behind.
         t: for the ValueError, one line: neither counting nor the declared times decide it."""
         files, seconds = self.videos[view]
         path, where = files[e], self.at(e, t, self.views[view])
+        ticks, tick = stamps(path, where)
         if (view, e) not in self.placed:
-            ticks, tick = stamps(path, where)
             mine = [i for i, file in enumerate(files) if file == path] if self.version == "v3.0" else [e]
-            lengths, begins = (np.array([values[i] for i in mine], kind)
-                               for values, kind in ((self.lengths, int), (seconds, float)))
+            lengths, begins = np.array([self.lengths[i] for i in mine]), np.array([float(seconds[i]) for i in mine])
             try:
                 found = places(ticks * tick, self.fps, begins, lengths)
             except ValueError as error:
@@ -207,7 +205,7 @@ class LeRobotSource(LeRobotMetadata):
             self.numbers(e)
         must(counted or self._checked[e], f"{where}: {path} has not one picture a row, and the time stamps of the rows "
              "do not begin at 0: which belong together? --timestamps index says that both begin at once")
-        return path, first, step
+        return path, ticks[first::step]
 
     def _stored_picture(self, key, e, t, where):
         """A picture that a data file holds or names: bytes, a path, or {bytes, path}."""

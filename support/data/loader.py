@@ -65,7 +65,6 @@ def _counted(mixture, parts, batches):
 
 class Watched:
     """The items of a torch DataLoader, whose processes start at once.
-
     ValueError, one line, within seconds: one of them ended, whatever ended it. If all are alive and none delivers, that
     is said each minute, and is a ValueError after `patience` seconds. By itself torch raises in the middle of whatever
     runs when a process ends, and waits for ever for a stuck one. need: bytes of shared memory of items in flight."""

@@ -32,7 +32,6 @@ def gathered(ranks, of_own):
 @dataclass(frozen=True)
 class Statistics:
     """Mean and standard deviation per dimension, over the training windows, after the delta transform.
-
     A deviation below the floor is not divided by; an action dimension of that kind is idle: it is commanded as what it
     was in training, and masked like padding in training and at inference, so that what the model would say there
     reaches no other dimension. The embedded world's grippers hold the middle and the width of their range instead
