@@ -85,7 +85,7 @@ class FrameCache:
 
     def require(self, sizes):
         """ValueError where a size is not held."""
-        for absent in {*sizes}.difference(self.sizes):
+        for absent in sorted({*sizes}.difference(self.sizes)):
             held = " and ".join(map(str, self.sizes))
             raise ValueError(f"dataset {self.root}: its frame cache holds pictures of {held} pixels, {absent} are "
                              f"asked for; use the original dataset, or cache it for this --config")

@@ -41,7 +41,7 @@ def letterbox(picture, size):
     picture = np.asarray(picture)
     if picture.shape[:2] == (size, size):
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    if getattr(_LAST, "x", picture[:0]).shape != picture.shape:
+    if not hasattr(_LAST, "x") or _LAST.x.shape != picture.shape:
         _LAST.x = np.empty(picture.shape, np.float32)
     np.copyto(_LAST.x, picture)
     return fit(torch.from_numpy(_LAST.x).permute(2, 0, 1)[None], size, torch.uint8)[0]
