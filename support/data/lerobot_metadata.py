@@ -79,7 +79,7 @@ class LeRobotMetadata(LeRobotEpisodes):
                                                [self.state_keys, self.action_keys, self.views])
             self.row_keys = tuple(key for key in ROW_KEYS if key in self.info["features"])
             for key in self.row_keys:
-                self._shape(key, 1)
+                self._check_shape(key, 1)
 
     def size(self, view):
         """(height, width) of a view's pictures."""
@@ -117,14 +117,13 @@ class LeRobotMetadata(LeRobotEpisodes):
         cameras = {slot: key for slot, key in row.cameras.items() if key in features}
         return replace(row, cameras=cameras if "head" in cameras else {})   # {}: words in the names decide
 
-    def _shape(self, key, most=math.inf):
-        """The shape that info.json gives a feature, checked: of `most` numbers in all."""
+    def _check_shape(self, key, most=math.inf):
+        """ValueError unless info.json gives a feature a shape, of at most so many numbers."""
         shape, where = self.info["features"][key].get("shape"), f"{self.info_path}: the shape of '{key}'"
         must(isinstance(shape, list), f"{where} is {shape!r:.60}, expected a list of numbers; {AGAIN}")
         for n in shape:
             whole(n, where, low=1, high=10 ** 5)
         must(math.prod(shape) <= most, f"{where} is {shape!r:.60}, more than {most} dimensions; {AGAIN}")
-        return shape
 
     def _part(self, kind, entry):
         """An entry of Robot.state or .action -> (feature, which of its dimensions are taken, their names, text that
@@ -133,7 +132,7 @@ class LeRobotMetadata(LeRobotEpisodes):
         none = ', or "state": [] for none' if kind == "state" else ""
         must(key in self.vectors, f"no feature '{key}'; name the {kind} features in a --robot file{none}, of "
              f"{', '.join(self.vectors)}")
-        self._shape(key, WIDEST)
+        self._check_shape(key, WIDEST)
         names, taken = dimension_names(key, self.info["features"][key]), []
         for part in parts or [(0, len(names))]:
             dims = range(*part) if isinstance(part, tuple) else [d for d, name in enumerate(names) if name == part]
@@ -176,7 +175,7 @@ class LeRobotMetadata(LeRobotEpisodes):
         """{slot: feature}: `cameras`, or as the words in their names say. not_colour: {camera: why it has no slot}."""
         features, self.not_colour = self.info["features"], {}
         for key in self.cameras:
-            self._shape(key)
+            self._check_shape(key)
             if why := not_colour(key, features[key]):
                 self.not_colour[key] = why
             else:
