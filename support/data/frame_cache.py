@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from support.data.file_hashes import contents_digest
-from support.data.letterbox import Letterboxed, box, letterbox
+from support.data.letterbox import box, letterbox
 from support.data.loader import Watched
 from support.data.video import LRU
 from support.files import must, read_json, unreadable, written
@@ -28,7 +28,7 @@ FORMAT, BLOCK = 2, 64   # of cache.json; frames decoded in one go
 _MAPS = LRU(256)        # what names a file -> its pictures, mapped into memory; each holds a descriptor
 
 
-class CachedPicture(Letterboxed):
+class CachedPicture:
     """Frame t of episode e in the sizes that a cache holds."""
 
     def __init__(self, cache, key, e, t):

@@ -30,13 +30,9 @@ def fit(x, size, dtype=torch.float32):
     return square
 
 
-class Letterboxed:
-    """A picture that holds the result ready: letterboxed(size) -> (3, size, size) uint8."""
-
-
 def letterbox(picture, size):
-    """(H, W, 3) uint8, or Letterboxed -> (3, size, size) uint8: `fit`, in whole grey levels [ours]."""
-    if isinstance(picture, Letterboxed):
+    """(H, W, 3) uint8 -> (3, size, size) uint8: `fit`, in whole grey levels [ours]; or what a picture holds ready."""
+    if hasattr(picture, "letterboxed"):
         return picture.letterboxed(size)
     picture = np.asarray(picture)
     if picture.shape[:2] == (size, size):
