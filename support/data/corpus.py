@@ -146,10 +146,9 @@ class Corpus:
         """A dataset -> positions of its episodes that are trained on. It may be `held`, by another path."""
         used = row.used(source)
         kept = sorted(set(used).difference(self._held_out(source) if row.same == self.held.same else ()))
-        if not kept:
-            raise ValueError(f"--data {self.root}: one episode cannot be both trained on and held out; record a second "
-                             "one, or train on it with --hold_out none" if len(used) == 1 else
-                             f"dataset {source.name}: no episode is left to train on")
+        must(kept or len(used) > 1, f"--data {self.root}: one episode cannot be both trained on and held out; record a "
+             "second one, or train on it with --hold_out none")
+        must(kept, f"dataset {source.name}: no episode is left to train on")
         return kept
 
     def _held_out(self, source):
@@ -196,5 +195,5 @@ class Corpus:
                 except ValueError as error:
                     yield str(error), held_out
         if texts and not any(text.strip() for text in texts):
-            print('every instruction that was looked at is empty, and the policy will obey none; the column that holds '
-                  'them, if one does, is "instruction" in a --robot file', file=sys.stderr)
+            print('every instruction that was looked at is empty, so the policy will obey none; a --robot file names '
+                  'their column, if there is one, as "instruction"', file=sys.stderr)
