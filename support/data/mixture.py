@@ -21,7 +21,7 @@ PATH = {"form": r"(?=[\s\S]*[^/\s])([^/\0]{0,255}/){0,255}[^/\0]{0,255}", "help"
 CHOICE = {"form": EPISODES, "help": "text such as 0-19,25, or a list of numbers"}
 FIELDS = {"path": (str, PATH), "weight": (float, {"above": 0, "at_most": 10**9}), "robot": (str, {}), "name": (str, {}),
           "kind": (str, {"choices": ("robot", "sim", "real", "human")}), "only_episodes": (str, CHOICE),
-          "hold_out": (str, CHOICE)}   # of a dataset
+          "hold_out": (str, CHOICE)}   # of a dataset, as support.bounds.check takes them
 ROWS = 10_000   # datasets, at most
 
 
