@@ -1,7 +1,6 @@
 """Look at a LeRobot dataset, record or verify its files, or decode and resize its pictures once.
 
-    python -m support.data --inspect DIR | --verify DIR | --cache DIR OUT
-"""
+    python -m support.data --inspect DIR | --verify DIR | --cache DIR OUT"""
 
 from support.entry import command   # first: Ctrl-C during the imports is one line, too
 import os

@@ -21,13 +21,6 @@ from support.files import must
 PREFLIGHT = 16   # episodes
 
 
-def _used(row, source):
-    """The positions of a dataset's episodes that are used."""
-    found = chosen(row.only, source.indices, range(len(source.lengths)), "--only_episodes", source.name)
-    must(found, f"--only_episodes {row.only}: no episode of dataset {source.name} is used; name some")
-    return found
-
-
 @dataclass(frozen=True)
 class Listed:
     """One dataset as --data names it, not opened."""
@@ -65,6 +58,12 @@ class Listed:
         source.name, source.has_action, source.timestamps = self.name, self.has_action, self.timestamps
         return source
 
+    def used(self, source):
+        """The positions of its episodes that are used."""
+        found = chosen(self.only, source.indices, range(len(source.lengths)), "--only_episodes", source.name)
+        must(found, f"--only_episodes {self.only}: no episode of dataset {source.name} is used; name some")
+        return found
+
 
 @dataclass
 class Corpus:
@@ -81,6 +80,17 @@ class Corpus:
     held_out: object = None                         # None on ranks that do not evaluate, as its windows
     held_out_windows: np.ndarray = None
 
+    def __post_init__(self):
+        """What every rank knows, whatever it opens."""
+        self.frames, self.weights = [row.frames for row in self.listed], [row.weight for row in self.listed]
+        self.lerobot = any(is_lerobot(row.path) for row in (*self.listed, self.validation) if row)
+        self.robots = list(dict.fromkeys(row.robot for row in self.listed if row.has_action))   # those that act
+        self.holds_out = bool(self.validation) or self.hold_out != "none"
+        # Held out are, or would be, episodes of validation, of what says so, else of the first that acts.
+        rows = [self.validation] if self.validation else [row for row in self.listed if row.hold_out] or self.listed
+        self.held = next((row for row in rows if row.has_action), rows[0] if rows else None)
+        self.held_out_robot = self.held and self.held.robot
+
     @classmethod
     def read(cls, path, robot=None, hold_out="-1", only_episodes="", timestamps="check"):
         """A folder with mixture.json, such a file itself, or one dataset. robot, hold_out, only_episodes: as the flags
@@ -90,94 +100,35 @@ class Corpus:
         listing = path / "mixture.json" if path.is_dir() else path
         robot = find_robot(robot) if robot else None
         rows, validation = read_mixture(listing, robot) if listing.exists() else ([{"path": ".", "robot": robot}], None)
-        listed, held_out = ([Listed.of(listing.parent, row | {"timestamps": timestamps}) for row in some if row]
-                            for some in (rows, [validation]))
-        caches = {row.lists for row in listed + held_out if (row.path / "frame_cache").is_dir()}
-        listed, held_out = ([replace(row, same=row.lists) if row.lists in caches else row for row in some]
-                            for some in (listed, held_out))   # a cache is the dataset that it was made of
+        listed = [Listed.of(listing.parent, row | {"timestamps": timestamps}) for row in [*rows, validation] if row]
+        caches = {row.lists for row in listed if (row.path / "frame_cache").is_dir()}   # each is what it was made of
+        listed = [replace(row, same=row.lists) if row.lists in caches else row for row in listed]
+        validation = listed.pop() if validation else None
         if only_episodes:
             if len({row.same for row in listed}) > 1 or any(row.only for row in listed):
                 raise ValueError("--only_episodes counts in one dataset: name them for each dataset in the mixture")
             listed = [replace(row, only=only_episodes) for row in listed]
-        return cls(listed, listing.parent, held_out[0] if held_out else None, str(hold_out))._settled()
-
-    @property
-    def frames(self):
-        return [row.frames for row in self.listed]
-
-    @property
-    def weights(self):
-        return [row.weight for row in self.listed]
-
-    @property
-    def lerobot(self):
-        """Whether any dataset is LeRobot's."""
-        return any(is_lerobot(row.path) for row in (*self.listed, self.validation) if row)
-
-    @property
-    def robots(self):
-        """Names of the robots that act, in the order of their first dataset."""
-        return list(dict.fromkeys(row.robot for row in self.listed if row.has_action))
-
-    def _settled(self):
-        """What a mixture says of held-out episodes, in the place of the flag. ValueError: contradictions."""
-        own = [row for row in self.listed if row.hold_out]
-        if any(row.same == self.validation.same for row in self.listed if self.validation):
-            raise ValueError(f"{self.validation.name} is trained on and held out: hold out other data, or no dataset")
-        if own and (self.validation or len({(row.same, row.hold_out) for row in own}) > 1):
-            raise ValueError(f"the mixture names {len(own)} hold_out{' and a validation' * bool(self.validation)}: "
-                             "what is held out is of one dataset, and the same wherever that is listed; leave one")
-        if own and self.hold_out not in ("-1", own[0].hold_out):
-            raise ValueError(f"--hold_out {self.hold_out}: the mixture holds out {own[0].hold_out} of {own[0].name}")
-        return replace(self, hold_out=own[0].hold_out) if own else self
-
-    @property
-    def held(self):
-        """The Listed of which episodes are held out, or would be: validation, the one that says so, else the first that
-        acts."""
-        rows = [self.validation] if self.validation else [row for row in self.listed if row.hold_out] or self.listed
-        return next((row for row in rows if row.has_action), rows[0])
-
-    @property
-    def holds_out(self):
-        """Whether anything is held out, known to every rank."""
-        return bool(self.validation) or self.hold_out != "none"
-
-    @property
-    def held_out_robot(self):
-        """The robot of the held-out data, or of what would be held out, known to every rank."""
-        return self.held.robot
+        if any(row.same == validation.same for row in listed if validation):
+            raise ValueError(f"{validation.name} is trained on and held out: hold out other data, or no dataset")
+        own, hold_out = [row for row in listed if row.hold_out], str(hold_out)
+        if own and (validation or len({(row.same, row.hold_out) for row in own}) > 1):
+            raise ValueError(f"the mixture names {len(own)} hold_out{' and a validation' * bool(validation)}: what is "
+                             "held out is of one dataset, and the same wherever that is listed; leave one")
+        if own and hold_out not in ("-1", own[0].hold_out):
+            raise ValueError(f"--hold_out {hold_out}: the mixture holds out {own[0].hold_out} of {own[0].name}")
+        return cls(listed, listing.parent, validation, own[0].hold_out if own else hold_out)
 
     def open(self, windows, dealt=None, counted=None, evaluates=True):
-        """Open datasets -> self. windows(source, episodes=None): its tuples, as data.windows.
-        dealt: numbers of the datasets; counted: those of them that no lower rank opens; None: all. evaluates: open what
-        is held out, too. ValueError: one line."""
+        """Open the datasets numbered `dealt` -> self. windows(source, episodes=None): its tuples, as data.windows.
+        counted: those that no lower rank opens; None: all. evaluates: open what is held out, too."""
         dealt = range(len(self.listed)) if dealt is None else dealt
         self.counted = sorted(dealt if counted is None else counted)
         for i in sorted(dealt):
             self.sources[i] = self.listed[i].open()
             self.used[i] = self._trained_on(self.listed[i], self.sources[i])
             self.windows[i] = windows(self.sources[i], episodes=self.used[i])
-        if evaluates and self.holds_out:
-            self._open_held_out(windows)
-        return self
-
-    def _trained_on(self, row, source):
-        """A dataset -> positions of its episodes that are trained on. It may be `held`, by another path."""
-        used = _used(row, source)
-        kept = sorted(set(used).difference(self._held_out(source) if row.same == self.held.same else ()))
-        if not kept:
-            raise ValueError(f"--data {self.root}: one episode cannot be both trained on and held out; record a second "
-                             "one, or train on it with --hold_out none" if len(used) == 1 else
-                             f"dataset {source.name}: no episode is left to train on")
-        return kept
-
-    def _held_out(self, source):
-        """The source of `held` -> positions of its episodes that are held out."""
-        used = _used(self.held, source)
-        return used if self.validation else chosen(self.hold_out, source.indices, used, "--hold_out", source.name)
-
-    def _open_held_out(self, windows):
+        if not (evaluates and self.holds_out):
+            return self
         opened = [source for i, source in self.sources.items() if self.listed[i] is self.held]
         self.held_out = opened[0] if opened else self.held.open()
         self.held_out_windows = windows(self.held_out, episodes=self._held_out(self.held_out))
@@ -189,12 +140,26 @@ class Corpus:
             what = f"of robot '{self.held_out.robot}'" if self.held_out.has_action else "human video, without actions"
             raise ValueError(f"dataset {self.held_out.name}: what is held out is {what}, trained is "
                              f"{', '.join(sorted(self.robots))}: hold out data of such a robot")
+        return self
+
+    def _trained_on(self, row, source):
+        """A dataset -> positions of its episodes that are trained on. It may be `held`, by another path."""
+        used = row.used(source)
+        kept = sorted(set(used).difference(self._held_out(source) if row.same == self.held.same else ()))
+        must(kept or len(used) > 1, f"--data {self.root}: one episode cannot be both trained on and held out; record a "
+             "second one, or train on it with --hold_out none")
+        must(kept, f"dataset {source.name}: no episode is left to train on")
+        return kept
+
+    def _held_out(self, source):
+        """The source of `held` -> positions of its episodes that are held out."""
+        used = self.held.used(source)
+        return used if self.validation else chosen(self.hold_out, source.indices, used, "--hold_out", source.name)
 
     def extent(self, ranks=Alone()):
         """Of every dataset, opened here or elsewhere: (windows, frames of its longest episode). All ranks call it."""
-        own = {i: (len(self.windows[i]), int(max(self.sources[i].lengths[e] for e in self.used[i])))
-               for i in self.counted}
-        return list(gathered(ranks, own).values())
+        longest = {i: int(max(self.sources[i].lengths[e] for e in self.used[i])) for i in self.counted}
+        return list(gathered(ranks, {i: (len(self.windows[i]), n) for i, n in longest.items()}).values())
 
     def notes(self):
         """Lines for the start of a run: choices of episodes that this rank has opened, by their own numbers."""
@@ -210,9 +175,8 @@ class Corpus:
             yield f"held out of dataset {self.held_out.name}: episodes {spans(numbers)}"
 
     def preflight(self, m):
-        """Read what statistics() does not: the numbers of held-out episodes, and of PREFLIGHT episodes, at least one a
-        dataset, instructions and the last pictures, where a torn video is seen. Yields (line that says what is wrong,
-        whether it is held out)."""
+        """Read what statistics() does not: numbers of held-out episodes, and of PREFLIGHT episodes instructions and the
+        last pictures, where a torn video is seen. Yields (line that says what is wrong, whether it is held out)."""
         texts = []
         pairs = [(self.sources[i], self.windows[i], False) for i in self.counted]
         pairs += [(self.held_out, self.held_out_windows, True)] if self.held_out else []
@@ -231,5 +195,5 @@ class Corpus:
                 except ValueError as error:
                     yield str(error), held_out
         if texts and not any(text.strip() for text in texts):
-            print('every instruction that was looked at is empty, and the policy will obey none; the column that holds '
-                  'them, if one does, is "instruction" in a --robot file', file=sys.stderr)
+            print('every instruction that was looked at is empty, so the policy will obey none; a --robot file names '
+                  'their column, if there is one, as "instruction"', file=sys.stderr)

@@ -1,7 +1,4 @@
-"""Are the files of a dataset still the same? By size and time of last change (quick), or by SHA-256 (exact).
-
-`--inspect` records every file's SHA-256 in `statistics/files.json` of the dataset. `--verify` names each file that has
-changed, is gone or is new since."""
+"""Are the files of a dataset still the same? By size and time of last change (quick), or by SHA-256 (exact)."""
 
 import hashlib
 import json
@@ -66,7 +63,7 @@ def _hashes(root):
 
 
 def record(root):
-    """Record the files of a dataset, unless that was done before -> a line that says where, or why not."""
+    """Record every file's SHA-256 in a dataset, unless that was done before -> a line that says where, or why not."""
     path = Path(root) / FOLDER / RECORD
     if path.exists():
         return (f"SHA-256 of {len(read_json(path)['files'])} files recorded before in {path}: --verify compares, "

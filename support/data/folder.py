@@ -33,17 +33,14 @@ def listing(folder):
 
 def frame_files(folder, rows):
     """The picture files of one camera by frame number: 2 before 10. The numbers are without a gap, or they are `rows`.
-
     ValueError: another file, two of one number, names that differ in more than the number, the first gap."""
     found, series = {}, None
     for path in listing(folder).values():
         named = re.fullmatch("(.*?)([0-9]+)([^0-9]*)", path.stem.lower())
-        must(path.suffix.lower() in ENDINGS and named,
-             f"{path} is no picture with a frame number, such as 000012.png: move it elsewhere")
+        must(path.suffix.lower() in ENDINGS and named, f"{path} is no picture with a number, as 12.png: move it away")
         number, series = int(named[2]), series or (path, named[1], named[3])
-        must(number not in found and named.group(1, 3) == series[1:],
-             f"{folder} holds {found.get(number, series[0]).name} and {path.name}: keep one file for a frame, and "
-             "names that differ in the frame's number only")
+        must(number not in found and named.group(1, 3) == series[1:], f"{folder} holds "
+             f"{found.get(number, series[0]).name} and {path.name}: keep one file a frame, alike but for its number")
         found[number] = path
     order = sorted(found)
     for before, after in zip(order, order[1:]):
@@ -87,7 +84,6 @@ def _ends(path, arrays):
 
 class FolderSource:
     """One or several episodes in a plain folder, as support.data.source.Source says.
-
     `episode.npz`, F frames in all: state (F, d_q), absent or d_q = 0 where there is none; action (F, d_a) or absent
     (human video); task (E,) or (F,) strings, fps; optional ends (E,) cumulative frame counts of several episodes,
     stored (P,) the rows that have pictures (absent: all), robot (absent: known by what it measures), action_names
@@ -170,18 +166,17 @@ class FolderSource:
     @cached_property
     def pictures(self):
         """view -> memory map or list of files; opened in the process that reads."""
-        found, shown = {}, np.flatnonzero(self.slot >= 0)
+        found, rows = {}, np.flatnonzero(self.slot >= 0)   # that have pictures
         for view, path in self.files.items():
             if path.is_dir():
-                x = frame_files(path, shown[np.argsort(self.slot[shown])])
+                x = frame_files(path, rows[np.argsort(self.slot[rows])])
             else:
                 x = read_npy(path, mmap=True)
                 must(x.dtype == np.uint8 and x.ndim == 4 and x.shape[3] == 3, f"{path} holds {x.dtype} of shape "
                      f"{x.shape}, expected uint8 (frames, height, width, 3): write it again")
                 check_size(*x.shape[1:3], f"a picture of {path}")
             ends = f" ({x[0].name} to {x[-1].name})" if path.is_dir() and x else ""
-            must(len(x) == len(shown),
-                 f"dataset {self.root}: view {view} has {len(x)} pictures{ends}, not {len(shown)}")
+            must(len(x) == len(rows), f"dataset {self.root}: view {view} has {len(x)} pictures{ends}, not {len(rows)}")
             found[view] = x
         return found
 

@@ -1,10 +1,8 @@
 """A dataset whose pictures are decoded and letterboxed once: training maps them into memory.
 
-    python -m support.data --cache DIR OUT --config a1_2b
-
-OUT is a dataset folder like DIR, with frame_cache/ in place of the videos: for each camera, picture size and episode a
-file of uint8 pictures, (L, 3, h, w), without the black bars. Letterboxed they equal the plain reader's bit for bit.
-cache.json, written first, says what the files are. A file that is there is whole, so the same command goes on."""
+It is a dataset folder like the original, with frame_cache/ in place of the videos: for each camera, picture size and
+episode a file of uint8 pictures, (L, 3, h, w), without the black bars. Letterboxed they equal the plain reader's, bit
+for bit. cache.json, written first, says what the files are. A file that is there is whole: what lacks is written."""
 
 import json
 import math
@@ -20,17 +18,17 @@ import torch
 from tqdm import tqdm
 
 from support.data.file_hashes import contents_digest
-from support.data.letterbox import Letterboxed, box, letterbox
+from support.data.letterbox import box, letterbox
 from support.data.loader import Watched
 from support.data.video import LRU
 from support.files import must, read_json, unreadable, written
 from support.owner import contents
 
-FORMAT, BLOCK = 2, 64   # BLOCK: frames decoded in one go
+FORMAT, BLOCK = 2, 64   # of cache.json; frames decoded in one go
 _MAPS = LRU(256)        # what names a file -> its pictures, mapped into memory; each holds a descriptor
 
 
-class CachedPicture(Letterboxed):
+class CachedPicture:
     """Frame t of episode e in the sizes that a cache holds."""
 
     def __init__(self, cache, key, e, t):
@@ -57,7 +55,6 @@ class CachedPicture(Letterboxed):
 
 class FrameCache:
     """The frame_cache folder of a dataset. stored: what cache.json holds, as in `cache_for`; lengths: (E,) frames.
-
     cameras: {feature key: (H, W) as recorded}; sizes: list[int]; lacking: {feature key: episodes without it}."""
 
     def __init__(self, root, stored, lengths):
@@ -88,7 +85,7 @@ class FrameCache:
 
     def require(self, sizes):
         """ValueError where a size is not held."""
-        for absent in sorted(set(sizes) - set(self.sizes)):
+        for absent in sorted({*sizes}.difference(self.sizes)):
             held = " and ".join(map(str, self.sizes))
             raise ValueError(f"dataset {self.root}: its frame cache holds pictures of {held} pixels, {absent} are "
                              f"asked for; use the original dataset, or cache it for this --config")
@@ -106,8 +103,6 @@ class FrameCache:
         return [e for e in range(len(self.lengths)) if not all(
             file.exists() and file.stat().st_size == size for file, size in self.files(e).items())]
 
-
-# ---- making one ----------------------------------------------------------------------------------
 
 def transcode(source, cache, e):
     """Decode an episode and write its pictures -> e. An interruption leaves no half file."""
@@ -138,8 +133,7 @@ def cache_for(source, out, sizes):
     path = cache.folder / "cache.json"
     must(not path.exists() or read_json(path) == stored, f"{out} holds a frame cache of another dataset or of other "
          "sizes; remove it, or give another folder")
-    must(cache.folder.is_dir() or not contents(out),
-         f"{out} is not empty and holds no frame cache; give another folder")
+    must(cache.folder.is_dir() or not contents(out), f"{out} is not empty and holds no frame cache; give another one")
     return cache
 
 
@@ -157,7 +151,8 @@ def fill(source, cache, loaders):
     missing = cache.missing()
     workers = Watched(missing, patience=3600, batch_size=None, num_workers=loaders,
                       collate_fn=partial(transcode, source, cache))   # in the workers
-    before = sum(cache.lengths) - sum(cache.lengths[e] for e in missing)
-    with tqdm(total=sum(cache.lengths), initial=before, unit="frame", dynamic_ncols=True, disable=None) as shown:
+    total = sum(cache.lengths)
+    before = total - sum(cache.lengths[e] for e in missing)
+    with tqdm(total=total, initial=before, unit="frame", dynamic_ncols=True, disable=None) as shown:
         for e in workers:
             shown.update(cache.lengths[e])

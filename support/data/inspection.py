@@ -6,7 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import VIEWS
-from support.data.moments import Moments, moments_of
+from support.data.kept_statistics import Moments, moments_of
 
 
 def refuse(lines, line, shown=20):
@@ -19,33 +19,30 @@ def refuse(lines, line, shown=20):
 def faults(source):
     """Every file, every row and the last picture of every video -> lines that say what is wrong, and the episodes whose
     numbers can be read."""
-    missing = source.missing_files()
-    lines = [line for line in missing.values() if line]
-    readable, looked_at = [], {}
+    lines, readable, looked_at = dict.fromkeys(filter(None, source.missing.values())), [], {}
 
     def tried(read, *where):
         try:
             read(*where)
             return True
         except ValueError as error:
-            if str(error) not in lines:   # of a film: its episodes share it
-                lines.append(str(error))
+            lines[str(error)] = None   # once: episodes share what is wrong with their film
     backwards = range(len(source.lengths) - 1, -1, -1)     # the last episode of a file is where it is torn
     for e in tqdm(backwards, unit="episode", dynamic_ncols=True, disable=None):
-        whole = source.files[e] not in missing and tried(source.numbers, e)
+        whole = source.files[e] not in source.missing and tried(source.numbers, e)
         if whole:
             readable.append(e)
             tried(source.task, e, source.lengths[e] - 1)
         for view in source.views_of(e):
             film = view in source.videos and not source.cache
             path = source.videos[view][0][e] if film else (source.files[e], view)
-            if path in missing or not (film or whole):
+            if path in source.missing or not (film or whole):
                 continue
             if path not in looked_at:
                 looked_at[path] = tried(source.frame, view, e, source.lengths[e] - 1)
             elif film and looked_at[path]:
                 tried(source.place, view, e)
-    return lines, readable[::-1]
+    return [*lines], readable[::-1]
 
 
 def inspect(source, episodes):
@@ -57,12 +54,10 @@ def inspect(source, episodes):
     for slot in VIEWS:
         height, width = source.size(slot) if slot in source.views else (0, 0)
         yield f"{slot:<12} " + (f"{source.views[slot]} ({width} x {height})" if width else "missing: masked")
-    others = [f"{key} ({source.not_colour[key]})" if key in source.not_colour else key
-              for key in source.cameras if key not in source.views.values()]
-    if others:
+    if others := [f"{key} ({source.not_colour[key]})" if key in source.not_colour else key
+                  for key in source.cameras if key not in source.views.values()]:
         yield f"cameras not read: {', '.join(others)}"
-    longer = {source.videos[view][0][e] for (view, e), (*_, counted) in source.placed.items() if not counted}
-    if longer:
+    if longer := {source.videos[view][0][e] for (view, e), (*_, counted) in source.placed.items() if not counted}:
         yield f"films with more pictures than rows, taken at the rows' times: {len(longer)}, such as {min(longer)}"
     if not source.has_action:
         yield "no actions: human video, trains L_gen alone"

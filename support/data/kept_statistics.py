@@ -1,15 +1,24 @@
 """Statistics over exactly the training windows, taken once: they are kept beside the dataset, in statistics/, under a
-hash of all that they depend on. Each rank sums over the datasets that it was dealt; what is gathered is small."""
+hash of all that they depend on. Each rank sums over the datasets that it was dealt; what is gathered is small.
+
+Sec. 3.3's tuples overlap: a frame's action is in up to k chunks, and in delta mode in each relative to another state.
+With c_j the number of windows whose chunk holds frame j, and n_t the steps of the chunk at t that lie inside the
+episode, the sums over all windows and steps of x = a_j - r s_t are
+
+    sum x   = sum_j c_j a_j   -  sum_t n_t r s_t
+    sum x^2 = sum_j c_j a_j^2 - 2 sum_t r s_t (a_t + ... + a_{t+n_t-1}) + sum_t n_t (r s_t)^2
+
+where c and the sums over a chunk are differences of cumulative sums, in float64 about the episode's own mean. Episodes,
+and ranks, are merged by mean and squared deviation, so no digits cancel."""
 
 import hashlib
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 
 import numpy as np
 
 from support.data import file_hashes
-from support.data.moments import Moments, action_moments, moments_of
 from support.data.robots import ROBOTS
 from support.data.statistics import Alone, Statistics, gathered, inputs_of, kinds_of, reference
 from support.files import must
@@ -39,8 +48,7 @@ def kept_statistics(folder, sources, window_lists, m, k, action_mode, std_floor,
     began, problems = time.perf_counter(), []
     identities = gathered(ranks, {i: source.identity() | {
         "robot": source.robot, "relative": list(source.relative), "inputs": inputs_of(source),
-        "kinds": kinds_of(source),
-        "windows": hashlib.sha256(np.ascontiguousarray(window_lists[i]).tobytes()).hexdigest()}
+        "kinds": kinds_of(source), "windows": hashlib.sha256(np.ascontiguousarray(window_lists[i])).hexdigest()}
         for i, source in sources.items() if source.has_action})
     depends = {"format": FORMAT, "m": m, "k": k, "action_mode": action_mode, "std_floor": std_floor,
                "sample": [SAMPLE, SAMPLE_SEED], "sources": list(identities.values())}
@@ -94,8 +102,7 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks
     chosen = ranks.agree(sampled({i: of.windows for i, of in about.items()}) if ranks.first else None)
     own = {i: window_lists[i] if chosen is None else window_lists[i][chosen[i]] for i in sources}
     moments, widths = _sums(sources, own, k, action_mode, bad)
-    widths = gathered(ranks, widths)
-    _alike(about, "state and action dimensions", widths)
+    _alike(about, "state and action dimensions", gathered(ranks, widths))
     merged = [Moments() for _ in moments]   # of one rank these are its own, to the bit
     for part in ranks.gather(moments):
         for sums, more in zip(merged, part):
@@ -172,3 +179,52 @@ def _finished(moments, about, action_mode, std_floor):
                       relative=relative, unscaled=tuple(unscaled), sample=SAMPLE if total > SAMPLE else 0,
                       inputs=tuple(dict.fromkeys(item for of in about for item in of.inputs)), kinds=one.kinds,
                       left_out=tuple(np.flatnonzero(still).tolist()), **found)
+
+
+@dataclass
+class Moments:
+    """Count, mean, sum of squared deviations, lowest and highest value, each per dimension; of nothing at first."""
+
+    n: float = 0
+    mean: np.ndarray = 0.0
+    squares: np.ndarray = 0.0
+    low: np.ndarray = np.inf
+    high: np.ndarray = -np.inf
+
+    def merge(self, other):
+        """Add what other Moments hold."""
+        if other.n:
+            total, shift = self.n + other.n, other.mean - self.mean
+            self.squares = self.squares + other.squares + shift ** 2 * (self.n * other.n / total)
+            self.mean = self.mean + shift * (other.n / total)
+            self.n, self.low, self.high = total, np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+
+    def std(self):
+        return np.sqrt(self.squares / self.n)
+
+
+def moments_of(x):
+    """Values x (n, d) float64 -> Moments."""
+    mean = x.mean(0)
+    return Moments(len(x), mean, ((x - mean) ** 2).sum(0), x.min(0), x.max(0))
+
+
+def action_moments(action, moved, ts, k):
+    """Moments of a_j - moved_t over the windows at ts (n, sorted) and their steps inside the episode, and of a_j alone.
+    action (L, d), moved (L, d or 1) float64. Lowest and highest are of a_j: only absolute dimensions use them."""
+    L, shift = len(action), action.mean(0)
+    base = np.where((moved == 0).all(0), 0.0, shift)      # what is relative is centred together with its reference
+    a, s = action - shift, moved - base
+    starts = np.zeros(L + 1)
+    starts[ts + 1] = 1
+    started = np.cumsum(starts)                            # windows that begin before frame j
+    c = started[1:] - started[np.maximum(np.arange(L) - k + 1, 0)]
+    end = np.minimum(ts + k, L)
+    steps, sums = (end - ts)[:, None], np.concatenate([np.zeros((1, a.shape[1])), np.cumsum(a, 0)])
+    inside, s = sums[end] - sums[ts], s[ts]
+    n, once, twice = c.sum(), c @ a, c @ a ** 2
+    mean = (once - (steps * s).sum(0)) / n
+    squares = twice - 2 * (s * inside).sum(0) + (steps * s ** 2).sum(0) - n * mean ** 2
+    used = action[c > 0]
+    alone = Moments(n, once / n + shift, np.maximum(twice - n * (once / n) ** 2, 0), used.min(0), used.max(0))
+    return Moments(n, mean + shift - base, np.maximum(squares, 0), alone.low, alone.high), alone

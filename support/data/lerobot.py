@@ -1,8 +1,8 @@
 """LeRobot v2.0, v2.1 and v3.0 datasets, read directly from disk, without the lerobot package.
 
 Numbers are in parquet (pyarrow), pictures in mp4 (PyAV) or as PNG inside parquet; both packages are imported on first
-use. Building a source reads metadata (support/data/lerobot_metadata.py), the rest is read when asked for. Frame t is
-the picture of row t (support/data/places.py). Not thread-safe: parallel reading is done by processes."""
+use. Building a source reads metadata, the rest is read when asked for. Frame t is the picture of row t (places.py). Not
+thread-safe: parallel reading is done by processes."""
 
 import multiprocessing
 import sys
@@ -12,7 +12,7 @@ import numpy as np
 
 from support.data import frame_cache
 from support.data.file_hashes import files_digest
-from support.data.lerobot_episodes import instructions
+from support.data.lerobot_episodes import NO_FILM, instructions
 from support.data.lerobot_metadata import AGAIN, LeRobotMetadata, picture_shape
 from support.data.parquet import read_columns, read_table, row_groups
 from support.data.picture import decode
@@ -28,7 +28,6 @@ _ROW_GROUPS = LRU(1024)
 
 class LeRobotSource(LeRobotMetadata):
     """One LeRobot dataset folder, as support.data.source.Source says.
-
     check_files: refuse a dataset of which a file is missing. ImportError, one line, where a package is missing.
     timestamps: "check", or "index": those of the rows are not looked at."""
 
@@ -37,29 +36,45 @@ class LeRobotSource(LeRobotMetadata):
         self.timestamps = timestamps
         self.read_episodes()
         self.cache = frame_cache.FrameCache.open(self.root, self.views.values(), self.lengths)
-        self._said, self._checked = False, {}   # episodes whose rows have passed: whether their time stamps begin at 0
+        self._checked = {}  # episodes whose rows have passed: whether their time stamps begin at 0
         self.placed = {}    # (slot, episode): first picture and step of its rows in its film, whether all are counted
-        missing = self.missing_files()
+        self._look_for_files()
         for note in self.notes if check_files and multiprocessing.parent_process() is None else ():
             print(note, file=sys.stderr)
-        for line in missing.values() if check_files else ():
-            more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
+        for line in self.missing.values() if check_files else ():
+            more = f" (and {len(self.missing) - 1} more files)" if len(self.missing) > 1 else ""
             raise ValueError(f"{line}{more}" + (f"; {AGAIN}" if line.endswith("missing") else ""))
 
-    def missing_files(self):
-        """{path: line} of every data or video file that should be there and is not. Git LFS pointers have one line."""
-        needed = {}
-        for files in (self.files, *(files for files, _ in self.videos.values() if not self.cache)):
-            for path, index in zip(files, self.indices):
-                needed.setdefault(path, index)
-        absent = {path: index for path, index in needed.items() if not path.is_file()}
-        lacked = self.find_lacking(absent, self.cache)
-        lines = {path: str(self.fault(f"{path} is missing", index))
-                 for path, index in absent.items() if path not in lacked}
+    def _look_for_files(self):
+        """Fill lacking: {view: episodes recorded without it}, and missing: {path: line} of every data or video file
+        that should be there and is not, of which Git LFS pointers have one line.
+        Recorded without it are, of v3.0, the episodes that name no film; of v2.x those without one, where others have
+        it and total_videos does not count it. An episode without any, or a camera without any, has lost its films."""
+        films, needed = {} if self.cache else {view: files for view, (files, _) in self.videos.items()}, {}
+        for files in (self.files, *films.values()):
+            for e, path in enumerate(files):
+                needed.setdefault(path, e)
+        absent = {path: e for path, e in needed.items() if not path.is_file()}
         pointers = [path for path in needed if path not in absent and 0 < path.stat().st_size < 1024
                     and lfs_pointer(path)]
-        return lines | {path: "" if n else str(self.fault(unreadable(path, None), needed[path]))
-                        for n, path in enumerate(pointers)}
+        E = len(self.lengths)
+        cameras = sum(feature["dtype"] == "video" for feature in self.info["features"].values())
+        counted = self.version == "v3.0" or self.info.get("total_videos") == E * cameras
+        some = {view: {e for e, file in enumerate(files) if file in absent and (not counted or file.name == NO_FILM)}
+                for view, files in films.items()}
+        some = {view: without for view, without in some.items() if len(without) < E}
+        lost = set.intersection(*(some.get(view, set()) for view in self.views))
+        some = {view: without - lost for view, without in some.items()}
+        if self.cache:   # which was made of such a dataset
+            some = {view: set(self.cache.lacking[key]) for view, key in self.views.items()}
+        self.lacking = {view: without for view, without in some.items() if without}
+        self.notes += [f"{self.where}: camera '{self.views[view]}' has no pictures of {len(without)} of its {E} "
+                       f"episodes, first of episode {self.indices[min(without)]}: masked there"
+                       for view, without in self.lacking.items()]
+        lacked = {files[e] for view, files in films.items() for e in self.lacking.get(view, ())}
+        self.missing = {path: f"{self.at(e)}: {path} is missing" for path, e in absent.items() if path not in lacked}
+        self.missing |= {path: "" if n else f"{self.at(needed[path])}: {unreadable(path, None)}"
+                         for n, path in enumerate(pointers)}
 
     def identity(self):
         meta = [path for path in (self.root / "meta").rglob("*") if path.is_file() and "stats" not in path.name]
@@ -67,21 +82,20 @@ class LeRobotSource(LeRobotMetadata):
                 "files": files_digest([*self.files, *meta])}
 
     def numbers(self, e):
-        keys = dict.fromkeys([key for parts in self.parts.values() for key, _ in parts] + [
+        keys = dict.fromkeys([key for parts in self.parts.values() for key, *_ in parts] + [
             key for key in self.row_keys if key != "timestamp" or self.timestamps == "check"])
         sizes = {key: int(np.prod(self.info["features"][key]["shape"])) for key in keys}
-        where = f"{self.where}, episode {self.indices[e]}"
-        arrays = self._rows(e, sizes, where) if keys else {}
+        arrays = self._rows(e, sizes) if keys else {}
         if e not in self._checked:
             self._checked[e] = self._check_rows(e, arrays)
         none = np.zeros((self.lengths[e], 0), np.float32)
-        state, action = (np.concatenate([none, *(arrays[key][:, taken] for key, taken in parts)], 1, dtype=np.float32)
+        state, action = (np.concatenate([none, *(arrays[key][:, d] for key, d, *_ in parts)], 1, dtype=np.float32)
                          for parts in self.parts.values())
         return state, action if self.has_action else None
 
-    def _rows(self, e, sizes, where):
+    def _rows(self, e, sizes):
         """Columns {key: dimension} of episode e -> {key: (L, dimension)}; only its row groups are read."""
-        path, first, L = self.files[e], self.first_rows[e], self.lengths[e]
+        path, first, L, where = self.files[e], self.first_rows[e], self.lengths[e], self.at(e)
         starts = _ROW_GROUPS.get(path, lambda: row_groups(path, where))
         must(starts[-1] == first + L or self.version == "v3.0" and starts[-1] > first + L,
              f"{where}: {path} has {starts[-1]} rows, meta/ says {first + L}; {AGAIN}")
@@ -94,14 +108,14 @@ class LeRobotSource(LeRobotMetadata):
     def _check_rows(self, e, rows):
         """Numbers must be finite as float32; rows the episode's own, in order, one a frame, at even steps -> whether
         they are timed from 0 on."""
-        path, index, order = self.files[e], self.indices[e], np.arange(self.lengths[e])
+        path, order = self.files[e], np.arange(self.lengths[e])
         for key, values in rows.items():
             for t, d in np.argwhere(~np.isfinite(values)):
-                raise self.fault(f"'{key}' is not finite in dimension {d}; repair or drop the episode", index, t)
-        for key, expected in (("episode_index", np.full(len(order), index)), ("frame_index", order)):
-            found = rows[key][:, 0] if key in rows else expected
-            for t in np.flatnonzero(found != expected):
-                raise self.fault(f"{path}: '{key}' is {found[t]:.15g}, expected {expected[t]}; {AGAIN}", index, t)
+                raise ValueError(f"{self.at(e, t)}: '{key}' is not finite in dimension {d}; repair or drop the episode")
+        for key, expected in (("episode_index", np.full(len(order), self.indices[e])), ("frame_index", order)):
+            got = rows[key][:, 0] if key in rows else expected
+            for t in np.flatnonzero(got != expected):
+                raise ValueError(f"{self.at(e, t)}: {path}: '{key}' is {got[t]:.15g}, expected {expected[t]}; {AGAIN}")
         if "timestamp" not in rows:
             return True
         times, frame = rows["timestamp"][:, 0], 1 / self.fps
@@ -111,13 +125,12 @@ class LeRobotSource(LeRobotMetadata):
         uneven = np.flatnonzero(np.abs(steps - frame) > 0.5 * frame)
         if len(uneven) or len(steps) and abs(steps.mean() - frame) > 0.05 * frame:
             t, step = (uneven[0] + 1, steps[uneven[0]]) if len(uneven) else (len(steps), steps.mean())
-            raise self.fault(f"{path}: 'timestamp' is {round(times[t], 4)} s, {step:.6g} s after the frame before it, "
-                             f"at {self.fps:g} frames/s it should be {frame:.6g}: frames were lost or repeated, or fps "
-                             f"in meta/info.json is wrong; --timestamps index takes row t as frame t", index, t)
-        if not self._said and multiprocessing.parent_process() is None:   # once, and not by each loader
-            print(f"{self.where}, episode {index}: time stamps of {round(times[0], 3)} to {round(times[-1], 3)} s are "
+            raise ValueError(f"{self.at(e, t)}: {path}: 'timestamp' is {round(times[t], 4)} s, {step:.6g} s after the "
+                             f"frame before it, at {self.fps:g} frames/s it should be {frame:.6g}: frames were lost or "
+                             "repeated, or fps in meta/info.json is wrong; --timestamps index takes row t as frame t")
+        if False not in self._checked.values() and multiprocessing.parent_process() is None:   # once, by no loader
+            print(f"{self.at(e)}: time stamps of {round(times[0], 3)} to {round(times[-1], 3)} s are "
                   f"even, but not those of {len(times)} frames from 0 on: rows are read by index")
-        self._said = True
         return False
 
     def has_pictures(self, e, t):
@@ -128,26 +141,26 @@ class LeRobotSource(LeRobotMetadata):
 
     def task(self, e, t):
         """That of its row, in the robot file's column or by its task_index; else the episode's."""
-        where = f"{self.where}, episode {self.indices[e]}, frame {t}"
+        where = self.at(e, t)
         if self.instruction:
-            index = self._value(self.instruction, e, t, where)
+            index = self._value(self.instruction, e, t)
             must(index is not None, f"{where}: '{self.instruction}' is null; write an instruction, or an empty text")
             if type(index) not in (int, float):
                 return next(iter(instructions(index, f"{where}: '{self.instruction}'")), "")
         elif not self.by_row(e):
             return self.tasks[e]
         else:   # as stored: a null is not a number
-            index = float(self._rows(e, {"task_index": 1}, where)["task_index"][t, 0])
+            index = float(self._rows(e, {"task_index": 1})["task_index"][t, 0])
         must(index in self.task_texts, f"{where}: its task_index {index:g} is not listed in meta/tasks; {AGAIN}")
         return self.task_texts[index]
 
-    def _value(self, key, e, t, where):
+    def _value(self, key, e, t):
         """One row of a column, as pyarrow has it; only its row group is read."""
-        path, row = self.files[e], self.first_rows[e] + t
+        path, row, where = self.files[e], self.first_rows[e] + t, self.at(e, t, key)
         starts = _ROW_GROUPS.get(path, lambda: row_groups(path, where))
         group = bisect_right(starts, row) - 1
         column = _PICTURES.get((path, key, group), lambda: read_table(path, [key], where, group)[key])
-        with damage(where, f"'{key}' in {path} cannot be read"):
+        with damage(where, f"{path} cannot be read"):
             return column[row - starts[group]].as_py()
 
     def frame(self, view, e, t):
@@ -155,53 +168,48 @@ class LeRobotSource(LeRobotMetadata):
 
     def frames(self, view, e, times):
         """From a frame cache they are of support.data.frame_cache.CachedPicture."""
-        def where(i):
-            return f"{self.where}, episode {self.indices[e]}, frame {times[i]}, '{self.views[view]}'"
-        for i, t in enumerate(times):
-            must(0 <= t < self.lengths[e], f"{where(i)}: the episode has frames 0 to {self.lengths[e] - 1}")
+        key, where = self.views[view], [self.at(e, t, self.views[view]) for t in times]
+        for t, at in zip(times, where):
+            must(0 <= t < self.lengths[e], f"{at}: the episode has frames 0 to {self.lengths[e] - 1}")
         if self.cache:
-            return [frame_cache.CachedPicture(self.cache, self.views[view], e, t) for t in times]
+            return [frame_cache.CachedPicture(self.cache, key, e, t) for t in times]
         if view in self.videos:
-            path, first, step = self.place(view, e, where(0))
-            wanted = stamps(path, where(0))[0][first + step * np.array(times)].tolist()
-            pictures = read_frames(path, wanted, where)
+            path, ticks = self.place(view, e, times[0])
+            pictures = read_frames(path, ticks[np.array(times)].tolist(), where.__getitem__)
         else:
-            pictures = [self._stored_picture(self.views[view], e, t, where(i)) for i, t in enumerate(times)]
-        expected = picture_shape(self.info["features"][self.views[view]])
-        for i, picture in enumerate(pictures):
-            found, said = (" x ".join(map(str, shape)) for shape in (picture.shape, expected))
-            must(found == said, f"{where(i)}: the picture is {found} (height, width, channels), meta/info.json says "
-                 f"{said}; {AGAIN}")
+            pictures = [self._stored_picture(key, e, t, at) for t, at in zip(times, where)]
+        said = " x ".join(map(str, picture_shape(self.info["features"][key])))
+        for picture, at in zip(pictures, where):
+            found = " x ".join(map(str, picture.shape))
+            must(found == said, f"{at}: the picture is {found} (height, width, channels), meta/ says {said}; {AGAIN}")
         return pictures
 
-    def place(self, view, e, where=None):
-        """Where an episode lies in its film -> path, number of the picture of its first row, pictures from row to row.
-
-        ValueError, one line: neither counting nor the declared times decide it."""
+    def place(self, view, e, t=None):
+        """Where an episode lies in its film -> path, time stamps of the pictures of its rows, and what lies behind.
+        t: for the ValueError, one line: neither counting nor the declared times decide it."""
         files, seconds = self.videos[view]
-        path, where = files[e], where or f"{self.where}, episode {self.indices[e]}, '{self.views[view]}'"
+        path, where = files[e], self.at(e, t, self.views[view])
+        ticks, tick = stamps(path, where)
         if (view, e) not in self.placed:
-            ticks, tick = stamps(path, where)
             mine = [i for i, file in enumerate(files) if file == path] if self.version == "v3.0" else [e]
-            lengths, begins = (np.array([values[i] for i in mine], kind)
-                               for values, kind in ((self.lengths, int), (seconds, float)))
+            lengths, begins = np.array([self.lengths[i] for i in mine]), np.array([float(seconds[i]) for i in mine])
             try:
                 found = places(ticks * tick, self.fps, begins, lengths)
             except ValueError as error:
                 doubtful, what = error.args
-                raise self.fault(f"'{self.views[view]}': {path} has {what}; download it again, or drop the episode",
-                                 self.indices[mine[doubtful]]) from error
+                raise ValueError(f"{self.at(mine[doubtful])}: '{self.views[view]}': {path} has {what}; {AGAIN}, or "
+                                 "drop the episode") from error
             self.placed |= {(view, i): (*place, len(ticks) == sum(lengths)) for i, place in zip(mine, found)}
         first, step, counted = self.placed[view, e]
         if not counted and e not in self._checked:
             self.numbers(e)
         must(counted or self._checked[e], f"{where}: {path} has not one picture a row, and the time stamps of the rows "
              "do not begin at 0: which belong together? --timestamps index says that both begin at once")
-        return path, first, step
+        return path, ticks[first::step]
 
     def _stored_picture(self, key, e, t, where):
         """A picture that a data file holds or names: bytes, a path, or {bytes, path}."""
-        stored = self._value(key, e, t, where)
+        stored = self._value(key, e, t)
         stored = stored if isinstance(stored, dict) else {"path" if isinstance(stored, str) else "bytes": stored}
         data, named = stored.get("bytes"), stored.get("path")
         must(data and isinstance(data, bytes) or isinstance(named, str),

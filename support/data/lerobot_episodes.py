@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import contextmanager
 from functools import cached_property
 
-from support.data.parquet import arrow, read_table
+from support.data.parquet import read_table
 from support.files import damage, inside, must, read_jsonl, whole
 
 AGAIN = "download the dataset again"
@@ -19,7 +19,6 @@ LONGEST = 10 ** 7   # frames of an episode: four days at 30 frames/s
 def instructions(tasks, where):
     """What a list of tasks holds, text, bytes, several of these or nothing -> tuple of those that are not empty."""
     try:
-        tasks = tasks.as_py() if hasattr(tasks, "as_py") else tasks   # of pyarrow
         tasks = tasks if isinstance(tasks, (list, tuple)) else [tasks]
         must(all(isinstance(task, (str, bytes, type(None))) for task in tasks),
              f"{where} is {tasks!r:.60}, expected text or a list of text; write it again")
@@ -29,13 +28,20 @@ def instructions(tasks, where):
     return tuple(text for text in texts if text.strip())
 
 
+def column(rows, name, low=0, high=10 ** 9):
+    """Whole numbers, checked: what rows [(text that names it, {name: value})] hold under a name."""
+    values = [row.get(name) for _, row in rows]
+    if set(map(type, values)) == {int} and min(values) >= low and max(values) <= high:
+        return values
+    return [whole(n, f"{where}: {name}", low, high) for n, (where, _) in zip(values, rows)]
+
+
 class LeRobotEpisodes:
     """What LeRobotMetadata is of meta/'s lists; it gives root, where, info_path, info, version and views."""
 
-    def fault(self, what, episode=None, frame=None):
-        """The ValueError to raise. episode: the number that the dataset itself gives it."""
-        at = "".join(f", {name} {n}" for name, n in (("episode", episode), ("frame", frame)) if n is not None)
-        return ValueError(f"{self.where}{at}: {what}")
+    def at(self, e, t=None, key=""):
+        """What messages call episode e, by its own number, its frame t and a feature there."""
+        return f"{self.where}, episode {self.indices[e]}" + f", frame {t}" * (t is not None) + f", '{key}'" * bool(key)
 
     @contextmanager
     def said(self):
@@ -46,11 +52,7 @@ class LeRobotEpisodes:
             except ValueError as error:
                 if str(error).startswith(self.where):
                     raise
-                raise self.fault(error) from error
-
-    def _films(self):
-        """{slot: camera} of those whose pictures are mp4, not PNG inside the data files."""
-        return {slot: key for slot, key in self.views.items() if self.info["features"][key]["dtype"] == "video"}
+                raise ValueError(f"{self.where}: {error}") from error
 
     def read_episodes(self):
         """Fill indices, lengths, tasks, files, first_rows, and videos: slot -> (files, seconds), all by episode."""
@@ -58,8 +60,7 @@ class LeRobotEpisodes:
             (self._read_v30 if self.version == "v3.0" else self._read_v2)()
             must(self.lengths, "it is empty, meta/ lists no episode; record or download one")
             for index, times in Counter(self.indices).items():
-                if times > 1:
-                    raise self.fault(f"meta/ lists it twice; {AGAIN}", index)
+                must(times == 1, f"{self.where}, episode {index}: meta/ lists it twice; {AGAIN}")
             for what, found in (("episodes", len(self.lengths)), ("frames", sum(self.lengths))):
                 total = self.info.get(f"total_{what}", found)
                 must(found == total, f"meta/ lists {found} {what}, meta/info.json says {total}; {AGAIN}")
@@ -69,111 +70,67 @@ class LeRobotEpisodes:
 
     def _paths(self, template, fields, numbers, key=""):
         """data_path or video_path of info.json, filled in: [Path] for numbers, of which the same are one file.
-
         fields: the numbers' names; key: the camera."""
         pattern, where = self.info.get(template), f"{self.info_path}: {template}"
         known = rf"{{({'|'.join(fields)})(:0?\d?\dd?)?}}|{{video_key}}"
         must(isinstance(pattern, str) and not re.search("[{}]", re.sub(known, "", pattern)),
              f"{where} is {pattern!r:.100}, expected a path with {{{'}, {'.join(fields)}}}; correct it")
-        texts = {pair: pattern.format(**dict(zip(fields, pair)), video_key=key) for pair in set(numbers)}
-        of_all = key and "{video_key}" not in pattern and len(self._films()) > 1
-        must(len(set(texts.values())) == len(texts) and not of_all,
+        files = {pair: inside(self.root, pattern.format(**dict(zip(fields, pair)), video_key=key), where)
+                 for pair in set(numbers)}
+        of_all = key and "{video_key}" not in pattern and len(self.films) > 1
+        must(len({*files.values()}) == len(files) and not of_all,
              f"{where} is {pattern!r:.100}, which names one file for several; correct it")
-        made = {pair: inside(self.root, text, where) for pair, text in texts.items()}
-        return [made[pair] for pair in numbers]
+        return [files[pair] for pair in numbers]
 
-    def _whole(self, rows, name, where, low=0, high=10 ** 9):
-        """A column of whole numbers, checked: rows {name: values}; where, the text that names each row."""
-        values = rows[name]
-        if set(map(type, values)) == {int} and min(values) >= low and max(values) <= high:
-            return values
-        return [whole(n, f"{at}: {name}", low, high) for n, at in zip(values, where)]
-
-    def _list(self, rows, where):
-        self.indices = self._whole(rows, "episode_index", where)
-        self.lengths = self._whole(rows, "length", where, 1, LONGEST)
-        self.listed = [instructions(tasks, f"{at}: tasks") for tasks, at in zip(rows["tasks"], where)]
+    def _list(self, rows):
+        self.indices, self.lengths = column(rows, "episode_index"), column(rows, "length", 1, LONGEST)
+        self.listed = [instructions(row.get("tasks"), f"{where}: tasks") for where, row in rows]
         self.tasks = [texts[0] if texts else "" for texts in self.listed]
 
     def _read_v2(self):
-        listed = read_jsonl(self.root / "meta" / "episodes.jsonl")
-        self._list({name: [row.get(name) for _, row in listed] for name in ("episode_index", "length", "tasks")},
-                   [where for where, _ in listed])
+        self._list(read_jsonl(self.root / "meta" / "episodes.jsonl"))
         size = whole(self.info.get("chunks_size", 1000), f"{self.info_path}: chunks_size", low=1)
         fields, numbers = ("episode_chunk", "episode_index"), [(index // size, index) for index in self.indices]
         self.files, self.first_rows = self._paths("data_path", fields, numbers), [0] * len(numbers)
         self.videos = {slot: (self._paths("video_path", fields, numbers, key), [0.0] * len(numbers))
-                       for slot, key in self._films().items()}
+                       for slot, key in self.films.items()}
 
     def _read_v30(self):
         paths = sorted((self.root / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
         must(paths, f"{self.root / 'meta' / 'episodes'} holds no parquet file; {AGAIN}")
         # Only these columns: per-episode statistics are most of the file.
-        fields, films = ("chunk_index", "file_index"), self._films()
+        fields = ("chunk_index", "file_index")
         columns = ["episode_index", "length", "dataset_from_index", "dataset_to_index"]
         columns += [f"data/{what}" for what in fields]
-        columns += [f"videos/{key}/{what}" for key in films.values() for what in (*fields, "from_timestamp")]
-        with damage(self.where, f"{paths[0]} cannot be read", paths[0]):
-            told = ["tasks"] * ("tasks" in arrow().parquet.read_schema(paths[0]).names)
-        tables = [read_table(path, columns + told, self.where) for path in paths]
-        rows = {name: [value for table in tables for value in table[name].to_pylist()] for name in columns}
-        where = [f"{path}, row {n}" for path, table in zip(paths, tables) for n in range(len(table))]
-        rows["tasks"] = [tasks for table in tables for tasks in (table["tasks"] if told else [None] * len(table))]
-        self._list(rows, where)
-        begins, ends = (self._whole(rows, name, where) for name in columns[2:4])
-        for index, length, low, high in zip(self.indices, self.lengths, begins, ends):
-            if length != high - low:
-                raise self.fault(f"meta/episodes gives it {length} frames and the rows {low} to {high}; {AGAIN}", index)
+        columns += [f"videos/{key}/{what}" for key in self.films.values() for what in (*fields, "from_timestamp")]
+        rows = [(f"{path}, row {n}", row) for path in paths
+                for n, row in enumerate(read_table(path, columns, self.where, also=["tasks"]).to_pylist())]
+        self._list(rows)
+        begins, ends = (column(rows, name) for name in columns[2:4])
+        for e, (length, low, high) in enumerate(zip(self.lengths, begins, ends)):
+            must(length == high - low, f"{self.at(e)}: meta/ gives it {length} frames, rows {low} to {high}; {AGAIN}")
         order = sorted(range(len(begins)), key=begins.__getitem__)
         for e, following in zip(order, order[1:]):
-            if ends[e] > begins[following]:
-                raise self.fault(f"meta/episodes gives it rows of episode {self.indices[following]}; {AGAIN}",
-                                 self.indices[e])
-        place = [self._whole(rows, f"data/{name}", where) for name in fields]
-        self.files, starts = self._paths("data_path", fields, list(zip(*place))), {}
-        for file, row in zip(self.files, begins):   # rows are global; a file begins at its lowest
-            starts[file] = min(row, starts.get(file, row))
+            must(ends[e] <= begins[following],
+                 f"{self.at(e)}: meta/episodes gives it rows of episode {self.indices[following]}; {AGAIN}")
+        numbers = list(zip(*(column(rows, f"data/{name}") for name in fields)))
+        self.files = self._paths("data_path", fields, numbers)
+        starts = {self.files[e]: begins[e] for e in reversed(order)}   # rows are global; a file begins at its lowest
         self.first_rows = [row - starts[file] for file, row in zip(self.files, begins)]
-        self.videos = {slot: self._stretches(key, fields, rows, where) for slot, key in films.items()}
+        self.videos = {slot: self._stretches(key, fields, rows) for slot, key in self.films.items()}
 
-    def _stretches(self, key, fields, rows, where):
+    def _stretches(self, key, fields, rows):
         """The films of a camera in v3.0, and the seconds at which the episodes begin there. Of an episode without one,
         all is null."""
-        names = [f"videos/{key}/{name}" for name in (*fields, "from_timestamp")]
-        without = {e for e, told in enumerate(zip(*(rows[name] for name in names))) if told == (None,) * 3}
-        mine = {name: [0 if e in without else value for e, value in enumerate(rows[name])] if without else rows[name]
-                for name in names}
-        for second, row in zip(mine[names[2]], where):
-            must(type(second) in (int, float) and 0 <= second < 1e9,
-                 f"{row}: {names[2]} is {second!r:.40}, expected seconds; {AGAIN}")
-        numbers = list(zip(*(self._whole(mine, name, where) for name in names[:2])))
-        files = self._paths("video_path", fields, numbers, key)
-        for e in without:
-            files[e] = self.root / "videos" / key / NO_FILM
-        return files, mine[names[2]]
-
-    def find_lacking(self, missing, cache):
-        """Fill `lacking`: {view: episodes recorded without it} -> the films that are among `missing` for that reason.
-
-        Of v3.0 the episodes that name no film; of v2.x those without one, where others have it and meta/info.json does
-        not count it in total_videos. An episode without any picture, or a camera without any film, has lost them."""
-        E = len(self.lengths)
-        cameras = sum(feature["dtype"] == "video" for feature in self.info["features"].values())
-        counted = self.version == "v3.0" or self.info.get("total_videos") == E * cameras
-        films = {view: files for view, (files, _) in self.videos.items()}
-        lacking = {view: {e for e, file in enumerate(files)
-                          if file in missing and (not counted or file.name == NO_FILM)}
-                   for view, files in films.items()}
-        some = {view: absent for view, absent in lacking.items() if len(absent) < E}
-        lost = set.intersection(*(some.get(view, set()) for view in self.views))
-        some = {view: absent - lost for view, absent in some.items()}
-        if cache:   # which was made of such a dataset
-            some = {view: set(cache.lacking[key]) for view, key in self.views.items()}
-        self.lacking = {view: absent for view, absent in some.items() if absent}
-        self.notes += [f"{self.where}: camera '{self.views[view]}' has no pictures of {len(absent)} of its {E} "
-                       f"episodes, first of episode {self.indices[min(absent)]}: masked there"
-                       for view, absent in self.lacking.items()]
-        return {films[view][e] for view, absent in self.lacking.items() for e in absent if view in films}
+        *names, begin = (f"videos/{key}/{name}" for name in (*fields, "from_timestamp"))
+        some = {e: row for e, row in enumerate(rows) if any(row[1][name] is not None for name in (*names, begin))}
+        for where, row in some.values():
+            must(type(row[begin]) in (int, float) and 0 <= row[begin] < 1e9,
+                 f"{where}: {begin} is {row[begin]!r:.40}, expected seconds; {AGAIN}")
+        numbers = list(zip(*(column(some.values(), name) for name in names)))
+        files = dict(zip(some, self._paths("video_path", fields, numbers, key)))
+        none = self.root / "videos" / key / NO_FILM
+        return [files.get(e, none) for e in range(len(rows))], [row[begin] or 0.0 for _, row in rows]
 
     def views_of(self, e):
         """The views of which episode e has pictures."""
@@ -198,8 +155,7 @@ class LeRobotEpisodes:
             else:   # a pandas frame whose index is the text, or one of its columns
                 with damage(self.where, f"{path} cannot be read"):
                     table = read_table(path, None, self.where).to_pylist()
-                texts = [key for key in (table[0] if table else ())
-                         if any(isinstance(row[key], (str, bytes)) for row in table)]
+                texts = [key for key in (table or [{}])[0] if any(isinstance(row[key], (str, bytes)) for row in table)]
                 text = "task" if "task" in texts or not texts else texts[0]
                 must(text == "task" or len(texts) == 1,
                      f"{path} has several columns of text ({', '.join(texts)[:200]}): call the task's 'task'")

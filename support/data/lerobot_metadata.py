@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,31 +42,27 @@ def picture_shape(feature):
     return height, width, shape[channels]
 
 
-def told_of(feature):
-    """What recorders say of a camera, in whichever of their places, without the prefix that some give it."""
-    found = {}
+def not_colour(key, feature):
+    """Why a camera fills no slot: it is flagged or called a depth camera, or has not 3 channels; "" if it may."""
+    told, axes = {}, len(feature["shape"])   # in whichever of their places recorders say it, and with what prefix
     for place in (feature, feature.get("info"), feature.get("video_info")):
         for part in (place, place.get("video")) if isinstance(place, dict) else ():
             if isinstance(part, dict):
-                found |= {key.removeprefix("video."): value for key, value in part.items()}
-    return found
-
-
-def is_depth(key, feature):
-    """Whether a camera measures distance: it is flagged so, in any of the places that recorders use, or called so."""
-    told = told_of(feature)
+                told |= {name.removeprefix("video."): value for name, value in part.items()}
     flagged = any(told.get(flag) not in (None, False, 0, "", "0", "false", "False", "no")
                   for flag in ("is_depth_map", "is_depth"))
     deep = re.match("gray(1[0-6]|f)", str(told.get("pix_fmt")))   # more grey levels than a picture has
-    return bool(flagged or deep or re.search("depth(?!ai)|disparity", spelt(key)))
+    if flagged or deep or re.search("depth(?!ai)|disparity", spelt(key)):
+        return "is a depth camera"
+    channels = picture_shape(feature)[2] if axes == 3 else 1 if axes == 2 else "no"
+    channels = 1 if told.get("channels") == 1 else channels
+    return "" if channels == 3 else f"has {channels} channels in meta/info.json, a picture has 3 (red, green, blue)"
 
 
 class LeRobotMetadata(LeRobotEpisodes):
     """meta/info.json of one dataset folder, and with `read_episodes` the rest of meta/. ValueError: one line.
-
     robot: a Robot whose features and cameras are taken; None: that of the dataset's robot_type where the table knows it
-    and its features are there, else LeRobot's usual names and guess_cameras. notes: what is to be said before training.
-    """
+    and its features are there, else LeRobot's usual names and guess_cameras. notes: to be said before training."""
 
     def __init__(self, root, robot=None):
         self.root, self.name, self.notes = Path(root), Path(root).resolve().name, []
@@ -76,11 +73,13 @@ class LeRobotMetadata(LeRobotEpisodes):
             self.instruction = robot.instruction
             self._choose_features(robot)
             self.views = self._choose_cameras(robot.cameras)
+            self.films = {slot: key for slot, key in self.views.items()   # the others are PNG inside the data files
+                          if self.info["features"][key]["dtype"] == "video"}
             self.robot = robot.name or unnamed(self.fps, self.state_names, self.action_names,
                                                [self.state_keys, self.action_keys, self.views])
             self.row_keys = tuple(key for key in ROW_KEYS if key in self.info["features"])
             for key in self.row_keys:
-                self._shape(key, 1)
+                self._check_shape(key, 1)
 
     def size(self, view):
         """(height, width) of a view's pictures."""
@@ -113,20 +112,18 @@ class LeRobotMetadata(LeRobotEpisodes):
         must(isinstance(name, str) and name.isprintable() and len(name) <= 100,
              f"{self.info_path}: robot_type is {named!r:.60}, expected a name; correct it")
         row = ROBOTS.get(name, Robot(name))
-        if not all(key in features for key in (*(row.state or ()), *row.action)):
+        if not {*(row.state or ()), *row.action} <= features.keys():
             return Robot(name)
         cameras = {slot: key for slot, key in row.cameras.items() if key in features}
-        cameras = cameras if "head" in cameras else {}   # else the words in the names decide about all of them
-        return Robot(name, row.relative, row.state, row.action, cameras=cameras)
+        return replace(row, cameras=cameras if "head" in cameras else {})   # {}: words in the names decide
 
-    def _shape(self, key, most=math.inf):
-        """The shape that info.json gives a feature, checked: of `most` numbers in all."""
+    def _check_shape(self, key, most=math.inf):
+        """ValueError unless info.json gives a feature a shape, of at most so many numbers."""
         shape, where = self.info["features"][key].get("shape"), f"{self.info_path}: the shape of '{key}'"
         must(isinstance(shape, list), f"{where} is {shape!r:.60}, expected a list of numbers; {AGAIN}")
         for n in shape:
             whole(n, where, low=1, high=10 ** 5)
         must(math.prod(shape) <= most, f"{where} is {shape!r:.60}, more than {most} dimensions; {AGAIN}")
-        return shape
 
     def _part(self, kind, entry):
         """An entry of Robot.state or .action -> (feature, which of its dimensions are taken, their names, text that
@@ -135,14 +132,13 @@ class LeRobotMetadata(LeRobotEpisodes):
         none = ', or "state": [] for none' if kind == "state" else ""
         must(key in self.vectors, f"no feature '{key}'; name the {kind} features in a --robot file{none}, of "
              f"{', '.join(self.vectors)}")
-        self._shape(key, WIDEST)
+        self._check_shape(key, WIDEST)
         names, taken = dimension_names(key, self.info["features"][key]), []
         for part in parts or [(0, len(names))]:
-            named = [d for d, name in enumerate(names) if name == part]
-            found = range(*part) if isinstance(part, tuple) else named
-            must(found is not named or len(named) == 1, f"the --robot file takes '{part}' of '{key}', which has it "
-                 f"{len(named)} times: its dimensions are {', '.join(names)}")
-            taken += found
+            dims = range(*part) if isinstance(part, tuple) else [d for d, name in enumerate(names) if name == part]
+            must(isinstance(part, tuple) or len(dims) == 1, f"the --robot file takes '{part}' of '{key}', which has it "
+                 f"{len(dims)} times: its dimensions are {', '.join(names)}")
+            taken += dims
         must(max(taken) < len(names) and len(taken) <= WIDEST,
              f"the --robot file takes dimension {max(taken)} of '{key}', which has {len(names)}")
         shown = ", ".join(part if isinstance(part, str) else f"{part[0]}:{part[1]}" for part in parts)
@@ -158,13 +154,11 @@ class LeRobotMetadata(LeRobotEpisodes):
             state, action = [e for e in state if (e if isinstance(e, str) else e[0]) in self.vectors], ()
         must(not self.instruction or self.instruction in self.vectors, f"no feature '{self.instruction}' for the "
              f"instruction; the dataset has {', '.join(self.vectors)}")
-        parts = {kind: [self._part(kind, entry) for entry in entries]
-                 for kind, entries in (("state", state), ("action", action))}
-        # Of each part of the state and of the action, the feature and which of its dimensions; what they are called.
-        self.parts = {kind: [part[:2] for part in of] for kind, of in parts.items()}
-        self.state_names, self.action_names = ([name for part in of for name in part[2]] for of in parts.values())
-        self.state_keys, self.action_keys = (tuple(part[3] for part in of) for of in parts.values())
-        chosen = [(key, d) for key, taken in self.parts["action"] for d in taken]
+        self.parts = {kind: [self._part(kind, entry) for entry in entries]
+                      for kind, entries in (("state", state), ("action", action))}
+        self.state_names, self.action_names = ([name for part in of for name in part[2]] for of in self.parts.values())
+        self.state_keys, self.action_keys = (tuple(part[3] for part in of) for of in self.parts.values())
+        chosen = [(key, d) for key, taken, *_ in self.parts["action"] for d in taken]
         must(len(set(chosen)) == len(chosen), "the --robot file takes a dimension of the action twice; name it once")
         self.relative, self.kinds, self.guessed = robot.relative, (), False
         if not self.has_action:
@@ -181,23 +175,17 @@ class LeRobotMetadata(LeRobotEpisodes):
         """{slot: feature}: `cameras`, or as the words in their names say. not_colour: {camera: why it has no slot}."""
         features, self.not_colour = self.info["features"], {}
         for key in self.cameras:
-            axes = len(self._shape(key))
-            channels = picture_shape(features[key])[2] if axes == 3 else 1 if axes == 2 else "no"
-            channels = 1 if told_of(features[key]).get("channels") == 1 else channels
-            if is_depth(key, features[key]):
-                self.not_colour[key] = "is a depth camera"
-            elif channels != 3:
-                self.not_colour[key] = f"has {channels} channels in meta/info.json, a picture has 3 (red, green, blue)"
+            self._check_shape(key)
+            if why := not_colour(key, features[key]):
+                self.not_colour[key] = why
             else:
                 must(re.fullmatch(r"(?!\.*$)[^/\\]{1,100}", key),
                      f"{self.info_path}: camera {key!r:.60} is no name of a folder; correct it")
         must(self.cameras, "no feature of dtype video or image: it has no pictures")
         aside = "".join(f"; '{key}' {why}" for key, why in self.not_colour.items())
         cameras = cameras or guess_cameras([key for key in self.cameras if key not in self.not_colour], aside)
-        must(len(set(cameras.values())) == len(cameras),
-             f"one camera in two slots: {cameras}; name each once in a --robot file")
+        must(len(set(cameras.values())) == len(cameras), f"one camera in two slots: {cameras}; name each once")
         for slot, key in cameras.items():
             must(key in self.cameras, f"camera {slot}={key}: the dataset's cameras are {', '.join(self.cameras)}")
-            must(key not in self.not_colour,
-                 f"camera '{key}' {self.not_colour.get(key)}; name another camera in a --robot file")
+            must(key not in self.not_colour, f"camera '{key}' {self.not_colour.get(key)}; name another camera")
         return dict(cameras)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from support.data.picture import check_size
 
+_LAST = threading.local()   # a thread's last picture as float: memory fresh from the system costs a third of scaling
+
 
 def box(H, W, size):
     """Where an H x W picture lies in its square: (top, left, h, w). ValueError: so thin that nothing is left of it."""
@@ -28,31 +30,14 @@ def fit(x, size, dtype=torch.float32):
     return square
 
 
-class Letterboxed:
-    """A picture that holds the result ready: letterboxed(size) -> (3, size, size) uint8."""
-
-
-class _Floats(threading.local):
-    """A picture as float. Each thread keeps its last one: memory fresh from the system costs a third of the scaling."""
-
-    x = np.empty((0, 0, 3), np.float32)
-
-    def of(self, picture):
-        """(H, W, 3) uint8 -> (1, 3, H, W) float32, which holds until the next call."""
-        if self.x.shape != picture.shape:
-            self.x = np.empty(picture.shape, np.float32)
-        np.copyto(self.x, picture)
-        return torch.from_numpy(self.x).permute(2, 0, 1)[None]
-
-
-_FLOATS = _Floats()
-
-
 def letterbox(picture, size):
-    """(H, W, 3) uint8, or Letterboxed -> (3, size, size) uint8: `fit`, in whole grey levels [ours]."""
-    if isinstance(picture, Letterboxed):
+    """(H, W, 3) uint8 -> (3, size, size) uint8: `fit`, in whole grey levels [ours]; or what a picture holds ready."""
+    if hasattr(picture, "letterboxed"):
         return picture.letterboxed(size)
     picture = np.asarray(picture)
     if picture.shape[:2] == (size, size):
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    return fit(_FLOATS.of(picture), size, torch.uint8)[0]
+    if not hasattr(_LAST, "x") or _LAST.x.shape != picture.shape:
+        _LAST.x = np.empty(picture.shape, np.float32)
+    np.copyto(_LAST.x, picture)
+    return fit(torch.from_numpy(_LAST.x).permute(2, 0, 1)[None], size, torch.uint8)[0]

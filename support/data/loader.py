@@ -6,10 +6,13 @@ import sys
 import threading
 import weakref
 from functools import partial
+from itertools import tee
 from multiprocessing import active_children
 from pathlib import Path
 
 import torch
+
+from support.files import must
 
 BAD_SHARE, AT_LEAST = 1e-3, 1000   # --on_bad_sample skip: of this share of samples, or of so many, may be bad
 SHM = Path("/dev/shm")             # where loader processes leave batches
@@ -24,17 +27,15 @@ def micro_batches(mixture, collate, first_step, last_step, worker_init_fn=None):
     """As Mixture.loader. collate: a list of its items -> (Batch, eps, tau, what was wrong with replaced samples). These
     are named, and counted in mixture.bad_samples; ValueError when they are too many, or when a loader process ends."""
     train, loaders, model = mixture.config.train, mixture.config.data.loaders, mixture.config.model
-    size, accumulate = train.batch_size, train.accumulate
-
-    def numbers():   # one by one: pre-training has 45 million micro-batches
-        micros = range(first_step * accumulate, last_step * accumulate)
-        return (range(micro * size, (micro + 1) * size) for micro in micros)
+    size, step = train.batch_size, train.batch_size * train.accumulate
+    firsts = range(first_step * step, last_step * step, size)   # one by one: pre-training has 45 million micro-batches
+    numbers, parts = tee(range(first, first + size) for first in firsts)
     # Two batches of each process are made ahead, those of a step are held. Three views: a picture and three frames.
     sample = 9 * model.view_size ** 2 + 27 * model.frame_size ** 2
     sample += 4 * model.chunk * model.action_dim * model.action_draws
-    batches = Watched(mixture, (2 * loaders + accumulate) * size * sample, num_workers=loaders, batch_sampler=numbers(),
+    batches = Watched(mixture, (2 * loaders * size + step) * sample, num_workers=loaders, batch_sampler=numbers,
                       collate_fn=partial(_in_shared_memory, collate), worker_init_fn=worker_init_fn)
-    return _counted(mixture, numbers(), batches)   # the processes start here, not with the first batch
+    return _counted(mixture, parts, batches)   # the processes start here, not with the first batch
 
 
 def _in_shared_memory(collate, items):
@@ -64,17 +65,15 @@ def _counted(mixture, parts, batches):
 
 class Watched:
     """The items of a torch DataLoader, whose processes start at once.
-
     ValueError, one line, within seconds: one of them ended, whatever ended it. If all are alive and none delivers, that
     is said each minute, and is a ValueError after `patience` seconds. By itself torch raises in the middle of whatever
-    runs when a process ends, and waits for ever for one that is stuck. need: bytes of shared memory of items in flight.
-    """
+    runs when a process ends, and waits for ever for a stuck one. need: bytes of shared memory of items in flight."""
 
     def __init__(self, dataset, need=0, patience=600, num_workers=0, **options):
-        free = shutil.disk_usage(SHM).free if num_workers and SHM.is_dir() else None
-        if free is not None and free < need + (1 << 20):   # and a page for each of a queue's locks
-            raise ValueError(f"{SHM} has {free / 1e6:.1f} MB free, {num_workers} loader processes need "
-                             f"{need / 1e6 + 1:.1f}: {MORE_SHM}")
+        need += 1 << 20   # and a page for each of a queue's locks
+        free = shutil.disk_usage(SHM).free if num_workers and SHM.is_dir() else need
+        must(free >= need, f"{SHM} has {free / 1e6:.1f} MB free, {num_workers} loader processes need {need / 1e6:.1f}: "
+             f"{MORE_SHM}")
         known, self.patience, self.waited = active_children(), patience, 0
         self.items = iter(torch.utils.data.DataLoader(dataset, num_workers=num_workers, **options))
         self.processes = sorted(set(active_children()).difference(known), key=lambda process: process.pid)
@@ -116,8 +115,7 @@ class Watched:
         pids = ", ".join(str(process.pid) for process in self.processes)
         line = (f"nothing has come for {self.waited} s, though the loader processes {pids} are alive: storage "
                 "that does not answer, or a file that a codec hangs on; --loaders 0 shows where")
-        if self.waited >= self.patience:
-            raise ValueError(line)
+        must(self.waited < self.patience, line)
         if seconds and self.waited % 60 == 0:
             print(line, file=sys.stderr, flush=True)
 

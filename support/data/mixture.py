@@ -12,60 +12,48 @@ hold_out: of one dataset, those of them that are held out, likewise, or "none"; 
 dataset with actions. A folder that is listed twice, by whatever path, is one dataset: what is held out is so in both.
 validation: a dataset, all of it held out: its path, or {"path", "robot", "only_episodes"}."""
 
-from support.bounds import EPISODES, check
+from support.bounds import EPISODES, check, must
 from support.data.robots import find_robot
 from support.files import read_json
 from support.flags import episodes
 
-CHOICES, TEXT = {"only_episodes", "hold_out"}, {"path", "kind", "robot", "name"}
-TOP, VALIDATION = {"datasets", "robot", "validation"}, {"path", "robot", "only_episodes"}
+PATH = {"form": r"(?=[\s\S]*[^/\s])([^/\0]{0,255}/){0,255}[^/\0]{0,255}", "help": "a path"}   # that a folder can have
+CHOICE = {"form": EPISODES, "help": "text such as 0-19,25, or a list of numbers"}
+FIELDS = {"path": (str, PATH), "weight": (float, {"above": 0, "at_most": 10**9}), "robot": (str, {}), "name": (str, {}),
+          "kind": (str, {"choices": ("robot", "sim", "real", "human")}), "only_episodes": (str, CHOICE),
+          "hold_out": (str, CHOICE)}   # of a dataset, as support.bounds.check takes them
 ROWS = 10_000   # datasets, at most
 
 
 def read_mixture(listing, robot=None):
     """A mixture.json -> its datasets and validation's or None: rows as above, each with its Robot or None.
     robot: of all of them, whatever the file says. ValueError: one line."""
-    stored = {key: value for key, value in read_json(listing).items() if value is not None}
-    rows, validation = stored.get("datasets"), stored.get("validation")
-    held_out = [] if validation is None else [{"path": validation} if isinstance(validation, str) else validation]
-    _require(isinstance(rows, list) and 0 < len(rows) <= ROWS and all(isinstance(row, dict) for row in rows + held_out),
-             listing, "datasets is a list of at least one dataset, validation one or its path")
-    rows, held_out = ([{key: value for key, value in row.items() if value is not None} for row in some]
-                      for some in (rows, held_out))
-    for some, keys in (([stored], TOP), (rows, TEXT | CHOICES | {"weight"}), (held_out, VALIDATION)):
-        unknown = sorted({key for row in some for key in row} - keys)
-        _require(not unknown, listing, f"{', '.join(unknown)[:200]} is unknown")
-    names = {}
-    for row in rows + held_out:
-        text = all(isinstance(value, str) for key, value in row.items() if key in TEXT)
-        _require(text and isinstance(stored.get("robot", ""), str), listing, "path, kind, robot and name are text")
-        parts = row.get("path", "").split("/")
-        possible = "".join(parts).strip() and "\0" not in row["path"] and max(map(len, parts)) < 256 > len(parts)
-        _require(possible, listing, "every dataset has a path")
-        weight, name = row.get("weight", 1), row.get("name", row["path"])
-        _require(type(weight) in (int, float) and 0 < weight <= 10**9, listing,
-                 f"it needs weights above 0, at most 10^9; {name} has {weight!r:.40}")
-        _require(row.get("kind", "sim") in ("robot", "sim", "real", "human"), listing,
-                 f"kind {row.get('kind')!s:.80}: choose from robot, sim, real, human")
-        _require(names.setdefault(name, row["path"]) == row["path"], listing, f"two datasets are called {name[:80]}")
+    stored, names = _given(read_json(listing), ("datasets", "robot", "validation"), listing), {}
+    rows, validation, of_all = stored.get("datasets"), stored.get("validation"), stored.get("robot", "")
+    must(isinstance(rows, list) and 0 < len(rows) <= ROWS, f"{listing}: datasets: at least one dataset, at most {ROWS}")
 
-    def driven(row):
-        named, where = row.get("robot", stored.get("robot")), f"{listing}, {row['path']}"
-        beside = str(listing.parent / named) if str(named).endswith(".json") else named
-        choices = {key: _choice(row[key], f"{where}: {key}", listing.parent) for key in CHOICES & row.keys()}
-        return {"name": row["path"]} | row | choices | {"robot": robot or (find_robot(beside) if named else None)}
-    return [*map(driven, rows)], driven(held_out[0]) if held_out else None
+    def dataset(row, known=FIELDS):
+        row = {"path": None, "robot": of_all} | _given(row, known, listing)
+        where = f"{listing}, {row['path']}"
+        for key in {"only_episodes", "hold_out"} & row.keys():
+            parts = row[key] if isinstance(row[key], list) else [row[key]]
+            text = ",".join(str(n) if type(n) in (int, str) else f"{n!r:.40}" for n in parts)
+            row[key] = episodes(text, listing.parent)
+        for key, value in row.items():
+            check(f"{where}: {key}", value, *FIELDS[key])
+        name, named = row.get("name", row["path"]), row["robot"]
+        must(names.setdefault(name, row["path"]) == row["path"], f"{where}: two datasets are called {name[:80]}")
+        beside = str(listing.parent / named) if named.endswith(".json") else named
+        return row | {"name": name, "robot": robot or (find_robot(beside) if named else None)}
+    found = [dataset(row) for row in rows]
+    validation = {"path": validation} if isinstance(validation, str) else validation
+    return found, None if validation is None else dataset(validation, ("path", "robot", "only_episodes"))
 
 
-def _require(holds, listing, line):
-    if not holds:
-        raise ValueError(f"{listing} is no mixture: {line}; it holds datasets, a list of path, weight, kind, robot, "
-                         "name, only_episodes, hold_out; and robot, validation")
-
-
-def _choice(value, where, folder):
-    """A choice of episodes, text or a list -> text."""
-    parts = [str(n) if type(n) in (int, str) else f"{n!r:.40}" for n in (value if isinstance(value, list) else [value])]
-    found = episodes(",".join(parts), folder)
-    check(where, found or "nothing", str, {"form": EPISODES, "help": "text such as 0-19,25, or a list of numbers"})
-    return found
+def _given(part, known, listing):
+    """A part of the file -> what of it is not null. ValueError: it is of another kind, or holds what is not known."""
+    must(isinstance(part, dict), f"{listing} holds {part!r:.60}, expected {{{', '.join(known)}}}")
+    given = {key: value for key, value in part.items() if value is not None}
+    unknown = ", ".join(sorted(given.keys() - {*known}))
+    must(not unknown, f"{listing}: {unknown[:200]} is unknown; known are {', '.join(known)}")
+    return given

@@ -2,6 +2,8 @@
 
 Every fault is a ValueError of one line that begins with `where`, whatever pyarrow made of the damage."""
 
+from itertools import accumulate
+
 import numpy as np
 
 from support.data.video import INSTALL
@@ -21,13 +23,14 @@ def arrow():
     return pyarrow
 
 
-def read_table(path, columns, where, group=None):
-    """Columns (None: all) of a parquet file, or of one row group of it, as a pyarrow table."""
+def read_table(path, columns, where, group=None, also=()):
+    """Columns (None: all), and of `also` what is there, of a parquet file or one row group of it -> a pyarrow table."""
     with damage(where, f"{path} cannot be read", path), arrow().parquet.ParquetFile(path) as file:
         for key in columns or ():
             must(key in file.schema_arrow.names,
                  f"{where}: {path} has no column '{key}', which meta/ promises; download it again")
-        columns, groups = columns and list(columns), range(file.num_row_groups) if group is None else [group]
+        columns = columns and [*columns, *(key for key in also if key in file.schema_arrow.names)]
+        groups = range(file.num_row_groups) if group is None else [group]
         for part in map(file.metadata.row_group, groups):
             most = max((part.column(i).num_values for i in range(part.num_columns)), default=0)
             must(most <= MOST, f"{where}: {path} has {most:,} values in a column of one row group, at most {MOST:,} "
@@ -38,10 +41,8 @@ def read_table(path, columns, where, group=None):
 def row_groups(path, where):
     """Number of the first row of each row group of a parquet file, and the number of rows: list[int]."""
     with damage(where, f"{path} cannot be read", path), arrow().parquet.ParquetFile(path) as file:
-        starts = [0]
-        for group in range(file.num_row_groups):
-            starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
-        return starts
+        groups = map(file.metadata.row_group, range(file.num_row_groups))
+        return list(accumulate((group.num_rows for group in groups), initial=0))
 
 
 def read_columns(path, sizes, where, group=None):

@@ -1,15 +1,7 @@
-"""One picture of a file or of bytes, by one rule, whatever program wrote it.
+"""One picture of a file or of bytes, by one rule, whatever program wrote it: docs/data.md#pictures lists the forms.
 
-PNG, JPEG, WebP, BMP, TIFF and GIF become (H, W, 3) uint8 RGB. The contents decide the format, the file's name does not.
-
-    turned        as its EXIF or XMP orientation says
-    8 bit         colours as stored; palettes, CMYK and YCbCr are converted; grey and 1 bit fill three equal channels
-    alpha         dropped: a colour counts as it is stored, however transparent it is
-    16 bit        of grey, 65535 becomes 255, rounded; of colours the upper byte counts
-    float         0 to 1 becomes 0 to 255, rounded; another range is refused, and so are integers of 32 bit
-    animated      the first frame, or page
-    size          at most PIXELS, read from the header; the longer side at most ASPECT times the shorter one
-"""
+The contents decide the format, the file's name does not. What Pillow does: alpha is dropped, of 16-bit colours the
+upper byte counts, of an animation the first frame."""
 
 import io
 import os
@@ -39,7 +31,6 @@ def check_size(height, width, what="it"):
 
 def decode(data, where=None):
     """A path, or the bytes of a file -> (H, W, 3) uint8 RGB, read-only.
-
     where names the picture in the ValueError: dataset, episode, frame, column; by default the path."""
     stored = isinstance(data, (bytes, bytearray, memoryview))
     where = where or f"picture {data}"

@@ -12,17 +12,13 @@ import numpy as np
 
 def places(shown, fps, begins, lengths):
     """-> (first, step) of each of E episodes in a film: its row t has picture first + step * t.
-
     shown: seconds of the film's pictures, ascending. begins: (E,) seconds that the dataset declares, NaN where it does
     not. lengths: (E,) rows. ValueError: of which episode, what is wrong."""
     n, total, ends = len(shown), int(lengths.sum()), np.cumsum(lengths)
-    if n < total:
-        raise ValueError(0, f"{n} pictures for {total} rows")
     wanted = np.repeat(begins - (ends - lengths) / fps, lengths) + np.arange(total) / fps
     nearest = np.searchsorted((shown[1:] + shown[:-1]) / 2, wanted)
     fits = np.abs(shown[nearest] - wanted) < 0.5 / fps   # False for NaN
-    found, doubtful = [], []
-    taken = np.bincount(nearest, minlength=n)
+    found, doubtful, taken = [], [], np.bincount(nearest, minlength=n)
     for e, (first, end) in enumerate(zip(ends - lengths, ends)):
         mine = nearest[first:end]
         steps = np.diff(mine) if len(mine) > 1 else np.ones(1, int)

@@ -62,8 +62,7 @@ def described(row, where):
              "instruction": str}
     wrong = [key for key, value in row.items() if not isinstance(value, known.get(key, ()))]
     must(not wrong and "name" in row, f"{where}: {', '.join(wrong)[:200] or 'name'} is missing, unknown or of another "
-         "type; it takes name, instruction (text), cameras (slot -> feature), state, action (features), delta "
-         "(numbers), kind")
+         f"type; it takes {', '.join(known)}, see support/data/robots.py")
     name, cameras, delta, kinds = row["name"], row.get("cameras", {}), row.get("delta", []), row.get("kind", ())
     must(name.isprintable() and 0 < len(name) <= 100,
          f"{where}: name is {name!r:.100}, expected 1 to 100 letters that can be printed")
@@ -78,8 +77,7 @@ def described(row, where):
     must(not any(delta and kind != "position" for delta, kind in zip(relative, each)),
          f"{where}: delta takes a velocity or a torque relative to the state; count it as absolute")
     must(row.get("action") != [], f'{where}: action is empty; leave it out, or say "kind": "human" in a mixture.json')
-    state, action = (tuple(_entry(entry, f"{where}: {key}") for entry in row.get(key, ()))
-                     for key in ("state", "action"))
+    state, action = (tuple(_entry(entry, f"{where}: {of}") for entry in row.get(of, ())) for of in ("state", "action"))
     return Robot(name, relative, state if "state" in row else None, action, cameras=cameras,
                  kinds=kinds if isinstance(kinds, str) else tuple(kinds), instruction=row.get("instruction", ""))
 
@@ -93,23 +91,15 @@ def _entry(entry, where):
     return (feature, *(part if isinstance(part, str) else tuple(part) for part in parts)) if parts else feature
 
 
-def table():
-    """robots.json -> {name: Robot}. A row is as a user's file, with several names, and two fields more."""
-    found = {}
-    for row in read_json(TABLE, list):
-        plain = {key: row[key] for key in ("cameras", "state", "action", "delta") if key in row}
-        for name in row["names"]:
-            found[name] = replace(described({"name": name, **plain}, TABLE), widths=tuple(row.get("widths", ())),
-                                  grippers_by_range=row.get("grippers_by_range", False))
-    return found
-
-
-ROBOTS = table()
+ROBOTS = {}   # a row of the table is as a user's file, with several names, and two fields more
+for row in read_json(TABLE, list):
+    plain = {key: row[key] for key in ("cameras", "state", "action", "delta") if key in row}
+    more = {"widths": tuple(row.get("widths", ())), "grippers_by_range": row.get("grippers_by_range", False)}
+    ROBOTS |= {name: replace(described({"name": name} | plain, TABLE), **more) for name in row["names"]}
 
 
 def unnamed(fps, state, action, others):
     """What a robot that nobody named is called: by all that it measures, so that a moved dataset is still of it.
-
     state, action: names of their dimensions; others: JSON-able, its cameras for one."""
     return f"unnamed-{len(state)}q{len(action)}a-{digest([float(fps), list(state), list(action), others])[:8]}"
 
@@ -136,17 +126,15 @@ def check_width(what, d, most):
 
 
 def release_statistics(path, robot):
-    """stats.json that the release saved beside its weights -> {"state_mean", "state_std", "action_mean", "action_std":
-    tuple}. The release divides by std + 1e-6: it is added here. robot: a name of the table, or a Robot. ValueError:
-    robot, feature or width does not fit, or a number is not finite."""
+    """The release's stats.json -> {"state_mean", "state_std", "action_mean", "action_std": tuple}. It divides by
+    std + 1e-6: that is added here. robot: a name of the table, or a Robot. ValueError: what does not fit."""
     row = robot if isinstance(robot, Robot) else ROBOTS.get(robot, Robot(robot))
     stored, moments = read_json(path), {}
     found = stored.get(row.name)
     must(isinstance(found, dict), f"{path} has no statistics of robot '{row.name}', only of "
          f"{', '.join(stored)[:200] or 'none'}: give --robot one of these, or a .json file with its name")
     for kind in ("state", "action"):
-        keys = getattr(row, kind)
-        keys = RELEASE_FEATURES[kind] if keys == getattr(Robot, kind) else keys
+        keys = RELEASE_FEATURES[kind] if getattr(row, kind) == getattr(Robot, kind) else getattr(row, kind)
         for moment, add in (("mean", 0.0), ("std", RELEASE_EPSILON)):
             values = [np.zeros(0)]
             for key in keys:
@@ -175,10 +163,8 @@ def spelt(key):
 
 def guess_cameras(keys, aside=""):
     """Video feature keys -> {slot: key}, from the beginnings of the words in the keys.
-
     wrist, hand or gripper: that of its side, of a single arm the left one. high, head, top or front without a side: the
-    head, else the only camera left over. Others are not read. ValueError: two fit one slot, or none is the head.
-    aside: what that adds about other cameras."""
+    head, else the only camera left over. ValueError: two fit one slot, or none is the head; aside: what it adds."""
     found, rest = {slot: [] for slot in VIEWS}, []
     for key in keys:
         words = spelt(key.removeprefix("observation."))

@@ -1,6 +1,4 @@
-"""What is read of a dataset: one interface, whatever the files.
-
-A plain folder (support/data/folder.py) and LeRobot (support/data/lerobot.py) implement it."""
+"""What is read of a dataset: one interface, which folder.py and lerobot.py implement."""
 
 from pathlib import Path
 
@@ -10,7 +8,6 @@ from support.data.lerobot_metadata import LeRobotMetadata
 
 class Source:
     """One opened dataset of E episodes; an episode has L frames. An episode is named by its position e, 0 to E - 1.
-
     What cannot be read is a ValueError: one line that says dataset, episode, frame and key.
 
     views_of(e)             the views that episode e has pictures of; others are missing there
@@ -20,8 +17,7 @@ class Source:
     frames(view, e, times)  pictures as `frame` gives them, at `times` in any order; what they share is decoded once
     has_pictures(e, t)      whether frames t (n,) have pictures, (n,) bool
     labels(e)               what a simulator knows: suite (text), target, distractor (L, 2); {} on recordings
-    identity()              JSON-able: what `numbers` depends on; changed files change it
-    """
+    identity()              JSON-able: what `numbers` depends on; changed files change it"""
 
     name: str           # for messages
     root: Path          # its folder

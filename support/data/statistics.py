@@ -1,6 +1,5 @@
 """The model's units: mean and standard deviation of state and actions, and what of them does not move.
-
-support/data/kept_statistics.py takes them over exactly the training windows."""
+kept_statistics.py takes them over exactly the training windows."""
 
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -33,12 +32,10 @@ def gathered(ranks, of_own):
 @dataclass(frozen=True)
 class Statistics:
     """Mean and standard deviation per dimension, over the training windows, after the delta transform.
-
     A deviation below the floor is not divided by; an action dimension of that kind is idle: it is commanded as what it
     was in training, and masked like padding in training and at inference, so that what the model would say there
     reaches no other dimension. The embedded world's grippers hold the middle and the width of their range instead
-    [ours]: standardised, a rarely used switch would let a timing error of one frame outweigh every error of position.
-    """
+    [ours]: standardised, a rare switch would let a timing error of one frame outweigh every error of position."""
 
     robot: str
     action_mode: str
@@ -65,8 +62,7 @@ class Statistics:
             return stats
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"the checkpoint's statistics are missing or not of this version ({error}): without them "
-                             "actions have no units; train again, or import the weights with python -m "
-                             "support.weights") from error
+                             "actions have no units; train again, or import by python -m support.weights") from error
 
     def check(self, action_mode):
         """ValueError unless these are statistics of actions of that mode."""
@@ -127,8 +123,7 @@ class Statistics:
             yield f"statistics over a seeded sample of {self.sample:,} of these windows"
         if not self.state_mean:
             yield "no state: the state token gets zeros"
-        states = [item for item in self.unscaled if item.startswith("state")]
-        if states:
+        if states := [item for item in self.unscaled if item.startswith("state")]:
             yield f"near-constant dimensions, passed through unscaled: {', '.join(states)}"
         idle = []
         for d in np.flatnonzero(~self.moving):

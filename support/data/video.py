@@ -91,7 +91,6 @@ class _Video:
 
     def one_pass(self, start, wanted):
         """One pass from the key frame before `start` over wanted[0] and what shares its group of pictures.
-
         wanted: stamps, ascending -> {stamp: (H, W, 3) uint8 RGB} of some; wanted[0] lacks where the pass begins behind
         it. Packets are held back until one is wanted: nothing behind the last wanted one is decoded."""
         self.container.seek(start, stream=self.stream)
@@ -101,29 +100,28 @@ class _Video:
                 break
             if packet.is_keyframe and fed or packet.dts is not None and packet.dts > last:
                 break                # what is still wanted starts a run of its own
-            held.append((packet, packet.pts in wanted))
-            if held[-1][1]:
+            held.append(packet)
+            if packet.pts in wanted:
                 for each in held:
-                    frames |= self._decode(*each, wanted)
+                    frames |= self._decode(each, wanted)
                 held, fed = [], fed | {packet.pts}
                 if len(fed) == len(wanted):
                     break
         if fed:
-            frames |= self._decode(None, True, wanted)
+            frames |= self._decode(None, wanted)
         return {stamp: self.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                 for stamp, frame in frames.items()}
 
-    def _decode(self, packet, needed, wanted):
+    def _decode(self, packet, wanted):
         """{stamp: frame} of the wanted ones that come out for a packet; for None, those that are held back."""
         if packet and self.decoder.name in SKIPS_UNREFERENCED:
-            self.decoder.skip_frame = "DEFAULT" if needed else "NONREF"
+            self.decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         return {frame.pts: frame for frame in self.decoder.decode(packet)
                 if frame.pts in wanted and not frame.is_corrupt}
 
 
 def stamps(path, where):
     """When the pictures of a film are shown: (n,) int64 ticks, ascending, and the seconds of a tick.
-
     ValueError, one line that begins with `where`: not readable."""
     with damage(where, f"{path} cannot be decoded", path):
         return _STAMPS.get(str(path), lambda: _OPEN.get((os.getpid(), str(path)), lambda: _Video(path)).stamps())
@@ -131,7 +129,6 @@ def stamps(path, where):
 
 def read_frames(path, wanted, where):
     """The pictures of a film that are shown at the stamps `wanted`, in that order: list of (H, W, 3) uint8 RGB.
-
     ValueError, one line that begins with where(i) for wanted[i]: it cannot be decoded."""
     key, left, pictures = (os.getpid(), str(path)), sorted(set(wanted)), {}
     while left:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from config import VIEWS
-from support.data.letterbox import Letterboxed, letterbox
+from support.data.letterbox import letterbox
 from support.inference.handover import Rest, guide_of
 
 ENDING = 600   # seconds that the end of an episode waits for a plan under way
@@ -29,7 +29,7 @@ def all_finite(actions, z=None):
     return np.isfinite(actions).all() and (z is None or bool(z.isfinite().all()))
 
 
-class Picture(Letterboxed):
+class Picture:
     """A camera's picture (H, W, 3) uint8, letterboxed at most once per size."""
 
     def __init__(self, picture):

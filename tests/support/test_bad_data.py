@@ -95,7 +95,7 @@ FAULTS = {
     "narrow action": (lambda root: write_rows(root, 1, action=numbers_of(1)[1][:, :1]),
                       ["'action' has 1 values in a row, meta/info.json says 2"]),
     "short mp4": (lambda root: write_video(video(root, 1), 15, False, "mpeg4", 2, 0),
-                  [f"episode 1: '{HEAD}'", "has 15 pictures for 23 rows"]),
+                  [f"episode 1: '{HEAD}'", "has 15 pictures from 0.000 to 0.467 s for 23 rows"]),
     "torn mp4": (lambda root: truncate(video(root, 1, WRIST), 97), [f"episode 1, frame 22, '{WRIST}'"]),
     "fewer rows": (lambda root: write_rows(root, 1, timestamp=np.arange(20) / FPS),
                    ["episode 1", "has 20 rows, meta/ says 23"]),

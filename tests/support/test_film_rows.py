@@ -73,7 +73,7 @@ COUNTED = {   # as many pictures as rows: whatever their times
 TIMED = {   # more pictures: the times agree
     "one longer": dict(numbers=LONGER), "twice the rate": dict(numbers=[i // 2 for i in range(80)], rate=60, b_frames=2)}
 UNDECIDED = {
-    "one shorter": (dict(numbers=range(39)), "has 39 pictures for 40 rows"),
+    "one shorter": (dict(numbers=range(39)), "has 39 pictures from 0.000 to 1.267 s for 40 rows"),
     "a picture lost": (dict(numbers=[*range(20), *range(21, 40)], shown=[*range(20), *range(21, 40)]), "39 pictures"),
     "late and longer": (dict(numbers=LONGER, b_frames=2, container=PIECES, shown=range(7, 48)), "has 41 pictures from 0.067"),
     "a gap and longer": (dict(numbers=LONGER, shown=gap(41)), "has 41 pictures from 0.000 to 1.500 s for 40 rows"),

@@ -229,6 +229,7 @@ def test_a_camera_that_an_episode_lacks_is_a_missing_view_there(dataset, v30, ve
                                                      ("chunk_index", "file_index", "from_timestamp")}))
     plain = LeRobotSource(root)
     assert f"camera '{WRIST}' has no pictures of 1 of its" in capfd.readouterr().err and inspection.faults(plain)[0] == []
+    assert "\n".join(inspection.inspect(plain, [0])).count("has no pictures of 1 of its") == 1
     out = root.parent / "cached"
     fill(plain, cache_for(plain, out, [64]), 0)
     model = get_config("conveyor").model

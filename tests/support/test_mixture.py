@@ -61,11 +61,13 @@ def test_a_mixture_of_robots_trains_with_statistics_of_each_and_runs_each(table_
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"wieght": 0.5}, "wieght"), ({"weight": -1}, "weights above 0"), ({"weight": float("nan")}, "weights above 0"),
-    ({"path": 5}, "is no mixture"), ({"robot": "r2d2"}, "--robot r2d2: unknown"), ({"weight": "x"}, "is no mixture"),
-    ({"robot": {"name": "x"}}, "are text"), ({"robot": 5}, "are text"), ({"name": 5}, "are text"),
-    ({"kind": "human_video"}, "kind human_video: choose from robot, sim, real, human"),
-    ({"validation": 5}, "is no mixture"), ({"validation": {"path": "RoboMind", "kind": "real"}}, "is no mixture"),
+    ({"wieght": 0.5}, "wieght is unknown; known are path, weight"), ({"weight": -1}, "RoboTwin: weight must be above 0, got"),
+    ({"weight": float("nan")}, "weight must be above 0"), ({"path": 5}, "path must be text, got 5"),
+    ({"robot": "r2d2"}, "--robot r2d2: unknown"), ({"weight": "x"}, "RoboTwin: weight must be a finite number, got 'x'"),
+    ({"robot": {"name": "x"}}, "robot must be text"), ({"robot": 5}, "robot must be text"), ({"name": 5}, "name must be text"),
+    ({"kind": "human_video"}, "kind must be one of 'robot', 'sim', 'real', 'human', got 'human_video'"),
+    ({"path": " "}, "path must be a path"), ({"path": "a" * 256}, "path must be a path"), ({"path": "a\0"}, "must be a path"),
+    ({"validation": 5}, "holds 5, expected"), ({"validation": {"path": "RoboMind", "kind": "real"}}, "kind is unknown"),
     ({"validation": "./RoboTwin"}, "./RoboTwin is trained on and held out")])
 def test_a_wrong_entry_of_a_mixture_is_one_line(table_3, change, message):
     stored = json.loads(Path(table_3).read_text())

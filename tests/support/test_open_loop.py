@@ -230,7 +230,7 @@ def test_a_mixture_weighs_datasets_of_any_kind_and_holds_out_the_last_episode(tm
         assert [set(rows[:, 0]) for rows in corpus.windows.values()] == [{0, 1}, {0}, {0, 1}]
         assert {source.robot for source in corpus.sources.values()} == {"aloha"}
     for text, message in (("[]", "holds a list, expected a dict"), ('{"datasets": []}', "at least one dataset"),
-                          ('{"datasets": [{"path": "one", "weight": 0}]}', "weights above 0"),
+                          ('{"datasets": [{"path": "one", "weight": 0}]}', "weight must be above 0"),
                           ('{"datasets": [{"path": "one"}], "robot": "r2"}', "--robot r2: unknown")):
         (tmp_path / "mixture.json").write_text(text)
         with pytest.raises(ValueError, match=message):
