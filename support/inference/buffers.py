@@ -85,7 +85,7 @@ class Program:
             position = positions(model.layout, *masks)[:, self.keep]
             for mine, new in zip(self.rotary, rotary_tables(position, model.rope_frequency, model.rope_axis)):
                 mine.copy_(new.transpose(1, 2))                          # (B, n, 1, d)
-            self.rotary[1][..., :model.config.head_dim // 2].neg_()      # as `turn` reads it
+            self.rotary[1][..., :model.config.head_dim // 2].neg_()      # as `block` reads it
         if self.bias is not None:
             valid = valid_tokens(model.layout, *masks)[:, self.keep]
             self.bias.zero_().masked_fill_(~valid[:, None, None], MASKED)

@@ -2,7 +2,7 @@
 
 docs/realtime.md lists what it saves, and tests/support/test_engine.py holds each saving equal to the plain path.
 Running a `Program` (support/inference/buffers.py) is a fixed list of operations: no value is read back, no shape
-depends on data. So it can be one CUDA graph, in which four functions of support/inference/fused.py are compiled once.
+depends on data. So it can be one CUDA graph, in which four functions are compiled once.
 """
 
 import copy
@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 
 import flow
+from support.files import must
 from support.inference.buffers import Program, Shape, random_batch
-from support.inference.fused import BlockWeights, block, compiled, decode, encode, fold_compression, linear, rms_norm
+from support.inference.fused import BlockWeights, block, compiled, fold_compression, rms_norm
 from support.vision import vit_block
 
 MODES = ("eager", "compile", "graph")
@@ -79,12 +80,11 @@ class Engine:
     because constants were computed from them. A second engine, or moving the model, holds the weights twice."""
 
     def __init__(self, model, mode="eager", steps=None, capture=cuda_capture, backend=None, views=(0, 1, 2)):
-        if mode not in MODES:
-            raise ValueError(f"--engine {mode}: choose from {', '.join(MODES)}")
+        must(mode in MODES, f"--engine {mode}: choose from {', '.join(MODES)}")
         device, config = model.act.state_proj.weight.device, model.config
-        self.model, self.config, self.mode, self.capture = model, config, mode, capture
-        if mode == "graph" and capture is cuda_capture and device.type != "cuda":
-            raise ValueError("--engine graph records a CUDA graph, and the model is not on a GPU: use eager or compile")
+        must(mode != "graph" or capture is not cuda_capture or device.type == "cuda",
+             "--engine graph records a CUDA graph, and the model is not on a GPU: use eager or compile")
+        self.model, self.config, self.mode, self.capture, self.views = model, config, mode, capture, views
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True   # the VAE's shapes are few
         self.steps = steps or config.euler_steps
@@ -93,37 +93,27 @@ class Engine:
         self.vision = model.und.visual
         self.layers = {name: [BlockWeights.of(getattr(layer, name), config) for layer in model.layers]
                        for name in (("und", "gen", "act") if config.gen_expert else ("und", "act"))}
-        if config.und_tail:
-            self.layers["und"][-1] = self.layers["und"][-1].keys_values_alone(config)
+        self.regions = {"block": block, "vit_block": vit_block}   # functions that are compiled, as they are written
         if config.gen_expert:
-            *layers, last = self.layers["gen"]
-            self.layers["gen_kv"] = [*layers, last.keys_values_alone(config)]   # where nothing is imagined
             self.compress, self.vae = fold_compression(model.gen), model.vae
+            self.regions |= {"encode": type(self.vae).encode, "decode": type(self.vae).decode}
             for kernel in (p for p in model.vae.parameters() if p.ndim == 4):
                 kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
-        self.block, self.vit_block, self.encode, self.decode = block, vit_block, encode, decode
-        if mode != "eager":
-            region = partial(compiled, **({"backend": backend} if backend else {}))
-            self.block, self.vit_block, self.encode, self.decode = map(region, (block, vit_block, encode, decode))
-        self.views, self.ready = views, {"cold"}   # hand-overs that a graph is recorded for
-        self._check(views)
+        vars(self).update({name: of if mode == "eager" else compiled(of, backend) for name, of in self.regions.items()})
+        self.ready = {"cold"}   # hand-overs that a graph is recorded for
+        self._check()
 
-    def _check(self, views):
+    def _check(self):
         """Compile (and record) what a control loop calls: a plan, latents ahead of one, a plan with them given. Hold
         both plans against model.py on a second input, where a replay that kept something of the first would show.
         ValueError: they are not finite, or further from it than TOLERANCE."""
-        fast, model, device = self, self.model, self.view_tokens.device
+        fast, model, views, device = self, self.model, self.views, self.view_tokens.device
         if self.mode == "eager":   # nothing to prepare: one camera and two layers show what this machine computes
             fast, model, views = self.eager(), copy.copy(model), views[:1]
             fast.layers = {name: layers[:2] for name, layers in self.layers.items()}
             model._modules = model._modules | {"layers": model.layers[:2]}
         for seed in (0,) if self.mode == "eager" else (0, 1):
-            batch, random = random_batch(self.config, seed=seed), torch.Generator().manual_seed(seed)
-            batch.view_mask[:] = torch.tensor([v in views for v in range(3)])
-            eps, pasts = torch.randn(1, self.config.chunk, self.config.action_dim, generator=random), [None]
-            if self.config.gen_expert:
-                frames = torch.stack([batch.frames[:, v, :1] for v in views], 1).to(device)
-                pasts.append(self.all_views(self.to_latents(frames)[:, :, 0], views))
+            batch, eps, pasts = self._inputs(views, seed)
             found = torch.stack([fast(batch, eps, z_past).actions for z_past in pasts])
         exact = model.sample_actions(batch.to(device), eps.to(device), self.steps)
         if not exact.isfinite().all():   # of what the model computes no mode can be held guilty
@@ -140,11 +130,29 @@ class Engine:
             self.report = (f"engine {self.mode}: largest difference from model.py {apart.abs().max().item():.1e} of "
                            f"actions up to {exact.abs().max().item():.1f}")
 
+    def _inputs(self, views, seed=0):
+        """A random batch of these cameras, its noise, and what a control loop gives as z_past: nothing, or latents."""
+        batch, random = random_batch(self.config, seed=seed), torch.Generator().manual_seed(seed)
+        batch.view_mask[:] = torch.tensor([v in views for v in range(3)])
+        eps, pasts = torch.randn(1, self.config.chunk, self.config.action_dim, generator=random), [None]
+        if self.config.gen_expert:
+            frames = torch.stack([batch.frames[:, v, :1] for v in views], 1).to(self.view_tokens.device)
+            pasts.append(self.all_views(self.to_latents(frames)[:, :, 0], views))
+        return batch, eps, pasts
+
+    def prepare(self, handover):
+        """Record what a control loop calls with this hand-over, before an episode would wait for it."""
+        if self.mode == "graph" and handover not in self.ready:
+            batch, eps, pasts = self._inputs(self.views)
+            for z_past in pasts:
+                self(batch, eps, z_past, guide=flow.Guide(handover, eps, eps[0]))
+            self.ready.add(handover)
+
     def eager(self):
         """A second engine over the same weights, nothing compiled."""
         other = copy.copy(self)   # the lock is the same, so that neither computes while the other records
         other.mode, other.programs = "eager", {}
-        other.block, other.vit_block, other.encode, other.decode = block, vit_block, encode, decode
+        vars(other).update(self.regions)
         return other
 
     # ---- a call -------------------------------------------------------------------------------------------------
@@ -225,16 +233,16 @@ class Engine:
         if x.shape[-1] != size:   # [release]
             x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
         x = x.to(next(self.vae.parameters(), x).dtype).contiguous(memory_format=torch.channels_last)
-        return self.encode(self.vae, x).unflatten(0, frames.shape[:3])
+        return self.encode(self.vae, x).float().unflatten(0, frames.shape[:3])
 
     def generate(self, program, z):
-        """z (B, V, 2, 16, g, g) -> the generation expert's output (B, 32 V, D), or None when nothing is imagined."""
+        """z (B, V, 2, 16, g, g) -> the generation expert's output (B, 32 V, D)."""
         (B, V, T, C, _, _), k = z.shape, self.config.compress_kernel
         patches = z.to(self.compress[0].dtype).view(B, V * T, C, 4, k, 4, k).permute(0, 1, 3, 5, 2, 4, 6)
-        x = linear(patches.reshape(B, V * T * 16, -1), *self.compress)
+        x = F.linear(patches.reshape(B, V * T * 16, -1), *self.compress)
         if self.config.learned_positions:
             x = x + self.model.gen.position[program.keep[program.u:program.g] - self.model.layout.n_und]
-        return self._layers("gen" if program.shape.imagine else "gen_kv", program, x.to(self.model.dtype), program.u)
+        return self._layers("gen", program, x.to(self.model.dtype), program.u)
 
     def foresee(self, program, h_gen):
         """The generation expert's output (B, 32 V, D) -> z_hat (B, V, 16, g, g) float32."""
@@ -245,7 +253,7 @@ class Engine:
         """model.to_pictures, channels-last: latents (..., 16, g, g) -> pictures (..., 3, H, W) uint8."""
         dtype = next(self.vae.parameters(), z).dtype
         # A clone, also where nothing is to be converted: a caller's inference tensor would be compiled for anew.
-        x = self.decode(self.vae, z.flatten(0, -4).to(dtype).clone(memory_format=torch.channels_last))
+        x = self.decode(self.vae, z.flatten(0, -4).to(dtype).clone(memory_format=torch.channels_last)).float()
         return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().unflatten(0, z.shape[:-3])
 
     def denoise(self, program):

@@ -85,26 +85,6 @@ def test_latents_of_t_minus_m_may_be_given_and_are_not_encoded_then(imagining, b
     torch.testing.assert_close(miss, chunk_of(model, batch, eps)[0], **EXACT)
 
 
-def test_the_last_generation_layer_gives_keys_and_values_alone_unless_one_imagines(imagining, build, random_batch):
-    model, batch, eps = build(imagining), random_batch(imagining, 1), noise_for(imagining)
-    engine, finished = Engine(model), []
-    inner = engine.block
-
-    def watched(x, w, keys, values, start, *rest):
-        out = inner(x, w, keys, values, start, *rest)
-        if keys is engine.programs[shape].keys[-1] and start == engine.programs[shape].u:
-            finished.append(out is not None)
-        return out
-
-    engine.block = watched
-    results = []
-    for imagine in (False, True):
-        shape = engine.shape(batch, False, imagine)
-        results.append(engine(batch, eps, imagine=imagine).actions)
-    assert finished == [False, True]
-    torch.testing.assert_close(results[0], results[1], **EXACT)
-
-
 def test_the_state_token_takes_part_in_the_first_step_alone(variant, build, random_batch):
     """Its keys and values see no action, so ten steps need them once; test_the_engine_gives_... shows equality."""
     engine, batch = Engine(build(variant)), random_batch(variant, 1)
@@ -235,13 +215,13 @@ def test_a_recording_that_replays_its_first_inputs_does_not_start(imagining, bui
 
 @pytest.mark.parametrize("mode", ["eager", "compile", "graph"])
 @pytest.mark.parametrize("fault, share", [(float("nan"), "nan"), (0.1, r"\S+e-0[12]")])
-def test_a_mode_whose_products_are_wrong_does_not_start(tiny, build, monkeypatch, mode, fault, share):
-    """Not finite, or each product off by a tenth."""
-    right = fused.linear
+def test_a_mode_whose_attention_is_wrong_does_not_start(tiny, build, monkeypatch, mode, fault, share):
+    """Not finite, or off by a tenth."""
+    right = fused.attend
 
-    def wrong(x, weight, bias=None):
-        return right(x, weight, bias) * (1 + fault)
-    monkeypatch.setattr(fused, "linear", wrong)
+    def wrong(*given):
+        return right(*given) * (1 + fault)
+    monkeypatch.setattr(fused, "attend", wrong)
     torch._dynamo.reset()
     with pytest.raises(ValueError, match=f"^engine {mode}: its actions differ from those of model.py by {share} of"):
         Engine(build(tiny), mode, capture=static, backend="eager")
@@ -263,14 +243,14 @@ def test_too_many_shapes_to_compile_are_one_line(tiny, build, random_batch, monk
 
 
 def test_every_region_is_compiled_once_over_layers_steps_and_prompts(variant, build, random_batch):
-    """fullgraph=True; regions: ViT block, und layer, its keys alone, gen layer, its keys alone, act layer with and
-    without the state token, VAE encoder and decoder."""
+    """fullgraph=True; regions: ViT block, und layer, its keys alone, gen layer, act layer with and without the state
+    token, VAE encoder and decoder."""
     torch._dynamo.reset()
     model, eps = build(replace(variant, layers=4, vit_layers=3 if variant.vit_layers else 0)), noise_for(variant)
     counter = CompileCounterWithBackend("eager")
     engine = Engine(model, "compile", backend=counter)
     regions = {"und", "und keys", "act and state", "act"} | ({"vit"} if variant.vit_layers else set())
-    regions |= {"gen", "gen keys", "encode six frames", "encode three"} if variant.gen_expert else set()
+    regions |= {"gen", "encode six frames", "encode three"} if variant.gen_expert else set()
     assert counter.frame_count == len(regions)
     for words in (2, 5):
         batch = random_batch(variant, 1, seed=words)
@@ -300,8 +280,8 @@ def test_cosmos_compiles_at_full_width_without_a_graph_break():
     torch._dynamo.reset()
     counter, vae = CompileCounterWithBackend("eager"), CosmosVAE().to(memory_format=torch.channels_last).eval()
     with torch.no_grad():
-        z = torch.compile(fused.encode, backend=counter, fullgraph=True, dynamic=False)(vae, torch.zeros(1, 3, 32, 32))
-        torch.compile(fused.decode, backend=counter, fullgraph=True, dynamic=False)(vae, z)
+        z = fused.compiled(CosmosVAE.encode, counter)(vae, torch.zeros(1, 3, 32, 32))
+        fused.compiled(CosmosVAE.decode, counter)(vae, z)
     assert counter.frame_count == 2
 
 
