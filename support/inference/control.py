@@ -41,10 +41,8 @@ class ControlLoop:
 
     `queue` is the chunk planned from frame `planned_at`: the action of step t is queue[t - planned_at], or the last one
     where the chunk is over (0 for a velocity or a torque). The next chunk is planned from frame `next_plan`, or later
-    if the last one is still under way, and entered at its own place when it arrives.
-
-    A plan that is not finite is never entered: the last action is held, and each of the next steps plans again, until a
-    plan is good. Latents of such a plan are forgotten. The first plan raises instead, because nothing can be held."""
+    if the last one is still under way, and entered at its own place when it arrives. One that is not finite never is.
+    """
 
     def __init__(self, policy, task, execute_steps, background, handover="cold"):
         self.policy, self.task, self.execute, self.m = policy, task, execute_steps, policy.config.data.m

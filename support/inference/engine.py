@@ -7,7 +7,7 @@ depends on data. So it can be one CUDA graph, in which four functions are compil
 
 import copy
 import threading
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import flow
 from support.files import must
 from support.inference.buffers import Program, Shape, random_batch
-from support.inference.fused import BlockWeights, block, compiled, fold_compression, rms_norm
+from support.inference.fused import BlockWeights, block, compiled, fold_compression
 from support.vision import vit_block
 
 MODES = ("eager", "compile", "graph")
@@ -73,9 +73,9 @@ def entry(method):
 class Engine:
     """engine(batch, eps) -> Chunk, equal to model.sample_actions(batch, eps) up to rounding.
 
-    mode: "eager"; "compile": the functions of fused.py are compiled; "graph": and every Program is one CUDA graph, made
-    by `capture` at its first call. steps: of Euler, the config's by default. views: which of the three the robot has;
-    what a control loop calls is compiled and recorded for these here, anything else when it is first asked for.
+    mode: "eager"; "compile": the functions in `regions` are compiled; "graph": and every Program is one CUDA graph,
+    made by `capture` at its first call. steps: of Euler, the config's by default. views: which of the three the robot
+    has; what a control loop calls is compiled and recorded for these here, anything else when it is first asked for.
     Threads on one CUDA stream may share an engine. The model keeps working and shares its weights; train it no further,
     because constants were computed from them. A second engine, or moving the model, holds the weights twice."""
 
@@ -88,12 +88,13 @@ class Engine:
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True   # the VAE's shapes are few
         self.steps = steps or config.euler_steps
-        self.programs, self.captures, self.lock, self.report = {}, 0, threading.RLock(), None
+        self.programs = lru_cache(PROGRAMS)(partial(Program, model))   # of a Shape
+        self.captures, self.lock, self.report = 0, threading.RLock(), None
         self.view_tokens = torch.tensor(config.view_tokens, device=device)
         self.vision = model.und.visual
         self.layers = {name: [BlockWeights.of(getattr(layer, name), config) for layer in model.layers]
                        for name in (("und", "gen", "act") if config.gen_expert else ("und", "act"))}
-        self.regions = {"block": block, "vit_block": vit_block}   # functions that are compiled, as they are written
+        self.regions = {"block": block, "vit_block": vit_block}   # as they are written; self.block and so on are called
         if config.gen_expert:
             self.compress, self.vae = fold_compression(model.gen), model.vae
             self.regions |= {"encode": type(self.vae).encode, "decode": type(self.vae).decode}
@@ -151,7 +152,7 @@ class Engine:
     def eager(self):
         """A second engine over the same weights, nothing compiled."""
         other = copy.copy(self)   # the lock is the same, so that neither computes while the other records
-        other.mode, other.programs = "eager", {}
+        other.mode, other.programs = "eager", lru_cache(PROGRAMS)(partial(Program, self.model))
         vars(other).update(self.regions)
         return other
 
@@ -164,11 +165,7 @@ class Engine:
 
         Batch and eps should lie on the CPU: masks are read there, and copying in is part of the call. What is returned
         is the caller's own. ValueError: samples with different views."""
-        shape = self.shape(batch, z_past is not None, imagine, guide.handover if guide else "cold")
-        program = self.programs.pop(shape, None) or Program(self.model, shape)
-        self.programs[shape] = program   # the one used last stands last
-        if len(self.programs) > PROGRAMS:
-            del self.programs[next(iter(self.programs))]
+        program = self.programs(self.shape(batch, z_past is not None, imagine, guide.handover if guide else "cold"))
         program.place(self.model, batch)
         program.load(batch, eps, z_past, guide)
         if self.mode == "graph" and program.replay is None:
@@ -180,12 +177,11 @@ class Engine:
     def shape(self, batch, cached, imagine, handover="cold"):
         """The Shape that a batch needs. Compiled, the text budget is the config's, so that all prompts are one."""
         views, words = batch.view_mask[0], batch.text_mask.sum(1)
-        if not bool((batch.view_mask == views).all()):
-            raise ValueError("the samples of one call must have the same cameras: call the engine once per set")
+        must((batch.view_mask == views).all(),
+             "the samples of one call must have the same cameras: call the engine once per set")
         text = int(words.max()) if self.mode == "eager" else self.config.text_tokens
-        padded = self.mode != "eager" or bool((words < text).any())
-        return Shape(len(words), tuple(views.nonzero().flatten().tolist()), text, padded,
-                     cached and self.config.gen_expert, imagine and self.config.gen_expert, handover)
+        return Shape(len(words), tuple(views.nonzero().flatten().tolist()), text, cached and self.config.gen_expert,
+                     imagine and self.config.gen_expert, handover)
 
     def run(self, program):
         """The whole call as a fixed list of operations on a Program's buffers -> Chunk."""
@@ -258,30 +254,26 @@ class Engine:
 
     def denoise(self, program):
         """Eq. (3) -> actions (B, k, d_a) float32."""
-        act, config, g, k = self.model.act, self.config, program.g, self.config.chunk
-        real = torch.ones_like(program.real) if config.noise_on_padding else program.real
-        ones = torch.ones(len(program.eps), 1, 1, dtype=torch.float64, device=real.device)
-        kept = 0   # state tokens whose keys and values are cached: it takes part in the first step alone
+        act, real = self.model.act, program.real
+        if self.config.noise_on_padding:   # [release]
+            real = torch.ones_like(real)
+        ones = torch.ones(len(real), 1, 1, dtype=torch.float64, device=real.device)
 
         def v_theta(a, tau):
-            nonlocal kept
-            x = act.embed(program.state, a[:, None], tau * ones)[:, kept:].to(self.model.dtype)
-            x = x.clone(memory_format=torch.contiguous_format)   # a cut has other strides: it would be compiled for
-            x = self._layers("act", program, x, g + kept, None if kept else ((1, g + 1), (k, program.n)))
-            kept = 1
-            return act.action_out_proj(rms_norm(x[:, -k:], act.norm.weight, config.norm_eps).float()) * real
+            x = act.embed(program.state, a[:, None], tau * ones).to(self.model.dtype)
+            return act.velocity(self._layers("act", program, x, program.g), R=1)[:, 0] * real
 
         handover = program.shape.handover
         guide = None if handover == "cold" else flow.Guide(handover, program.rest, program.weight)
         return flow.denoise(v_theta, program.eps * real, self.steps, guide)
 
-    def _layers(self, name, program, x, start, pieces=None):
-        """All layers of an expert over rows x, which follow `start` others and see all, unless `pieces` says less."""
+    def _layers(self, name, program, x, start):
+        """All layers of an expert over rows x, which follow `start` others."""
         end = start + x.shape[1]
         rotary = program.rotary and tuple(table[:, start:end] for table in program.rotary)
+        bias = program.bias if name == "act" else program.bias[:, :, :1, :end]   # row 0 sees all that comes before it
         for w, keys, values in zip(self.layers[name], program.keys, program.values):
-            x = self.block(x, w, keys, values, start, pieces or ((end - start, end),), rotary, program.bias,
-                           self.config.norm_eps)
+            x = self.block(x, w, keys, values, start, rotary, bias, self.config.norm_eps)
         return x
 
     @staticmethod

@@ -65,9 +65,9 @@ def rms_norm(x, weight, eps):
 
 
 def attend(query, key, value, bias):
-    """query (B, N, A, d), key and value (B, G, n, d), bias (B, 1, 1, n) or None -> (B, N, A * d).
+    """query (B, N, A, d), key and value (B, G, n, d), bias (B, 1, 1 or N * A / G, n) -> (B, N, A * d).
 
-    No mask depends on the query, so the A / G heads of one key head are further rows of the same product."""
+    The A / G heads of one key head are further rows of the same product: head by head, N rows each."""
     B, N, A, d = query.shape
     G = key.shape[1]
     rows = query.view(B, N, G, A // G, d).permute(0, 2, 3, 1, 4).reshape(B, G, -1, d)
@@ -75,15 +75,13 @@ def attend(query, key, value, bias):
     return out.view(B, G, A // G, N, d).permute(0, 3, 1, 2, 4).reshape(B, N, A * d)
 
 
-def block(x, w, keys, values, start, pieces, rotary, bias, eps):
-    """One expert's layer over rows that follow `start` cached ones.
+def block(x, w, keys, values, start, rotary, bias, eps):
+    """One expert's layer over rows that follow `start` cached ones, and see them and one another where bias lets them.
 
-    x (B, n, D); keys, values (B, G, all, d), rows start to start + n are written. pieces: (rows, visible) pairs in
-    order, that many rows see the first `visible` keys. rotary: None, or cos and sin (B, n, 1, d), sin's first half
-    negated. bias (B, 1, 1, all) or None. -> (B, n, D), or None without w.o.
-    """
+    x (B, n, D); keys, values (B, G, all, d), rows start to start + n are written. rotary: None, or cos and sin
+    (B, n, 1, d), sin's first half negated. bias: as `attend`, over start + n keys. -> (B, n, D), None without w.o."""
     B, n, _ = x.shape
-    G, d = keys.shape[1], keys.shape[3]
+    G, d, end = keys.shape[1], keys.shape[3], start + n
     y = F.linear(rms_norm(x, w.norm, eps), *w.qkv).view(B, n, -1, d)
     y, value = y[:, :, :-G], y[:, :, -G:]
     if w.qk_norm is not None:
@@ -92,14 +90,11 @@ def block(x, w, keys, values, start, pieces, rotary, bias, eps):
         cos, sin = rotary
         y = torch.addcmul(y * cos, y.roll(d // 2, -1), sin)
     y = y.to(x.dtype)
-    keys[:, :, start:start + n] = y[:, :, -G:].transpose(1, 2)
-    values[:, :, start:start + n] = value.transpose(1, 2)
+    keys[:, :, start:end] = y[:, :, -G:].transpose(1, 2)
+    values[:, :, start:end] = value.transpose(1, 2)
     if w.o is None:
         return None
-    attended = [attend(query, keys[:, :, :visible], values[:, :, :visible],
-                       None if bias is None else bias[..., :visible])
-                for query, (_, visible) in zip(y[:, :, :-G].split([rows for rows, _ in pieces], 1), pieces)]
-    x = x + F.linear(attended[0] if len(pieces) == 1 else torch.cat(attended, 1), w.o)
+    x = x + F.linear(attend(y[:, :, :-G], keys[:, :, :end], values[:, :, :end], bias), w.o)
     gate, up = F.linear(rms_norm(x, w.mlp_norm, eps), w.gate_up).chunk(2, -1)
     return x + F.linear(F.silu(gate) * up, w.down)
 
