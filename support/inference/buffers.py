@@ -15,7 +15,6 @@ class Shape(NamedTuple):
     samples: int
     views: tuple    # which of the three are computed
     text: int       # slots for words
-    padded: bool    # some of them may be empty
     cached: bool    # latents of t-m are given
     imagine: bool   # z_hat is wanted
     handover: str = "cold"   # else a flow.Guide's
@@ -50,7 +49,8 @@ class Program:
         if shape.handover != "cold":
             self.rest, self.weight = torch.zeros_like(self.eps), torch.zeros_like(self.eps[0])
         self.rotary = None if config.learned_positions else (buffer(B, self.n, 1, d), buffer(B, self.n, 1, d))
-        self.bias = buffer(B, 1, 1, self.n, dtype=model.dtype) if shape.padded else None
+        # What the action expert's rows see: the state and k actions, once for each of the heads that share a key.
+        self.bias = buffer(B, 1, config.heads // config.kv_heads * layout.n_act, self.n, dtype=model.dtype)
         self.keys, self.values = ([buffer(B, config.kv_heads, self.n, d, dtype=model.dtype)
                                    for _ in range(config.layers)] for _ in range(2))
         self.mask, self.replay = None, None   # the masks placed last; the graph that was recorded
@@ -85,10 +85,10 @@ class Program:
             position = positions(model.layout, *masks)[:, self.keep]
             for mine, new in zip(self.rotary, rotary_tables(position, model.rope_frequency, model.rope_axis)):
                 mine.copy_(new.transpose(1, 2))                          # (B, n, 1, d)
-            self.rotary[1][..., :model.config.head_dim // 2].neg_()      # as `turn` reads it
-        if self.bias is not None:
-            valid = valid_tokens(model.layout, *masks)[:, self.keep]
-            self.bias.zero_().masked_fill_(~valid[:, None, None], MASKED)
+            self.rotary[1][..., :model.config.head_dim // 2].neg_()      # as `block` reads it
+        valid = valid_tokens(model.layout, *masks)[:, self.keep]
+        self.bias.zero_().masked_fill_(~valid[:, None, None], MASKED)
+        self.bias[:, :, ::model.layout.n_act, self.g + 1:] = MASKED      # the state token sees no action
         self.mask = mask
 
 

@@ -10,6 +10,7 @@ import torch
 
 from config import VIEWS
 from support.data.letterbox import letterbox
+from support.files import must
 from support.inference.handover import Rest, guide_of
 
 ENDING = 600   # seconds that the end of an episode waits for a plan under way
@@ -18,9 +19,8 @@ RECENT = 8     # plans, of which the slowest says how long the next will take
 
 def places_of(cameras, caller):
     """Cameras' names -> their places among the model's views. ValueError, one line, where `caller` was given others."""
-    unknown = set(cameras) - set(VIEWS)
-    if unknown or not cameras:
-        raise ValueError(f"{caller}: cameras {sorted(unknown) or 'none'} given; the model knows {', '.join(VIEWS)}")
+    unknown = sorted(set(cameras) - set(VIEWS))
+    must(cameras and not unknown, f"{caller}: cameras {unknown or 'none'} given; the model knows {', '.join(VIEWS)}")
     return tuple(v for v, view in enumerate(VIEWS) if view in cameras)
 
 
@@ -41,14 +41,12 @@ class ControlLoop:
 
     `queue` is the chunk planned from frame `planned_at`: the action of step t is queue[t - planned_at], or the last one
     where the chunk is over (0 for a velocity or a torque). The next chunk is planned from frame `next_plan`, or later
-    if the last one is still under way, and entered at its own place when it arrives.
-
-    A plan that is not finite is never entered: the last action is held, and each of the next steps plans again, until a
-    plan is good. Latents of such a plan are forgotten. The first plan raises instead, because nothing can be held."""
+    if the last one is still under way, and entered at its own place when it arrives. One that is not finite never is.
+    """
 
     def __init__(self, policy, task, execute_steps, background, handover="cold"):
         self.policy, self.task, self.execute, self.m = policy, task, execute_steps, policy.config.data.m
-        self.t, self.next_plan, self.planned_at, self.queue = -1, 0, 0, []
+        self.t, self.next_plan, self.planned_at, self.queue = -1, 0, 0, np.zeros((0, 0))
         self.launched, self.period = 0, execute_steps   # the last plan's frame; frames between two plans, late ones too
         self.history = deque(maxlen=self.m + 1)   # images of the frames t-m to t; the first stands for those before it
         self.latents, self.hits = {}, 0           # frame -> (views, z (1, V, 16, g, g)); frame 0 and those still needed
@@ -86,10 +84,10 @@ class ControlLoop:
         places_of(images, "step")
         for view, picture in images.items():
             picture = np.asarray(picture)
-            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-                raise ValueError(f"step: {view} is {picture.dtype} {picture.shape}; give uint8 (H, W, 3)")
+            must(picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3 and picture.size,
+                 f"step: {view} is {picture.dtype} {picture.shape}; give uint8 (H, W, 3)")
         state, d = np.array(() if state is None else state, np.float32), len(self.policy.stats.state_mean)
-        if state.shape != (d,) or not np.isfinite(state).all():
+        if state.shape != (d,) or not np.isfinite(state).all():   # the line takes longer than a step may
             raise ValueError(f"step: the state is {np.array2string(state, threshold=8)} of shape {state.shape}; "
                              f"give {d} finite numbers in raw units")
         return {view: Picture(picture) for view, picture in images.items()}, state
@@ -101,7 +99,9 @@ class ControlLoop:
         past, now = self.history[0], self.history[-1]
         seen = {view: [past[view], now[view]] for view in VIEWS if view in past and view in now}
         seen = seen or {view: [now[view]] * 2 for view in VIEWS if view in now}   # all cameras are new, as at the start
-        given = self.t, seen, state, self.policy.noise(1), self._rest()
+        left = self.queue[self.t - self.planned_at:]   # of the present chunk, perhaps nothing
+        rest = Rest(left[None], min(max(self.delays), len(left)), self.handover) if self.handover != "cold" else None
+        given = self.t, seen, state, self.policy.noise(1), rest
         here = self._plan(*given) if self.pool is None or not len(self.queue) else None
         # Only now: a plan that raises here is tried again at the next frame.
         self.next_plan, self.period = self.t + self.execute, max(self.execute, self.t - self.launched)
@@ -110,13 +110,6 @@ class ControlLoop:
             self._enter(here, self.t)
         else:
             self.pending = self.t, self.pool.submit(self._plan, *given)
-
-    def _rest(self):
-        """What is left of the present chunk; None where the next one is to know nothing of it."""
-        left = self.queue[self.t - self.planned_at:]
-        if self.handover == "cold" or not len(left):
-            return None
-        return Rest(left[None], min(max(self.delays), len(left)), self.handover)
 
     def _adopt(self):
         (t, plan), self.pending = self.pending, None

@@ -2,20 +2,21 @@
 
 docs/realtime.md lists what it saves, and tests/support/test_engine.py holds each saving equal to the plain path.
 Running a `Program` (support/inference/buffers.py) is a fixed list of operations: no value is read back, no shape
-depends on data. So it can be one CUDA graph, in which four functions of support/inference/fused.py are compiled once.
+depends on data. So it can be one CUDA graph, in which four functions are compiled once.
 """
 
 import copy
 import threading
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 import flow
+from support.files import must
 from support.inference.buffers import Program, Shape, random_batch
-from support.inference.fused import BlockWeights, block, compiled, decode, encode, fold_compression, linear, rms_norm
+from support.inference.fused import BlockWeights, block, compiled, fold_compression
 from support.vision import vit_block
 
 MODES = ("eager", "compile", "graph")
@@ -72,58 +73,48 @@ def entry(method):
 class Engine:
     """engine(batch, eps) -> Chunk, equal to model.sample_actions(batch, eps) up to rounding.
 
-    mode: "eager"; "compile": the functions of fused.py are compiled; "graph": and every Program is one CUDA graph, made
-    by `capture` at its first call. steps: of Euler, the config's by default. views: which of the three the robot has;
-    what a control loop calls is compiled and recorded for these here, anything else when it is first asked for.
+    mode: "eager"; "compile": the functions in `regions` are compiled; "graph": and every Program is one CUDA graph,
+    made by `capture` at its first call. steps: of Euler, the config's by default. views: which of the three the robot
+    has; what a control loop calls is compiled and recorded for these here, anything else when it is first asked for.
     Threads on one CUDA stream may share an engine. The model keeps working and shares its weights; train it no further,
     because constants were computed from them. A second engine, or moving the model, holds the weights twice."""
 
     def __init__(self, model, mode="eager", steps=None, capture=cuda_capture, backend=None, views=(0, 1, 2)):
-        if mode not in MODES:
-            raise ValueError(f"--engine {mode}: choose from {', '.join(MODES)}")
+        must(mode in MODES, f"--engine {mode}: choose from {', '.join(MODES)}")
         device, config = model.act.state_proj.weight.device, model.config
-        self.model, self.config, self.mode, self.capture = model, config, mode, capture
-        if mode == "graph" and capture is cuda_capture and device.type != "cuda":
-            raise ValueError("--engine graph records a CUDA graph, and the model is not on a GPU: use eager or compile")
+        must(mode != "graph" or capture is not cuda_capture or device.type == "cuda",
+             "--engine graph records a CUDA graph, and the model is not on a GPU: use eager or compile")
+        self.model, self.config, self.mode, self.capture, self.views = model, config, mode, capture, views
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True   # the VAE's shapes are few
         self.steps = steps or config.euler_steps
-        self.programs, self.captures, self.lock, self.report = {}, 0, threading.RLock(), None
+        self.programs = lru_cache(PROGRAMS)(partial(Program, model))   # of a Shape
+        self.captures, self.lock, self.report = 0, threading.RLock(), None
         self.view_tokens = torch.tensor(config.view_tokens, device=device)
         self.vision = model.und.visual
         self.layers = {name: [BlockWeights.of(getattr(layer, name), config) for layer in model.layers]
                        for name in (("und", "gen", "act") if config.gen_expert else ("und", "act"))}
-        if config.und_tail:
-            self.layers["und"][-1] = self.layers["und"][-1].keys_values_alone(config)
+        self.regions = {"block": block, "vit_block": vit_block}   # as they are written; self.block and so on are called
         if config.gen_expert:
-            *layers, last = self.layers["gen"]
-            self.layers["gen_kv"] = [*layers, last.keys_values_alone(config)]   # where nothing is imagined
             self.compress, self.vae = fold_compression(model.gen), model.vae
+            self.regions |= {"encode": type(self.vae).encode, "decode": type(self.vae).decode}
             for kernel in (p for p in model.vae.parameters() if p.ndim == 4):
                 kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
-        self.block, self.vit_block, self.encode, self.decode = block, vit_block, encode, decode
-        if mode != "eager":
-            region = partial(compiled, **({"backend": backend} if backend else {}))
-            self.block, self.vit_block, self.encode, self.decode = map(region, (block, vit_block, encode, decode))
-        self.views, self.ready = views, {"cold"}   # hand-overs that a graph is recorded for
-        self._check(views)
+        vars(self).update({name: of if mode == "eager" else compiled(of, backend) for name, of in self.regions.items()})
+        self.ready = {"cold"}   # hand-overs that a graph is recorded for
+        self._check()
 
-    def _check(self, views):
+    def _check(self):
         """Compile (and record) what a control loop calls: a plan, latents ahead of one, a plan with them given. Hold
         both plans against model.py on a second input, where a replay that kept something of the first would show.
         ValueError: they are not finite, or further from it than TOLERANCE."""
-        fast, model, device = self, self.model, self.view_tokens.device
+        fast, model, views, device = self, self.model, self.views, self.view_tokens.device
         if self.mode == "eager":   # nothing to prepare: one camera and two layers show what this machine computes
             fast, model, views = self.eager(), copy.copy(model), views[:1]
             fast.layers = {name: layers[:2] for name, layers in self.layers.items()}
             model._modules = model._modules | {"layers": model.layers[:2]}
         for seed in (0,) if self.mode == "eager" else (0, 1):
-            batch, random = random_batch(self.config, seed=seed), torch.Generator().manual_seed(seed)
-            batch.view_mask[:] = torch.tensor([v in views for v in range(3)])
-            eps, pasts = torch.randn(1, self.config.chunk, self.config.action_dim, generator=random), [None]
-            if self.config.gen_expert:
-                frames = torch.stack([batch.frames[:, v, :1] for v in views], 1).to(device)
-                pasts.append(self.all_views(self.to_latents(frames)[:, :, 0], views))
+            batch, eps, pasts = self._inputs(views, seed)
             found = torch.stack([fast(batch, eps, z_past).actions for z_past in pasts])
         exact = model.sample_actions(batch.to(device), eps.to(device), self.steps)
         if not exact.isfinite().all():   # of what the model computes no mode can be held guilty
@@ -140,11 +131,29 @@ class Engine:
             self.report = (f"engine {self.mode}: largest difference from model.py {apart.abs().max().item():.1e} of "
                            f"actions up to {exact.abs().max().item():.1f}")
 
+    def _inputs(self, views, seed=0):
+        """A random batch of these cameras, its noise, and what a control loop gives as z_past: nothing, or latents."""
+        batch, random = random_batch(self.config, seed=seed), torch.Generator().manual_seed(seed)
+        batch.view_mask[:] = torch.tensor([v in views for v in range(3)])
+        eps, pasts = torch.randn(1, self.config.chunk, self.config.action_dim, generator=random), [None]
+        if self.config.gen_expert:
+            frames = torch.stack([batch.frames[:, v, :1] for v in views], 1).to(self.view_tokens.device)
+            pasts.append(self.all_views(self.to_latents(frames)[:, :, 0], views))
+        return batch, eps, pasts
+
+    def prepare(self, handover):
+        """Record what a control loop calls with this hand-over, before an episode would wait for it."""
+        if self.mode == "graph" and handover not in self.ready:
+            batch, eps, pasts = self._inputs(self.views)
+            for z_past in pasts:
+                self(batch, eps, z_past, guide=flow.Guide(handover, eps, eps[0]))
+            self.ready.add(handover)
+
     def eager(self):
         """A second engine over the same weights, nothing compiled."""
         other = copy.copy(self)   # the lock is the same, so that neither computes while the other records
-        other.mode, other.programs = "eager", {}
-        other.block, other.vit_block, other.encode, other.decode = block, vit_block, encode, decode
+        other.mode, other.programs = "eager", lru_cache(PROGRAMS)(partial(Program, self.model))
+        vars(other).update(self.regions)
         return other
 
     # ---- a call -------------------------------------------------------------------------------------------------
@@ -156,11 +165,7 @@ class Engine:
 
         Batch and eps should lie on the CPU: masks are read there, and copying in is part of the call. What is returned
         is the caller's own. ValueError: samples with different views."""
-        shape = self.shape(batch, z_past is not None, imagine, guide.handover if guide else "cold")
-        program = self.programs.pop(shape, None) or Program(self.model, shape)
-        self.programs[shape] = program   # the one used last stands last
-        if len(self.programs) > PROGRAMS:
-            del self.programs[next(iter(self.programs))]
+        program = self.programs(self.shape(batch, z_past is not None, imagine, guide.handover if guide else "cold"))
         program.place(self.model, batch)
         program.load(batch, eps, z_past, guide)
         if self.mode == "graph" and program.replay is None:
@@ -172,12 +177,11 @@ class Engine:
     def shape(self, batch, cached, imagine, handover="cold"):
         """The Shape that a batch needs. Compiled, the text budget is the config's, so that all prompts are one."""
         views, words = batch.view_mask[0], batch.text_mask.sum(1)
-        if not bool((batch.view_mask == views).all()):
-            raise ValueError("the samples of one call must have the same cameras: call the engine once per set")
+        must((batch.view_mask == views).all(),
+             "the samples of one call must have the same cameras: call the engine once per set")
         text = int(words.max()) if self.mode == "eager" else self.config.text_tokens
-        padded = self.mode != "eager" or bool((words < text).any())
-        return Shape(len(words), tuple(views.nonzero().flatten().tolist()), text, padded,
-                     cached and self.config.gen_expert, imagine and self.config.gen_expert, handover)
+        return Shape(len(words), tuple(views.nonzero().flatten().tolist()), text, cached and self.config.gen_expert,
+                     imagine and self.config.gen_expert, handover)
 
     def run(self, program):
         """The whole call as a fixed list of operations on a Program's buffers -> Chunk."""
@@ -225,16 +229,16 @@ class Engine:
         if x.shape[-1] != size:   # [release]
             x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
         x = x.to(next(self.vae.parameters(), x).dtype).contiguous(memory_format=torch.channels_last)
-        return self.encode(self.vae, x).unflatten(0, frames.shape[:3])
+        return self.encode(self.vae, x).float().unflatten(0, frames.shape[:3])
 
     def generate(self, program, z):
-        """z (B, V, 2, 16, g, g) -> the generation expert's output (B, 32 V, D), or None when nothing is imagined."""
+        """z (B, V, 2, 16, g, g) -> the generation expert's output (B, 32 V, D)."""
         (B, V, T, C, _, _), k = z.shape, self.config.compress_kernel
         patches = z.to(self.compress[0].dtype).view(B, V * T, C, 4, k, 4, k).permute(0, 1, 3, 5, 2, 4, 6)
-        x = linear(patches.reshape(B, V * T * 16, -1), *self.compress)
+        x = F.linear(patches.reshape(B, V * T * 16, -1), *self.compress)
         if self.config.learned_positions:
             x = x + self.model.gen.position[program.keep[program.u:program.g] - self.model.layout.n_und]
-        return self._layers("gen" if program.shape.imagine else "gen_kv", program, x.to(self.model.dtype), program.u)
+        return self._layers("gen", program, x.to(self.model.dtype), program.u)
 
     def foresee(self, program, h_gen):
         """The generation expert's output (B, 32 V, D) -> z_hat (B, V, 16, g, g) float32."""
@@ -245,35 +249,31 @@ class Engine:
         """model.to_pictures, channels-last: latents (..., 16, g, g) -> pictures (..., 3, H, W) uint8."""
         dtype = next(self.vae.parameters(), z).dtype
         # A clone, also where nothing is to be converted: a caller's inference tensor would be compiled for anew.
-        x = self.decode(self.vae, z.flatten(0, -4).to(dtype).clone(memory_format=torch.channels_last))
+        x = self.decode(self.vae, z.flatten(0, -4).to(dtype).clone(memory_format=torch.channels_last)).float()
         return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().unflatten(0, z.shape[:-3])
 
     def denoise(self, program):
         """Eq. (3) -> actions (B, k, d_a) float32."""
-        act, config, g, k = self.model.act, self.config, program.g, self.config.chunk
-        real = torch.ones_like(program.real) if config.noise_on_padding else program.real
-        ones = torch.ones(len(program.eps), 1, 1, dtype=torch.float64, device=real.device)
-        kept = 0   # state tokens whose keys and values are cached: it takes part in the first step alone
+        act, real = self.model.act, program.real
+        if self.config.noise_on_padding:   # [release]
+            real = torch.ones_like(real)
+        ones = torch.ones(len(real), 1, 1, dtype=torch.float64, device=real.device)
 
         def v_theta(a, tau):
-            nonlocal kept
-            x = act.embed(program.state, a[:, None], tau * ones)[:, kept:].to(self.model.dtype)
-            x = x.clone(memory_format=torch.contiguous_format)   # a cut has other strides: it would be compiled for
-            x = self._layers("act", program, x, g + kept, None if kept else ((1, g + 1), (k, program.n)))
-            kept = 1
-            return act.action_out_proj(rms_norm(x[:, -k:], act.norm.weight, config.norm_eps).float()) * real
+            x = act.embed(program.state, a[:, None], tau * ones).to(self.model.dtype)
+            return act.velocity(self._layers("act", program, x, program.g), R=1)[:, 0] * real
 
         handover = program.shape.handover
         guide = None if handover == "cold" else flow.Guide(handover, program.rest, program.weight)
         return flow.denoise(v_theta, program.eps * real, self.steps, guide)
 
-    def _layers(self, name, program, x, start, pieces=None):
-        """All layers of an expert over rows x, which follow `start` others and see all, unless `pieces` says less."""
+    def _layers(self, name, program, x, start):
+        """All layers of an expert over rows x, which follow `start` others."""
         end = start + x.shape[1]
         rotary = program.rotary and tuple(table[:, start:end] for table in program.rotary)
+        bias = program.bias if name == "act" else program.bias[:, :, :1, :end]   # row 0 sees all that comes before it
         for w, keys, values in zip(self.layers[name], program.keys, program.values):
-            x = self.block(x, w, keys, values, start, pieces or ((end - start, end),), rotary, program.bias,
-                           self.config.norm_eps)
+            x = self.block(x, w, keys, values, start, rotary, bias, self.config.norm_eps)
         return x
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What the engine computes with: a built model's weights, joined and folded, and the four functions it compiles.
+"""What the engine computes with: a built model's weights, joined and folded, and the layer of an expert.
 
 `block` serves every layer of the three experts, because a layer's weights are a plain tuple of tensors."""
 
@@ -44,36 +44,19 @@ class BlockWeights(NamedTuple):
             join([block.mlp.gate_proj, block.mlp.up_proj])[0], block.mlp.down_proj.weight.detach())
         return cls(block.input_layernorm.weight.detach(), qkv, scale, *rest)
 
-    def keys_values_alone(self, config):
-        """The same layer when nothing reads its output: q's rows are left out."""
-        (weight, bias), rows = self.qkv, config.heads * config.head_dim
-        return BlockWeights(self.norm, (weight[rows:], None if bias is None else bias[rows:]),
-                            None if self.qk_norm is None else self.qk_norm[config.heads:])
 
-
+@torch.no_grad()
 def fold_compression(gen):
     """GenExpert's 1x1 and k x k convolution -> (weight (D, 16 * k * k), bias (D,)) of one product over a patch."""
-    inner, outer = gen.proj_in.weight.detach()[:, :, 0, 0].float(), gen.compress.weight.detach().float()
+    inner, outer = gen.proj_in.weight[:, :, 0, 0].float(), gen.compress.weight.float()
     weight = torch.einsum("ochw,ci->oihw", outer, inner).flatten(1)
-    bias = gen.compress.bias.detach().float() + torch.einsum("ochw,c->o", outer, gen.proj_in.bias.detach().float())
+    bias = gen.compress.bias.float() + outer.sum((2, 3)) @ gen.proj_in.bias.float()
     return weight.to(gen.compress.weight.dtype), bias.to(gen.compress.weight.dtype)
 
 
 # ---- the compiled regions ---------------------------------------------------------------------------------------
 
-FEW_ROWS = 128   # of x, below which the weight stands on the left
-SHAPES = 64      # that each compiled function may take, over all layouts; torch's own limit is 8
-
-
-def linear(x, weight, bias=None):
-    """x W^T + b: x (..., K), weight (N, K), bias (N,) or None -> (..., N). On a CPU oneDNN repacks its right operand at
-    every call. With few rows of x the weight is the larger one, so W x^T, the same product, is faster. A compiler gets
-    no such product: gcc 12 makes NaN of a sum of two that are turned (bfloat16, AVX512), and they are no faster there.
-    """
-    turned = x.device.type == "cpu" and bias is None and x.numel() // x.shape[-1] <= FEW_ROWS
-    if turned and not torch.compiler.is_compiling():
-        return (weight @ x.reshape(-1, x.shape[-1]).T).T.view(*x.shape[:-1], -1)
-    return F.linear(x, weight, bias)
+SHAPES = 64   # that each compiled function may take, over all layouts; torch's own limit is 8
 
 
 def rms_norm(x, weight, eps):
@@ -81,16 +64,10 @@ def rms_norm(x, weight, eps):
     return F.rms_norm(x.float(), x.shape[-1:], weight.float(), eps).to(x.dtype)
 
 
-def turn(x, rotary):
-    """Rotary embedding of x (B, N, heads, d) -> float32. rotary: cos and sin (B, N, 1, d), sin's first half negated."""
-    cos, sin = rotary
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
-
-
 def attend(query, key, value, bias):
-    """query (B, N, A, d), key and value (B, G, n, d), bias (B, 1, 1, n) or None -> (B, N, A * d).
+    """query (B, N, A, d), key and value (B, G, n, d), bias (B, 1, 1 or N * A / G, n) -> (B, N, A * d).
 
-    No mask depends on the query, so the A / G heads of one key head are further rows of the same product."""
+    The A / G heads of one key head are further rows of the same product: head by head, N rows each."""
     B, N, A, d = query.shape
     G = key.shape[1]
     rows = query.view(B, N, G, A // G, d).permute(0, 2, 3, 1, 4).reshape(B, G, -1, d)
@@ -98,46 +75,33 @@ def attend(query, key, value, bias):
     return out.view(B, G, A // G, N, d).permute(0, 3, 1, 2, 4).reshape(B, N, A * d)
 
 
-def block(x, w, keys, values, start, pieces, rotary, bias, eps):
-    """One expert's layer over rows that follow `start` cached ones.
+def block(x, w, keys, values, start, rotary, bias, eps):
+    """One expert's layer over rows that follow `start` cached ones, and see them and one another where bias lets them.
 
-    x (B, n, D); keys, values (B, G, all, d), rows start to start + n are written. pieces: (rows, visible) pairs in
-    order, that many rows see the first `visible` keys. bias (B, 1, 1, all) or None. -> (B, n, D), or None without w.o.
-    """
+    x (B, n, D); keys, values (B, G, all, d), rows start to start + n are written. rotary: None, or cos and sin
+    (B, n, 1, d), sin's first half negated. bias: as `attend`, over start + n keys. -> (B, n, D), None without w.o."""
     B, n, _ = x.shape
-    G, d = keys.shape[1], keys.shape[3]
-    y = linear(rms_norm(x, w.norm, eps), *w.qkv).view(B, n, -1, d)
+    G, d, end = keys.shape[1], keys.shape[3], start + n
+    y = F.linear(rms_norm(x, w.norm, eps), *w.qkv).view(B, n, -1, d)
     y, value = y[:, :, :-G], y[:, :, -G:]
     if w.qk_norm is not None:
         y = F.rms_norm(y.float(), (d,), None, eps) * w.qk_norm.float()
     if rotary is not None:
-        y = turn(y, rotary)
+        cos, sin = rotary
+        y = torch.addcmul(y * cos, y.roll(d // 2, -1), sin)
     y = y.to(x.dtype)
-    keys[:, :, start:start + n] = y[:, :, -G:].transpose(1, 2)
-    values[:, :, start:start + n] = value.transpose(1, 2)
+    keys[:, :, start:end] = y[:, :, -G:].transpose(1, 2)
+    values[:, :, start:end] = value.transpose(1, 2)
     if w.o is None:
         return None
-    attended = [attend(query, keys[:, :, :visible], values[:, :, :visible],
-                       None if bias is None else bias[..., :visible])
-                for query, (_, visible) in zip(y[:, :, :-G].split([rows for rows, _ in pieces], 1), pieces)]
-    x = x + linear(attended[0] if len(pieces) == 1 else torch.cat(attended, 1), w.o)
-    gate, up = linear(rms_norm(x, w.mlp_norm, eps), w.gate_up).chunk(2, -1)
-    return x + linear(F.silu(gate) * up, w.down)
+    x = x + F.linear(attend(y[:, :, :-G], keys[:, :, :end], values[:, :, :end], bias), w.o)
+    gate, up = F.linear(rms_norm(x, w.mlp_norm, eps), w.gate_up).chunk(2, -1)
+    return x + F.linear(F.silu(gate) * up, w.down)
 
 
-def encode(vae, pixels):
-    """pixels (n, 3, s, s) in [-1, 1] -> latents (n, 16, g, g) float32."""
-    return vae.encode(pixels).float()
-
-
-def decode(vae, z):
-    """latents (n, 16, g, g) in the VAE's dtype -> pixels (n, 3, s, s) in [-1, 1], float32."""
-    return vae.decode(z).float()
-
-
-def compiled(function, **options):
+def compiled(function, backend=None):
     """torch.compile for up to SHAPES shapes, beyond which the result raises ValueError, one line."""
-    fast = torch.compile(function, fullgraph=True, dynamic=False, **options)
+    fast = torch.compile(function, fullgraph=True, dynamic=False, backend=backend or "inductor")
 
     def call(*args):
         settings = torch._dynamo.config   # which torch keeps per thread

@@ -34,15 +34,8 @@ def prepare(policy, handover):
     must(handover in possible(policy), f"handover {handover}: " + (
         "it takes a backward pass, which no engine makes: use --engine plain, or identity" if handover == "vjp" else
         "the checkpoint was not trained for it: train with --rtc_delay, or use identity"))
-    engine = policy.engine
-    if engine and engine.mode == "graph" and handover not in engine.ready:
-        from support.inference.buffers import random_batch   # only here: the rest works without the engine's files
-        batch, model = random_batch(engine.config), engine.config
-        batch.view_mask[:] = torch.tensor([v in engine.views for v in range(3)])
-        eps, z = torch.zeros(1, model.chunk, model.action_dim), torch.zeros(1, 3, 16, *[model.latent_grid] * 2)
-        for z_past in (None, z)[:1 + model.gen_expert]:
-            engine(batch, eps, z_past, guide=flow.Guide(handover, eps, eps[0]))
-        engine.ready.add(handover)
+    if policy.engine:
+        policy.engine.prepare(handover)
 
 
 def guide_of(policy, rest, states):

@@ -113,8 +113,8 @@ def write(out, policy, observed, actions, z_hat):
 def cut(dataset, folder, episode=-1, frame=None, robot=None, timestamps="check"):
     """Write a new image folder from an episode of a dataset, with the true future and the true actions. frame: t, by
     default m. ValueError: one line, for a folder that holds files, an episode or a frame that does not exist."""
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"--image-dir {folder} holds files already: name a new folder to cut into, or empty this one")
+    must(not folder.exists() or not any(folder.iterdir()),
+         f"--image-dir {folder} holds files already: name a new folder to cut into, or empty this one")
     source = open_source(dataset, find_robot(robot) if robot else None)
     source.timestamps = timestamps
     m, (e,) = DataConfig.m, chosen(str(episode), source.indices, range(len(source.indices)), "--episode", dataset)

@@ -118,12 +118,6 @@ def open_loop(policy, corpus):
     return {e: errors(curves, baselines, names) for e, (curves, _) in found.items()}, found
 
 
-def mean_errors(reports, key="mse"):
-    """Mean over episodes of each one's mse, or of another figure of `errors` -> name -> float."""
-    names = next(iter(reports.values()))
-    return {name: float(np.mean([report[name][key] for report in reports.values()])) for name in names}
-
-
 def trained_errors(policy, corpus):
     """At the end of training: print the errors on held-out episodes -> their part of report.json, {} without any."""
     if not any(source.has_action and source.robot == policy.stats.robot for source in corpus.sources.values()):
@@ -134,11 +128,12 @@ def trained_errors(policy, corpus):
         return {}
     if len(corpus.sources) < len(corpus.listed):
         print(f"rivals of the open loop are fitted on the first rank's {len(corpus.sources)} datasets alone")
-    reports = open_loop(policy, corpus)[0]
-    mean, median = mean_errors(reports), mean_errors(reports, "median")
-    print("held-out actions, mean squared error in training standard deviations: "
-          + shown_errors({name: {"mse": mean[name], "median": median[name]} for name in mean}))
-    return {"open_loop": mean, "open_loop_median": median}
+    reports = list(open_loop(policy, corpus)[0].values())
+    mean = {name: {key: float(np.mean([report[name][key] for report in reports])) for key in ("mse", "median")}
+            for name in reports[0]}
+    print(f"held-out actions, mean squared error in training standard deviations: {shown_errors(mean)}")
+    return {"open_loop": {name: row["mse"] for name, row in mean.items()},
+            "open_loop_median": {name: row["median"] for name, row in mean.items()}}
 
 
 def foresight(policy, corpus, rows):

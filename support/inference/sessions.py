@@ -55,13 +55,14 @@ class Session:
         prompt = self.prompt if prompt is None else prompt
         must(not plan or prompt is not None,
              "prompt is missing, and the server has no --task: what shall the robot do?")
-        new = self._begins(clock, at, reset)
+        since = at - (self.answered if clock == "server" else self.at)
+        new = not self.episode or reset or clock != self.clock or at < self.at or since > self.k + 0.5
         rest = self._rest(sent, None if new else self.last) if plan else None
         pair = self._pair(sent, now) if "past" in sent else None
         must(pair or clock != "server" or self.rule != "exact", "past is missing, and the history is exact: send past, "
              "the pictures of m frames ago, or with every observation frame or time (s); or start the server with "
              "--history present")
-        if new:   # from here on it counts
+        if new:   # an episode; from here on the observation counts
             self.episode, self.last = self.episode + 1, None
             self.frames.clear()
         self.clock, self.at, self.answered = clock, at, at
@@ -112,11 +113,6 @@ class Session:
         if last is None or executed == k:
             return None
         return Rest(last[None, executed::self.hold], -(-delay // self.hold), handover)
-
-    def _begins(self, clock, at, reset):
-        """A new episode? On connecting, on reset, after a pause longer than the chunk, on another or earlier clock."""
-        since = self.answered if clock == "server" else self.at
-        return not self.episode or reset or clock != self.clock or at < self.at or at - since > self.k + 0.5
 
     def _past(self, at, now):
         """(rule, age in frames, view -> picture) for o_{t-m}; the present frame where no other is right."""
