@@ -46,28 +46,17 @@ class Card:
         small = {"model": get_config("conveyor").model, "train": replace(config.train, batch_size=2)}
         return replace(config, **small) if self.tiny else config
 
-    def times(self, call):
-        """Seconds of the call, repeatedly but for about 3 s, after two that are not counted."""
+    def spread(self, call):
+        """Median and 95th percentile of the call's time, repeated for about 3 s, after two that are not counted."""
         call()
-        return [seconds_of(call) for _ in range(max(3, min(self.repeats, round(3 / seconds_of(call)))))]
-
-    def kernels(self, call):
-        """How many CUDA kernels a call starts; 0 on a CPU."""
-        if self.tiny:
-            return 0
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
-            call()
-            torch.cuda.synchronize()
-        return sum(event.count for event in seen.key_averages() if event.self_device_time_total)
+        repeats = max(3, min(self.repeats, round(3 / seconds_of(call))))
+        times = sorted(1e3 * seconds_of(call) for _ in range(repeats))
+        return {"p50 ms": statistics.median(times), "p95 ms": times[math.ceil(0.95 * repeats) - 1]}
 
     def copy_rate(self):
         """Bytes a second that the device reads and writes, best of four."""
         x = torch.ones(GIB // 16 if self.tiny else GIB, dtype=torch.uint8, device=self.device)
         return 2 * x.nbytes / min(seconds_of(x.clone) for _ in range(4))
-
-
-def spread(times):
-    return {"p50 ms": 1e3 * statistics.median(times), "p95 ms": 1e3 * sorted(times)[math.ceil(0.95 * len(times)) - 1]}
 
 
 def rates(card):
@@ -108,7 +97,7 @@ def attention(card):
 
             def call():
                 way(q, k, v, bias).sum().backward()
-            figures = spread(card.times(call))
+            figures = card.spread(call)
             if not card.tiny:
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
@@ -146,10 +135,14 @@ def chunk(card, preset):
     whole = sum(p.nbytes for p in model.parameters())
 
     def figures(call, steps, flop=0):
-        times = card.times(call)
-        median, floor = statistics.median(times), max(flop / rate, (whole + (steps - 1) * act) / bandwidth)
-        found = spread(times) | {"chunks/s": 1 / median, "of floor": floor / median}
-        return found if card.quick else found | {"kernels": card.kernels(call)}
+        found, floor = card.spread(call), max(flop / rate, (whole + (steps - 1) * act) / bandwidth)
+        found |= {"chunks/s": 1e3 / found["p50 ms"], "of floor": 1e3 * floor / found["p50 ms"]}
+        if not (card.quick or card.tiny):
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+                call()
+                torch.cuda.synchronize()
+            found["kernels"] = sum(event.count for event in seen.key_averages() if event.self_device_time_total)
+        return found
     plain = as_read(model, *inputs[:2])
     flop, exact = flop_of(plain), plain().float()
     yield "model.py as it is read", figures(plain, config.euler_steps, flop) | {"TFLOP": flop / 1e12}

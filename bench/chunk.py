@@ -83,10 +83,8 @@ def product_rate(device, dtype):
 
 def flop_counter():
     """torch's counter, with the formula that it lacks: that of the CPU's attention kernel."""
-    def attention(query, key, value, *_, out_shape=None, **__):
-        return sdpa_flop_count(query, key, value)
     return FlopCounterMode(display=False, custom_mapping={
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention})
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)})
 
 
 def flop_of(call):

@@ -4,7 +4,6 @@ The ratio of the two norms is the lambda at which both pull alike (docs/conveyor
 held-out windows. Step 0 is the network as training begins it."""
 
 import statistics
-from pathlib import Path
 
 import torch
 
@@ -43,7 +42,7 @@ def run(argv):
     args, path, report = begin(parser, argv, "gradients.json")
     policies = [Policy.load(one, engine="plain") for one in args.checkpoint]
     must(all(policy.config.model.gen_expert for policy in policies), "--checkpoint: one has no generation expert")
-    conveyor.prepare(Path(args.data))
+    conveyor.prepare(args.data)
     corpus = open_corpus(args.data, policies[0].config.data.m, full=True)
     report |= {"world": conveyor.version(), "windows": args.windows, "rows": [], "finished": False}
     print("| density of tau | seed | step | expert | L_act | L_gen | L_act / L_gen | cosine |",

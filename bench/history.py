@@ -17,8 +17,8 @@ from config import VIEWS
 from support import checkpoint
 from support.files import must
 from support.flags import COUNT, SEED, Parser, value
-from support.inference.protocol import packages
 from support.inference.policy import Policy
+from support.inference.protocol import packages
 from worlds import conveyor
 from worlds.closed_loop import rate
 from worlds.world import actor

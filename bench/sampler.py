@@ -4,7 +4,6 @@ Of each the success in closed loop, in scenes that are drawn for this table alon
 are drawn for one held-out window differ, in training standard deviations. Eq. (3) is `euler` in flow.py."""
 
 from functools import partial
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -72,7 +71,7 @@ def run(argv):
     paths = [checkpoint.resolve(one) for one in args.checkpoint]
     must(len(set(paths)) == len(paths), "--checkpoint names a run twice")
     torch.set_num_threads(1)
-    conveyor.prepare(Path(args.data))
+    conveyor.prepare(args.data)
     report |= {"world": conveyor.version(), "scene_seed": args.seed, "finished": False, "rows": []}
     for one in paths:
         policy = Policy.load(one, engine="plain")
