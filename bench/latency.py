@@ -30,10 +30,9 @@ def lines(report):
         yield (f"{name:<30}{row['samples']:8}{1e3 * median:11.2f}{1e3 * low:11.2f}{1e3 * high:11.2f}"
                f"{1 / median:10.3f}{median / report['calls'][READ]['p50_s']:13.3f}")
     ahead, hit = 1e3 * report["encode_ahead"]["p50_s"], 1e3 * report["calls"][HIT]["p50_s"]
-    yield (f"latents kept: {hit:.2f} ms. Where t-m was not itself planned from, its frames are encoded ahead in "
-           f"{ahead:.2f} ms: {hit + ahead:.2f} ms in all.")
-    yield (f"equality: actions of the engine and of model.py differ by {report['difference_rms']:.1e} rms; their own "
-           f"rms is {report['action_rms']:.2f}")
+    yield f"latents kept: {hit:.2f} ms, and where no plan was made at t-m {ahead:.2f} ms to encode its frames ahead"
+    share = report["difference_rms"] / report["action_rms"]
+    yield f"equality: actions of the engine differ from those of model.py by {share:.1e} of their size (rms)"
     if report["engine_report"]:
         yield report["engine_report"]
     yield f"start-up of the engine {report['startup_s']:.1f} s; peak memory {report['peak_memory_gb']:.1f} GB in all"
