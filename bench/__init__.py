@@ -1,3 +1,2 @@
-"""Commands for figures that neither train.py nor infer.py prints. Nobody imports this folder.
-
-results/ holds the reports that the pages quote, of these commands, of lpt.py and of infer.py."""
+"""Commands for figures that neither train.py nor infer.py prints. Nobody imports this folder. results/ holds reports
+that the pages quote, of these commands, of lpt.py and of infer.py."""

@@ -17,7 +17,6 @@ from support.entry import command   # first: Ctrl-C during the imports is one li
 
 import importlib
 
-# Modules beside this file.
 COMMANDS = ("params", "claims", "gradients", "latency", "reading", "history", "causal", "sampler", "handover", "card")
 
 

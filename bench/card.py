@@ -1,8 +1,7 @@
 """python -m bench card: what a GPU gives, in one table. `--quick`: within 3 minutes. `--rehearse`: tiny, on a CPU.
 
-Each part (bench/card_parts.py) is a process of its own with a time limit. A part that is slow, runs out of memory, dies
-or finds a fault loses its own remaining rows and no other's. Rows are printed, and with --json written, as they come.
-The end is exit code 2 if any part has a fault. Weights are random."""
+Each part (bench/card_parts.py) is a process of its own with a time limit: one that is slow, dies or finds a fault costs
+no other its rows, which are printed and written as they come. The exit code is then 2. Weights are random."""
 
 import json
 import math
@@ -24,7 +23,7 @@ from support.flags import Parser, value
 # Seconds that a part may take: with --quick (0: left out), in full. What matters most comes first.
 LIMITS = {"rates": (20, 40), "agreement": (20, 40), "chunk a1_2b": (60, 200), "training a1_2b": (60, 120),
           "chunk a1_3b": (60, 240), "control": (40, 60), "training a1_3b": (0, 150), "attention": (0, 60),
-          "ranks": (0, 40), "tests": (0, 300), "chunk a1_3b_release": (0, 240), "conveyor": (0, 240)}
+          "ranks": (0, 40), "chunk a1_3b_release": (0, 240)}
 QUICK = 180   # seconds of all parts together
 
 
@@ -32,14 +31,10 @@ def run_part(command, limit, tell):
     """Run a part's process -> "" when it ended well, else what was wrong.
 
     command: what prints one JSON line [row, figures] a row. limit: seconds. tell: called with each row."""
-    fault, slow = "", threading.Event()
+    fault, began = "", time.monotonic()
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
-
-        def stop():
-            slow.set()
-            os.killpg(child.pid, signal.SIGKILL)   # with all that it started
-        timer = threading.Timer(limit, stop)
+        timer = threading.Timer(limit, os.killpg, (child.pid, signal.SIGKILL))   # with all that it started
         timer.start()
         try:
             for line in child.stdout:
@@ -53,56 +48,50 @@ def run_part(command, limit, tell):
                 os.killpg(child.pid, signal.SIGKILL)
         errors.seek(0)
         said = errors.read().strip().splitlines() or [f"exit code {child.returncode}"]
-    if slow.is_set():
+    if child.returncode == -signal.SIGKILL and time.monotonic() - began >= limit:
         return f"stopped at its limit of {limit:.0f} s"
     return said[-1][:200] if child.returncode else fault
 
 
+def finite(x):
+    return not isinstance(x, float) or math.isfinite(x)
+
+
 def wrong(row, figures):
     """What is wrong with a row's figures, "" if nothing is."""
-    numbers = {name: x for name, x in figures.items() if isinstance(x, (int, float))}
-    if broken := [name for name, x in numbers.items() if not math.isfinite(x)]:
-        return f"{row}: {broken[0]} is {numbers[broken[0]]}"
+    for name, x in figures.items():
+        if not finite(x):
+            return f"{row}: {name} is {x}"
     if "allowed" in figures and figures["difference"] > figures["allowed"]:
         return f"{row}: differs by {figures['difference']:.1e}, {figures['allowed']:.0e} is allowed"
     return ""
 
 
-def told(row, figures):
-    """A row of the table."""
-    shown = (f"{name} {x:.4g}" if isinstance(x, float) else f"{name} {x}" for name, x in figures.items())
-    print(f"  {row:<46} {'   '.join(shown)}", flush=True)
-
-
 def run_parts(args, chosen, report, path):
-    """Run the parts one after the other into the report -> ({part: its fault}, how many were run)."""
-    flags = [*(["--quick"] if args.quick else []), *(["--rehearse"] if args.rehearse else [])]
-    began, faults, tried = time.monotonic(), {}, 0
+    """Run the parts one after the other into the report -> {part that was run: its fault or ""}."""
+    flags = [f"--{flag}" for flag in ("quick", "rehearse") if getattr(args, flag)]
+    began, faults = time.monotonic(), {}
     for name in chosen:
         quick, full = LIMITS[name]
-        limit = args.seconds or (quick or full if args.quick and args.parts else quick if args.quick else full)
-        if args.quick and not args.parts:
-            limit = min(limit, QUICK - (time.monotonic() - began))
+        limit = args.seconds or (quick if args.quick else full)
+        if args.quick:
+            limit = limit or full if args.parts else min(limit, QUICK - (time.monotonic() - began))
         if limit <= 0:
             print(f"{name}: left out by --quick", flush=True)
             continue
         print(name, flush=True)
-        tried += 1
-        part, since = {"rows": report["parts"].get(name, {}).get("rows", {})}, time.monotonic()
-        report["parts"][name] = part
+        since, part = time.monotonic(), report["parts"].setdefault(name, {"rows": {}})
 
         def tell(row, figures):
-            told(row, figures)
-            part["rows"][row] = {key: None if isinstance(x, float) and not math.isfinite(x) else x   # JSON has no NaN
-                                 for key, x in figures.items()}
-            if path:
-                save(path, report | {"finished": False})
-        fault = run_part([sys.executable, "-m", "bench", "card", "--part", name, *flags], limit, tell)
-        part |= {"seconds": round(time.monotonic() - since, 1), "fault": fault}
-        if fault:
-            faults[name] = fault
-            print(f"  FAULT  {fault}", flush=True)
-    return faults, tried
+            shown = (f"{key} {x:.4g}" if isinstance(x, float) else f"{key} {x}" for key, x in figures.items())
+            print(f"  {row:<46} {'   '.join(shown)}", flush=True)
+            part["rows"][row] = {key: x if finite(x) else None for key, x in figures.items()}   # JSON has no NaN
+            save(path, report | {"finished": False})
+        faults[name] = run_part([sys.executable, "-m", "bench", "card", "--part", name, *flags], limit, tell)
+        part |= {"seconds": round(time.monotonic() - since, 1), "fault": faults[name]}
+        if faults[name]:
+            print(f"  FAULT  {faults[name]}", flush=True)
+    return faults
 
 
 def run(argv):
@@ -118,29 +107,27 @@ def run(argv):
     args = parser.parse_args(argv)
     must(args.rehearse or torch.cuda.is_available(), "torch sees no GPU here; --rehearse runs the same code on a CPU")
     if args.part:
-        from bench.card_parts import rows
-        for row in rows(args.part, args.quick, args.rehearse):
+        from bench.card_parts import PARTS, Card
+        name, *preset = args.part.split()
+        for row in PARTS[name](Card(args.quick, args.rehearse), *preset):
             print(json.dumps(row), flush=True)
         return
     chosen = [name.strip() for name in args.parts.split(",")] if args.parts else list(LIMITS)
     unknown = [name for name in chosen if name not in LIMITS]
     must(not unknown, f"--parts {', '.join(unknown)}: they are {', '.join(LIMITS)}")
-    path = place(args.json, args.force or args.parts) if args.json is not None else None
-    device = "CPU, a rehearsal" if args.rehearse else torch.cuda.get_device_name()
-    report = {"device": device, "torch": torch.__version__, "python": platform.python_version(),
-              "cpu_cores": os.cpu_count(), "commands": [], "parts": {}}
-    print(", ".join(f"{key} {x}" for key, x in list(report.items())[:4]), flush=True)
+    path = None if args.json is None else place(args.json, args.force or args.parts)
+    machine = {"device": "CPU, a rehearsal" if args.rehearse else torch.cuda.get_device_name(),
+               "torch": torch.__version__, "python": platform.python_version(), "cpu_cores": os.cpu_count()}
+    print(", ".join(f"{key} {x}" for key, x in machine.items()), flush=True)
+    report, began = machine | {"commands": [], "parts": {}}, time.monotonic()
     if path and path.exists() and args.parts:
-        old = read_json(path)
-        must([old.get(key) for key in list(report)[:4]] == list(report.values())[:4],
+        report = read_json(path)
+        must(all(report.get(key) == x for key, x in machine.items()),
              f"{path} is of another machine, or of another torch or python: choose another --json")
-        report = old
     report["commands"].append("python -m bench card " + " ".join(argv))
-    began = time.monotonic()
-    faults, tried = run_parts(args, chosen, report, path)
-    if path:
-        save(path, report | {"finished": True})
-    print(f"{tried - len(faults)} of {tried} parts without a fault, "
+    faults = run_parts(args, chosen, report, path)
+    save(path, report | {"finished": True})
+    found = [f"{name}: {fault}" for name, fault in faults.items() if fault]
+    print(f"{len(faults) - len(found)} of {len(faults)} parts without a fault, "
           f"{time.monotonic() - began:.0f} s" + (f"; wrote {path}" if path else ""))
-    if faults:
-        raise ValueError("; ".join(f"{name}: {fault}" for name, fault in faults.items()))
+    must(not found, "; ".join(found))

@@ -6,7 +6,7 @@ Several checkpoints are several training seeds; their results are written as the
 import numpy as np
 import torch
 
-from bench.saving import place, save
+from bench.saving import begin, save
 from support import checkpoint
 from support.files import must
 from support.flags import COUNT, SEED, Parser, value
@@ -15,7 +15,7 @@ from support.pictures import BLUE, PALE, Panel, figure
 from worlds import conveyor
 from worlds.closed_loop import closed_loop
 
-PASTS = {"true past": "policy", "frozen past": "frozen past", "reversed past": "reversed past"}   # World.controls
+PASTS = ("true past", "frozen past", "reversed past")   # the last two are of World.controls
 
 
 def agreement(pasts):
@@ -26,17 +26,6 @@ def agreement(pasts):
     both = {past: pairs for past, pairs in both.items() if len(pairs) > 2}
     every = {"over pasts": np.concatenate(list(both.values()))} if both else {}
     return {name: float(np.corrcoef(pairs.T)[0, 1]) for name, pairs in (both | every).items()}
-
-
-def measure(path, episodes, seed, euler_steps=None):
-    """One checkpoint -> {"trained", "suites": {suite: {past: summary}}, "agreement": as above, of the moving suite}."""
-    state = checkpoint.load(path)[1]
-    policy = Policy.load(path, seed=0, engine="plain", euler_steps=euler_steps)
-    report, _ = closed_loop(policy, conveyor, episodes, seed, controls="past")
-    rows = {"policy": report, **report["controls"]}
-    suites = {suite: {past: rows[name][suite] for past, name in PASTS.items()} for suite in conveyor.SUITES}
-    return {"trained": {"steps": state["step"], "seed": state["config"]["train"]["seed"]}, "suites": suites,
-            "agreement": agreement(suites["dynamic"])}
 
 
 def draw(runs, path):
@@ -57,28 +46,28 @@ def draw(runs, path):
 
 def run(argv):
     parser = Parser(prog="python -m bench causal", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, nargs="+",
-                        help="runs of train.py --config conveyor, or checkpoints: one a training seed")
+    parser.add_argument("--checkpoint", required=True, nargs="+", help="runs of preset conveyor, one a training seed")
     parser.add_argument("--episodes", type=value(int, COUNT), default=200, help="scenes a suite (default: 200)")
     parser.add_argument("--seed", type=value(int, SEED), default=1, help="of the scenes (default: 1)")
     parser.add_argument("--euler_steps", type=value(int, COUNT), help="of the sampler (default: the checkpoint's)")
-    parser.add_argument("--json", default="causal.json", help="file name under bench/results")
     parser.add_argument("--picture", help="draw every episode's lead into this file")
-    parser.add_argument("--force", action="store_true", help="write over a finished result")
-    args = parser.parse_args(argv)
-    path = place(args.json, args.force)
+    args, path, report = begin(parser, argv, "causal.json")
     paths = [checkpoint.resolve(one) for one in args.checkpoint]
     must(len(set(paths)) == len(paths), "--checkpoint names a run twice")
     torch.set_num_threads(1)
-    report = {"command": "python -m bench causal " + " ".join(argv), "torch": torch.__version__,
-              "numpy": np.__version__, "world": conveyor.version(), "conditions": "one thread, model.py as it is read",
-              "scene_seed": args.seed, "finished": False, "runs": []}
+    report |= {"numpy": np.__version__, "world": conveyor.version(), "conditions": "one thread, model.py as it is read",
+               "scene_seed": args.seed, "finished": False, "runs": []}
     for one in paths:
-        report["runs"].append(measure(one, args.episodes, args.seed, args.euler_steps))
+        state, policy = checkpoint.load(one)[1], Policy.load(one, seed=0, engine="plain", euler_steps=args.euler_steps)
+        found, _ = closed_loop(policy, conveyor, args.episodes, args.seed, controls="past")
+        pasts = {"true past": found, **found["controls"]}
+        suites = {suite: {past: pasts[past][suite] for past in PASTS} for suite in conveyor.SUITES}
+        correlation = agreement(suites["dynamic"])
+        report["runs"].append({"trained": {"steps": state["step"], "seed": state["config"]["train"]["seed"]},
+                               "suites": suites, "agreement": correlation})
         save(path, report)
-        shown = [f"{name} {r:+.2f}" for name, r in report["runs"][-1]["agreement"].items()]
-        if shown:   # a model without generation imagines nothing
-            print("correlation of imagined and lead:", *shown, sep="  ")
+        if correlation:   # a model without generation imagines nothing
+            print("correlation of imagined and lead:", *(f"{name} {r:+.2f}" for name, r in correlation.items()))
     save(path, report | {"finished": True})
     if args.picture:
         draw(report["runs"], args.picture)

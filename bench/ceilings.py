@@ -1,35 +1,24 @@
-"""What scripted policies reach in the embedded world: the ceilings beside which the arms of `bench claims` stand.
-
-Each is the expert with a belief about the belt or the target in place of the truth, executed blindly in the true scene.
-"""
+"""What scripted policies reach in the embedded world: the ceilings beside which the arms of `bench claims` stand. Each
+is the expert with a belief about the belt or the target in place of the truth, executed blindly in the true scene."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from worlds import conveyor
-from worlds.conveyor.scene import Scenes, scripted_action
 from worlds.conveyor.setting import CHUNK, M, SPEED
 
 GUESSES = np.linspace(-SPEED[1], SPEED[1], 33)   # velocities among which the best single one is found
 APART = 500_000                                  # added to a seed: the scenes on which it is found
 
 
-def plan(believed):
-    """The chunks (N, CHUNK, 6) of an expert in the Settings that it believes."""
-    scenes, chunk = Scenes(believed), []
-    for t in range(M + CHUNK):
-        action = scenes.state() if t < M else scripted_action(scenes)
-        scenes.step(action)
-        chunk += [action] if t >= M else []
-    return np.stack(chunk, 1)
-
-
 def success(settings, believed):
-    """In per cent, of chunks planned in `believed` and executed in `settings`: conveyor.rollout without pictures."""
-    scenes, chunk = Scenes(settings), plan(believed)
+    """In per cent, of the expert's chunk for the Settings in which it believes, executed blindly in `settings`."""
+    scenes, imagined = conveyor.Scenes(settings), conveyor.Scenes(believed)
     for t in range(M + CHUNK):
-        scenes.step(scenes.state() if t < M else chunk[:, t - M])
+        action = imagined.state() if t < M else conveyor.scripted_action(imagined)
+        imagined.step(action)
+        scenes.step(action)
     return 100 * float(scenes.first_closing_success.mean())
 
 
@@ -38,25 +27,20 @@ def moving_at(settings, v):
     return [replace(s, v=float(one) if s.v else 0.0) for s, one in zip(settings, np.broadcast_to(v, len(settings)))]
 
 
-def beliefs(settings, random, guess):
-    """{policy: the Settings that it believes}. guess: the best single velocity."""
-    drawn = random.uniform(*SPEED, len(settings)) * random.choice((-1, 1), len(settings))
-    other = [replace(s, x=s.distractor[2], y=s.distractor[3]) if s.distractor and random.rand() < 0.5 else s
-             for s in settings]
-    return {"perfect": settings, "present place": moving_at(settings, 0), "velocity drawn from the prior":
-            moving_at(settings, drawn), "best single velocity": moving_at(settings, guess), "colour ignored": other}
-
-
 def ceilings(eval_seed, seeds, episodes):
-    """{policy: {suite: success in per cent}} over the scenes of all training seeds, 1 to `seeds`.
-
-    "best single velocity": the one that succeeds most often on other scenes. "colour ignored": either object at random,
-    its velocity known."""
-    found = {}
-    tried = conveyor.settings("dynamic", 4 * episodes, eval_seed + APART)
+    """{policy: {suite: success in per cent}} over the scenes of all training seeds, 1 to `seeds`. The "best single
+    velocity" is the one that succeeds most often on other scenes."""
+    found, tried = {}, conveyor.settings("dynamic", 4 * episodes, eval_seed + APART)
     guess = max(GUESSES, key=lambda v: success(tried, moving_at(tried, v)))
     for suite in conveyor.SUITES:
         settings = [s for n in range(1, seeds + 1) for s in conveyor.settings(suite, episodes, eval_seed + n)]
-        for name, believed in beliefs(settings, np.random.RandomState(eval_seed), guess).items():
+        random, n = np.random.RandomState(eval_seed), len(settings)
+        drawn = random.uniform(*SPEED, n) * random.choice((-1, 1), n)
+        other = [replace(s, x=s.distractor[2], y=s.distractor[3]) if s.distractor and random.rand() < 0.5 else s
+                 for s in settings]
+        beliefs = {"perfect": settings, "present place": moving_at(settings, 0),
+                   "velocity drawn from the prior": moving_at(settings, drawn),
+                   "best single velocity": moving_at(settings, guess), "colour ignored": other}
+        for name, believed in beliefs.items():
             found.setdefault(name, {})[suite] = round(success(settings, believed), 1)
     return found | {"best single velocity": found["best single velocity"] | {"velocity": round(float(guess), 4)}}

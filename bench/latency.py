@@ -1,7 +1,5 @@
-"""python -m bench latency: how long one action chunk takes, or with --control what a control loop feels.
-
-A chunk is timed as model.py computes it, as the engine does, and phase by phase (bench/chunk.py). Weights are random.
-"""
+"""python -m bench latency: how long one action chunk takes, or with --control what a control loop feels. A chunk is
+timed as model.py computes it, as the engine does, and phase by phase (bench/chunk.py). Weights are random."""
 
 import os
 import platform
@@ -13,7 +11,7 @@ import numpy as np
 import torch
 
 from bench.chunk import HIT, READ, measure, random_model
-from bench.saving import place, save
+from bench.saving import begin, save
 from config import VIEWS, get_config
 from support.data.statistics import Statistics
 from support.files import must
@@ -32,10 +30,9 @@ def lines(report):
         yield (f"{name:<30}{row['samples']:8}{1e3 * median:11.2f}{1e3 * low:11.2f}{1e3 * high:11.2f}"
                f"{1 / median:10.3f}{median / report['calls'][READ]['p50_s']:13.3f}")
     ahead, hit = 1e3 * report["encode_ahead"]["p50_s"], 1e3 * report["calls"][HIT]["p50_s"]
-    yield (f"latents kept: {hit:.2f} ms. Where t-m was not itself planned from, its frames are encoded ahead in "
-           f"{ahead:.2f} ms: {hit + ahead:.2f} ms in all.")
-    yield (f"equality: actions of the engine and of model.py differ by {report['difference_rms']:.1e} rms; their own "
-           f"rms is {report['action_rms']:.2f}")
+    yield f"latents kept: {hit:.2f} ms, and where no plan was made at t-m {ahead:.2f} ms to encode its frames ahead"
+    share = report["difference_rms"] / report["action_rms"]
+    yield f"equality: actions of the engine differ from those of model.py by {share:.1e} of their size (rms)"
     if report["engine_report"]:
         yield report["engine_report"]
     yield f"start-up of the engine {report['startup_s']:.1f} s; peak memory {report['peak_memory_gb']:.1f} GB in all"
@@ -51,22 +48,19 @@ def lines(report):
 
 
 def control(model, config, mode, seconds):
-    """policy.step in real time, without and with replanning in the background -> {name: timing dict}.
-
-    A step that takes longer than 1 / FPS makes the loop late; `late` counts them. The first step of an episode, which
-    waits for its plan, is not among the figures. config: Config of a preset."""
+    """policy.step in real time, without and with replanning in the background -> {name: timing dict}. `late` counts
+    the steps that take longer than 1 / FPS. The first step of an episode, which waits for its plan, is left out."""
     zeros, ones = (0.0,) * 14, (1.0,) * 14
     stats = Statistics("bench", "absolute", FPS, zeros, ones, zeros, ones, 0)
     policy, random = Policy(model, config, stats, engine=mode), np.random.default_rng(0)
-    pictures = [{view: random.integers(0, 256, (240, 320, 3), dtype=np.uint8) for view in VIEWS} for _ in range(8)]
-    found = {}
+    pictures, found = {view: random.integers(0, 256, (240, 320, 3), dtype=np.uint8) for view in VIEWS}, {}
     for name, background in (("planned in the step", False), ("planned in the background", True)):
         policy.reset("go", fps=FPS, execute_steps=config.model.chunk // 2, background=background)
-        policy.step(pictures[0], np.zeros(14))   # the first plan has to be waited for
+        policy.step(pictures, np.zeros(14))   # the first plan has to be waited for
         policy.loop.seconds.clear()
         due, late = time.perf_counter(), 0
-        for t in range(round(seconds * FPS)):
-            policy.step(pictures[t % 8], np.zeros(14))
+        for _ in range(round(seconds * FPS)):
+            policy.step(pictures, np.zeros(14))
             due += 1 / FPS
             left = due - time.perf_counter()
             late += left < 0
@@ -84,48 +78,34 @@ def processor():
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def check_flags(args):
-    """ValueError, one line, for what cannot be measured."""
-    must(args.device != "cuda" or torch.cuda.is_available(), "--device cuda: torch sees no GPU here; leave it out")
-    if args.engine == "graph" and args.device != "cuda":
-        raise ValueError("--engine graph records a CUDA graph: add --device cuda, or use eager or compile")
-
-
 def run(argv):
     parser = Parser(prog="python -m bench latency", description=__doc__)
     parser.add_argument("--config", default="a1_3b_release", help="preset (default: a1_3b_release)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--engine", choices=MODES, help="default: graph on a GPU, eager on a CPU")
-    parser.add_argument("--blocks", type=value(int, COUNT),
-                        help="each call runs twice as often (default: 30 on a GPU, 4 on a CPU)")
-    parser.add_argument("--control", type=value(float, {"at_least": 0.1}), metavar="SECONDS",
-                        help="drive a control loop at 30 Hz instead")
-    parser.add_argument("--json", help="file name under bench/results")
-    parser.add_argument("--force", action="store_true", help="write over a finished result")
-    args = parser.parse_args(argv)
-    args.engine = args.engine or default_mode(args.device)
-    check_flags(args)
-    path = place(args.json, args.force) if args.json is not None else None
+    parser.add_argument("--blocks", type=value(int, COUNT), help="calls run twice as often (default: 4, on a GPU 30)")
+    parser.add_argument("--control", type=value(float, {"at_least": 0.1}), help="seconds of a control loop at 30 Hz")
+    args, path, report = begin(parser, argv)
+    cuda, engine = args.device == "cuda", args.engine or default_mode(args.device)
+    must(not cuda or torch.cuda.is_available(), "--device cuda: torch sees no GPU here; leave it out")
+    must(cuda or engine != "graph", "--engine graph records a CUDA graph: add --device cuda, or use eager or compile")
     config, dtype = get_config(args.config), getattr(torch, args.dtype)
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     # ONEDNN_MAX_CPU_ISA, where it is set, decides about every product on a CPU.
-    report = {"command": "python -m bench latency " + " ".join(argv), "config": args.config, "dtype": args.dtype,
-              "device": where, "processor": processor(), "torch": torch.__version__, "engine": args.engine,
-              "euler_steps": config.model.euler_steps, "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA")}
-    print(", ".join(f"{key} {value}" for key, value in report.items() if key != "command" and value is not None),
-          flush=True)
+    report |= {"config": args.config, "dtype": args.dtype, "processor": processor(), "engine": engine,
+               "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
+               "euler_steps": config.model.euler_steps, "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA")}
+    print(", ".join(f"{key} {x}" for key, x in report.items() if key != "command" and x is not None), flush=True)
     if args.control is not None:
         model = random_model(config.model, torch.device(args.device), dtype)
-        report["control"] = control(model, config, args.engine, args.control)
+        report["control"] = control(model, config, engine, args.control)
         for name, row in report["control"].items():
             print(f"{name:<26} step p50 {row['p50_ms']:7.2f} ms  p99 {row['p99_ms']:8.2f}  max {row['max_ms']:8.2f}   "
                   f"{row['steps']} steps, {row['plans']} plans, {row['starved']} starved, {row['late']} late")
         print("without the first step of each, which waits for its plan")
     else:
-        blocks = args.blocks or (30 if args.device == "cuda" else 4)
-        report |= measure(config.model, args.device, dtype, args.engine, blocks)
+        blocks = args.blocks or (30 if cuda else 4)
+        report |= measure(config.model, args.device, dtype, engine, blocks)
         print(f"{' + '.join(map(str, report['tokens']))} tokens; every call {2 * blocks} times, interleaved")
         print("\n".join(lines(report)))
-    if path:
-        save(path, report)
+    save(path, report)

@@ -1,77 +1,135 @@
 """python -m bench reading DATA | synthetic: training tuples a second from disk, by strategy and codec.
 
 A tuple is the pictures of one window: up to 3 views x (t-m, t, t+m), letterboxed. The rival is the reader that
-everybody writes first: open the file, seek, decode, for every picture anew."""
+everybody writes first: open the file, seek, decode, for every picture anew.
 
-import statistics
+--against lerobot: beside that package, on the same windows of synthetic datasets, through torch's DataLoader. It is
+itself: its dataset class with the decoder that it chooses. What counts is the CPU time of a tuple: a neighbour on the
+machine changes it least. Of lerobot, v3.0 is read by 0.4, v2.1 by 0.3: the installed one decides."""
+
+import importlib.util
+import os
+import resource
+import shutil
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Subset
 
-from bench import readers, reading_lerobot
-from bench.readers import RUNS, STRETCH, M, read, read_naive
-from bench.saving import place, save
-from data import letterbox, windows
+from bench import readers
+from bench.latency import processor
+from bench.readers import CACHE, NAIVE, OURS, STRETCHES, THEIRS, Windows
+from bench.saving import begin, save
 from support.data import frame_cache
+from support.data.letterbox import fit
+from support.data.parquet import arrow
 from support.data.robots import find_robot
 from support.data.source import open_source
+from support.data.video import pyav
 from support.files import must
 from support.flags import COUNT, Parser, refuse_ignored, value
 
 
-def rate(reader, source, rng, size, stretch, count):
-    """Tuples a second, letterboxed, of about `count` windows in stretches that begin anywhere."""
-    rows, tuples, began = windows(source, M, full=True), 0, time.perf_counter()
-    for first in rng.integers(len(rows), size=max(1, count // stretch)):
-        e = int(rows[first, 0])
-        found = reader(source, e, [int(t) for episode, t in rows[first:first + stretch] if episode == e])
-        for pictures in found:
-            torch.stack([letterbox(picture, size) for picture in pictures])
-        tuples += len(found)
-    return tuples / (time.perf_counter() - began)
-
-
-def measure(source, size, tuples, cache=None):
-    """{strategy: median tuples a second}, by turns, so that a busy neighbour meets each. cache: of the same dataset."""
-    torch.set_num_threads(1)   # as in a loader process
-    must(len(windows(source, M, full=True)) != 0, f"{source.root}: no episode is longer than {2 * M} frames")
-    # A frame cache lists the videos that it replaces, but they are not there.
-    strategies = {"naive": (read_naive, source, 1, tuples)} if source.videos and not source.cache else {}
-    strategies |= {"window by window": (read, source, 1, tuples),
-                   f"stretches of {STRETCH}": (read, source, STRETCH, 2 * tuples)}
+def measure(source, args, cache=None):
+    """What `readers.timed` finds of a dataset. cache: a frame cache of the same one."""
+    datasets = dict.fromkeys((OURS, STRETCHES), Windows(source, args.size))
+    if source.videos and not source.cache:   # a frame cache lists the videos that it replaces, but they are not there
+        datasets = {NAIVE: Windows(source, args.size, readers.read_naive)} | datasets
     if cache:
-        strategies["frame cache"] = (read, cache, 1, 20 * tuples)
-    rng, runs = np.random.default_rng(0), {name: [] for name in strategies}
-    for _ in range(RUNS):
-        for name, (reader, of, stretch, count) in strategies.items():
-            runs[name].append(rate(reader, of, rng, size, stretch, count))
-    return {name: statistics.median(rates) for name, rates in runs.items()}
+        datasets[CACHE] = Windows(cache, args.size)
+    return readers.timed(datasets, args.tuples, list)
 
 
-def table(measured, size, tuples):
-    """Lines, one a dataset. measured: {name: {strategy: tuples a second}}."""
-    yield (f"tuples/s of 3 times, letterboxed to {size} px; one process, one thread as in a loader; median of {RUNS} "
-           f"interleaved runs of {tuples} tuples (stretches: 2 x, cache: 20 x as many)")
-    yield "in brackets: times the naive reader, where there is one"
-    yield f"{'':<14}" + "".join(f"{name:>18}" for name in next(iter(measured.values())))
-    for dataset, rates in measured.items():
-        slow = rates.get("naive")
-        yield f"{dataset:<14}" + "".join(
-            f"{found:18.1f}" if name == "naive" or not slow else f"{f'{found:.1f} ({found / slow:.2f})':>18}"
-            for name, found in rates.items())
+def lerobot(folder):
+    """Its module of datasets, which keeps what it caches in `folder`. ImportError: one line, it cannot be used."""
+    os.environ |= {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
+    try:
+        module = importlib.import_module("lerobot.datasets.lerobot_dataset")
+        if importlib.util.find_spec("torchcodec"):   # then it is lerobot's choice
+            importlib.import_module("torchcodec.decoders")
+    except (ImportError, RuntimeError) as error:   # RuntimeError: without FFmpeg, or of another torch
+        raise ImportError("--against lerobot needs the lerobot package: docs/data.md, Reading speed, has the line that "
+                          f"installs it ({str(error).strip().splitlines()[0][:120]})") from error
+    return module
 
 
-def against(args, command):
-    """Beside the lerobot package, on the synthetic datasets; --json keeps what is found."""
-    must(args.data == "synthetic", f"--against lerobot writes its own datasets: give synthetic, not {args.data}")
-    must(not args.robot, "--robot would be ignored: the synthetic datasets have one; drop it")
-    path = place(args.json, args.force) if args.json is not None else None
-    report = reading_lerobot.run(args, command)
-    if path:
-        save(path, report)
+def open_theirs(module, root, size):
+    """A LeRobotDataset whose items hold three times of three cameras, letterboxed: (3, 3, size, size) float32 each."""
+    times = [d / readers.FPS for d in (-readers.M, 0, readers.M)]
+    return module.LeRobotDataset("bench/synthetic", root=root, image_transforms=partial(fit, size=size),
+                                 delta_timestamps=dict.fromkeys(readers.CAMERAS, times))
+
+
+def compare(theirs, source, size, tuples):
+    """What `readers.timed` finds, and by how many grey levels the pictures differ at most: half a level is rounding,
+    since lerobot's stay float."""
+    ours = Windows(source, size, whole=True)
+    e, t = ours.rows.T
+    theirs = Subset(theirs, (np.cumsum([0, *source.lengths])[e] + t).tolist())   # the same windows, in our order
+    naive = Windows(source, size, readers.read_naive, whole=True)
+    found = readers.timed({NAIVE: naive, OURS: ours, STRETCHES: ours, THEIRS: theirs}, tuples)
+    drawn = np.random.default_rng(1).integers(len(e), size=tuples).tolist()
+    levels = [(mine["pictures"] - 255 * torch.cat([other[camera] for camera in readers.CAMERAS], 1)).abs().max().item()
+              for mine, other in zip(*(DataLoader(of, sampler=drawn) for of in (ours, theirs)))]
+    return found, max(levels)
+
+
+def opened(kind, roots, size, folder):
+    """In a process of its own: seconds to open datasets, and megabytes that they hold beyond the imports, before and
+    after one tuple of each is read."""
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+    torch.set_num_threads(1)
+    if kind == THEIRS:
+        opener, number = partial(open_theirs, lerobot(folder), size=size), readers.M
+    else:
+        pyav(), arrow()
+        opener, number = lambda root: Windows(open_source(root), size, whole=True), 0
+    before, began = resident(), time.process_time()
+    datasets = [opener(root) for root in roots]
+    seconds, open_mb = time.process_time() - began, resident() - before
+    for dataset in datasets:
+        for _ in DataLoader(dataset, sampler=[number]):
+            pass
+    return {"open_cpu_s": seconds, "open_mb": open_mb, "read_mb": resident() - before}
+
+
+def beside_lerobot(args, report):
+    """Print the comparison, and put it into the report."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        module = lerobot(folder / "cache")
+        report |= {"format": module.CODEBASE_VERSION, "processor": processor(),
+                   "films": readers.FILMS, "tuples": args.tuples, "size": args.size, "m": readers.M, "runs": {},
+                   "levels_apart": {}}
+        for name, root in readers.written_datasets(report["format"]):
+            theirs, source = open_theirs(module, root, args.size), open_source(root)
+            report["decoder"] = theirs.video_backend
+            report["runs"][name], report["levels_apart"][name] = compare(theirs, source, args.size, args.tuples)
+        report |= {"datasets": args.datasets, "many": {}}
+        readers.write_dataset(folder / "0", *readers.CODECS["AV1 GOP 2"], report["format"])
+        roots = [shutil.copytree(folder / "0", folder / str(n), copy_function=os.link)   # links to one dataset
+                 for n in range(1, args.datasets + 1)]
+        for name, kind in ((OURS, OURS), ("lerobot, the first time", THEIRS), ("lerobot, again", THEIRS)):
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                report["many"][name] = pool.submit(opened, kind, roots, args.size, folder / "fresh").result()
+    decoder = [report["decoder"]] * (report["decoder"] == "torchcodec")   # else it is PyAV by way of torchvision
+    report["versions"] = {name: metadata.version(name) for name in ("lerobot", "torch", "av", *decoder)}
+    print(f"LeRobot {report['format']}, decoded by {report['decoder']}; "
+          + ", ".join(f"{name} {version}" for name, version in report["versions"].items()))
+    print("\n".join(readers.table(report["runs"], "cpu_s", args.size, args.tuples)))
+    for name, row in report["many"].items():
+        print(f"{args.datasets} datasets, {name}: {row['open_cpu_s']:.2f} s of CPU time to open, "
+              f"{row['open_mb']:.0f} MB, after a tuple of each {row['read_mb']:.0f} MB")
+    print(f"the pictures differ by at most {max(report['levels_apart'].values()):.2f} grey levels")
 
 
 def run(argv):
@@ -82,26 +140,22 @@ def run(argv):
     parser.add_argument("--size", type=value(int, COUNT), default=256, help="pixels of a letterboxed picture")
     parser.add_argument("--against", choices=("lerobot",), help="beside that package, where it is installed")
     parser.add_argument("--datasets", type=value(int, COUNT), default=200, help="how many are opened at once")
-    parser.add_argument("--json", help="file name under bench/results")
-    parser.add_argument("--force", action="store_true", help="write over a finished result")
-    args = parser.parse_args(argv)
-    refuse_ignored("python -m bench reading", args, *["--against"] * bool(args.against))
+    args, path, report = begin(parser, argv)
+    refuse_ignored(parser.prog, args, *["--against"] * bool(args.against))
     if args.against:
-        against(args, "python -m bench reading " + " ".join(argv))
-        return
+        must(args.data == "synthetic", f"--against lerobot writes its own datasets: give synthetic, not {args.data}")
+        must(not args.robot, "--robot would be ignored: the synthetic datasets have one; drop it")
+        beside_lerobot(args, report)
+        return save(path, report)
     measured = {}
     if args.data == "synthetic":
-        print(f"3 views of {readers.WIDTH} x {readers.HEIGHT}, datasets of {readers.EPISODES} x {readers.LENGTH} "
-              "frames written for this")
-        for name, (codec, gop) in readers.CODECS.items():
-            with tempfile.TemporaryDirectory() as folder:
-                root, out = Path(folder) / "videos", Path(folder) / "cache"
-                readers.write_dataset(root, codec, gop)
-                source = open_source(root)
-                frame_cache.fill(source, frame_cache.cache_for(source, out, [args.size]), 2)
-                measured[name] = measure(source, args.size, args.tuples, open_source(out))
+        print(readers.FILMS)
+        for name, root in readers.written_datasets():
+            source, out = open_source(root), root.with_name("cache")
+            frame_cache.fill(source, frame_cache.cache_for(source, out, [args.size]), 2)
+            measured[name] = measure(source, args, open_source(out))
     else:
         source = open_source(args.data, args.robot and find_robot(args.robot))
         print(f"{args.data}: {len(source.views)} views")
-        measured[source.name[:13]] = measure(source, args.size, args.tuples)
-    print("\n".join(table(measured, args.size, args.tuples)))
+        measured[source.name[:13]] = measure(source, args)
+    print("\n".join(readers.table(measured, "wall_s", args.size, args.tuples)))

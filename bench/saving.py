@@ -1,13 +1,25 @@
-"""Where results go, and that a finished one is not lost."""
+"""Where results go, what they begin with, and that a finished one is not lost."""
 
 import json
 import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 from support.files import must, written
 
 RESULTS = Path("bench/results")
+
+
+def begin(parser, argv, default=None):
+    """Parse a command's flags, --json (with a default) and --force among them -> (args, path of the result, None where
+    nothing is to be written, beginning of the report)."""
+    parser.add_argument("--json", default=default, help="file name under bench/results")
+    parser.add_argument("--force", action="store_true", help="write over a finished result")
+    args = parser.parse_args(argv)
+    path = None if args.json is None else place(args.json, args.force)
+    return args, path, {"command": " ".join([parser.prog, *argv]), "torch": torch.__version__}
 
 
 def keep_finished(path, force):
@@ -25,13 +37,14 @@ def keep_finished(path, force):
 
 def place(name, force):
     """The path of a result. ValueError: no file name, or a finished result is there and `force` is not given."""
-    if Path(name).name != name or (RESULTS / name).is_dir():
-        raise ValueError(f"--json {name!r}: give the name of a file, it lies in {RESULTS}")
+    must(Path(name).name == name and not (RESULTS / name).is_dir(),
+         f"--json {name!r}: give the name of a file, it lies in {RESULTS}")
     keep_finished(RESULTS / name, force)
     return RESULTS / name
 
 
 def save(path, report):
-    """Write JSON so that a reader finds all of it or none."""
-    with written(path) as file:
-        file.write_text(json.dumps(report, indent=1) + "\n")
+    """Write JSON so that a reader finds all of it or none. path None: nothing is written."""
+    if path:
+        with written(path) as file:
+            file.write_text(json.dumps(report, indent=1) + "\n")

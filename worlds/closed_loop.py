@@ -21,62 +21,55 @@ def rate(success):
     return {"success": p, "episodes": n, "interval": interval}
 
 
-def spread(values):
-    """{"median", "quartiles": [low, high], "episodes": n} of an array, without nan."""
-    low, median, high = np.nanquantile(values, (0.25, 0.5, 0.75)).tolist()
-    return {"median": median, "quartiles": [low, high], "episodes": int(np.isfinite(values).sum())}
-
-
 def summarise(rollout, world):
-    """A Rollout's rate, with "tasks": {task: rate}, "outcomes": {outcome: episodes}, what is `also` counted, the spread
-    of "lead" and "imagined" where anything moves, and "each": of every episode its outcome and those two."""
+    """A Rollout's rate, with "tasks": {task: rate}, "outcomes": {outcome: episodes}, what is `also` counted, median and
+    quartiles of "lead" and "imagined" where anything moves, and "each": of every episode its outcome and those two."""
     tasks, outcomes = np.array(rollout.tasks), list(rollout.outcomes)
-    told = {name: values for name in ("lead", "imagined")
-            if (values := getattr(rollout, name)) is not None and np.isfinite(values).any()}
-    each = {name: [round(x, 4) if np.isfinite(x) else None for x in values.tolist()] for name, values in told.items()}
-    return rate(rollout.success) | {
+    found = rate(rollout.success) | {
         "tasks": {task: rate(rollout.success[tasks == task]) for task in world.TASKS if (tasks == task).any()},
         "outcomes": {outcome: outcomes.count(outcome) for outcome in world.OUTCOMES},
-        **{name: rate(held) for name, held in rollout.also.items()},
-        **{name: spread(values) for name, values in told.items()}, "each": {"outcome": outcomes} | each}
+        **{name: rate(held) for name, held in rollout.also.items()}}
+    each = {"outcome": outcomes}
+    for name, values in (("lead", rollout.lead), ("imagined", rollout.imagined)):
+        if values is not None and np.isfinite(values).any():
+            low, median, high = np.nanquantile(values, (0.25, 0.5, 0.75)).tolist()
+            found[name] = {"median": median, "quartiles": [low, high], "episodes": int(np.isfinite(values).sum())}
+            each[name] = [round(x, 4) if np.isfinite(x) else None for x in values.tolist()]
+    return found | {"each": each}
 
 
 def closed_loop(policy, world, episodes, seed, suites=None, controls=None, gif=None):
     """Suites of a World, all or those given -> ({suite: summary}, {suite: Rollout}); a line is printed of each.
 
     policy: a Policy or a world.Actor. `episodes` None: the world's predefined settings; else that many seeded ones.
-    controls: a word in the names of those to evaluate too, "" for all; the report has "controls": {name: {suite:
-    summary}} then. They get the policy's noise, so that nothing differs but what they are told and shown.
-    gif: where to film the first episodes of a suite."""
-    filmed = min(FILMED, episodes or FILMED) if gif else 0
-    report, rollouts, rivals, imagined = {}, {}, {}, []
+    controls: a word in the names of those to evaluate too, "" for all: "controls": {name: {suite: summary}}. They get
+    the policy's noise. Nothing differs but what they are told and shown. gif: a film of the first episodes."""
+    rows, rollouts, imagined = {}, {}, []
     act = actor(policy, world.VIEWS, imagined if world.foreseen else None)
     for suite in suites or world.SUITES:
         settings, noise = world.settings(suite, episodes, seed), getattr(policy, "calls", None)
-        named = {} if controls is None else world.controls(act, settings)
-        for name, rival in {"policy": act, **{name: named[name] for name in named if controls in name}}.items():
+        rivals = {} if controls is None else world.controls(act, settings)
+        for name, rival in [("policy", act), *((name, rivals[name]) for name in rivals if controls in name)]:
             if noise is not None:
                 policy.calls = noise
             imagined.clear()
-            rollout = world.rollout(rival, settings, record=filmed if rival is act else 0)
+            rollout = world.rollout(rival, settings, record=FILMED if gif and rival is act else 0)
             if imagined:
                 rollout.imagined = world.foreseen(settings, np.concatenate(imagined))
-            row = summarise(rollout, world)
-            print_row(name, suite, row)
+            row = rows.setdefault(name, {})[suite] = summarise(rollout, world)
+            print_row(name, suite, row, rollout.also)
             if rival is act:
-                report[suite], rollouts[suite] = row, rollout
-            else:
-                rivals.setdefault(name, {})[suite] = row
+                rollouts[suite] = rollout
     if gif:
         film(policy, rollouts, world.M, world.VIEWS, gif)
-    return report | ({"controls": rivals} if rivals else {}), rollouts
+    return rows.pop("policy") | ({"controls": rows} if rows else {}), rollouts
 
 
-def print_row(name, suite, row):
-    """Success in all and by task, and the medians of lead and imagined."""
-    parts = row["tasks"] | {name: part for name, part in row.items() if name.startswith("within")}
-    shown = [f"{name} {part['success']:.0%}" for name, part in parts.items() if name != suite]
-    shown += [f"{name} {row[name]['median']:+.2f}" for name in ("lead", "imagined") if name in row]
+def print_row(name, suite, row, also):
+    """Success in all, by task and of what is `also` counted, and the medians of lead and imagined."""
+    parts = row["tasks"] | {part: row[part] for part in also}
+    shown = [f"{part} {found['success']:.0%}" for part, found in parts.items() if part != suite]
+    shown += [f"{part} {row[part]['median']:+.2f}" for part in ("lead", "imagined") if part in row]
     print(f"{name:<16}{suite:<9}{row['success']:6.1%}  [{row['interval'][0]:.1%}, {row['interval'][1]:.1%}]  "
           f"{row['episodes']} episodes   {'  '.join(shown)}", flush=True)
 

@@ -16,11 +16,10 @@ def least_chunk(robot):
 
 def watched(source):
     """Watched of a world's held-out episodes. None: of other data, or of none."""
-    if source and source.robot in worlds.NAMES:
-        world = worlds.find(source.robot)
-        if suite(source, 0):
-            return Watched(partial(suite, source), partial(world.marks, source), world.HALF_WINDOW)
-    return None
+    if not source or source.robot not in worlds.NAMES or not suite(source, 0):
+        return None
+    world = worlds.find(source.robot)
+    return Watched(partial(suite, source), partial(world.marks, source), world.HALF_WINDOW)
 
 
 def suite(source, e):
@@ -29,9 +28,8 @@ def suite(source, e):
 
 
 def evaluate(checkpointer, corpus, episodes, seed):
-    """Print what a trained policy does, and return its part of report.json: success in closed loop in the world of its
-    robot, in the suites of the held-out episodes, and a film into the run's folder; or where it has no world errors of
-    the actions in open loop on held-out episodes. All ranks call it. episodes None: as many as the world asks for."""
+    """Print how good a trained policy is -> its part of report.json: closed loop in the world of its robot, in the
+    suites of the held-out episodes, with a film; without a world open loop on held-out episodes. All ranks call it."""
     config, model, robot = checkpointer.config, checkpointer.final(), corpus.held_out_robot
     if not checkpointer.ranks.first:
         return {}
@@ -42,7 +40,7 @@ def evaluate(checkpointer, corpus, episodes, seed):
         suites = [name for name in world.SUITES if not held_out or name in held_out]
         found, _ = closed_loop(policy, world, episodes or world.REPORTED, seed, suites,
                                "past" if world.foreseen else None, checkpointer.out / "rollouts.gif")
-        found = {"eval_seed": seed} | found
+        found["eval_seed"] = seed
     else:
         found = trained_errors(policy, corpus)
     if not corpus.holds_out:

@@ -32,7 +32,6 @@ class World(Protocol):
     NAME: str                   # the robot's: a checkpoint is evaluated in the world whose robot it drives
     PRESETS: Sequence[str]      # rows of config.CONFIGS that are made for it
     VIEWS: Sequence[str]        # its cameras, some of the model's
-    FPS: float
     M: int                      # frames between the past, the present and the foreseen picture
     CHUNK: int                  # actions that a policy must plan at least
     REPORTED: int               # episodes a suite that a training run ends with

@@ -57,7 +57,7 @@ def test_attention_counts_in_the_work_of_a_run():
 def test_calls_are_interleaved_there_and_back():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    found = chunk.interleaved(calls, 2, torch.device("cpu"))
+    found = chunk.interleaved(calls, 2)
     assert "".join(order) == "abccbaabccba" and all(len(times) == 4 for times in found.values())
 
 

@@ -28,5 +28,5 @@ def test_a_method_has_its_order_and_counts_its_evaluations(name, order):
 def test_the_table_has_a_row_for_each_number_of_evaluations_and_a_figure_for_each_run():
     rows = [{"sampler": "euler", "evaluations": 2, "static": 0.5 + seed / 10, "dynamic": 0.25, "spread": 0.1}
             for seed in (0, 1)]
-    assert list(sampler.table(rows)) == ["| euler | 2 | 50.0, 60.0 | 25.0, 25.0 | 0.100, 0.100 |"]
+    assert list(sampler.table(rows))[2:] == ["| euler | 2 | 50.0, 60.0 | 25.0, 25.0 | 0.100, 0.100 |"]
     assert sampler.SAMPLERS["euler"][0] is flow.euler

@@ -3,18 +3,18 @@
 Two tasks, which the instruction names: a cube is handed over, a peg is put into a socket. Physics, reward and seeds are
 the package's. A third suite is ours: the cube moves. Not here: the model. Importing this imports no simulator."""
 
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
 from config import VIEWS
+from support.files import must
 from worlds.aloha.record import prepare
-from worlds.aloha.sim import HOLD, HZ, LIMIT, REGISTERED, SUCCESS, TASKS, Sim
-from worlds.world import Actor, Rollout
+from worlds.aloha.sim import HOLD, LIMIT, REGISTERED, SUCCESS, TASKS, Sim
+from worlds.world import Rollout
 
 __all__ = ["VIEWS", "prepare"]   # handed on
-NAME, PRESETS, FPS, M = "aloha_sim", ("aloha",), HZ, 15
+NAME, PRESETS, M = "aloha_sim", ("aloha",), 15
 CHUNK = 8                   # actions of a plan that are executed before the next look
 SUITES = tuple(TASKS)
 REPORTED = 50               # episodes a suite that a training run ends with: two seconds each
@@ -45,30 +45,26 @@ def controls(policy, settings):
             "hold still": lambda past, now, states, texts: np.repeat(states[:, None], CHUNK, axis=1)}
 
 
-@dataclass
-class Reversed:
-    """The policy shown a past in which the belt runs the other way: until a finger touches the cube, it comes to where
-    it is now from the other side. All else of that past is as it was."""
-    policy: Actor
+class Reversed(partial):
+    """Reversed(policy): the policy, which `rollout` shows a past in which the belt runs the other way."""
 
-    def __call__(self, *shown):
-        return self.policy(*shown)
 
-    def pictures(self, sim, then):
-        """(V, SIZE, SIZE, 3) uint8 of the frame in which the simulator's positions were `then`."""
-        now, sim.data = sim.data, sim.mujoco.MjData(sim.model)
-        sim.data.qpos[:] = then
-        sim.data.qpos[16:18] += 2 * (now.qpos[16:18] - then[16:18]) * (sim.best == 0)
-        sim.mujoco.mj_forward(sim.model, sim.data)
-        seen, sim.data = sim.pictures(), now
-        return seen
+def reversed_pictures(sim, then):
+    """(V, SIZE, SIZE, 3) uint8 of the frame in which positions were `then`, but of another cube's: until a finger
+    touches it, it comes to where it is now from the other side. All else is as it was."""
+    now, sim.data = sim.data, sim.mujoco.MjData(sim.model)
+    sim.data.qpos[:] = then
+    sim.data.qpos[16:18] += 2 * (now.qpos[16:18] - then[16:18]) * (sim.best == 0)
+    sim.mujoco.mj_forward(sim.model, sim.data)
+    seen, sim.data = sim.pictures(), now
+    return seen
 
 
 def rollout(policy, settings, record=0):
     """One episode after the other: look, act CHUNK actions, look again, until success or the limit of 400 steps.
 
     What `Policy.reset` and `step` do with execute_steps = CHUNK, but pictures that no plan reads are not rendered."""
-    best, when, states, films, filmed = [], [], [], [], range(min(record, len(settings)))
+    ended, states, films, filmed = [], [], [], range(min(record, len(settings)))
     for n, (task, seed) in enumerate(settings):
         sim, seen, places, t, chunk = simulator(task), {}, {}, 0, None
         states.append(state := sim.reset(seed))
@@ -77,21 +73,19 @@ def rollout(policy, settings, record=0):
                 seen[t], places[t] = sim.pictures(), sim.data.qpos.copy()
             if t % CHUNK == 0:
                 then = max(t - M, 0)
-                past = policy.pictures(sim, places[then]) if isinstance(policy, Reversed) else seen[then]
+                past = reversed_pictures(sim, places[then]) if isinstance(policy, Reversed) else seen[then]
                 chunk = np.asarray(policy(past[None], seen[t][None], state[None], [TASKS[task]]))[0]
-                if chunk[:CHUNK].shape != (CHUNK, 14):
-                    raise ValueError(f"rollout: the policy returned actions of shape {chunk.shape}; return "
-                                     f"({CHUNK} or more, 14)")
+                must(chunk[:CHUNK].shape == (CHUNK, 14), f"rollout: the policy returned actions of shape "
+                     f"{chunk.shape}; return ({CHUNK} or more, 14)")
             sim.step(chunk[t % CHUNK])
             state, t = sim.state(), t + 1
-        best.append(sim.best)
-        when.append(sim.when or np.inf)
+        ended.append((sim.best, sim.when or np.inf))
         if n in filmed:
             films.append([seen[i] for i in range(t)] + [sim.pictures()] * (LIMIT // HOLD + 1 - t))
-    success = np.array(best) == SUCCESS
-    return Rollout(success, [OUTCOMES[SUCCESS - int(one)] for one in best], [task for task, _ in settings],
+    best, when = np.array(ended).T
+    return Rollout(best == SUCCESS, [OUTCOMES[SUCCESS - int(one)] for one in best], [task for task, _ in settings],
                    [TASKS[task] for task, _ in settings], np.array(states), np.array(films) if films else None,
-                   {f"within {REGISTERED} steps": np.array(when) <= REGISTERED})
+                   {f"within {REGISTERED} steps": when <= REGISTERED})
 
 
 def marks(source, e, t):

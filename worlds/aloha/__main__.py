@@ -1,9 +1,6 @@
-"""Record demonstrations of gym-aloha's tasks, to train on.
+"""python -m worlds.aloha record: 200 demonstrations of each task, to train on. It goes on where it was interrupted.
 
-    python -m worlds.aloha record            200 of each task; it goes on where it was interrupted
-
-The same seed gives the same bytes on the same machine. Then `python train.py --config aloha`, with --data FOLDER for
-another --out."""
+The same seed gives the same bytes on the same machine. Then `python train.py --config aloha`, with --data for --out."""
 
 from support.entry import command   # first: Ctrl-C during the imports is one line, too
 from support.files import must, require_writable

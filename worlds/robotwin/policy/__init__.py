@@ -11,29 +11,16 @@ import numpy as np
 CAMERAS = {"head": "head_camera", "left_wrist": "left_camera", "right_wrist": "right_camera"}
 
 
-def _client():
-    """The class of client.py: a copy beside this file, or the project's, if this folder is a link. ImportError."""
-    here = Path(__file__).resolve().parent
-    for path in (here / "client.py", here.parent.parent.parent / "support/inference/client.py"):
-        if path.is_file():
-            return runpy.run_path(str(path))["Client"]
-    raise ImportError(f"client.py is missing: copy support/inference/client.py of the project to {here}, or link the "
-                      "folder worlds/robotwin/policy instead of copying it")
-
-
 class Model:
-    """The served policy. Its client gets one frame an action, so o_{t-m} is m actions ago.
-
-    execute_steps: actions of a chunk before the next plan, which is waited for; threshold: from which on a gripper is
-    commanded 1, and below it 0, as the release does; 0: as planned; grippers: their dimensions."""
+    """The served policy. Its client gets one frame an action, so o_{t-m} is m actions ago. execute_steps, threshold: as
+    in deploy_policy.yml; grippers: their dimensions."""
 
     def __init__(self, client, execute_steps, threshold, grippers):
         self.client, self.execute, self.threshold, self.grippers = client, execute_steps, threshold, list(grippers)
         self.begins = True
 
     def act(self, instruction, observation):
-        """What TASK_ENV.get_obs() gave, uint8 (H, W, 3), radians, grippers 0 closed .. 1 open -> action (d_a,).
-        ValueError: what the server says is wrong with it."""
+        """What TASK_ENV.get_obs() gave, uint8 (H, W, 3), radians, grippers 0 closed .. 1 open -> action (d_a,)."""
         if self.begins:
             self.client.reset(str(instruction), self.execute, "cold", wait=True)
             self.begins = False
@@ -47,8 +34,15 @@ class Model:
 
 
 def get_model(usr_args):
-    """deploy_policy.yml with --overrides -> Model. ValueError: a policy of another robot, or a shorter chunk."""
-    client = _client()(*(usr_args[name] for name in ("host", "port", "api_key", "patience")))
+    """deploy_policy.yml with --overrides -> Model. ImportError: no client.py. ValueError: a policy of another robot, or
+    a shorter chunk."""
+    here = Path(__file__).resolve().parent
+    places = here / "client.py", here.parents[2] / "support/inference/client.py"   # a copy, or this folder is a link
+    found = next((path for path in places if path.is_file()), None)
+    if not found:
+        raise ImportError(f"client.py is missing: copy support/inference/client.py of the project to {here}, or link "
+                          "the folder worlds/robotwin/policy instead of copying it")
+    client = runpy.run_path(str(found))["Client"](*(usr_args[name] for name in ("host", "port", "api_key", "patience")))
     told, left, steps = client.metadata, usr_args["left_arm_dim"], usr_args["execute_steps"]
     d = left + usr_args["right_arm_dim"] + 2
     if not told["state_dim"] == told["action_dim"] == d:
