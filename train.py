@@ -40,7 +40,7 @@ from support.training.optimizers import adamw, clip_scale, global_norm
 from support.training.preflight import (check_flags, check_settings, disk_need, effective_batch, parse, refuse,
                                         starting_weights, verify, warn)
 from support.training.prepare import Cores, prepare
-from support.training.ranks import Ranks
+from support.training.ranks import Ranks, lost_rank_explained
 from support.training.signals import Interruption, ignore_signals
 from support.training.validation import held_out_losses
 from support.weights import start as weights
@@ -193,5 +193,5 @@ def run(argv):
 
 
 if __name__ == "__main__":
-    command("train.py", run, lost="training goes on, log.jsonl in the run folder is its record")
+    command("train.py", lost_rank_explained()(run), lost="training goes on, log.jsonl in the run folder is its record")
     Ranks.close()

@@ -103,8 +103,8 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks
     own = {i: window_lists[i] if chosen is None else window_lists[i][chosen[i]] for i in sources}
     moments, widths = _sums(sources, own, k, action_mode, bad)
     _alike(about, "state and action dimensions", gathered(ranks, widths))
-    merged = [Moments() for _ in moments]   # of one rank these are its own, to the bit
-    for part in ranks.gather(moments):
+    merged = [Moments() for _ in range(3)]   # by dataset: the same to the bit on any number of ranks, as resume asks
+    for part in gathered(ranks, moments).values():
         for sums, more in zip(merged, part):
             sums.merge(more)
     return _finished(merged, rows, action_mode, std_floor)
@@ -119,11 +119,11 @@ def _alike(about, what, values):
 
 
 def _sums(sources, window_lists, k, action_mode, bad):
-    """This rank's part of `statistics` -> Moments of the state, of the action and of the action before the delta
-    transform, and {dataset: dimensions of state and action}."""
-    states, actions, commanded, widths = Moments(), Moments(), Moments(), {}
+    """This rank's part of `statistics` -> {dataset: Moments of the state, of the action and of the action before the
+    delta transform}, {dataset: dimensions of state and action}."""
+    found, widths = {}, {}
     for i, source in sources.items():
-        rows = window_lists[i]
+        rows, (states, actions, commanded) = window_lists[i], found.setdefault(i, [Moments() for _ in range(3)])
         cuts = np.flatnonzero(np.diff(rows[:, 0], prepend=-1))                     # rows are sorted by episode
         for first, last in zip(cuts, [*cuts[1:], len(rows)]):
             try:
@@ -144,7 +144,7 @@ def _sums(sources, window_lists, k, action_mode, bad):
             moved = reference(source.relative, action_mode, state)
             for sums, more in zip((actions, commanded), action_moments(action, moved, ts, k)):
                 sums.merge(more)
-    return (states, actions, commanded), widths
+    return found, widths
 
 
 def near_constant(std, magnitude, floor):
@@ -154,7 +154,7 @@ def near_constant(std, magnitude, floor):
 
 
 def _finished(moments, about, action_mode, std_floor):
-    """Moments as of `_sums` -> Statistics, with the floor and the embedded world's grippers."""
+    """Moments of all datasets, as of `_sums` -> Statistics, with the floor and the embedded world's grippers."""
     found, unscaled, one, total = {}, [], about[0], sum(of.windows for of in about)
     robot, relative, (states, actions, commanded) = one.robot, one.relative, moments
     for kind, sums in (("state", states), ("action", actions)):

@@ -6,6 +6,7 @@ what they are given. Without torchrun no process group exists and every method i
 
 import contextlib
 import os
+import re
 import sys
 from datetime import timedelta
 
@@ -17,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 MINUTES = 30   # a rank waits so long for another, which may be writing a checkpoint of 40 GB
+LOST = re.compile(r"Connection (closed|reset) by peer|Timed out waiting")   # of gloo: it has no error class of its own
 
 
 def local(x):
@@ -38,6 +40,20 @@ def share(x, like):
     if not isinstance(like, DTensor):
         return x
     return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
+
+
+@contextlib.contextmanager
+def lost_rank_explained():
+    """Another rank that is gone, as with its node, is one line on this one: ConnectionError."""
+    try:
+        yield
+    except RuntimeError as error:
+        found, peer = LOST.search(str(error)), re.search(r"\[([\d.:a-f]+)\]:\d+", str(error))
+        if not (found and dist.is_initialized()):
+            raise
+        where = f" of {peer[1]}" if peer else ""
+        raise ConnectionError(f"rank {dist.get_rank()} has lost another rank{where} ({found[0]}) and ends: --resume on "
+                              "all nodes goes on from the newest checkpoint") from error
 
 
 class Ranks:

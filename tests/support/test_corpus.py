@@ -6,7 +6,6 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict
 from functools import partial
 
 import numpy as np
@@ -104,7 +103,8 @@ def on_ranks(world, work):
 
 @pytest.mark.parametrize("sample", [2_000_000, 40], ids=["all windows", "a sample"])
 def test_statistics_over_several_ranks_are_those_of_one(mixture, monkeypatch, sample):
-    """Every window, or the same sample of them, to 1e-9 relative; the file that one rank kept is read by three."""
+    """Every window, or the same sample of them, to the bit, which a run that is resumed on other ranks needs where
+    statistics cannot be kept; the file that one rank kept is read by three."""
     monkeypatch.setattr(support.data.kept_statistics, "SAMPLE", sample)
     [(alone, lines)] = on_ranks(1, lambda rank, ranks: statistics_by_robot(rank_of(mixture, 0, 1), *SETTINGS, ranks=ranks))
     assert list(alone) == ["arm", "leg"] and all("computed" in line for line in lines)
@@ -114,10 +114,7 @@ def test_statistics_over_several_ranks_are_those_of_one(mixture, monkeypatch, sa
             path.rename(path.with_suffix(".away"))
         for found, _ in on_ranks(world, lambda rank, ranks: statistics_by_robot(
                 rank_of(mixture, rank, world), *SETTINGS, ranks=ranks)):
-            for robot, one in alone.items():
-                for key, value in asdict(one).items():
-                    close = key.endswith(("mean", "std"))
-                    assert asdict(found[robot])[key] == (pytest.approx(value, rel=1e-9) if close else value), key
+            assert found == alone
         assert sorted((mixture / "statistics").glob("*.json")) == kept       # under the same hash
         for path in kept:
             path.with_suffix(".away").rename(path)

@@ -15,7 +15,7 @@ from data import Batch
 from model import InternVLA_A1
 from support import checkpoint
 from support.training import optimizers
-from support.training.ranks import Ranks
+from support.training.ranks import Ranks, lost_rank_explained
 from support.training.checkpointer import Checkpointer
 from support.data.statistics import Statistics
 from support.training.prepare import prepare
@@ -76,10 +76,14 @@ WAYS = {"ddp": ([range(4)], [range(4, 8)], False),
 LEAN = ("split", "offload")
 
 
-def child(rank, port, config, fixed, folder):
+def one_of_two(rank, port):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = Ranks()
+    return Ranks()
+
+
+def child(rank, port, config, fixed, folder):
+    ranks = one_of_two(rank, port)
     found = {name: train_on(ranks, config, fixed, (mine, other)[rank], shard, folder / name)
              for name, (mine, other, shard) in WAYS.items()}
     for kind in LEAN:
@@ -91,14 +95,19 @@ def child(rank, port, config, fixed, folder):
     ranks.close()
 
 
+def fork_two(work, *args):
+    """work(rank, port, *args) in two processes."""
+    with closing(socket.socket()) as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.start_processes(work, (port, *args), nprocs=2, start_method="fork")
+
+
 @pytest.fixture(scope="module")
 def two_ranks(config, fixed, tmp_path_factory):
     """What two processes computed, every one of WAYS, and the folder with their checkpoints."""
     folder = tmp_path_factory.mktemp("ranks")
-    with closing(socket.socket()) as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.start_processes(child, (port, config, fixed, folder), nprocs=2, start_method="fork")
+    fork_two(child, config, fixed, folder)
     return torch.load(folder / "found.pt", weights_only=True), folder
 
 
@@ -162,3 +171,24 @@ def test_a_checkpoint_of_a_sharded_run_goes_on_unsharded(config, two_ranks, caps
     line = capsys.readouterr().out.splitlines()[0]
     assert step == STEPS and "not exact" in line and "'ranks': 2" in line
     assert all(torch.equal(own[name], stored[name]) for name in own) and own.keys() == stored.keys()
+
+
+def survivor(rank, port, lost, folder):
+    ranks = one_of_two(rank, port)
+    ranks.sums(1)
+    if rank == lost:
+        os._exit(0)
+    with pytest.raises(ConnectionError) as error, lost_rank_explained():
+        while True:
+            ranks.sums(1)
+    (folder / "said").write_text(str(error.value))
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_rank_that_is_lost_is_one_line_on_the_other(tmp_path, lost):
+    """Whichever it is; what is no loss of a rank stays the error that it was."""
+    fork_two(survivor, lost, tmp_path)
+    said = (tmp_path / "said").read_text()
+    assert said.startswith(f"rank {1 - lost} has lost another rank of 127.0.0.1 (Connection ") and "--resume" in said
+    with pytest.raises(RuntimeError, match="shapes"), lost_rank_explained():
+        raise RuntimeError("shapes")
