@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from support.data.file_hashes import contents_digest
 from support.data.letterbox import box, letterbox
@@ -23,6 +22,7 @@ from support.data.loader import Watched
 from support.data.video import LRU
 from support.files import must, read_json, unreadable, written
 from support.owner import contents
+from support.progress import bar
 
 FORMAT, BLOCK = 2, 64   # of cache.json; frames decoded in one go
 _MAPS = LRU(256)        # what names a file -> its pictures, mapped into memory; each holds a descriptor
@@ -152,7 +152,6 @@ def fill(source, cache, loaders):
     workers = Watched(missing, patience=3600, batch_size=None, num_workers=loaders,
                       collate_fn=partial(transcode, source, cache))   # in the workers
     total = sum(cache.lengths)
-    before = total - sum(cache.lengths[e] for e in missing)
-    with tqdm(total=total, initial=before, unit="frame", dynamic_ncols=True, disable=None) as shown:
+    with bar(total, total - sum(cache.lengths[e] for e in missing), "frame") as shown:
         for e in workers:
             shown.update(cache.lengths[e])

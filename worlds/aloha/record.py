@@ -11,11 +11,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from config import VIEWS
 from support.files import must, read_json, read_npz, written
 from support.owner import own
+from support.progress import bar
 from worlds.aloha.expert import Kinematics, demonstrate
 from worlds.aloha.sim import HZ, INSTALL, TASKS, Sim
 
@@ -118,8 +118,7 @@ def prepare(root, episodes=EPISODES, tasks=RECORDED):
         beside.write_text(json.dumps(asked, indent=1) + "\n")
     parts, held_out, few = root / "parts", [], min(HELD_OUT, episodes)
     parts.mkdir(exist_ok=True)
-    progress = tqdm(total=len(tasks) * (episodes + few), unit="episode", dynamic_ncols=True, disable=None)
-    with get_context("spawn").Pool(WORKERS) as pool, progress as shown:
+    with get_context("spawn").Pool(WORKERS) as pool, bar(len(tasks) * (episodes + few), unit="episode") as shown:
         for task in tasks:
             _join(root / task, _demonstrations(pool, parts, task, episodes, FIRST, shown))
             held_out += _demonstrations(pool, parts, task, few, FIRST_HELD_OUT, shown)

@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from config import VIEWS
 from lpt import TABLE_3
 from support.owner import own
+from support.progress import bar
 from worlds.conveyor.scene import Scenes, scripted_action
 from worlds.conveyor.setting import DATASET, DISTRACTOR, FPS, M, SIZE, STATE_NAMES, SUITES, random_settings
 
@@ -87,7 +87,7 @@ def write_dataset(root, episodes=9000, seed=0):
     counts = [max(round(episodes * row[3] / frames), min(40, episodes // 10), 1) for row in MIXTURE]
     counts[0] = max(episodes - sum(counts[1:]), 1)  # the largest takes up what rounding and the floor leave
     parts = [(name, look, count) for (name, look, _, _), count in zip(MIXTURE, counts)]
-    with tqdm(total=sum(counts) + VALIDATION, unit="episode", dynamic_ncols=True, disable=None) as shown:
+    with bar(sum(counts) + VALIDATION, unit="episode") as shown:
         for index, (name, look, count) in enumerate([*parts, ("validation", "sim", VALIDATION)]):
             for n in _write_one(root / name, (seed, index), count, look):
                 shown.update(n)
