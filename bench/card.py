@@ -23,7 +23,7 @@ from support.flags import Parser, value
 # Seconds that a part may take: with --quick (0: left out), in full. What matters most comes first.
 LIMITS = {"rates": (20, 40), "agreement": (20, 40), "chunk a1_2b": (60, 200), "training a1_2b": (60, 120),
           "chunk a1_3b": (60, 240), "control": (40, 60), "training a1_3b": (0, 150), "attention": (0, 60),
-          "ranks": (0, 40), "chunk a1_3b_release": (0, 240)}
+          "ranks": (0, 40), "tests": (0, 300), "chunk a1_3b_release": (0, 240)}
 QUICK = 180   # seconds of all parts together
 
 

@@ -5,6 +5,8 @@ A figure "difference" stands beside what is "allowed"; bench/card.py makes a fau
 import math
 import os
 import statistics
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from unittest import mock
@@ -19,6 +21,7 @@ from bench.latency import control as control_loop
 from config import get_config
 from experts import attend
 from model import InternVLA_A1
+from support.files import must
 from support.inference.engine import Engine
 from support.table1 import on_meta
 from support.training import memory
@@ -27,6 +30,7 @@ from support.training.prepare import prepare
 from support.training.ranks import Ranks
 
 CAP = 24            # GiB that training may take on any card: an RTX 4090's
+TESTS = "tests/support/test_gpu.py"
 GRADIENT = 1e-3     # relative: how far a gradient may be from the CPU's, in float32 without TF32
 LOSS = 1e-5         # the same of a loss, between a plain process and a group of one rank
 GIB = 2 ** 30
@@ -64,6 +68,11 @@ def rates(card):
     for dtype in (torch.bfloat16, torch.float32):
         yield f"product of 8192 x 8192, {str(dtype)[6:]}", {"TFLOP/s": product_rate(card.device, dtype) / 1e12}
     yield "copy on the device", {"GB/s": card.copy_rate() / 1e9}
+    if not card.tiny:
+        here = torch.empty(GIB, dtype=torch.uint8, pin_memory=True)
+        there = here.to(card.device)
+        seconds = min(seconds_of(partial(there.copy_, here, non_blocking=True)) for _ in range(4))
+        yield "copy from the host", {"GB/s": here.nbytes / seconds / 1e9}
 
 
 def agreement(card):
@@ -79,6 +88,15 @@ def agreement(card):
         found.append([p.grad.cpu().clone() for p in model.parameters() if p.grad is not None])
     apart = max(float((other - x).norm() / x.norm()) for x, other in zip(*found, strict=True) if x.any())
     yield "gradients of a step, against the CPU's", {"difference": apart, "allowed": GRADIENT}
+
+
+def tests(card):
+    """The tests that need a GPU. Most of their time is compiling."""
+    ended = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rf", TESTS], capture_output=True, text=True)
+    print(ended.stdout, file=sys.stderr)
+    closing = ended.stdout.strip().splitlines()[-1].strip("= ")
+    must(ended.returncode == 0, f"{TESTS}: {closing}")
+    yield f"{TESTS}: {closing}", {}
 
 
 def attention(card):
@@ -162,6 +180,13 @@ def chunk(card, preset):
         for label, way in (("both frames encoded", MISS), ("latents kept", HIT)):
             yield f"{name}: {label}", figures(calls[way], steps)
         del engine, calls
+    if not (card.quick or card.tiny):
+        batch, eps, _ = (x.to(card.device) for x in inputs)
+        fast, began = torch.compile(lambda: model.sample_actions(batch, eps, prefix=model.prefill(batch))), timer()
+        with torch.no_grad():
+            fast()
+            yield "torch.compile of model.py: start", {"s": timer() - began}
+            yield "torch.compile of model.py", figures(fast, config.euler_steps, flop)
 
 
 def training(card, preset):
@@ -197,6 +222,8 @@ def training(card, preset):
         "samples/s": samples, "s a micro-batch": statistics.median(times), "s a step": seconds / 2,
         "MFU": 3 * forward / train.batch_size * samples / product_rate(card.device, torch.bfloat16)}
     yield "memory", {"peak GiB": peak / GIB, "cap GiB": CAP, "reserved GiB": reserved / GIB}
+    if not card.quick:   # it takes half a minute
+        yield "memory, as --dry-run predicts it", {"GiB": memory.predict(config).device / GIB}
 
 
 def control(card):
@@ -208,4 +235,4 @@ def control(card):
             yield f"a1_2b, 30 Hz, {name}", found
 
 
-PARTS = {part.__name__: part for part in (rates, agreement, chunk, training, control, attention, ranks)}
+PARTS = {part.__name__: part for part in (rates, agreement, chunk, training, control, attention, ranks, tests)}

@@ -5,12 +5,14 @@
 OUT/trial.json is the last thing written. An outcome is stored as its first letters, one episode after the other."""
 
 import json
+import runpy
 import statistics
+import sys
 from pathlib import Path
 
 import torch
 
-import train
+import model
 from bench.naming import NamesPlace
 from bench.saving import save
 from support.entry import command
@@ -30,10 +32,11 @@ def run(argv):
     if naming := NAMING in flags:   # no flag of train.py, because no network of the paper
         at = flags.index(NAMING)
         NamesPlace.weight, flags = float(flags[at + 1]), flags[:at] + flags[at + 2:]
-        train.InternVLA_A1 = loading.InternVLA_A1 = NamesPlace
+        model.InternVLA_A1 = loading.InternVLA_A1 = NamesPlace
     # Its own report is cut short: what counts is measured below.
-    train.run([*flags, "--out", str(out), "--resume", "--threads", "1", "--episodes", "1", "--eval_every", steps,
-               "--save_every", steps])
+    sys.argv = ["train.py", *flags, "--out", str(out), "--resume", "--threads", "1", "--episodes", "1", "--eval_every",
+                steps, "--save_every", steps]
+    runpy.run_path("train.py", run_name="__main__")
     report, timing = json.loads((out / "report.json").read_text()), (out / "timing.jsonl").read_text().splitlines()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = {"device": torch.cuda.get_device_name() if device == "cuda" else "CPU", "steps": report["steps"],

@@ -14,7 +14,7 @@ PRODUCT = TOP + sorted(path for folder in FOLDERS for path in folder.rglob("*.py
 TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py"))
 # From the ground up. A module imports what stands on a lower floor, or in its own room (a folder) without a circle.
 FLOORS = (
-    ("support.bounds", "support.entry", "support.owner"),
+    ("support.bounds", "support.entry", "support.owner", "support.progress"),
     ("support.files",),
     ("config", "flow", "attention_mask", "lpt", "support.rotary"),
     ("support.flags", "support.pictures", "support.checkpoint"),

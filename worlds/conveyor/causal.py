@@ -18,7 +18,7 @@ def reversed_past(settings):
 
 
 def silhouette(picture, colour):
-    """By how much each pixel of a head picture (H, W, 3) uint8 is of an object of this colour -> (H, W) int, 0 elsewhere
+    """How much of an object of this colour each pixel of a head picture (H, W, 3) uint8 shows -> (H, W) int; 0 elsewhere,
     and where no such object is."""
     channel, picture = list(COLOURS).index(colour), picture.astype(int)   # red, green, blue
     excess = picture[..., channel] - np.delete(picture, channel, axis=-1).max(-1) - CLEAR
