@@ -7,9 +7,8 @@ Letters used for shapes in the whole project
     B batch   V = 3 views (head, left wrist, right wrist)   C, H, W image   L frames of an episode
     T times of a frame: 3 (t-m, t, t+m) in training, 2 (t-m, t) at inference
     N tokens: N_und of understanding, N_gen = 96 of generation, N_act = R (1 + k) of the action expert
-    D width   A heads   G key/value heads   d head dimension
-    k chunk   R action draws   g latent grid (32 at 256 px)   S, s pixels of a view for understanding, for generation
-    d_a, d_q dimensions of action and state: padded to 32 in model, flow and experts, else the robot's own number
+    D width   A heads   G key/value heads   d head dimension   k chunk   R action draws   g latent grid (32 at 256 px)
+    S, s pixels of a view (und, gen)   d_a, d_q dimensions: padded to 32 in model, flow, experts; else the robot's own
 
 Tags: [release] follows the authors' code where the paper is silent or differs. [ours] is our own choice. Each has its
 reason. What has no tag is the paper's, or a plain setting of the program."""

@@ -18,8 +18,8 @@ def reversed_past(settings):
 
 
 def silhouette(picture, colour):
-    """How much of an object of this colour each pixel of a head picture (H, W, 3) uint8 shows -> (H, W) int; 0 elsewhere,
-    and where no such object is."""
+    """How much of an object of this colour each pixel of a head picture (H, W, 3) uint8 shows -> (H, W) int; 0
+    elsewhere, and where no such object is."""
     channel, picture = list(COLOURS).index(colour), picture.astype(int)   # red, green, blue
     excess = picture[..., channel] - np.delete(picture, channel, axis=-1).max(-1) - CLEAR
     return excess.clip(0) * ((excess > 0).sum() >= LEAST)
