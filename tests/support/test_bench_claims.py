@@ -163,9 +163,11 @@ def test_what_ends_a_comparison_ends_its_other_runs_and_starts_none(monkeypatch,
 
 def test_a_trial_trains_and_evaluates_with_three_numbers_of_euler_steps_and_is_read_back(tmp_path):
     """The real process, four steps of it, on the data that the tests of the world have."""
-    flags = {"steps": 2, "decay_steps": 2, "warmup_steps": 1, "eval_windows": 4, "batch_size": 2, "gen_expert": False}
+    flags = {"steps": 2, "decay_steps": 2, "warmup_steps": 1, "eval_windows": 4, "batch_size": 2, "log_every": 1}
+    flags |= claims.ARMS["history, place named"]   # which has a loss of its own
     trials = claims.Trials(1, tmp_path)
     found = trials.run("one", flags, 7, 3)
+    assert 0 < found["loss_place"] < 10
     for euler in (1, 2, 10):
         for suite in ("static", "dynamic"):
             row = found[f"euler {euler}"][suite]
