@@ -42,7 +42,7 @@ def run(argv):
     found = {"device": torch.cuda.get_device_name() if device == "cuda" else "CPU", "steps": report["steps"],
              "held_out": report["held_out"], "seconds": report["seconds"],
              "ms_a_step": round(1e3 * statistics.median(json.loads(line)["seconds"] for line in timing), 1)}
-    if naming:   # the squared error of late in training
+    if naming:   # the cross entropy of late in training
         late = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][-20:]
         found["loss_place"] = statistics.mean(row["loss_gen"] for row in late if "loss_gen" in row) / NamesPlace.weight
     policy = Policy.load(out, device=device, engine="plain") if episodes else None
