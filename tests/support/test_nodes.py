@@ -208,17 +208,11 @@ def close(rows, others):
 
 # ---- tests ------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("way", WAYS)
-def test_two_nodes_give_the_losses_of_one_process(data, network, tmp_path, way):
-    """2 nodes x 1 rank, gloo: every column of the log to 1e-5, whatever wraps the model."""
-    rows, text = finish(network, tmp_path, "--data", str(data), *WAYS[way])
-    assert "x 2 ranks = 4" in text and len(rows) == STEPS
-    close(rows, one_process(data, [2] * STEPS))
-
-
 @pytest.mark.parametrize("way, lost", [("DDP", 1), ("FSDP2", 0)])
 def test_a_node_is_killed_the_other_says_so_and_ends_and_both_go_on(data, network, tmp_path, way, lost):
-    """kill -9 of an agent and its rank: of the node that only computes, and of the one that meets and saves."""
+    """2 nodes x 1 rank, gloo, kill -9 of an agent and its rank: of the node that only computes, and of the one that
+    meets and saves. After --resume every column of the log is that of one process, to 1e-5, whatever wraps the model.
+    """
     out, flags = tmp_path / "run", ("--data", str(data), *WAYS[way])
     with two_nodes(network, tmp_path, *flags) as nodes:
         until_saved(nodes, out)
@@ -231,7 +225,7 @@ def test_a_node_is_killed_the_other_says_so_and_ends_and_both_go_on(data, networ
     step = checkpoint.load(checkpoint.newest(out))[1]["step"]
     assert 0 < step < STEPS, "it was through before"
     rows, text = finish(network, tmp_path, *flags, "--resume")
-    assert f"at step {step}" in text and "not exact" not in text
+    assert f"at step {step}" in text and "not exact" not in text and "x 2 ranks = 4" in text and len(rows) == STEPS
     close(rows, one_process(data, [2] * STEPS))
 
 
