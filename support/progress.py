@@ -1,8 +1,16 @@
-"""A progress bar of what is counted by hand: drawn on a terminal, silent elsewhere."""
+"""The one progress bar of the project: drawn on a terminal, silent elsewhere."""
 
 from tqdm import tqdm
 
 
-def bar(total, initial=0, unit="it"):
-    """A tqdm over `total` of `unit`, from `initial` on."""
-    return tqdm(total=total, initial=initial, unit=unit, dynamic_ncols=True, disable=None)
+def bar(total, initial=0, unit="it", silent=False):
+    """A tqdm over `total` (None: not known yet) of `unit`, from `initial` on. silent: in any case."""
+    return tqdm(total=total, initial=initial, unit=unit, dynamic_ncols=True, disable=silent or None)
+
+
+def each(items, unit):
+    """The items of a sequence, and a bar that counts them."""
+    with bar(len(items), unit=unit) as shown:
+        for item in items:
+            yield item
+            shown.update()

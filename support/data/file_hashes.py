@@ -7,9 +7,8 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
-from tqdm import tqdm
-
 from support.files import damage, must, regular, written
+from support.progress import each
 
 FOLDER, RECORD = "statistics", "files.json"   # of a dataset; what else lies in FOLDER is no part of the record
 
@@ -56,7 +55,7 @@ def _hashes(root):
     paths = [path.relative_to(root) for path in sorted(root.rglob("*")) if path.is_file()]
     paths = [path for path in paths if path.parts[0] != FOLDER and not any(part.startswith(".") for part in path.parts)]
     found = {}
-    for path in tqdm(paths, unit="file", dynamic_ncols=True, disable=None):
+    for path in each(paths, "file"):
         with open(root / path, "rb") as file:
             found[path.as_posix()] = [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()]
     return found

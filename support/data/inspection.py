@@ -3,10 +3,10 @@
 from contextlib import suppress
 
 import numpy as np
-from tqdm import tqdm
 
 from config import VIEWS
 from support.data.kept_statistics import Moments, moments_of
+from support.progress import each
 
 
 def refuse(lines, line, shown=20):
@@ -27,8 +27,7 @@ def faults(source):
             return True
         except ValueError as error:
             lines[str(error)] = None   # once: episodes share what is wrong with their film
-    backwards = range(len(source.lengths) - 1, -1, -1)     # the last episode of a file is where it is torn
-    for e in tqdm(backwards, unit="episode", dynamic_ncols=True, disable=None):
+    for e in each(range(len(source.lengths) - 1, -1, -1), "episode"):   # the last one of a file is where it is torn
         whole = source.files[e] not in source.missing and tried(source.numbers, e)
         if whole:
             readable.append(e)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from config import VIEWS
 from support.data.picture import decode
 from support.files import damage, must, numbers, parse_json, read_json
+from support.progress import each
 
 STEPS = 250   # of the simulation in a second; a demonstration keeps one of save_freq
 FRAMES, LARGEST = 1 << 17, 1 << 30   # rows of an episode, bytes of one of its cameras
@@ -100,7 +100,7 @@ def convert(folders, out, save_freq):
     kept, ends, sizes = {"state": [], "action": [], "task": []}, [0], {}
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}_") as beside:
         made = Path(beside) / "made"
-        for path in tqdm(files, unit="episode", dynamic_ncols=True, disable=None):
+        for path in each(files, "episode"):
             with damage(str(path), "it cannot be read", path), h5py.File(path) as file:
                 state, action, texts, pictures = read(file)
             for view, number, t in ((view, ends[-1] + t, t) for view in VIEWS for t in range(len(state))):

@@ -12,6 +12,7 @@ from config import VIEWS
 from data import collate_with_noise
 from support import pictures
 from support.files import written
+from support.progress import bar
 from support.training import memory
 from support.training.preflight import refuse
 
@@ -26,9 +27,7 @@ class Journal:
         self.out, self.ranks, self.config = checkpointer.out, checkpointer.ranks, checkpointer.config
         self.log, self.timing, self.validate = checkpointer.log, checkpointer.timing, validate
         self.skipped, self.held_out, self.complained = skipped, None, False
-        shown = self.ranks.first and sys.stdout.isatty()
-        self.bar = tqdm(total=self.config.train.steps, initial=first, dynamic_ncols=True,
-                        disable=None if shown else True)
+        self.bar = bar(self.config.train.steps, first, silent=not (self.ranks.first and sys.stdout.isatty()))
         self.clock, self.since = time.time(), first
 
     def record(self, done, finite, loss, act, gen, lr, norm, counts, bad_samples):
