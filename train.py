@@ -34,7 +34,7 @@ from support.data.kept_statistics import statistics_by_robot
 from support.lpt_cost import table
 from support.owner import own
 from support.training import memory
-from support.training.checkpointer import Checkpointer, bad_samples_of_rank, checkpoint_to_resume
+from support.training.checkpointer import Checkpointer, checkpoint_to_resume, count_bad_samples
 from support.training.journal import SKIPS, Journal, nonfinite_samples
 from support.training.optimizers import adamw, clip_scale, global_norm
 from support.training.preflight import (check_flags, check_settings, disk_need, effective_batch, parse, refuse,
@@ -81,16 +81,18 @@ def gradients(model, micro, config, ranks, counts, each=map):
 
 
 def read_data(args, config, ranks, newest):
-    """What is learned from -> (Corpus, {robot: Statistics}, the held-out robot first, Mixture, its micro-batches)."""
+    """What is learned from -> (Corpus, {robot: Statistics}, the held-out robot first, Mixtures, their micro-batches).
+
+    One Mixture; where fewer ranks go on with a run, one for each rank that this one draws for."""
     world, data = worlds.of_data(args.data, config.name)
     if world and ranks.first:
         world.prepare(data)
     ranks.agree(None)   # a barrier
     corpus = Corpus.read(data, args.robot, config.data.hold_out, config.data.only_episodes, config.data.timestamps)
-    dealt = lpt.deal(corpus.frames, lpt.normalised(corpus.weights), ranks.world, config.data.lpt_workers,
+    dealt = lpt.deal(corpus.frames, lpt.normalised(corpus.weights), ranks.dealt, config.data.lpt_workers,
                      config.data.balance)                                                  # Sec. 3.4
-    corpus.open(partial(windows, m=config.data.m, full=config.data.full_windows), *lpt.subset(dealt, ranks.rank),
-                evaluates=ranks.first)
+    corpus.open(partial(windows, m=config.data.m, full=config.data.full_windows),
+                *lpt.subset(dealt, ranks.rank, ranks.world), evaluates=ranks.first)
     check_settings(args, config, corpus, least_chunk(corpus.held_out_robot), ranks)
     if args.verify and ranks.first:
         verify(row.path for row in [*corpus.listed, corpus.validation] if row)
@@ -103,14 +105,15 @@ def read_data(args, config, ranks, newest):
     stats = by_robot[corpus.held_out_robot]
     if corpus.held_out:
         stats.check_inputs(corpus.held_out)
-    mixture = Mixture(config, by_robot, corpus.sources, corpus.weights, corpus.windows, config.train.seed, ranks.rank,
-                      ranks.world, frames=corpus.frames)
-    batches = mixture.loader(checkpoint.step_of(newest) if newest else 0, config.train.steps, ignore_signals)
+    first = checkpoint.step_of(newest) if newest else 0
+    mixtures = [Mixture(config, by_robot, corpus.sources, corpus.weights, corpus.windows, config.train.seed, rank,
+                        ranks.dealt, frames=corpus.frames) for rank in ranks.draws_for]
+    batches = [mixture.loader(first, config.train.steps, ignore_signals) for mixture in mixtures]
     names = [f"{row.name} ({row.kind})" for row in corpus.listed]
-    print("\n".join([*table(names, mixture.frames, mixture.weights, mixture.ranks), *corpus.notes()]))
+    print("\n".join([*table(names, corpus.frames, mixtures[0].weights, dealt), *corpus.notes()]))
     for robot_stats, line in zip(by_robot.values(), kept):
         print("\n".join([*robot_stats.describe(config.data.m, config.model.chunk), line]))
-    return corpus, {stats.robot: stats} | by_robot, mixture, batches
+    return corpus, {stats.robot: stats} | by_robot, mixtures, batches
 
 
 def build(config, ranks, shard, start):
@@ -146,27 +149,28 @@ def run(argv):
     newest = checkpoint_to_resume(args.resume, out, ranks, start["origin"])
     if train.threads:
         torch.set_num_threads(train.threads)
-    corpus, by_robot, mixture, batches = read_data(args, config, ranks, newest)
-    drawn = [[row.name, weight, row.frames, row.lists] for row, weight in zip(corpus.listed, mixture.weights)]
+    corpus, by_robot, mixtures, batches = read_data(args, config, ranks, newest)
+    drawn = [[row.name, weight, row.frames, row.lists] for row, weight in zip(corpus.listed, mixtures[0].weights)]
     with memory.explained(train, ranks.device):
         model, wrapped, optimizer, average = build(config, ranks, args.shard, None if newest else start)
         checkpointer = Checkpointer(out, ranks, config, by_robot, model, optimizer, average, drawn)
-        print(effective_batch(train, ranks.world), disk_need(config, out), sep="\n")
+        print(effective_batch(train, ranks), disk_need(config, out), sep="\n")
         first, progress = checkpointer.begin(newest)
-    mixture.bad_samples = bad_samples_of_rank(progress.get("bad_samples", []), ranks)
+    bad = count_bad_samples(mixtures, progress.get("bad_samples", []), ranks)
     validate = partial(held_out_losses, checkpointer, corpus, watched(corpus.held_out))
     cores, journal = Cores(train, ranks), Journal(checkpointer, first, progress.get("skipped", 0), validate)
 
     model.train()
     with Interruption() as interruption, memory.explained(train, ranks.device):
         for step in range(first, train.steps):
-            with checkpointer.kept_if_data_fail(step, skipped=journal.skipped, bad_samples=[mixture.bad_samples]), \
+            with checkpointer.kept_if_data_fail(step, skipped=journal.skipped, bad_samples=bad), \
                     interruption.at_once(alone=ranks.world == 1):
-                micro = cores.parts([next(batches) for _ in range(train.accumulate)])
+                micro = cores.parts([next(each) for each in batches for _ in range(train.accumulate)])
+            bad = [mixture.bad_samples for mixture in mixtures]
             counts = [int(n) for n in ranks.sums(*elements(model, micro, config))]
             losses = gradients(wrapped, micro, config, ranks, counts, cores.each)          # of Eq. (4)
             norm = global_norm(optimizer.parameters.values())
-            act, gen, stop, bad_samples = ranks.sums(*losses, interruption.signal, mixture.bad_samples)
+            act, gen, stop, bad_samples = ranks.sums(*losses, interruption.signal, sum(bad))
             loss, lr = config.model.lambda_gen * gen + act, lr_at(step, train)
             finite = math.isfinite(loss) and math.isfinite(norm)   # of sums over ranks: all skip the step, or none
             if finite:
@@ -181,11 +185,9 @@ def run(argv):
                 journal.evaluate(done)
             lost = journal.skipped == SKIPS
             if done % train.save_every == 0 or done == train.steps or stop or lost:
-                checkpointer.save(done, skipped=journal.skipped % SKIPS, bad_samples=ranks.gather(mixture.bad_samples))
+                checkpointer.save(done, skipped=journal.skipped % SKIPS, bad_samples=ranks.by_dealt(bad))
             if lost:
-                size = train.accumulate * train.batch_size
-                samples = range((done - SKIPS) * size, done * size)
-                refuse(f"{checkpointer.given_up(done)}; {nonfinite_samples(model, mixture, samples, ranks)}")
+                refuse(f"{checkpointer.given_up(done)}; {nonfinite_samples(model, mixtures, done, ranks)}")
             if stop:
                 print(f"interrupted: {checkpointer.outcome(done)}; --resume goes on", flush=True)
                 sys.exit(128 + (interruption.signal or signal.SIGTERM))

@@ -15,12 +15,14 @@ from support import checkpoint
 from support.checkpoint import CheckpointError
 from support.data.prompts import tokenizer_files
 from support.data.statistics import in_checkpoint, of_checkpoint
+from support.files import read_json
 from support.owner import own
 from support.training.ranks import share
 from support.weights.loading import empty_model, load_state
 
 # A resumed run may change these. std_floor shows in the statistics, which are compared.
 FREE = ("threads", "loaders", "checkpoint_layers", "save_every", "on_bad_sample", "std_floor")
+KINDS = {"config": dict, "drawn": list, "log_length": int, "progress": dict, "step": int, "versions": dict}   # of state
 KEEP = 2                                                           # checkpoints that stand
 AGENT = "agent"   # file of a run: the process id of the agent that began it, until the run stops itself
 
@@ -86,9 +88,10 @@ class Checkpointer:
 
     def versions(self):
         """What an exact resume depends on."""
+        dealt = {"dealt": self.ranks.dealt} if self.ranks.dealt != self.ranks.world else {}
         sharded = {"sharded": True} if self.sharded else {}
         return {"torch": torch.__version__, "numpy": np.__version__, "threads": torch.get_num_threads(),
-                "ranks": self.ranks.world, "device": self.ranks.device.type, **sharded}
+                "ranks": self.ranks.world, "device": self.ranks.device.type, **dealt, **sharded}
 
     def save(self, step, **progress):
         """Write checkpoint `step`; `problem` is then "" or, on every rank, the one line that says why it could not be:
@@ -163,10 +166,6 @@ class Checkpointer:
     def _resume(self, path):
         """ValueError: it is another run's."""
         tensors, state = checkpoint.load(path)
-        kinds = {"config": dict, "drawn": list, "log_length": int, "progress": dict, "step": int, "versions": dict}
-        if wrong := [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]:
-            raise ValueError(f"{path} is no checkpoint of a training run, it has no {', '.join(wrong)}: to start from "
-                             "its weights give --from and another --out")
         stored, own, words = to_dict(from_dict(state["config"])), self.stored, checkpoint.load_tokenizer(path)
         if words != self.words if words else bool(stored["model"]["tokenizer"]) != bool(self.words):
             raise ValueError(f"{path} was trained with another tokenizer: give the same --tokenizer, or leave it out "
@@ -203,8 +202,9 @@ class Checkpointer:
 
 def checkpoint_to_resume(asked, out, ranks, verified=None):
     """The newest good checkpoint of the run in `out` if this one continues it, else None; `out` is this run's from now
-    on. asked: by --resume. verified: a checkpoint that was found good just now; if it is of this run it is not hashed
-    again. ValueError: the run is not there, or not asked for; CheckpointError: no checkpoint is good."""
+    on, and `ranks` take over from those that it began with. asked: by --resume. verified: a checkpoint that was found
+    good just now; if it is of this run it is not hashed again. ValueError: the run is not there, or not asked for, or
+    none; CheckpointError: no checkpoint is good."""
     # An agent restarts a group that refused, too: it goes on with what it began itself alone.
     mark = out / AGENT
     same_agent = ranks.agree(ranks.restarted and mark.exists() and mark.read_text() == ranks.agent)
@@ -215,12 +215,21 @@ def checkpoint_to_resume(asked, out, ranks, verified=None):
         if not (asked or same_agent):
             raise ValueError(f"{out} holds checkpoints already: --resume continues that run, --out DIR starts another")
         known = verified if verified and verified.parent == out else None
-        return Path(ranks.agree(str(known or checkpoint.newest(out)) if ranks.first else None))
+        path = Path(ranks.agree(str(known or checkpoint.newest(out)) if ranks.first else None))
+        state = read_json(path / checkpoint.STATE)
+        if wrong := [key for key, kind in KINDS.items() if not isinstance(state.get(key), kind)]:
+            raise ValueError(f"{path} is no checkpoint of a training run, it has no {', '.join(wrong)}: to start from "
+                             "its weights give --from and another --out")
+        ranks.take_over(state["versions"].get("dealt", state["versions"]["ranks"]))
+        return path
     if asked:
         print(f"{out} holds no checkpoint: starting at step 0")
     return None
 
 
-def bad_samples_of_rank(counts, ranks):
-    """What this rank had counted. counts: by rank; of a run of other ranks the first takes all."""
-    return counts[ranks.rank] if len(counts) == ranks.world else sum(counts) * ranks.first
+def count_bad_samples(mixtures, counts, ranks):
+    """Each Mixture of this rank counts on from what the run had counted for it -> these numbers. counts: by rank; of a
+    run that was dealt to another number of ranks the first takes all."""
+    for n, mixture in zip(ranks.draws_for, mixtures):
+        mixture.bad_samples = counts[n] if len(counts) == ranks.dealt else sum(counts) * (n == 0)
+    return [mixture.bad_samples for mixture in mixtures]

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from itertools import product
 
 import torch
 from tqdm import tqdm
@@ -97,10 +98,12 @@ class Journal:
 
 
 @torch.no_grad()
-def nonfinite_samples(model, mixture, numbers, ranks):
-    """Which of these samples give a loss that is not finite on their own -> a text for people. All ranks call it."""
-    found = []
-    for n in numbers:
+def nonfinite_samples(model, mixtures, done, ranks):
+    """Which samples of the last SKIPS steps give a loss that is not finite on their own -> a text for people. All ranks
+    call it. mixtures: this rank's; done: steps."""
+    found, train = [], mixtures[0].config.train
+    size = train.accumulate * train.batch_size
+    for mixture, n in product(mixtures, range((done - SKIPS) * size, done * size)):
         batch, eps, tau, faults = collate_with_noise([mixture[n]])
         losses = model(batch.to(ranks.device), eps.to(ranks.device), tau.to(ranks.device))
         if not math.isfinite(losses.act_sum + losses.gen_sum):

@@ -136,11 +136,13 @@ def check_settings(args, config, corpus, least_chunk=0, ranks=Alone()):
             raise ValueError(f"--{flag} {size} is more than the data have samples: {sum(windows)} windows")
 
 
-def effective_batch(train, world):
+def effective_batch(train, ranks):
     """One line: micro-batch x accumulation x ranks, beside the paper's (Table 2)."""
-    micro, paper, where = train.batch_size * world, PAPER_BATCH.get(train.stage), f"({train.stage}, Table 2)"
+    micro, paper, where = train.batch_size * ranks.dealt, PAPER_BATCH.get(train.stage), f"({train.stage}, Table 2)"
     batch = micro * train.accumulate
-    line = f"batch: {train.batch_size} x {train.accumulate} accumulated x {world} ranks = {batch}"
+    line = f"batch: {train.batch_size} x {train.accumulate} accumulated x {ranks.dealt} ranks = {batch}"
+    if ranks.dealt > ranks.world:
+        line += f", the samples of which {ranks.world} ranks draw: the run began with {ranks.dealt}"
     if paper in (None, batch):
         return line + (f", the paper's {where}" if paper else "")
     hint = "" if paper % micro else f": --accumulate {paper // micro} gives it"

@@ -67,7 +67,7 @@ class Cores:
 
     def __init__(self, train, ranks):
         threads, plain = torch.get_num_threads(), not train.compile and train.optimizer != "offload"   # one at a time
-        alone = ranks.device.type == "cpu" and ranks.world == train.accumulate == 1
+        alone = ranks.device.type == "cpu" and ranks.dealt == train.accumulate == 1
         self.pool = None
         if alone and plain and threads > 1 < train.batch_size:
             self.pool = ThreadPoolExecutor(2, "half", torch.set_num_threads, (threads // 2,))

@@ -58,11 +58,12 @@ def lost_rank_explained():
 
 class Ranks:
     """All processes of one run. rank: this one's number; first: this one prints and writes; world: how many there are;
-    device: where it computes; agent: the id of torchrun's process, "" without; restarted: not for the first time."""
+    dealt: how many the data are dealt to, `world` or what a resumed run began with; device: where it computes; agent:
+    the id of torchrun's process, "" without; restarted: not for the first time."""
 
     def __init__(self):
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.first, attempt = self.rank == 0, os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+        self.dealt, self.first, attempt = self.world, self.rank == 0, os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
         self.restarted, self.agent = int(attempt or 0) > 0, str(os.getppid()) if attempt else ""
         self.device, self.replicated = torch.device("cpu"), []
         if torch.cuda.is_available():
@@ -76,6 +77,15 @@ class Ranks:
                                     world_size=self.world, timeout=timedelta(minutes=MINUTES))
         if not self.first:
             sys.stdout = open(os.devnull, "w")   # one voice
+
+    def take_over(self, began):
+        """Go on with a run whose data were dealt to `began` ranks: as they were, if each rank can draw for as many."""
+        self.dealt = self.world if began % self.world else began
+
+    @property
+    def draws_for(self):
+        """The ranks of `dealt` that this one draws for: itself, and after `take_over` perhaps others."""
+        return range(self.rank, self.dealt, self.world)
 
     def wrap(self, model, shard):
         """The module whose forward pass synchronises gradients, as sums."""
@@ -134,6 +144,10 @@ class Ranks:
         values = [None] * self.world
         dist.all_gather_object(values, value)
         return values
+
+    def by_dealt(self, values):
+        """A value for each that a rank draws for, of all ranks -> a list by the ranks that the data are dealt to."""
+        return [value for row in zip(*self.gather(values)) for value in row]
 
     def state_dict(self, model):
         """Full tensors of a model by name, the form of an unsharded run. On rank 0; empty elsewhere if sharded."""

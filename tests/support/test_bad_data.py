@@ -231,11 +231,13 @@ def test_a_sample_that_stood_in_for_a_bad_one_is_named_itself(capfd):
     """nonfinite_samples: where the loss is not finite, it is not the one that could not be read."""
     mixture = mixture_of(Torn(lengths=MANY), on_bad_sample="skip")
     n = next(n for n in range(1200) if mixture[n][3])
-    _, e, t = mixture.draw(n, 1)
+    sound, noise = mixture_of(Grey(lengths=MANY)), mixture.noise(n)[0]
 
     def model(batch, eps, tau):
-        return SimpleNamespace(act_sum=torch.tensor(float("nan")), gen_sum=torch.tensor(0.0))
-    assert nonfinite_samples(model, mixture, [n], Ranks()) == f"not finite: {mixture.sources[0].name} episode {e} frame {t}"
+        return SimpleNamespace(act_sum=torch.tensor(float("nan") if torch.equal(eps[0], noise) else 0.0), gen_sum=0.0)
+    done = n // mixture.config.train.batch_size + 1
+    places = [f"fake episode {e} frame {t}" for _, e, t in (sound.draw(n), mixture.draw(n, 1))]
+    assert nonfinite_samples(model, [sound, mixture], done, Ranks()) == f"not finite: {'; '.join(places)}"
 
 
 def test_a_worker_whose_only_dataset_is_unreadable_is_stood_in_for_by_the_others():

@@ -63,7 +63,7 @@ def deal(corpus, world, workers=1):
 def rank_of(path, rank, world, workers=1):
     """What a rank of a training run opens."""
     corpus = Corpus.read(path)
-    return corpus.open(partial(windows, m=3), *lpt.subset(deal(corpus, world, workers), rank), evaluates=rank == 0)
+    return corpus.open(partial(windows, m=3), *lpt.subset(deal(corpus, world, workers), rank, world), evaluates=rank == 0)
 
 
 def test_rank_1_of_4_never_opens_a_dataset_that_it_was_not_dealt(mixture, opened):
@@ -165,7 +165,7 @@ def test_two_ranks_train_and_validate_on_what_the_first_has_opened(mixture):
     assert len(held[0]) == len(held[1]) == 1 and held[1][0] == pytest.approx(held[0][0], rel=1e-4)
     corpus = Corpus.read(mixture)
     for rank in (0, 1):
-        dealt = lpt.subset(deal(corpus, 2, 4), rank)[0]
+        dealt = lpt.subset(deal(corpus, 2, 4), rank, 2)[0]
         names = [f"set{i}" for i in dealt]
         split = corpus.listed.index(corpus.held)
         names += [f"set{split}"] if rank == 0 and split not in dealt else []

@@ -20,6 +20,7 @@ from config import CONFIGS, STAGES, from_dict, get_config
 from support import checkpoint
 from support.data.statistics import of_checkpoint
 from support.training import checkpointer, journal, memory, preflight
+from support.training.ranks import Ranks
 from support.training.signals import Interruption
 from test_bad_input import write_folder
 
@@ -279,10 +280,14 @@ def test_the_stages_are_table_2():
 def test_the_effective_batch_is_compared_with_the_papers():
     """micro-batch x accumulation x ranks, and what would give Table 2's."""
     post = get_config("a1_2b").train
-    assert preflight.effective_batch(post, 1).endswith("= 128, the paper's (posttrain, Table 2)")
-    assert "8 x 16 accumulated x 8 ranks = 1024; the paper's is 128" in preflight.effective_batch(post, 8)
-    assert preflight.effective_batch(post, 8).endswith("--accumulate 2 gives it")
-    assert preflight.effective_batch(get_config("conveyor").train, 1) == "batch: 32 x 1 accumulated x 1 ranks = 32"
+    one, eight, fewer = (SimpleNamespace(world=world, dealt=dealt) for world, dealt in ((1, 1), (8, 8), (2, 8)))
+    assert preflight.effective_batch(post, one).endswith("= 128, the paper's (posttrain, Table 2)")
+    assert "8 x 16 accumulated x 8 ranks = 1024; the paper's is 128" in preflight.effective_batch(post, eight)
+    assert preflight.effective_batch(post, eight).endswith("--accumulate 2 gives it")
+    conveyor = get_config("conveyor").train
+    assert preflight.effective_batch(conveyor, one) == "batch: 32 x 1 accumulated x 1 ranks = 32"
+    assert preflight.effective_batch(conveyor, fewer) == ("batch: 32 x 1 accumulated x 8 ranks = 256, the samples of "
+                                                          "which 2 ranks draw: the run began with 8")
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -408,8 +413,32 @@ def test_compiled_and_recomputed_layers_change_no_bit_of_a_run(dataset, tmp_path
     assert len(calls) == 1 and rows(tmp_path / "compiled") == rows(tmp_path / "plain")
 
 
+def ranks_of(world, began):
+    """Ranks, of `world`, which go on with a run that began with `began`."""
+    every = [Ranks() for _ in range(world)]
+    for n, ranks in enumerate(every):
+        ranks.rank, ranks.world = n, world
+        ranks.take_over(began)
+    return every
+
+
+@pytest.mark.parametrize("began, world, draws_for", [
+    (1, 1, [[0]]), (3, 3, [[0], [1], [2]]), (4, 2, [[0, 2], [1, 3]]), (4, 1, [[0, 1, 2, 3]]),
+    (4, 3, [[0], [1], [2]]), (2, 4, [[0], [1], [2], [3]])])   # these deal anew
+def test_fewer_ranks_draw_for_those_that_a_run_began_with_where_each_can_take_as_many(began, world, draws_for):
+    every = ranks_of(world, began)
+    assert [list(ranks.draws_for) for ranks in every] == draws_for
+    assert {ranks.dealt for ranks in every} == {len(sum(draws_for, []))}
+    values = [[f"of {n}" for n in ranks.draws_for] for ranks in every]
+    every[0].gather = lambda own: values
+    assert every[0].by_dealt(values[0]) == [f"of {n}" for n in range(every[0].dealt)]
+
+
 @pytest.mark.parametrize("counts, world, own", [
-    ([3, 4], 2, [3, 4]), ([3, 4], 1, [7]), ([7], 2, [7, 0]), ([], 2, [0, 0])])
+    ([3, 4], 2, [[3], [4]]), ([3, 4], 1, [[3, 4]]), ([1, 2, 3, 4], 2, [[1, 3], [2, 4]]), ([7], 2, [[7], [0]]),
+    ([1, 2, 3], 2, [[6], [0]]), ([], 2, [[0], [0]])])
 def test_bad_samples_are_counted_by_rank_and_none_is_lost_with_other_ranks(counts, world, own):
-    every = [SimpleNamespace(rank=rank, world=world, first=rank == 0) for rank in range(world)]
-    assert [checkpointer.bad_samples_of_rank(counts, ranks) for ranks in every] == own
+    for ranks, expected in zip(ranks_of(world, len(counts) or world), own):
+        mixtures = [SimpleNamespace() for _ in ranks.draws_for]
+        assert checkpointer.count_bad_samples(mixtures, counts, ranks) == expected
+        assert [mixture.bad_samples for mixture in mixtures] == expected
