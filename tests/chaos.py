@@ -446,7 +446,7 @@ def loaders(n, place, chance):
                 if code is None:
                     os.kill(pid, signal.SIGTERM)
             code = wait(pid) if code is None else code
-            late, text = time.time() - began > 10, place.printed.read_text()
+            late, text = time.time() - began > LATE, place.printed.read_text()
             named = "interrupted: saved" if stop else "was killed by SIGKILL"
             good = code == 0 or code == (143 if stop else 2) and named in text and "Traceback" not in text
             if code == 0:   # too late: it needed no more batches
@@ -505,6 +505,7 @@ PARTS = {"kills": partial(interrupt, signal.SIGKILL), "terms": partial(interrupt
          "disk": disk, "ranks": ranks, "hangups": partial(interrupt, signal.SIGHUP), "twins": partial(rivals, False),
          "resumes": partial(rivals, True), "screens": partial(unheard, False), "pipes": partial(unheard, True),
          "loaders": loaders, "shm": shm}
+LATE = 10   # seconds in which a run whose loader process is gone says so
 NUMBERS = {"kills": 200, "terms": 50, "damage": 450}   # the others: 20
 
 

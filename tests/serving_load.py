@@ -132,7 +132,7 @@ def main(argv=None):
             differ = sum(row[-1] != alone[row[0]][-1] for row in rows + others)
             print(f"mutated  {answers.total()} messages: {', '.join(f'{n} {kind}' for kind, n in answers.items())}; "
                   f"the other session: {len(others)} requests, {len(more)} errors", *(wrong + more)[:5])
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5)
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=60)
             made.send_signal(signal.SIGTERM)
             code = made.wait(20)
         finally:

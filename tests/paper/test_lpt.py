@@ -167,7 +167,7 @@ def test_the_simulation_shows_load_mixture_datasets_and_memory(capsys):
 def test_what_is_measured_is_the_start_of_a_training_run(tmp_path):
     """tests/lpt_memory.py, small and with ranks in this process: all frames are opened once, with one mean."""
     lpt_memory.write_corpus(tmp_path / "corpus", datasets=12, frames=100_000)
-    shared = tmp_path / "corpus", 2, False, [None] * 2, threading.Barrier(2, timeout=30)
+    shared = tmp_path / "corpus", 2, False, [None] * 2, threading.Barrier(2, timeout=300)
     with ThreadPoolExecutor(2) as ranks:
         rows = list(ranks.map(partial(lpt_memory.start_up, *shared), (0, 1)))
     assert 99_900 < sum(row["frames"] for row in rows) < 100_100

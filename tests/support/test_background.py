@@ -35,7 +35,7 @@ def planned(plain, frames, states, t, task="go"):
 
 
 def wait_for_plan(policy):
-    policy.loop.pending[1].result(timeout=20)
+    policy.loop.pending[1].result(timeout=120)
 
 
 def drive(policy, frames, states, latency):

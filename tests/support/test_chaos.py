@@ -10,6 +10,7 @@ from support import checkpoint
 
 @pytest.fixture(scope="module")
 def found():
+    chaos.LATE = 60   # a machine that runs tests may be starved
     return chaos.main(("--kills 4 --terms 2 --damage 27 --disk 2 --ranks 1 --hangups 2 --twins 2 --resumes 2 --screens 2 "
                        "--pipes 2 --loaders 2 --shm 2").split())
 

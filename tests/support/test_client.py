@@ -58,7 +58,7 @@ class Slow(Client):
 
     def ask(self, request):
         self.requests.append(request)
-        self.free.acquire(timeout=20)
+        self.free.acquire(timeout=120)
         return {"actions": np.tile(10 * len(self.requests) + np.arange(8, dtype=np.float32)[:, None], 2)}
 
 
@@ -70,12 +70,12 @@ def test_a_client_says_where_it_is_in_its_chunk_and_holds_where_it_ends():
     for t in range(14):
         if t == 7:
             robot.free.release()
-            robot.pending.result(20)
+            robot.pending.result(120)
         said.append(robot.step({"head": np.zeros((2, 2, 3), np.uint8)}, np.ones(2)).tolist())
     rows = [10, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27]
     assert said == [[x, x] for x in rows] + [[27, 0]] * 2 and (robot.delay, robot.starved) == (3, 2)
     robot.free.release()
-    robot.pending.result(20)
+    robot.pending.result(120)
     first, second, third = robot.requests
     assert first["reset"] and "executed" not in first
     assert (second["frame"], second["executed"], second["delay"]) == (4, 4, 1) and not second["reset"]
@@ -94,8 +94,8 @@ LOST = """if True:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number, seconds", [(signal.SIGKILL, 1), (signal.SIGSTOP, 4)])
-def test_a_client_that_is_killed_or_stopped_leaves_its_place(make, served, number, seconds):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_client_that_is_killed_or_stopped_leaves_its_place(make, served, number):
     """The killed one at once, the stopped one within its time-out and the seconds for a goodbye."""
     port = served(make(chunk=8), max_sessions=1, idle_timeout=1)
     with subprocess.Popen([sys.executable, "-c", LOST, str(port)], cwd=ROOT, stdout=subprocess.PIPE) as child:
@@ -103,7 +103,7 @@ def test_a_client_that_is_killed_or_stopped_leaves_its_place(make, served, numbe
             child.stdout.readline()
             assert len(served.server.sessions) == 1
             child.send_signal(number)
-            end = time.monotonic() + seconds
+            end = time.monotonic() + 30   # the client alone would stay for 60 s
             while served.server.sessions and time.monotonic() < end:
                 time.sleep(0.01)
             assert not served.server.sessions
@@ -131,7 +131,7 @@ def test_a_killed_server_that_comes_back_finds_its_robot_and_sigterm_says_why_it
     assert (held[-1] == held[-2]).all() and robot.starved > 10   # the rest of the chunk, then its last action
     made, port = process("--port", port)
     action = held[-1]
-    for _ in range(300):
+    for _ in range(2400):
         if (action != held[-1]).any():
             break
         action = robot.step(frame, state)
@@ -142,8 +142,8 @@ def test_a_killed_server_that_comes_back_finds_its_robot_and_sigterm_says_why_it
     wire, _ = raw(port)
     made.send_signal(signal.SIGTERM)
     with pytest.raises(ConnectionClosed, match="1001 .*the server is shutting down"):
-        wire.recv(20)
-    assert made.wait(20) == 0
+        wire.recv(120)
+    assert made.wait(120) == 0
     robot.patience = 0.1
     with pytest.raises(ConnectionError, match=f"no policy server at ws://127.0.0.1:{port}"):
         for _ in range(100):

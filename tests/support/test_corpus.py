@@ -96,7 +96,7 @@ def test_metadata_alone_say_what_the_opened_dataset_is(mixture):
 
 def on_ranks(world, work):
     """work(rank, ranks) on so many threads that meet -> its results by rank."""
-    board, barrier = [None] * world, threading.Barrier(world, timeout=30)
+    board, barrier = [None] * world, threading.Barrier(world, timeout=300)
     with ThreadPoolExecutor(world) as threads:
         return list(threads.map(lambda rank: work(rank, Meeting(rank, board, barrier)), range(world)))
 

@@ -53,7 +53,7 @@ def test_a_process_that_ends_is_one_line_whatever_ended_it(happens, line):
     began = time.monotonic()
     with pytest.raises(ValueError, match=rf"^loader process [12] of 2 \(pid \d+\) {line}"):
         list(Watched(Items(happens), num_workers=2, batch_size=1))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     gc.collect()
     assert not multiprocessing.active_children()
 

@@ -63,13 +63,16 @@ def network(request):
         before=((), ()), address="127.0.0.1", told={"GLOO_SOCKET_IFNAME": "lo"})
 
     def ip(*words):
-        return subprocess.run(["ip", *words], capture_output=True, timeout=20).returncode == 0
+        with suppress(subprocess.TimeoutExpired):
+            return subprocess.run(["ip", *words], capture_output=True, timeout=60).returncode == 0
 
     def cabled():
         made, cable = all(ip("netns", "add", name) for name in names), "type veth peer name eth0 netns".split()
+        knock = "import errno, socket; exit(socket.socket().connect_ex(('10.0.0.1', 9)) != errno.ECONNREFUSED)"
         return made and ip("link", "add", "eth0", "netns", names[0], *cable, names[1]) and all(
             ip("-n", name, *words.split()) for n, name in enumerate(names, 1)
-            for words in (f"addr add 10.0.0.{n}/24 dev eth0", "link set eth0 up", "link set lo up"))
+            for words in (f"addr add 10.0.0.{n}/24 dev eth0", "link set eth0 up", "link set lo up")) and ip(
+            "netns", "exec", names[1], sys.executable, "-c", knock)   # refused: somebody is there
     try:
         apart = shutil.which("ip") is not None and cabled()
         with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():

@@ -76,7 +76,7 @@ def test_nothing_is_compiled_or_recorded_in_the_control_loop_of_two_cameras(make
     for images, state in zip(frames, states):
         policy.step(images, state)
         if policy.loop.pending:
-            policy.loop.pending[1].result(timeout=20)
+            policy.loop.pending[1].result(timeout=120)
     assert (policy.timing()["plans"], policy.timing()["latent_hits"]) == (4, 3)
     policy.close()
     assert (counter.frame_count, policy.engine.captures) == made and made[1] == 4 * (mode == "graph")
@@ -161,7 +161,7 @@ def test_a_plan_that_is_not_finite_holds_the_last_action_until_one_is(make, engi
     for images, state in zip(frames, states):
         actions.append(policy.step(images, state))
         if policy.loop.pending:
-            policy.loop.pending[1].exception(timeout=20)
+            policy.loop.pending[1].exception(timeout=120)
     first = 4 + background
     held = len(calls) * (1 + background)
     assert all(np.array_equal(action, actions[first - 1]) for action in actions[first:first + held])

@@ -222,10 +222,10 @@ def test_a_tokenizer_that_a_checkpoint_names_is_neither_fetched_nor_followed(tmp
     stats = Statistics("arm", "absolute", 30.0, (0.0,), (1.0,), (0.0,), (1.0,), 1)
     path = checkpoint.save(tmp_path / "run", 1, build(tiny).state_dict(), {}, {"config": to_dict(config),
                                                                                 **in_checkpoint({"arm": stats})})
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ValueError, match="whose files do not stand in it: give --tokenizer DIR") as refusal:
         Policy.load(path)
-    assert time.perf_counter() - began < 1 and "\n" not in str(refusal.value)
+    assert time.process_time() - began < 1 and "\n" not in str(refusal.value)
     with pytest.raises(ValueError, match="evil cannot be loaded .*: give --tokenizer a directory"):
         Policy.load(path, tokenizer=str(evil))
     assert not (tmp_path / "PWNED").exists()
