@@ -29,7 +29,9 @@ import torch
 
 import worlds
 from support import checkpoint
-from support.files import must, require_writable
+from support.data.corpus import Corpus
+from support.data.statistics import of_checkpoint
+from support.files import must, read_json, require_writable
 from support.flags import COUNT, PLACE, SEED, Parser, refuse_ignored, value
 from support.inference import image_folder, open_loop, server
 from support.inference.policy import Policy
@@ -141,7 +143,11 @@ def open_policy(args, device):
     else:
         path = checkpoint.resolve(args.checkpoint) if args.checkpoint else checkpoint.find_newest_run("runs")
         print(f"checkpoint {path}")
-        policy = Policy.load(path, args.seed, args.tokenizer, None if args.open_loop else args.robot, device, **fast)
+        robot = args.robot
+        if args.open_loop and args.data:   # the robot of the data, where the checkpoint has several
+            several = len(of_checkpoint(read_json(path / checkpoint.STATE))) > 1
+            robot = Corpus.read(args.data, args.robot).held_out_robot if several else None
+        policy = Policy.load(path, args.seed, args.tokenizer, robot, device, **fast)
     if policy.engine and policy.engine.report:
         print(policy.engine.report)
     return policy

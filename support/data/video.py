@@ -109,7 +109,7 @@ class _Video:
                     break
         if fed:
             frames |= self._decode(None, wanted)
-        return {stamp: self.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        return {stamp: upright(self.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray(), frame.rotation)
                 for stamp, frame in frames.items()}
 
     def _decode(self, packet, wanted):
@@ -118,6 +118,14 @@ class _Video:
             self.decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         return {frame.pts: frame for frame in self.decoder.decode(packet)
                 if frame.pts in wanted and not frame.is_corrupt}
+
+
+def upright(picture, rotation):
+    """(H, W, 3) as it is stored -> as the film says that it is shown: turned by `rotation` degrees, counterclockwise.
+    ValueError: by no quarter."""
+    turns, rest = divmod(rotation, 90)
+    must(not rest, f"it says that its pictures are turned by {rotation} degrees: turn them, and write the film again")
+    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
 
 
 def stamps(path, where):

@@ -96,7 +96,7 @@ class Client:
         self.starved += at >= len(self.chunk)
         kinds = np.array(self.metadata["action_kinds"])
         self.last = self.chunk[at] if at < len(self.chunk) else np.where(kinds == "position", self.last, np.float32(0))
-        return self.last
+        return np.array(self.last)   # which the caller may change
 
     def _ask(self, request):
         """The answer. None: the server was lost, and is there again; what `step` waits for is asked again."""

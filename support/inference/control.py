@@ -10,6 +10,7 @@ import torch
 
 from config import VIEWS
 from support.data.letterbox import letterbox
+from support.data.picture import check_size
 from support.files import must
 from support.inference.handover import Rest, guide_of
 
@@ -17,11 +18,36 @@ ENDING = 600   # seconds that the end of an episode waits for a plan under way
 RECENT = 8     # plans, of which the slowest says how long the next will take
 
 
-def places_of(cameras, caller):
-    """Cameras' names -> their places among the model's views. ValueError, one line, where `caller` was given others."""
-    unknown = sorted(set(cameras) - set(VIEWS))
-    must(cameras and not unknown, f"{caller}: cameras {unknown or 'none'} given; the model knows {', '.join(VIEWS)}")
+def places_of(cameras, caller, trained=()):
+    """Cameras' names -> their places among the model's views. trained: those of the checkpoint, where they are known.
+    ValueError, one line: `caller` was given others, or none."""
+    known = trained or VIEWS
+    unknown = sorted(map(str, set(cameras) - set(known)))
+    must(cameras and not unknown, f"{caller}: {f'camera {unknown[0]}' if unknown else 'no camera'} given; "
+         f"{'the checkpoint was trained with' if trained else 'the model knows'} {', '.join(known)}")
     return tuple(v for v, view in enumerate(VIEWS) if view in cameras)
+
+
+def check_pictures(pictures, caller, trained=()):
+    """ValueError, one line, unless these are view -> (H, W, 3) uint8, of cameras as in `places_of`."""
+    must(isinstance(pictures, dict), f"{caller}: pictures are a {type(pictures).__name__}; give view -> (H, W, 3)")
+    places_of(pictures, caller, trained)
+    for view, picture in pictures.items():
+        picture = np.asarray(picture)
+        must(picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3,
+             f"{caller}: {view} is {picture.dtype} {picture.shape}; give uint8 (H, W, 3)")
+        check_size(*picture.shape[:2], f"{caller}: {view}")
+
+
+def checked_state(state, d, caller):
+    """A state, None for a robot without one -> (d,) float32, a copy. ValueError, one line."""
+    given = np.asarray(() if state is None else state)
+    with np.errstate(over="ignore"):
+        found = given.astype(np.float32) if given.dtype.kind in "biuf" else np.full(1, np.nan)
+    if given.shape != (d,) or not np.isfinite(found).all():   # the line takes longer than a step may
+        raise ValueError(f"{caller}: the state is {np.array2string(given, threshold=8)} of shape {given.shape}; "
+                         f"give {d} finite numbers in raw units")
+    return found
 
 
 def all_finite(actions, z=None):
@@ -58,7 +84,10 @@ class ControlLoop:
 
     def step(self, images, state):
         began = time.perf_counter()
-        images, state = self._checked(images, state)   # nothing has changed yet: after a refusal the next step goes on
+        stats = self.policy.stats   # while this is looked at nothing changes: after a refusal the next step goes on
+        check_pictures(images, "step", stats.cameras())
+        state = checked_state(state, len(stats.state_mean), "step")
+        images = {view: Picture(picture) for view, picture in images.items()}
         self.t += 1
         self.history.append(images)
         busy = self.pending is not None and not self.pending[1].done()   # one plan is under way at a time
@@ -75,22 +104,9 @@ class ControlLoop:
         at = self.t - self.planned_at
         self.held += self.holding
         self.starved += at >= len(self.queue) and not self.holding
-        self.last = self.queue[at] if at < len(self.queue) else self.policy.stats.stopped(self.queue[-1])
+        self.last = self.queue[at] if at < len(self.queue) else stats.stopped(self.queue[-1])
         self.seconds.append(time.perf_counter() - began)
-        return self.last
-
-    def _checked(self, images, state):
-        """view -> Picture, and the state as float32. ValueError: one line."""
-        places_of(images, "step")
-        for view, picture in images.items():
-            picture = np.asarray(picture)
-            must(picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3 and picture.size,
-                 f"step: {view} is {picture.dtype} {picture.shape}; give uint8 (H, W, 3)")
-        state, d = np.array(() if state is None else state, np.float32), len(self.policy.stats.state_mean)
-        if state.shape != (d,) or not np.isfinite(state).all():   # the line takes longer than a step may
-            raise ValueError(f"step: the state is {np.array2string(state, threshold=8)} of shape {state.shape}; "
-                             f"give {d} finite numbers in raw units")
-        return {view: Picture(picture) for view, picture in images.items()}, state
+        return self.last.copy()   # the caller may change it: a row that is held, or goes into a hand-over, stays
 
     def _launch(self, state):
         """Plan from frame t, in the background if there is a chunk to go on with, else here."""

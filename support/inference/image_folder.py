@@ -14,6 +14,7 @@ from support.data.picture import ENDINGS, decode
 from support.data.robots import find_robot
 from support.data.source import open_source
 from support.files import must, numbers, read_json, read_npy, read_text, written
+from support.inference.control import places_of
 from support.inference.report import action_names, deviations, foresight_picture, print_euler_error, shown_errors
 from support.pictures import action_plot, saved
 
@@ -39,6 +40,7 @@ def read(folder, stats, task=None, state=None):
     must(folder.is_dir(), f"--image-dir {folder}: no such folder; infer.py --help describes it")
     files = listing(folder)
     seen, future = read_pictures(folder, files)
+    places_of(seen, f"--image-dir {folder}", stats.cameras())
     states = [Path(state)] if state else [files[name] for name in ("state.npy", "state.json") if name in files]
     d_q, d_a, true = len(stats.state_mean), len(stats.action_mean), files.get("true_actions.npy")
     must(len(states) <= 1, f"{folder} holds state.npy and state.json: keep one of them, or give --state FILE")

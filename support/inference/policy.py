@@ -16,7 +16,7 @@ from data import collate, observation
 from support import checkpoint
 from support.data.statistics import of_checkpoint
 from support.files import must
-from support.inference.control import ControlLoop, all_finite, places_of
+from support.inference.control import ControlLoop, all_finite, check_pictures, checked_state, places_of
 from support.inference.handover import Rest, guide_of, prepare
 from support.weights.loading import empty_model, load_state, with_tokenizer
 
@@ -61,7 +61,7 @@ class Policy:
     @classmethod
     def load(cls, path, seed=0, tokenizer=None, robot=None, device="cpu", engine=None, **options):
         """path: a run or one checkpoint of it; bfloat16 if stored so. tokenizer: in place of its own.
-        robot: which, if it was trained on several. options: euler_steps, cameras (default: those of training).
+        robot: which; it must be named if there are several. options: euler_steps, cameras (default: those of training).
         CheckpointError or ValueError: one line."""
         path = checkpoint.resolve(path)
         tensors, state = checkpoint.load(path)
@@ -71,9 +71,9 @@ class Policy:
         model = empty_model(config.model, device, torch.bfloat16 if half else torch.float32)
         load_state(model, tensors, f"checkpoint {path}")
         by_robot = of_checkpoint(state)
-        robot = robot or next(iter(by_robot))
-        must(robot in by_robot, f"--robot {robot}: {path} was trained on {', '.join(by_robot)}")
-        stats = by_robot[robot].check(config.data.action_mode)
+        must(robot or len(by_robot) == 1, f"{path} was trained on {', '.join(by_robot)}: name one (--robot NAME)")
+        must(not robot or robot in by_robot, f"--robot {robot}: {path} was trained on {', '.join(by_robot)}")
+        stats = by_robot[robot or next(iter(by_robot))].check(config.data.action_mode)
         options.setdefault("cameras", stats.cameras() or VIEWS)
         policy = cls(model, config, stats, seed, engine, **options)
         policy.origin = path   # which checkpoint this is
@@ -95,10 +95,23 @@ class Policy:
 
     def plan(self, pictures, states, tasks, imagine=True, rest=None):
         """Observations as in `batch` -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None). rest: a
-        handover.Rest that the chunks go on from. ValueError: an engine takes scenes of the same cameras in one call; or
-        what came out is not finite."""
-        batch, q_t = self.batch(pictures, states, tasks), np.asarray(given(states, tasks), np.float32)
-        return self._plan(batch, self.noise(len(tasks)), q_t, imagine, rest)
+        handover.Rest that the chunks go on from. ValueError, one line: an observation that cannot be used; an engine
+        takes scenes of the same cameras in one call; or what came out is not finite."""
+        q_t = self._checked(pictures, given(states, tasks), tasks)
+        return self._plan(self.batch(pictures, states, tasks), self.noise(len(tasks)), q_t, imagine, rest)
+
+    def _checked(self, pictures, states, tasks):
+        """States (N, d_q) float32. ValueError, one line: what `plan` is given cannot be used."""
+        must(not isinstance(tasks, str) and all(isinstance(task, str) for task in tasks),
+             f"plan: tasks are {tasks!r:.60}; give a list with one text for each scene")
+        must(len(pictures) == len(states) == len(tasks) > 0,
+             f"plan: {len(pictures)} scenes, {len(states)} states and {len(tasks)} tasks are given")
+        for scene in pictures:
+            must(isinstance(scene, dict) and all(len(pair) == 2 for pair in scene.values()),
+                 "plan: a scene is view -> two pictures, of t - m and of t")
+            for seen in zip(*scene.values()) if scene else [()]:
+                check_pictures(dict(zip(scene, seen)), "plan", self.stats.cameras())
+        return np.stack([checked_state(q, len(self.stats.state_mean), "plan") for q in states])
 
     def wanted(self, pictures, state, task, imagine, rest):
         """One observation, as in `plan`, and this policy's next noise -> Wanted, for `plan_together`."""
@@ -154,6 +167,8 @@ class Policy:
         background half). background: plan beside the control loop; call `close` at the end. handover: how a chunk goes
         on from the last one, one of handover.HANDOVERS."""
         k = self.config.model.chunk
+        must(isinstance(task, str), f"reset: the task is a {type(task).__name__}; give text")
+        must(fps is None or isinstance(fps, (int, float)), f"reset: fps is {fps!r:.60}; give a number")
         if fps is not None and fps != self.stats.fps:
             raise ValueError(f"control at {fps:g} Hz: the checkpoint was trained on {self.stats.fps:g} frames/s, which "
                              "m and the chunk count; call step at that rate, or resample the data and train again")

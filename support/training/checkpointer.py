@@ -229,7 +229,9 @@ def checkpoint_to_resume(asked, out, ranks, verified=None):
 
 def count_bad_samples(mixtures, counts, ranks):
     """Each Mixture of this rank counts on from what the run had counted for it -> these numbers. counts: by rank; of a
-    run that was dealt to another number of ranks the first takes all."""
+    run that was dealt to another number of ranks the first takes all, and each is held against their mean."""
     for n, mixture in zip(ranks.draws_for, mixtures):
-        mixture.bad_samples = counts[n] if len(counts) == ranks.dealt else sum(counts) * (n == 0)
+        mixture.bad_samples = mixture.bad_here = counts[n] if len(counts) == ranks.dealt else sum(counts) * (n == 0)
+        if len(counts) not in (0, ranks.dealt):
+            mixture.bad_here = sum(counts) / len(counts)
     return [mixture.bad_samples for mixture in mixtures]

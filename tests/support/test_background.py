@@ -22,7 +22,7 @@ def held_back(policy):
 
     def plan(*args):
         if args[0] > 0:   # the first plan is made in the foreground
-            assert gate.wait(20)
+            assert gate.wait(120)
         return inner(*args)
     policy.loop._plan = plan
     return gate
@@ -127,8 +127,9 @@ def test_a_refused_observation_changes_nothing(make, background):
     one.reset("go", execute_steps=4, background=background)
     other.reset("go", execute_steps=4, background=background)
     for t, (images, state) in enumerate(zip(frames, states)):
-        wrong = (({}, state, "cameras none given"), (images, state * np.nan, "finite numbers"),
-                 ({"head": np.zeros((4, 4, 3), np.float32)}, state, "head is float32"))
+        wrong = (({}, state, "no camera given"), (images, state * np.nan, "finite numbers"),
+                 ({"head": np.zeros((4, 4, 3), np.float32)}, state, "head is float32"),
+                 ({"head": np.zeros((1, 99, 3), np.uint8)}, state, "step: head is 1 x 99"))
         for pictures, numbers, message in wrong if t in (0, 3, 4, 8) else ():
             with pytest.raises(ValueError, match=message):
                 one.step(pictures, numbers)
@@ -140,6 +141,33 @@ def test_a_refused_observation_changes_nothing(make, background):
     assert one.timing()["plans"] == 4
     one.close()
     other.close()
+
+
+def test_an_action_belongs_to_the_caller_who_may_change_it(make):
+    """Neither the row that is held when a chunk is over is touched, nor what the next chunk goes on from."""
+    (frames, states), found = film(20), []
+    for changes in (0, 9):
+        policy, rests = make(chunk=8), []
+        policy.reset("go", execute_steps=4, background=True)
+        gate = held_back(policy)
+        inner = policy.loop._plan   # which waits
+        policy.loop._plan = lambda *given: (inner(*given), rests.append(given[4] and given[4].actions.copy()))[0]
+        actions = []
+        for t, (images, state) in enumerate(zip(frames, states)):
+            if t == 12:   # the chunk of frame 0 is over since frame 8
+                gate.set()
+                wait_for_plan(policy)
+                gate.clear()
+            action = policy.step(images, state)
+            actions.append(action.copy())
+            action += changes
+        gate.set()
+        wait_for_plan(policy)
+        policy.close()
+        found.append((np.array(actions), rests))
+    (plain, rests), (changed, others) = found
+    assert np.array_equal(plain, changed) and (plain[9:12] == plain[8]).all() and len(rests) == len(others) == 3
+    assert rests[1].shape == (1, 4, 6) and all(map(np.array_equal, rests, others))
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -192,7 +220,7 @@ def test_what_failed_in_the_background_and_no_step_raised_is_raised_by_close(mak
 
     def fail_late(*args):
         started.set()
-        assert gate.wait(20)
+        assert gate.wait(120)
         fail()
     setattr(policy.loop, what, fail_late)
     policy.step(frames[frame], states[frame])

@@ -215,7 +215,7 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_named(tmp_path):
 
 # ---- image folders ---------------------------------------------------------------------------------------------
 
-ARM = SimpleNamespace(robot="arm", state_mean=(0.,) * 6, action_mean=(0.,) * 6)
+ARM = SimpleNamespace(robot="arm", state_mean=(0.,) * 6, action_mean=(0.,) * 6, cameras=lambda: ())
 
 
 @pytest.fixture
@@ -238,10 +238,16 @@ def test_an_image_folder_is_read_whatever_its_capitals_and_kinds(images):
     assert all(np.array_equal(picture, SCENE) for picture in found.seen["head"]) and found.task == "go"
 
 
+def test_a_camera_that_was_not_trained_with_is_refused(images):
+    trained = SimpleNamespace(**vars(ARM) | {"cameras": lambda: ("left_wrist", "right_wrist")})
+    assert "camera head given; the checkpoint was trained with left_wrist, right_wrist" in refused(
+        image_folder.read, images, trained)
+
+
 def test_an_empty_instruction_and_a_robot_without_state_are_read_and_said(images, capsys):
     (images / "task.txt").write_text("\n")
     (images / "state.npy").unlink()
-    found = image_folder.read(images, SimpleNamespace(robot="arm", state_mean=(), action_mean=(0.,)))
+    found = image_folder.read(images, SimpleNamespace(robot="arm", state_mean=(), action_mean=(0.,), cameras=tuple))
     assert found.task == "" and found.state.shape == (0,)
     assert capsys.readouterr().out == ("robot 'arm' has no state: the state token gets zeros\n"
                                          "the instruction is empty\n")

@@ -1,6 +1,7 @@
 """One robot, frame by frame: history, queue, latents, replanning. test_background.py plans beside it."""
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -115,8 +116,8 @@ def test_a_camera_that_reuses_its_buffer_does_not_rewrite_history(make):
 
 def test_what_cannot_be_used_is_refused(make):
     policy, (frames, states) = make(chunk=8), film(1)
-    for cameras in ((), ("head", "left")):
-        with pytest.raises(ValueError, match="Policy: cameras .* given; the model knows head, left_wrist, right_wrist"):
+    for cameras, found in (((), "no camera"), (("head", "left"), "camera left")):
+        with pytest.raises(ValueError, match=f"Policy: {found} given; the model knows head, left_wrist, right_wrist"):
             make(cameras=cameras)
     with pytest.raises(ValueError, match="reset"):
         policy.step(frames[0], states[0])
@@ -127,11 +128,47 @@ def test_what_cannot_be_used_is_refused(make):
     policy.reset("go", fps=30)
     with pytest.raises(ValueError, match="no step since reset"):
         policy.timing()
-    with pytest.raises(ValueError, match="cameras .'left'. given"):
+    with pytest.raises(ValueError, match="camera left given"):
         policy.step({"left": frames[0]["head"]}, states[0])
-    for state in (None, states[0][:3], states[:1]):
+    with pytest.raises(ValueError, match="pictures are a NoneType"):
+        policy.step(None, states[0])
+    for state in (None, states[0][:3], states[:1], {"arm": 1}, states[0] * 1j, [str(x) for x in states[0]], [1e300] * 6):
         with pytest.raises(ValueError, match="give 6 finite numbers"):
             policy.step(frames[0], state)
+    for given, line in (({"task": None}, "the task is a NoneType; give text"), ({"fps": "30"}, "fps is '30'; give")):
+        with pytest.raises(ValueError, match=line):
+            policy.reset(**{"task": "go"} | given)
+
+
+def test_plan_refuses_what_step_refuses_and_scenes_that_do_not_fit_together(make):
+    policy, (frames, states) = make(chunk=8), film(1)
+    head, state = frames[0]["head"], states[0]
+    scene = {"head": [head, head]}
+    for scenes, given, tasks, line in (
+            ([scene], [state], "go", "tasks are 'go'; give a list"), ([scene], [state], [None], "tasks are .None."),
+            ([scene] * 2, [state] * 2, ["go"], "2 scenes, 2 states and 1 tasks are given"),
+            ([scene] * 2, [state], ["go"] * 2, "2 scenes, 1 states and 2 tasks are given"), ([], [], [], "0 scenes"),
+            ([frames], [state], ["go"], "a scene is view -> two pictures"),
+            ([{"head": [head] * 3}], [state], ["go"], "a scene is view -> two pictures"),
+            ([{}], [state], ["go"], "no camera given"), ([{"haed": [head] * 2}], [state], ["go"], "camera haed given"),
+            ([{"head": [head, head / 255]}], [state], ["go"], "head is float64 .*; give uint8"),
+            ([{"head": [head[..., 0], head]}], [state], ["go"], "head is uint8 .*; give uint8"),
+            ([{"head": [head, head[:1].repeat(20, 1)]}], [state], ["go"], "head is 1 x"),
+            ([scene], [state[:2]], ["go"], "plan: the state is .* give 6 finite numbers")):
+        with pytest.raises(ValueError, match=line):
+            policy.plan(scenes, given, tasks)
+    assert policy.calls == 0   # no noise was spent
+
+
+def test_a_camera_that_was_not_trained_with_is_refused(make):
+    policy, (frames, states) = make(chunk=8), film(1)
+    policy.stats = replace(policy.stats, inputs=("head = top", "left_wrist = wrist"))
+    policy.reset("go")
+    policy.step({"head": frames[0]["head"]}, states[0])
+    for ask in (lambda seen: policy.step(seen, states[0]),
+                lambda seen: policy.plan([{view: [of, of] for view, of in seen.items()}], states[:1], ["go"])):
+        with pytest.raises(ValueError, match="camera right_wrist given; the checkpoint was trained with head, left_wrist"):
+            ask(frames[0])
 
 
 def broken(policy, *calls):
@@ -172,11 +209,13 @@ def test_a_plan_that_is_not_finite_holds_the_last_action_until_one_is(make, engi
 
 @pytest.mark.parametrize("engine", ["plain", "eager"])
 def test_without_an_action_to_hold_and_from_plan_nothing_that_is_not_finite_comes(make, engine):
-    """One line that says whose fault it is: the state's, or the weights'. The next step plans."""
+    """One line that says whose fault it is: the machine's, or the weights'. The next step plans."""
     policy, (frames, states) = make(chunk=8, engine=engine), film(2)
     seen = [{view: [frames[0][view]] * 2 for view in VIEWS}]
+    whole, policy.chunk = policy.chunk, lambda *given, **options: (torch.full((1, 8, 32), torch.inf), None, None)
     with pytest.raises(ValueError, match="not finite, though all weights are: the state is out of range"):
-        policy.plan(seen, states[:1] * np.inf, ["go"])
+        policy.plan(seen, states[:1], ["go"])
+    policy.chunk = whole
     policy.reset("go")
     broken(policy, 0)
     with pytest.raises(ValueError, match="not finite"):

@@ -442,3 +442,5 @@ def test_bad_samples_are_counted_by_rank_and_none_is_lost_with_other_ranks(count
         mixtures = [SimpleNamespace() for _ in ranks.draws_for]
         assert checkpointer.count_bad_samples(mixtures, counts, ranks) == expected
         assert [mixture.bad_samples for mixture in mixtures] == expected
+        anew, mean = len(counts) not in (0, ranks.dealt), sum(counts) / max(len(counts), 1)
+        assert [mixture.bad_here for mixture in mixtures] == ([mean] * len(mixtures) if anew else expected)

@@ -6,8 +6,10 @@ Frames carry their own index (test_lerobot.py), so that a neighbour cannot pass 
 import multiprocessing
 import os
 import random
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
@@ -86,6 +88,23 @@ def test_a_damaged_file_is_named_and_is_opened_anew_when_it_has_been_replaced(tm
         read(path, [20])
     Path(path).write_bytes(whole)
     assert decoded(read(path, [20])[0])[0] == 20
+
+
+@pytest.mark.parametrize("degrees, turns", [(180, 2), (90, 1), (-90, 3)])
+def test_a_film_that_says_how_it_is_to_be_shown_is_turned(tmp_path, degrees, turns):
+    """As a picture's EXIF orientation is obeyed. The matrix of the track says it, in sixteenths of bits."""
+    path, other = tmp_path / "film.mp4", tmp_path / "turned.mp4"
+    write_video(path, 8, False, "mpeg4", 2, 0)
+    upright, stored = read(path, [5])[0], bytearray(path.read_bytes())
+    at = stored.index(b"tkhd") + 44   # version 0
+    cos, sin = {180: (-1, 0), 90: (0, -1), -90: (0, 1)}[degrees]
+    stored[at:at + 36] = struct.pack(">9i", cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+    other.write_bytes(stored)
+    with av.open(str(other)) as container:
+        assert next(container.decode(video=0)).rotation % 360 == degrees % 360
+    assert (read(other, [5])[0] == np.rot90(upright, turns)).all()
+    with pytest.raises(ValueError, match="turned by 45 degrees"):
+        video.upright(upright, 45)
 
 
 def test_reading_leaves_no_thread_behind_and_a_forked_process_can_close_what_it_inherits(film):
