@@ -233,7 +233,7 @@ def endings(result, euler=10):
 
 def draw(result, path):
     """Still above moving: a dot is a training seed of an arm, a horizontal line a scripted policy -> RGB image."""
-    panels, names, seeds = [], arms_of(result), result["seeds"]
+    panels, names, seeds = [], arms_of(result), max(run["seed"] for run in result["runs"])
     for suite, title in SUITES.items():
         reached = {row[suite] / 100: name for name, row in reversed(result["ceilings"].items())}   # of equals the first
         lines = [([(0, share), (1, share)], GREY) for share in reached]

@@ -1,5 +1,6 @@
 """python -m bench claims: the same runs for every arm, no finished result lost. And the commands as they are typed."""
 
+import itertools
 import json
 import math
 import signal
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -226,12 +228,12 @@ def test_the_commands_are_explained_and_params_names_what_is_not_built(monkeypat
 
 
 def test_the_pages_quote_the_reports():
-    """Every row of the tables of arms in docs/evidence.md, and README's medians, follow from bench/results."""
+    """Every row of the tables of arms in docs/evidence.md, README's medians and seeds, and the permutation test of the
+    means follow from bench/results."""
     page, readme = Path("docs/evidence.md").read_text(), " ".join(Path("README.md").read_text().split())
-    result, first, longer = (json.loads(Path(f"bench/results/{name}.json").read_text())
-                             for name in ("arms", "arms_first", "arms_time"))
-    both = claims.together(result, longer)
-    rows = [*claims.table(both), *claims.endings(both)]
+    result, first, longer, full = (json.loads(Path(f"bench/results/{name}.json").read_text())
+                                   for name in ("arms", "arms_first", "arms_time", "arms_full"))
+    rows = [row for part in (result, claims.together(full, longer)) for row in (*claims.table(part), *claims.endings(part))]
     rows += [f"| {name} | {row['static']:.1f} | {row['dynamic']:.1f} |" for name, row in result["ceilings"].items()]
     rates = sorted({run["lr"] for run in result["tuning"]})
     for name, rate in result["rates"].items():
@@ -247,5 +249,14 @@ def test_the_pages_quote_the_reports():
         cells = [f"{', '.join(f'{x:.1f}' for x in row)}; {statistics.median(row):.1f}" for row in each]
         rows.append(f"| {name}, {rate} | {first['steps'][name]} | {' | '.join(cells)} |")
     assert [row for row in rows if row not in page] == []
+    found = []
+    for euler in (10, 2, 1):
+        both = [claims.values(full, "full", "dynamic", euler), claims.values(longer, "history, no generation", "dynamic", euler)]
+        either, leads = np.array(sum(both, [])), []
+        for some in itertools.combinations(range(16), 8):
+            leads.append(2 * either[list(some)].mean() - 2 * either.mean())
+        found.append(np.mean(np.abs(leads) >= np.mean(both[0]) - np.mean(both[1]) - 1e-9))
+        assert euler < 10 or all(", ".join(f"{x:.1f}" for x in one) in readme for one in both)
+    assert "p = {:.3f}, {:.3f} and {:.3f}".format(*found) in " ".join(page.split())
     for name in claims.arms_of(result):
         assert f"{statistics.median(claims.values(result, name, 'dynamic')):.1f} %" in readme, name
