@@ -179,7 +179,7 @@ class Mixture(torch.utils.data.Dataset):
         for of in by_robot.values():
             pad(np.array(of.state_mean), config.model.state_dim, f"the state of robot '{of.robot}'")
             pad(np.array(of.action_mean), config.model.action_dim, f"the action of robot '{of.robot}'")
-        self.bad_samples, self.bad_here = 0, 0   # replaced so far: in the run's books, and of the numbers of this rank
+        self.bad_samples = 0   # replaced so far
         self.config, self.by_robot, self.seed, self.rank = config, by_robot, seed, rank
         self.sources, self.window_lists = sources, window_lists
         self.frames, self.weights = frames, lpt.normalised(weights)

@@ -57,9 +57,8 @@ def _counted(mixture, parts, batches):
         for fault in faults:
             print(f"bad sample, another is drawn: {fault}", file=sys.stderr)
         mixture.bad_samples += len(faults)
-        mixture.bad_here += len(faults)
-        if faults and mixture.bad_here > BAD_SHARE * max(part.stop, AT_LEAST):
-            raise ValueError(f"--on_bad_sample skip: {mixture.bad_here:g} of {part.stop} samples were bad, more than "
+        if faults and mixture.bad_samples > BAD_SHARE * max(part.stop, AT_LEAST):
+            raise ValueError(f"--on_bad_sample skip: {mixture.bad_samples} of {part.stop} samples were bad, more than "
                              f"{BAD_SHARE:.1%}; repair the data; the last: {faults[-1]}")
         yield tuple(batch)
 

@@ -168,7 +168,7 @@ class Policy:
         on from the last one, one of handover.HANDOVERS."""
         k = self.config.model.chunk
         must(isinstance(task, str), f"reset: the task is a {type(task).__name__}; give text")
-        must(fps is None or isinstance(fps, (int, float)), f"reset: fps is {fps!r:.60}; give a number")
+        must(fps is None or isinstance(fps, (int, float, np.number)), f"reset: fps is {fps!r:.60}; give a number")
         if fps is not None and fps != self.stats.fps:
             raise ValueError(f"control at {fps:g} Hz: the checkpoint was trained on {self.stats.fps:g} frames/s, which "
                              "m and the chunk count; call step at that rate, or resample the data and train again")

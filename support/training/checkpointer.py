@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from config import from_dict, to_dict
 from support import checkpoint
+from support.bounds import check
 from support.checkpoint import CheckpointError
 from support.data.prompts import tokenizer_files
 from support.data.statistics import in_checkpoint, of_checkpoint
@@ -220,7 +221,9 @@ def checkpoint_to_resume(asked, out, ranks, verified=None):
         if wrong := [key for key, kind in KINDS.items() if not isinstance(state.get(key), kind)]:
             raise ValueError(f"{path} is no checkpoint of a training run, it has no {', '.join(wrong)}: to start from "
                              "its weights give --from and another --out")
-        ranks.take_over(state["versions"].get("dealt", state["versions"]["ranks"]))
+        began = state["versions"].get("dealt", state["versions"].get("ranks"))
+        check(f"{path}: the number of ranks", began, int, {"at_least": 1, "at_most": 10**5})
+        ranks.take_over(began)
         return path
     if asked:
         print(f"{out} holds no checkpoint: starting at step 0")
@@ -229,9 +232,8 @@ def checkpoint_to_resume(asked, out, ranks, verified=None):
 
 def count_bad_samples(mixtures, counts, ranks):
     """Each Mixture of this rank counts on from what the run had counted for it -> these numbers. counts: by rank; of a
-    run that was dealt to another number of ranks the first takes all, and each is held against their mean."""
+    run that was dealt to another number of ranks each takes the mean, because that is held against its own samples."""
+    mean = round(sum(counts) / max(len(counts), 1))
     for n, mixture in zip(ranks.draws_for, mixtures):
-        mixture.bad_samples = mixture.bad_here = counts[n] if len(counts) == ranks.dealt else sum(counts) * (n == 0)
-        if len(counts) not in (0, ranks.dealt):
-            mixture.bad_here = sum(counts) / len(counts)
+        mixture.bad_samples = counts[n] if len(counts) == ranks.dealt else mean
     return [mixture.bad_samples for mixture in mixtures]

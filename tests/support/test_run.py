@@ -435,12 +435,10 @@ def test_fewer_ranks_draw_for_those_that_a_run_began_with_where_each_can_take_as
 
 
 @pytest.mark.parametrize("counts, world, own", [
-    ([3, 4], 2, [[3], [4]]), ([3, 4], 1, [[3, 4]]), ([1, 2, 3, 4], 2, [[1, 3], [2, 4]]), ([7], 2, [[7], [0]]),
-    ([1, 2, 3], 2, [[6], [0]]), ([], 2, [[0], [0]])])
-def test_bad_samples_are_counted_by_rank_and_none_is_lost_with_other_ranks(counts, world, own):
+    ([3, 4], 2, [[3], [4]]), ([3, 4], 1, [[3, 4]]), ([1, 2, 3, 4], 2, [[1, 3], [2, 4]]), ([7], 2, [[7], [7]]),
+    ([1, 2, 3], 2, [[2], [2]]), ([], 2, [[0], [0]])])
+def test_bad_samples_are_counted_by_rank_and_other_ranks_go_on_from_the_mean(counts, world, own):
     for ranks, expected in zip(ranks_of(world, len(counts) or world), own):
         mixtures = [SimpleNamespace() for _ in ranks.draws_for]
         assert checkpointer.count_bad_samples(mixtures, counts, ranks) == expected
         assert [mixture.bad_samples for mixture in mixtures] == expected
-        anew, mean = len(counts) not in (0, ranks.dealt), sum(counts) / max(len(counts), 1)
-        assert [mixture.bad_here for mixture in mixtures] == ([mean] * len(mixtures) if anew else expected)
