@@ -183,8 +183,8 @@ class Mixture(torch.utils.data.Dataset):
         self.config, self.by_robot, self.seed, self.rank = config, by_robot, seed, rank
         self.sources, self.window_lists = sources, window_lists
         self.frames, self.weights = frames, lpt.normalised(weights)
-        self.ranks = lpt.deal(self.frames, self.weights, world, config.data.lpt_workers, config.data.balance)
-        self.worker_datasets, shares = self.ranks[rank]
+        self.worker_datasets, shares = lpt.deal(self.frames, self.weights, world, config.data.lpt_workers,
+                                                config.data.balance)[rank]
         self.worker_weights = [np.array(share) for share in shares]
         self.mass = np.array([share.sum() for share in self.worker_weights])
         self.decoded = {}   # sample number -> arrays, decoded along with an earlier sample

@@ -34,7 +34,7 @@ from support.data.kept_statistics import statistics_by_robot
 from support.lpt_cost import table
 from support.owner import own
 from support.training import memory
-from support.training.checkpointer import Checkpointer, checkpoint_to_resume, count_bad_samples
+from support.training.checkpointer import Checkpointer, checkpoint_to_resume, restore_bad_samples
 from support.training.journal import SKIPS, Journal, nonfinite_samples
 from support.training.optimizers import adamw, clip_scale, global_norm
 from support.training.preflight import (check_flags, check_settings, disk_need, effective_batch, parse, refuse,
@@ -156,7 +156,7 @@ def run(argv):
         checkpointer = Checkpointer(out, ranks, config, by_robot, model, optimizer, average, drawn)
         print(effective_batch(train, ranks), disk_need(config, out), sep="\n")
         first, progress = checkpointer.begin(newest)
-    bad = count_bad_samples(mixtures, progress.get("bad_samples", []), ranks)
+    bad = restore_bad_samples(mixtures, progress.get("bad_samples", []), ranks)
     validate = partial(held_out_losses, checkpointer, corpus, watched(corpus.held_out))
     cores, journal = Cores(train, ranks), Journal(checkpointer, first, progress.get("skipped", 0), validate)
 

@@ -230,7 +230,7 @@ def checkpoint_to_resume(asked, out, ranks, verified=None):
     return None
 
 
-def count_bad_samples(mixtures, counts, ranks):
+def restore_bad_samples(mixtures, counts, ranks):
     """Each Mixture of this rank counts on from what the run had counted for it -> these numbers. counts: by rank; of a
     run that was dealt to another number of ranks each takes the mean, because that is held against its own samples."""
     mean = round(sum(counts) / max(len(counts), 1))

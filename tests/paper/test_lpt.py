@@ -148,6 +148,16 @@ def test_a_number_of_workers_that_is_none_is_refused(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_open_what_all_those_were_dealt_that_they_draw_for_and_count_each_dataset_once(world):
+    """Of a schedule for 4: each of 2 ranks draws for two of them, n and n + 2."""
+    dealt = lpt.deal([90, 70, 50, 30, 20], [0.2] * 5, 4, 2)
+    opened, counted = zip(*(lpt.subset(dealt, rank, world) for rank in range(world)))
+    for rank, found in enumerate(opened):
+        assert found == sorted({i for n in range(rank, 4, world) for worker in dealt[n][0] for i in worker})
+    assert sorted(sum(counted, [])) == [0, 1, 2, 3, 4]
+
+
 def test_the_simulation_shows_load_mixture_datasets_and_memory(capsys):
     """python lpt.py --simulate: exact shares have no error, a fuller rank needs more memory than the mean; and what was
     measured: of 4 ranks each needs a fraction of what one does."""

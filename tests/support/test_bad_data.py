@@ -238,6 +238,7 @@ def test_a_sample_that_stood_in_for_a_bad_one_is_named_itself(capfd):
     done = n // mixture.config.train.batch_size + 1
     places = [f"fake episode {e} frame {t}" for _, e, t in (sound.draw(n), mixture.draw(n, 1))]
     assert nonfinite_samples(model, [sound, mixture], done, Ranks()) == f"not finite: {'; '.join(places)}"
+    assert "each of its samples alone has a finite loss" in nonfinite_samples(model, [mixture], done + 3, Ranks())
 
 
 def test_a_worker_whose_only_dataset_is_unreadable_is_stood_in_for_by_the_others():

@@ -71,7 +71,9 @@ def test_a_client_says_where_it_is_in_its_chunk_and_holds_where_it_ends():
         if t == 7:
             robot.free.release()
             robot.pending.result(120)
-        said.append(robot.step({"head": np.zeros((2, 2, 3), np.uint8)}, np.ones(2)).tolist())
+        action = robot.step({"head": np.zeros((2, 2, 3), np.uint8)}, np.ones(2))
+        said.append(action.tolist())
+        action[:] = 99   # which is the caller's: what is held, or sent as a rest, is another
     rows = [10, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27]
     assert said == [[x, x] for x in rows] + [[27, 0]] * 2 and (robot.delay, robot.starved) == (3, 2)
     robot.free.release()

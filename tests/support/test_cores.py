@@ -40,6 +40,15 @@ def two(config, monkeypatch):
     return Cores(replace(config.train, accumulate=1, batch_size=5, optimizer="fp32", compile=False), Ranks())
 
 
+def test_a_rank_that_draws_for_others_takes_its_micro_batches_as_they_are(config, monkeypatch):
+    """One after the other: only a single one is halved, and none is dropped."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    ranks = Ranks()
+    ranks.take_over(2)
+    cores = Cores(replace(config.train, accumulate=1, batch_size=5, optimizer="fp32", compile=False), ranks)
+    assert cores.parts(["one", "two"]) == ["one", "two"]
+
+
 def test_two_halves_at_once_give_the_gradients_of_one_after_the_other_to_the_bit(step, two):
     apart, losses, _ = step(two, each=map)
     for _ in range(5):

@@ -434,11 +434,25 @@ def test_fewer_ranks_draw_for_those_that_a_run_began_with_where_each_can_take_as
     assert every[0].by_dealt(values[0]) == [f"of {n}" for n in range(every[0].dealt)]
 
 
+@pytest.mark.parametrize("change, line", [
+    ({"versions": None, "drawn": 5}, "no checkpoint of a training run, it has no drawn, versions: .* --from"),
+    ({"versions": {}}, "the number of ranks must be a whole number, got None"),
+    ({"versions": {"ranks": 2, "dealt": 0}}, "the number of ranks must be at least 1, got 0")])
+def test_a_checkpoint_that_no_run_can_go_on_from_is_refused_before_data_are_read(tmp_path, change, line):
+    state = {"config": {}, "drawn": [], "log_length": 0, "progress": {}, "step": 4, "versions": {"ranks": 4}}
+    checkpoint.save(tmp_path / "good", 4, {}, {}, state)
+    ranks = Ranks()
+    assert checkpointer.checkpoint_to_resume(True, tmp_path / "good", ranks).name == "step_00000004" and ranks.dealt == 4
+    checkpoint.save(tmp_path / "bad", 4, {}, {}, state | change)
+    with pytest.raises(ValueError, match=line):
+        checkpointer.checkpoint_to_resume(True, tmp_path / "bad", Ranks())
+
+
 @pytest.mark.parametrize("counts, world, own", [
     ([3, 4], 2, [[3], [4]]), ([3, 4], 1, [[3, 4]]), ([1, 2, 3, 4], 2, [[1, 3], [2, 4]]), ([7], 2, [[7], [7]]),
     ([1, 2, 3], 2, [[2], [2]]), ([], 2, [[0], [0]])])
 def test_bad_samples_are_counted_by_rank_and_other_ranks_go_on_from_the_mean(counts, world, own):
     for ranks, expected in zip(ranks_of(world, len(counts) or world), own):
         mixtures = [SimpleNamespace() for _ in ranks.draws_for]
-        assert checkpointer.count_bad_samples(mixtures, counts, ranks) == expected
+        assert checkpointer.restore_bad_samples(mixtures, counts, ranks) == expected
         assert [mixture.bad_samples for mixture in mixtures] == expected

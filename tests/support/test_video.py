@@ -92,7 +92,7 @@ def test_a_damaged_file_is_named_and_is_opened_anew_when_it_has_been_replaced(tm
 
 @pytest.mark.parametrize("degrees, turns", [(180, 2), (90, 1), (-90, 3)])
 def test_a_film_that_says_how_it_is_to_be_shown_is_turned(tmp_path, degrees, turns):
-    """As a picture's EXIF orientation is obeyed. The matrix of the track says it, in sixteenths of bits."""
+    """As a picture's EXIF orientation is obeyed. The track's matrix says it, in fixed point of 16 bits."""
     path, other = tmp_path / "film.mp4", tmp_path / "turned.mp4"
     write_video(path, 8, False, "mpeg4", 2, 0)
     upright, stored = read(path, [5])[0], bytearray(path.read_bytes())
