@@ -85,12 +85,10 @@ def published(stored, tmp_path_factory):
 def load(published):
     """(scale, rope_bf16) -> the model, loaded through the key map."""
     def build(scale, rope_bf16=False):
-        patch = pytest.MonkeyPatch()
-        patch.setattr(model_module, "CosmosVAE", partial(CosmosVAE, 32, (1, 1), 1))
         config = ModelConfig(**{**vars(CONFIGS[scale]), "rope_bf16": rope_bf16})
-        model, _ = load_release(config, published[scale])
-        patch.undo()
-        return model
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model_module, "CosmosVAE", partial(CosmosVAE, 32, (1, 1), 1))
+            return load_release(config, published[scale])[0]
     return build
 
 

@@ -1,5 +1,7 @@
 """bench/naming.py, the arm that must show where the named target is now."""
 
+import runpy
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -7,8 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import model as model_module
+from bench import trial
 from bench.naming import NamesPlace, silhouettes
+from model import InternVLA_A1
 from support.data.prompts import token_ids
+from support.weights import loading
 from worlds import conveyor
 
 
@@ -66,3 +72,21 @@ def test_its_loss_teaches_the_understanding_expert_and_nothing_else(config, seen
         optimizer.step()
     assert losses[-1] < 0.5 * same
     assert model.act.action_out_proj.weight.grad is None and model.und.visual.convs[0].weight.grad.abs().sum() > 0
+
+
+def test_a_trial_builds_this_arm_and_leaves_the_model_as_it_was_also_when_it_fails(monkeypatch):
+    """Programs that run in one process share model.py."""
+    built = []
+
+    def train(path, run_name):
+        built.append((model_module.InternVLA_A1, loading.InternVLA_A1, NamesPlace.weight, sys.argv))
+        raise ValueError("a run that fails")
+    monkeypatch.setattr(NamesPlace, "weight", 1.0)
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(runpy, "run_path", train)
+    for flags in ("--steps 5 --name_place 0.5", "--steps 5"):
+        with pytest.raises(ValueError, match="a run that fails"):
+            trial.run(["out", "7", "1", *flags.split()])
+    assert [row[:3] for row in built] == [(NamesPlace, NamesPlace, 0.5), (InternVLA_A1, InternVLA_A1, 0.5)]
+    assert all("--name_place" not in argv and argv[:3] == ["train.py", "--steps", "5"] for *_, argv in built)
+    assert model_module.InternVLA_A1 is loading.InternVLA_A1 is InternVLA_A1

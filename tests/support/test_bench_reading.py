@@ -29,15 +29,14 @@ SMALL = {"EPISODES": 2, "LENGTH": 70, "HEIGHT": 48, "WIDTH": 144}
 @pytest.fixture(scope="module", params=readers.CODECS)
 def source(request, tmp_path_factory):
     """The bench's dataset, small: two episodes of 70 frames of 144 x 48."""
-    patch = pytest.MonkeyPatch()
-    for name, value in SMALL.items():
-        patch.setattr(readers, name, value)
     codec, gop = readers.CODECS[request.param]
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV has no encoder {codec}")
     root = tmp_path_factory.mktemp("bench") / "toy"
-    readers.write_dataset(root, codec, gop)
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SMALL.items():
+            patch.setattr(readers, name, value)
+        readers.write_dataset(root, codec, gop)
     return open_source(root)
 
 
