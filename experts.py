@@ -7,7 +7,7 @@ One `Block` serves Qwen2.5 (bias in q, k, v) and Qwen3 (RMSNorm on q and k). Bes
     ActExpert   q_t, a_tau, tau -> state and action tokens, and back to the velocity
 
 The blocks stand in model.py's `JointLayer`, because attention is joint. Parameter names follow Hugging Face's where a
-counterpart exists. DeepStack and lm_head are not built: nothing in InternVLA-A1 reads them."""
+counterpart exists. lm_head is not built: nothing reads it. [release] DeepStack is dropped."""
 
 import torch
 import torch.nn.functional as F

@@ -19,7 +19,7 @@ DIR holds one picture (any kind and size that support/data/picture.py reads) per
 Written to --out (default DIR/result): actions.npy (k, d_a) float32 in the robot's units, row i for frame t + i;
 actions.png; foresight.png. Without --checkpoint the newest good checkpoint under runs/ is taken.
 
-`infer` below is the inference of Section 3. It runs with --engine plain. The default engine, eager, is faster; tests
+`infer` below is the inference of Section 3. It runs with --engine plain. The default engines are faster; tests
 hold its chunks equal to these."""
 
 from support.entry import command   # first: Ctrl-C during the slow imports prints one line and no traceback
@@ -104,10 +104,10 @@ def parse(argv):
     parser.add_argument("--frame", type=value(int, PLACE), help="with --cut: frame t (default m)")
     parser.add_argument("--engine", choices=("plain", "eager", "compile", "graph"),
                         help="plain: model.py as it is read; the others: support/inference/engine.py, the same chunks "
-                        "sooner (default: eager; in --closed-loop and --open-loop on a GPU graph, which takes long to "
-                        "start)")
+                        "sooner (default: eager; of --closed-loop, --open-loop and --serve on a GPU graph, which takes "
+                        "long to start)")
     parser.add_argument("--euler_steps", type=value(int, COUNT),
-                        help="fewer Euler steps than the config's; prints the action error")
+                        help="in place of the config's; prints how far that moves the actions, but for --serve")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     parser.add_argument("--threads", type=value(int, {"at_most": 1024}), default=0,
                         help="torch threads (0: torch's own choice)")

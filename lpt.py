@@ -12,8 +12,8 @@ weight. For every sample a worker is drawn by mass, then one of its datasets by 
 the wanted one (Table 3), whatever the number of workers.
 
 Every rank draws equally often, but the greedy rule gives ranks unequal weight. So with several ranks the mixture is
-off, by 0.04 to 0.13 of it at 64 ranks (--simulate). `exact` makes that 0: it splits at most ranks - 1 datasets
-(McNaughton's wrap-around rule).
+off, by 0.04 to 0.13 of it at 64 ranks (--simulate, one worker each). `exact` makes that 0: it splits at most
+ranks - 1 datasets (McNaughton's wrap-around rule).
 
 "Each worker materializes only a subset of datasets": a rank opens what `subset` says, see support/data/corpus.py.
 

@@ -7,7 +7,7 @@
     python train.py --config conveyor --resume                 go on from the newest good checkpoint, exactly
     python train.py --config a1_3b --dry-run                   what fits a card, before anything is allocated
     python train.py --config a1_3b --data DIR --weights DIR    all parameters, on one card of 24 GB
-    python train.py --stage posttrain --from RUN --data DIR    start from its weights; all else is new
+    python train.py --stage posttrain --from RUN --out NEW ... start from its weights; all else is new
     torchrun --nproc_per_node 2 -- train.py ...                several cards: DDP, with --shard FSDP2
 
 A run is a folder, runs/<config> or --out DIR. Data order and noise are pure functions of (seed, rank, sample), so
