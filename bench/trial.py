@@ -31,9 +31,9 @@ def run(argv):
     if NAMING not in argv:
         return trial(argv)
     at = argv.index(NAMING)
-    NamesPlace.weight = float(argv[at + 1])
     # What train.py and checkpoints build meanwhile: no flag of theirs, because it is no network of the paper.
-    with patch.object(model, "InternVLA_A1", NamesPlace), patch.object(loading, "InternVLA_A1", NamesPlace):
+    with (patch.object(model, "InternVLA_A1", NamesPlace), patch.object(loading, "InternVLA_A1", NamesPlace),
+          patch.object(NamesPlace, "weight", float(argv[at + 1]))):
         trial(argv[:at] + argv[at + 2:], naming=True)
 
 

@@ -81,12 +81,11 @@ def test_a_trial_builds_this_arm_and_leaves_the_model_as_it_was_also_when_it_fai
     def train(path, run_name):
         built.append((model_module.InternVLA_A1, loading.InternVLA_A1, NamesPlace.weight, sys.argv))
         raise ValueError("a run that fails")
-    monkeypatch.setattr(NamesPlace, "weight", 1.0)
     monkeypatch.setattr(sys, "argv", [])
     monkeypatch.setattr(runpy, "run_path", train)
     for flags in ("--steps 5 --name_place 0.5", "--steps 5"):
         with pytest.raises(ValueError, match="a run that fails"):
             trial.run(["out", "7", "1", *flags.split()])
-    assert [row[:3] for row in built] == [(NamesPlace, NamesPlace, 0.5), (InternVLA_A1, InternVLA_A1, 0.5)]
+    assert [row[:3] for row in built] == [(NamesPlace, NamesPlace, 0.5), (InternVLA_A1, InternVLA_A1, 1.0)]
     assert all("--name_place" not in argv and argv[:3] == ["train.py", "--steps", "5"] for *_, argv in built)
     assert model_module.InternVLA_A1 is loading.InternVLA_A1 is InternVLA_A1
