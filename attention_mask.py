@@ -63,7 +63,7 @@ def segments(layout):
     return torch.tensor([UND] * layout.n_und + [GEN] * layout.n_gen + act * layout.draws)
 
 
-def draws(layout):
+def draw_of_token(layout):
     """Action draw of each token, (N,) int64; -1 for the prefix, which all draws share."""
     act = [r for r in range(layout.draws) for _ in range(1 + layout.chunk)]
     return torch.tensor([-1] * (layout.n_und + layout.n_gen) + act)

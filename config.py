@@ -39,16 +39,16 @@ class Checked:
 class ModelConfig(Checked):
     """The network. The experts share layers, heads, kv_heads and head_dim: joint attention needs it."""
 
-    backbone: str = _f("tiny", "understanding backbone", choices=("tiny", "internvl3", "qwen3vl"))
+    backbone: str = _f("tiny", "understanding backbone; tiny is [ours]", choices=("tiny", "internvl3", "qwen3vl"))
     layers: int = _f(3, "joint layers", at_least=1, at_most=100)
     heads: int = _f(2, "query heads", at_least=1, at_most=1024)
     kv_heads: int = _f(2, "key/value heads", at_least=1, at_most=1024)
     head_dim: int = _f(32, "dimensions of one head", a_multiple_of=2, at_least=2, at_most=4096)
-    und_width: int = _f(64, "width of the understanding expert", a_multiple_of=2, at_least=2, at_most=65536)
+    und_width: int = _f(64, "width of the understanding expert", a_multiple_of=4, at_least=4, at_most=65536)
     und_mlp: int = _f(192, "MLP width of the understanding expert", at_least=1, at_most=2**20)
-    gen_width: int = _f(64, "width of the generation expert", a_multiple_of=2, at_least=2, at_most=65536)
+    gen_width: int = _f(64, "width of the generation expert", a_multiple_of=4, at_least=4, at_most=65536)
     gen_mlp: int = _f(192, "MLP width of the generation expert", at_least=1, at_most=2**20)
-    act_width: int = _f(64, "width of the action expert", a_multiple_of=2, at_least=2, at_most=65536)
+    act_width: int = _f(64, "width of the action expert", a_multiple_of=4, at_least=4, at_most=65536)
     act_mlp: int = _f(192, "MLP width of the action expert", at_least=1, at_most=2**20)
     qkv_bias: bool = _f(False, "bias in q, k, v (Qwen2.5)")
     qk_norm: bool = _f(True, "RMSNorm on q and k (Qwen3)")
@@ -57,12 +57,12 @@ class ModelConfig(Checked):
     rope_bf16: bool = _f(False, "[release] rotary frequencies rounded through bfloat16, as its .to(bfloat16) does")
     norm_eps: float = _f(1e-6, "epsilon of every RMSNorm", above=0, below=1)
     learned_positions: bool = _f(False, "[ours] learned position tables instead of rotary positions")
-    init_std: float = _f(0.02, "standard deviation of the experts' linear weights at initialisation", at_most=10)
+    init_std: float = _f(0.02, "[release] deviation of the experts' linear weights at initialisation", at_most=10)
 
     image_size: int = _f(64, "pixels of a view as the understanding expert sees it", at_least=1, at_most=4096)
     letterbox: int = _f(0, "[release] letterbox to this, then enlarge to image_size; 0: straight there", at_most=4096)
     vocab: int = _f(256, "text embeddings", at_least=1, at_most=2**22)
-    text_tokens: int = _f(32, "text budget, padded on the right", at_least=1, at_most=4096)
+    text_tokens: int = _f(32, "[release] text budget, padded on the right", at_least=1, at_most=4096)
     tokenizer: str = _f("", "directory or hub id of the text's tokenizer; empty: one token a byte")
     view_tokens: tuple = _f((), "ids before and after a view's tokens; empty: none")
     vit_layers: int = _f(0, "layers of the vision tower", at_most=100)
@@ -75,15 +75,15 @@ class ModelConfig(Checked):
     und_frames: int = _f(1, "[ours] 2: the understanding expert sees o_{t-m} too", at_least=1, at_most=2)
 
     gen_expert: bool = _f(True, "build the generation expert (false: the ablation of Fig. 9)")
-    vae: str = _f("dct", "image tokenizer of the generation expert", choices=("dct", "cosmos"))
+    vae: str = _f("dct", "image tokenizer of the generation expert; dct is [ours]", choices=("dct", "cosmos"))
     vae_size: int = _f(64, "pixels of an image for the generation expert", a_multiple_of=32, at_least=32, at_most=4096)
     gen_from_view: bool = _f(False, "[release] cut generation images from the letterboxed view, not from the source")
     gen_target: str = _f("future", "target of z_hat; present is an ablation [ours]", choices=("future", "present"))
     lambda_gen: float = _f(0.01, "lambda of Eq. (4), between means [release]", at_least=0)
 
-    chunk: int = _f(16, "k, actions of one chunk; the paper gives no number", at_least=1, at_most=10000)
-    action_dim: int = _f(32, "width that actions are padded to", at_least=1, at_most=4096)
-    state_dim: int = _f(32, "width that the state is padded to", at_least=1, at_most=4096)
+    chunk: int = _f(16, "[release] k, actions of one chunk; the paper gives no number", at_least=1, at_most=10000)
+    action_dim: int = _f(32, "[release] width that actions are padded to", at_least=1, at_most=4096)
+    state_dim: int = _f(32, "[release] width that the state is padded to", at_least=1, at_most=4096)
     action_draws: int = _f(1, "[ours] R draws of (tau, eps) that share one prefix", at_least=1, at_most=1024)
     tau_density: str = _f("paper", "Beta(1.5, 1) of tau; release: of 1 - tau", choices=("paper", "release"))
     noise_on_padding: bool = _f(False, "[release] noise and train the padded action dimensions too")
@@ -98,6 +98,7 @@ class ModelConfig(Checked):
         must(self.backbone == "tiny" or fit, "vit_width must be a multiple of vit_heads, image_size of 2 vit_patch")
         must(self.und_frames == 1 or self.backbone == "tiny" and self.view_size == self.frame_size,
              "--und_frames 2 needs --backbone tiny, and --vae_size as large as --image_size")
+        must(self.backbone == "tiny" or not self.learned_positions, "--learned_positions needs --backbone tiny")
         must(len(self.view_tokens) in (0, 2), f"--view_tokens {self.view_tokens} must be empty or (before, after)")
 
     @property
@@ -134,7 +135,7 @@ class DataConfig(Checked):
     lpt_workers: int = _f(4, "LPT's workers of each rank: lists of datasets, no processes", at_least=1, at_most=65536)
     balance: str = _f("greedy", "the paper's greedy rule, or datasets split exactly", choices=("greedy", "exact"))
     loaders: int = _f(0, "loader processes (0: in the training process); changes nothing but speed", at_most=256)
-    std_floor: float = _f(1e-4, "actions that deviate by less than this part of their magnitude are idle")
+    std_floor: float = _f(1e-4, "[ours] actions that deviate by less than this part of their magnitude are idle")
     on_bad_sample: str = _f("stop", "stop, or skip: draw another, up to one in a thousand", choices=("stop", "skip"))
     timestamps: str = _f("check", "check those of LeRobot; index: row t is frame t", choices=("check", "index"))
 
@@ -156,7 +157,7 @@ class TrainConfig(Checked):
     weight_decay: float = _f(0.01, "AdamW", at_least=0)
     clip: float = _f(1.0, "gradient clipping by global norm", above=0)
     stage: str = _f("", "the column of Table 2 to train by; empty: our own", choices=("", "pretrain", "posttrain"))
-    optimizer: str = _f("fp32", "AdamW in 16, 10 or 4 bytes a parameter", choices=("fp32", "split", "offload"))
+    optimizer: str = _f("fp32", "AdamW in 16, 10 or 4 device bytes a parameter", choices=("fp32", "split", "offload"))
     checkpoint_layers: bool = _f(False, "recompute layers in the backward pass: less memory, a third more time")
     freeze: str = _f("", "what is not trained: und, or vision and embed (parts of it), separated by commas")
     ema: float = _f(0.0, "decay of an average of the weights, which is what is saved; 0: none", at_least=0, below=1)
@@ -266,9 +267,8 @@ SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
 
 def get_config(name, flags=None):
     """Preset `name` with overrides. flags: field name -> value; None: the preset's. ValueError: one line."""
-    if name not in CONFIGS:
-        hint = "".join(f"; did you mean {near}?" for near in difflib.get_close_matches(name, CONFIGS, 1))
-        raise ValueError(f"unknown config {name!r}: choose from {', '.join(CONFIGS)}{hint}")
+    hint = "".join(f"; did you mean {near}?" for near in difflib.get_close_matches(name, CONFIGS, 1))
+    must(name in CONFIGS, f"unknown config {name!r}: choose from {', '.join(CONFIGS)}{hint}")
     config = CONFIGS[name]
     for title in SECTIONS:
         section = getattr(config, title)

@@ -164,9 +164,9 @@ class GenExpert(nn.Module):
         assert x.shape[1] == 96, f"3 views x 2 times x 16 tokens make 96, got {x.shape[1]}"
         return x + self.position if self.config.learned_positions else x
 
-    def decode(self, h_gen):
-        """Parallel Decoding. h_gen (B, 96, D), the last block's output -> z_hat (B, V, 16, g, g)."""
-        x = self.pool(self.norm(h_gen).to(self.expand.weight.dtype))               # (B, 48, D)
+    def decode(self, x):
+        """Parallel Decoding. x (B, 96, D), the last block's output -> z_hat (B, V, 16, g, g)."""
+        x = self.pool(self.norm(x).to(self.expand.weight.dtype))                   # (B, 48, D)
         B, _, D = x.shape
         x = x.reshape(-1, 4, 4, D).permute(0, 3, 1, 2)
         x = self.expand(x).permute(0, 2, 3, 1)                                     # (B V, g, g, D)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import flow
-from attention_mask import Layout, attention_bias, draws, segment_mask, segments, valid_tokens
+from attention_mask import Layout, attention_bias, draw_of_token, segment_mask, segments, valid_tokens
 from cosmos_vae import CosmosVAE
 from experts import ActExpert, Block, GenExpert, UndExpert, attend
 from support.rotary import part_of, positions, rotary_frequencies, rotary_tables
@@ -103,7 +103,7 @@ class Prefix(NamedTuple):
     """What `prefill` returns: all that the action expert conditions on."""
 
     before: list            # per layer (key, value) of the und and gen tokens, each (B, G, N_und + N_gen, d)
-    h_gen: torch.Tensor     # the generation expert's last output (B, 96, D), for `decode` alone; None without one
+    gen_out: torch.Tensor   # the generation expert's last output (B, 96, D), for `decode` alone; None without one
     rotary: tuple           # cos and sin of the action tokens; None with learned positions
     bias: torch.Tensor      # the action tokens' rows of the mask, (B, 1, N_act, N)
 
@@ -169,14 +169,14 @@ class InternVLA_A1(nn.Module):
         """Mask (B, 1, N, N) and rotary tables (B, 1, N, d), or None, of the joint sequence with R action draws."""
         layout = replace(self.layout, draws=R)
         valid = valid_tokens(layout, batch.view_mask, batch.text_mask)
-        allowed = segment_mask(segments(layout).to(valid.device), draws(layout).to(valid.device), valid)
+        allowed = segment_mask(segments(layout).to(valid.device), draw_of_token(layout).to(valid.device), valid)
         bias = attention_bias(allowed, self.dtype)
         if self.config.learned_positions:   # [ours] in place of rotary ones
             return bias, None
         position = positions(layout, batch.view_mask, batch.text_mask)
         return bias, rotary_tables(position, self.rope_frequency, self.rope_axis)
 
-    def _dimensions(self, batch):
+    def _dim_mask(self, batch):
         """1 for an action dimension that exists and moved in training, else 0, (B, 1, d_a) float32: eps and v_theta are
         multiplied by it."""
         mask = batch.dim_mask[:, None].float()
@@ -190,8 +190,8 @@ class InternVLA_A1(nn.Module):
         batch: data.Batch. eps (B, R, k, d_a) standard normal, tau (B, R) or (B, R, k) in [0, 1]. `pictures` keeps z
         and z_hat."""
         config, R = self.config, eps.shape[1]
-        exists = self._dimensions(batch)[:, None]                                  # (B, 1, 1, d_a)
-        a, eps = batch.action[:, None], eps * exists                               # (B, 1, k, d_a), (B, R, k, d_a)
+        dim_mask = self._dim_mask(batch)[:, None]                                  # (B, 1, 1, d_a)
+        a, eps = batch.action[:, None], eps * dim_mask                               # (B, 1, k, d_a), (B, R, k, d_a)
         a_tau = flow.interpolate(a, eps, tau)
 
         streams = {"und": self.und.embed(batch.image, batch.text_ids).to(self.dtype)}
@@ -203,7 +203,7 @@ class InternVLA_A1(nn.Module):
         for layer in self.layers:
             streams, _ = layer(streams, rotary, bias)
 
-        v = self.act.velocity(streams["act"], R) * exists                          # (B, R, k, d_a)
+        v = self.act.velocity(streams["act"], R) * dim_mask                          # (B, R, k, d_a)
         error = (v - flow.velocity_target(a, eps)).square()                        # Eq. (2)
         act_sum, act_count = masked_sum(error, act_mask(batch, tau))
         losses = Losses(act_sum, torch.zeros_like(act_sum), act_count, torch.zeros_like(act_count))
@@ -247,21 +247,21 @@ class InternVLA_A1(nn.Module):
         x = self.act.embed(batch.state, a_tau[:, None], tau).to(self.dtype)
         for layer, before in zip(self.layers, prefix.before):
             x, _ = layer.extend("act", x, prefix.rotary, prefix.bias, before)
-        return self.act.velocity(x, R=1)[:, 0] * self._dimensions(batch)
+        return self.act.velocity(x, R=1)[:, 0] * self._dim_mask(batch)
 
     @torch.no_grad()
-    def sample_actions(self, batch, eps, steps=None, prefix=None, guide=None):
+    def sample_actions(self, batch, eps, steps=None, prefix=None, solve=None):
         """Eq. (3): denoise eps (B, k, d_a) into normalised actions (B, k, d_a). steps: default config.euler_steps.
-        guide: a flow.Guide, where the chunk goes on from the last one."""
+        solve: what takes them in place of flow.euler."""
         v_theta = partial(self.v_theta, prefix or self.prefill(batch), batch)
-        return flow.denoise(v_theta, eps * self._dimensions(batch), steps or self.config.euler_steps, guide)
+        return (solve or flow.euler)(v_theta, eps * self._dim_mask(batch), steps or self.config.euler_steps)
 
     @torch.no_grad()
     def imagine(self, batch, prefix=None):
         """z_hat_{t+m} from the frames at t-m and t: (B, V, 16, g, g). ValueError without a generation expert."""
         if not self.config.gen_expert:
             raise ValueError("this model was built with --gen_expert false: it imagines nothing")
-        return self.gen.decode((prefix or self.prefill(batch)).h_gen).float()
+        return self.gen.decode((prefix or self.prefill(batch)).gen_out).float()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import flow
-from attention_mask import draws, segment_mask, segments, valid_tokens
+from attention_mask import draw_of_token, segment_mask, segments, valid_tokens
 from config import CONFIGS, get_config
 from data import Batch
 from support.flags import Parser, add_config_flags, refuse_ignored
@@ -176,7 +176,7 @@ def act_lines(model, r):
 def mask_lines(layout, masks):
     """Who sees whom, counted in the mask itself."""
     segment, valid = segments(layout), valid_tokens(layout, masks.view_mask, masks.text_mask)
-    (allowed,) = segment_mask(segment, draws(layout), valid)
+    (allowed,) = segment_mask(segment, draw_of_token(layout), valid)
     kinds = segment.unique().tolist()
     lines = ["", f"Sec. 3.2  Attention Mechanism: the mask of {dims(allowed, 0)}, as how many tokens each query sees",
              line("query", f"{'tokens':>6}" + "".join(f"{SEGMENTS[s]:>9}" for s in kinds))]

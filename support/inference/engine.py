@@ -17,6 +17,7 @@ import flow
 from support.files import must
 from support.inference.buffers import Program, Shape, random_batch
 from support.inference.fused import BlockWeights, block, compiled, fold_compression
+from support.inference.handover import Guide
 from support.vision import vit_block
 
 MODES = ("eager", "compile", "graph")
@@ -146,7 +147,7 @@ class Engine:
         if self.mode == "graph" and handover not in self.ready:
             batch, eps, pasts = self._inputs(self.views)
             for z_past in pasts:
-                self(batch, eps, z_past, guide=flow.Guide(handover, eps, eps[0]))
+                self(batch, eps, z_past, guide=Guide(handover, eps, eps[0]))
             self.ready.add(handover)
 
     def eager(self):
@@ -161,7 +162,7 @@ class Engine:
     @entry
     def __call__(self, batch, eps, z_past=None, imagine=False, guide=None):
         """batch: data.Batch of B samples with the same views; eps (B, k, d_a); z_past (B, V, 16, g, g), latents of t-m;
-        guide: a flow.Guide, but not "vjp", which takes a backward pass.
+        guide: a Guide of handover.py, but not "vjp", which takes a backward pass.
 
         Batch and eps should lie on the CPU: masks are read there, and copying in is part of the call. What is returned
         is the caller's own. ValueError: samples with different views."""
@@ -189,9 +190,9 @@ class Engine:
         z = z_hat = None
         if self.config.gen_expert:
             z = self.latents(program)
-            h_gen = self.generate(program, z)
+            gen_out = self.generate(program, z)
             if program.shape.imagine:
-                z_hat = self.all_views(self.foresee(program, h_gen), program.shape.views)
+                z_hat = self.all_views(self.foresee(gen_out), program.shape.views)
             z = self.all_views(z[:, :, 1], program.shape.views)
         return Chunk(self.denoise(program), z, z_hat)
 
@@ -240,9 +241,9 @@ class Engine:
             x = x + self.model.gen.position[program.keep[program.u:program.g] - self.model.layout.n_und]
         return self._layers("gen", program, x.to(self.model.dtype), program.u)
 
-    def foresee(self, program, h_gen):
+    def foresee(self, gen_out):
         """The generation expert's output (B, 32 V, D) -> z_hat (B, V, 16, g, g) float32."""
-        return self.model.gen.decode(h_gen).float()
+        return self.model.gen.decode(gen_out).float()
 
     @entry
     def to_pictures(self, z):
@@ -264,8 +265,8 @@ class Engine:
             return act.velocity(self._layers("act", program, x, program.g), R=1)[:, 0] * real
 
         handover = program.shape.handover
-        guide = None if handover == "cold" else flow.Guide(handover, program.rest, program.weight)
-        return flow.denoise(v_theta, program.eps * real, self.steps, guide)
+        solve = flow.euler if handover == "cold" else Guide(handover, program.rest, program.weight)
+        return solve(v_theta, program.eps * real, self.steps)
 
     def _layers(self, name, program, x, start):
         """All layers of an expert over rows x, which follow `start` others."""

@@ -104,7 +104,7 @@ class Ranks:
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)   # gloo has no scaled sums
             return model
-        wrapped = DistributedDataParallel(model)
+        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)   # a gradient is stored once
         wrapped.register_comm_hook(None, _summed)
         return wrapped
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from attention_mask import Layout, attention_bias, draws, segment_mask, segments, valid_tokens
+from attention_mask import Layout, attention_bias, draw_of_token, segment_mask, segments, valid_tokens
 from experts import attend
 from support.rotary import positions
 
@@ -98,7 +98,7 @@ def test_the_mask_with_a_missing_view_padded_text_and_two_draws_is_the_hand_draw
     """)
     layout = Layout(side=1, text=2, gen=1, chunk=2, views=2, draws=2)
     valid = valid_tokens(layout, torch.tensor([[False, True]]), torch.tensor([[True, False]]))
-    assert torch.equal(segment_mask(segments(layout), draws(layout), valid)[0], drawn)
+    assert torch.equal(segment_mask(segments(layout), draw_of_token(layout), valid)[0], drawn)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 import flow
 import model as model_module
-from attention_mask import draws, segment_mask, segments, valid_tokens
+from attention_mask import draw_of_token, segment_mask, segments, valid_tokens
 from support.rotary import positions
 from config import ModelConfig
 from cosmos_vae import CosmosVAE
@@ -194,7 +194,7 @@ def test_mask_and_positions_equal_the_release(load, stored, scale, case):
     """Sec. 3.2 Attention Mechanism, at the rows and columns of tokens that exist."""
     model, (batch, _, _) = load(scale), inputs(scale, stored[scale], case)
     layout, valid = model.layout, valid_tokens(model.layout, batch.view_mask, batch.text_mask)
-    allowed = segment_mask(segments(layout), draws(layout), valid)
+    allowed = segment_mask(segments(layout), draw_of_token(layout), valid)
     theirs = stored[scale][f"out.{case}.train.att_2d_mask"].bool()
     assert torch.equal(allowed[valid], theirs[valid])
     ids = stored[scale][f"out.{case}.train.position_ids"]

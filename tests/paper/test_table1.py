@@ -75,7 +75,7 @@ def test_inference_and_training_run_at_full_size_with_the_shapes_of_the_paper(na
     prefix = model.prefill(batch)
     shapes = {x.shape for pair in prefix.before for x in pair}
     assert len(prefix.before) == config.layers and shapes == {(2, config.kv_heads, n, config.head_dim)}
-    assert prefix.h_gen.shape == (2, 96, config.gen_width) and prefix.bias.shape == (2, 1, 51, n + 51)
+    assert prefix.gen_out.shape == (2, 96, config.gen_width) and prefix.bias.shape == (2, 1, 51, n + 51)
     assert model.sample_actions(batch, torch.empty(2, 50, 32, device="meta"), 1, prefix).shape == (2, 50, 32)
     assert model.imagine(batch, prefix).shape == (2, 3, 16, 32, 32)
     eps, tau = torch.empty(2, 1, 50, 32, device="meta"), torch.empty(2, 1, device="meta")

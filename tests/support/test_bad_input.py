@@ -55,6 +55,8 @@ def write_folder(root, T=12, d=6, views=("head",), **arrays):
     (["--lr", "-1"], "--lr must be above 0, got -1.0"),
     (["--m", "-15"], "--m must be at least 1, got -15"),   # the future in the place of the past
     (["--head_dim", "15"], "--head_dim must be a multiple of 2, got 15"),
+    (["--und_width", "66"], "--und_width must be a multiple of 4, got 66"),   # sines and cosines of row and column
+    (["--config", "a1_2b", "--learned_positions", "true"], "--learned_positions needs --backbone tiny"),
     (["--eval_seed", "-1"], "--eval_seed must be at least 0"),   # not after the training
 ])
 def test_a_malformed_flag_is_refused(refuses, argv, words):

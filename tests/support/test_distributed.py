@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
 
 import train
 from config import get_config
@@ -54,6 +55,8 @@ def train_on(ranks, config, fixed, micros, shard=False, out=None, kind="fp32"):
         own = train.gradients(wrapped, micro, config, ranks, counts)
         losses.append(ranks.sums(*own))
         if first is None:
+            if isinstance(wrapped, DistributedDataParallel):   # they lie in its few buckets, and nowhere else
+                assert len({p.grad.untyped_storage().data_ptr() for p in optimizer.parameters.values()}) <= 3
             first = {name: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).clone()
                      for name, p in optimizer.parameters.items()}
         optimizer.step(1e-3, optimizers.clip_scale(optimizers.global_norm(optimizer.parameters.values()), 1.0))

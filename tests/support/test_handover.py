@@ -10,14 +10,13 @@ import pytest
 import torch
 
 import config as configs
-import flow
 from bench import handover as bench
 from config import CONFIGS, VIEWS
 from conftest import VARIANTS, film, static
 from data import Mixture
 from support.inference import server, sessions
 from support.inference.engine import Engine
-from support.inference.handover import Rest, guide_of, possible
+from support.inference.handover import Guide, Rest, guide_of, guided_euler, possible, rtc_weights
 from support.inference.observation_keys import Reader
 
 K, D_A = 6, 3
@@ -41,7 +40,7 @@ def raw(policy, T, seed=0):
 
 @pytest.mark.parametrize("left, d", [(4, 0), (4, 2), (6, 3), (3, 3), (1, 0)])
 def test_weights_are_1_while_the_old_chunk_is_followed_and_fall_to_0_where_it_ends(left, d):
-    for i, w in enumerate(flow.rtc_weights(K, left, d).tolist()):
+    for i, w in enumerate(rtc_weights(K, left, d).tolist()):
         c = (left - i) / (left - d + 1)   # the article's, with its H - s = left
         assert w == pytest.approx(1 if i < d else 0 if i >= left else c * math.expm1(c) / (math.e - 1), abs=1e-6)
 
@@ -52,9 +51,9 @@ def test_every_euler_step_is_drawn_as_in_the_article(handover, steps):
     """arXiv 2506.07339 with a linear velocity, whose Jacobian is known: v = A a + tau b, written out in numpy."""
     shapes = (K * D_A, K * D_A), (K * D_A,), (K, D_A), (K, D_A)
     A, b, eps, Y = (normal(*shape, seed=n) for n, shape in enumerate(shapes))
-    W = flow.rtc_weights(K, 4, 2)[:, None].double().expand(K, D_A)
-    found = flow.guided_euler(lambda a, tau: (a.reshape(1, -1) @ A.T + tau * b).reshape(1, K, D_A), eps[None], steps,
-                              flow.Guide(handover, Y[None], W))
+    W = rtc_weights(K, 4, 2)[:, None].double().expand(K, D_A)
+    found = guided_euler(lambda a, tau: (a.reshape(1, -1) @ A.T + tau * b).reshape(1, K, D_A), eps[None], steps,
+                              Guide(handover, Y[None], W))
     A, (a, b, Y, W) = A.numpy(), (x.numpy().ravel() for x in (eps, b, Y, W))
     for n in range(steps):
         tau = n / steps
@@ -70,17 +69,17 @@ def test_every_euler_step_is_drawn_as_in_the_article(handover, steps):
 @pytest.mark.parametrize("handover", ["identity", "vjp", "trained"])
 def test_a_weight_of_zero_is_a_cold_start_to_the_last_bit(handover, tiny, build, random_batch):
     model, batch, eps = build(tiny), random_batch(tiny, 2), normal(2, tiny.chunk, 32, dtype=torch.float32)
-    guide = flow.Guide(handover, torch.ones_like(eps), torch.zeros_like(eps[0]))
+    guide = Guide(handover, torch.ones_like(eps), torch.zeros_like(eps[0]))
     cold = model.sample_actions(batch, eps)
-    assert torch.equal(model.sample_actions(batch, eps, guide=guide), cold)
-    assert torch.equal(model.sample_actions(batch, eps, guide=guide._replace(weight=guide.weight + 1)), cold) is False
+    assert torch.equal(model.sample_actions(batch, eps, solve=guide), cold)
+    assert torch.equal(model.sample_actions(batch, eps, solve=guide._replace(weight=guide.weight + 1)), cold) is False
 
 
 def test_given_actions_come_out_as_they_went_in_and_the_others_read_them(tiny, build, random_batch):
     model, batch, eps = build(tiny), random_batch(tiny, 2), normal(2, tiny.chunk, 32, dtype=torch.float32)
     batch.dim_mask[:], weight = True, torch.zeros(tiny.chunk, 32)
     weight[:2], rests = 1, (normal(2, tiny.chunk, 32, seed=n, dtype=torch.float32) for n in (1, 2))
-    one, other = ((rest, model.sample_actions(batch, eps, guide=flow.Guide("trained", rest, weight))) for rest in rests)
+    one, other = ((rest, model.sample_actions(batch, eps, solve=Guide("trained", rest, weight))) for rest in rests)
     for rest, a in (one, other):
         assert torch.equal(a[:, :2], rest[:, :2])
     assert not torch.allclose(one[1][:, 2:], other[1][:, 2:])
@@ -91,11 +90,11 @@ def test_the_engine_hands_over_as_the_model_does(handover, variant, build, rando
     model, batch = build(variant), random_batch(variant, 2)
     batch.text_mask[:] = batch.text_mask[:1]
     eps, Y = (normal(2, variant.chunk, 32, seed=n, dtype=torch.float32) for n in (1, 2))
-    weight = flow.rtc_weights(variant.chunk, 3, 2)[:, None] * (torch.arange(32) < 6)
+    weight = rtc_weights(variant.chunk, 3, 2)[:, None] * (torch.arange(32) < 6)
     Y = Y * batch.dim_mask[:, None]
     held = (torch.arange(variant.chunk) < 2).float()[:, None].expand(-1, 32)
-    guide = flow.Guide(handover, Y, held if handover == "trained" else weight)
-    expected = model.sample_actions(batch, eps, guide=guide)
+    guide = Guide(handover, Y, held if handover == "trained" else weight)
+    expected = model.sample_actions(batch, eps, solve=guide)
     torch.testing.assert_close(Engine(model)(batch, eps, guide=guide).actions, expected, rtol=0, atol=1e-5)
 
 
