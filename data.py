@@ -90,24 +90,20 @@ def observation(model, stats, pictures, state, task):
     pictures: view -> list of (H, W, 3) uint8 at the times t-m, t (and t+m in training); missing views absent.
     state (d_q,) in raw units, or None (human video); task: the instruction. An idle dimension is masked like padding.
     """
-    if not pictures:
-        raise ValueError("an observation needs the picture of at least one view")
-    views, frames, T = [], [], len(next(iter(pictures.values())))
-    for view in VIEWS:
-        if view not in pictures:   # black, and masked
-            views.append(torch.zeros(3 * model.und_frames, model.view_size, model.view_size, dtype=torch.uint8))
-            frames.append(torch.zeros(T, 3, model.frame_size, model.frame_size, dtype=torch.uint8))
-            continue
-        frames.append(torch.stack([letterbox(p, model.frame_size) for p in pictures[view]]))
-        same = model.view_size == model.frame_size
-        views.append(frames[-1][1] if same else letterbox(pictures[view][1], model.view_size))
-        if model.und_frames == 2:
-            views[-1] = torch.cat([frames[-1][0], views[-1]])
+    T, S, s = len(next(iter(pictures.values()))), model.view_size, model.frame_size
+    image = torch.zeros(len(VIEWS), 3 * model.und_frames, S, S, dtype=torch.uint8)   # black where a view is missing
+    frames = torch.zeros(len(VIEWS), T, 3, s, s, dtype=torch.uint8)
+    for v, view in enumerate(VIEWS):
+        if view in pictures:
+            frames[v] = torch.stack([letterbox(p, s) for p in pictures[view]])
+            image[v, -3:] = frames[v, 1] if S == s else letterbox(pictures[view][1], S)
+            if model.und_frames == 2:
+                image[v, :3] = frames[v, 0]
     ids, mask = token_ids(task, model.text_tokens, model.tokenizer)
     q_t = np.zeros(model.state_dim, np.float32) if state is None else \
         pad(stats.normalise("state", np.asarray(state)), model.state_dim, "the state")
     moving = () if state is None else set(range(len(stats.action_mean))).difference(stats.left_out)
-    return {"image": torch.stack(views), "frames": torch.stack(frames),
+    return {"image": image, "frames": frames,
             "view_mask": torch.tensor([view in pictures for view in VIEWS]),
             "text_ids": torch.from_numpy(ids), "text_mask": torch.from_numpy(mask),
             "state": torch.from_numpy(q_t), "dim_mask": torch.tensor([d in moving for d in range(model.action_dim)])}
@@ -176,9 +172,6 @@ class Mixture(torch.utils.data.Dataset):
         for i, source in sources.items():
             if len(window_lists[i]) == 0:
                 raise ValueError(f"dataset {source.name} has no window: every episode is shorter than m needs")
-        for of in by_robot.values():
-            pad(np.array(of.state_mean), config.model.state_dim, f"the state of robot '{of.robot}'")
-            pad(np.array(of.action_mean), config.model.action_dim, f"the action of robot '{of.robot}'")
         self.bad_samples = 0   # replaced so far
         self.config, self.by_robot, self.seed, self.rank = config, by_robot, seed, rank
         self.sources, self.window_lists = sources, window_lists
@@ -230,13 +223,12 @@ class Mixture(torch.utils.data.Dataset):
         source = self.sources[i]
         return examples(self.config.model, self.config.data.m, self.by_robot.get(source.robot), source, e, ts)
 
-    def replacement(self, n, attempt):
-        """The arrays of what is delivered as sample n in place of a bad one."""
-        i, e, t = self.draw(n, attempt)
-        return self.read(i, e, [t])[0]
-
-    def arrays(self, n):
-        """Sample n as the arrays of a Batch; what is left of its stretch is decoded along and kept until its turn."""
+    def arrays(self, n, attempt=0):
+        """Sample n as the arrays of a Batch; what is left of its stretch is decoded along and kept until its turn.
+        attempt: above 0, of what is delivered in place of a bad sample."""
+        if attempt:
+            i, e, t = self.draw(n, attempt)
+            return self.read(i, e, [t])[0]
         if n not in self.decoded:
             i, e, t = self.draw(n)
             ts, end = {n: t}, n + (self.config.data.stretch - self.stretch_of(n)[1]) * STRETCHES
@@ -257,8 +249,7 @@ class Mixture(torch.utils.data.Dataset):
         faults = []
         for attempt in range(ATTEMPTS):
             try:
-                arrays = self.replacement(n, attempt) if attempt else self.arrays(n)
-                return arrays, *self.noise(n), faults
+                return self.arrays(n, attempt), *self.noise(n), faults
             except ValueError as error:
                 if self.config.data.on_bad_sample == "stop":
                     raise

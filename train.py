@@ -31,13 +31,14 @@ from model import InternVLA_A1
 from support import checkpoint
 from support.data.corpus import Corpus
 from support.data.kept_statistics import statistics_by_robot
+from support.files import must
 from support.lpt_cost import table
 from support.owner import own
 from support.training import memory
 from support.training.checkpointer import Checkpointer, checkpoint_to_resume, restore_bad_samples
 from support.training.journal import SKIPS, Journal, nonfinite_samples
 from support.training.optimizers import adamw, clip_scale, global_norm
-from support.training.preflight import (check_flags, check_settings, disk_need, effective_batch, parse, refuse,
+from support.training.preflight import (check_flags, check_settings, disk_need, effective_batch, parse,
                                         starting_weights, verify, warn)
 from support.training.prepare import Cores, prepare
 from support.training.ranks import Ranks, lost_rank_explained
@@ -97,9 +98,10 @@ def read_data(args, config, ranks, newest):
     if args.verify and ranks.first:
         verify(row.path for row in [*corpus.listed, corpus.validation] if row)
     ranks.agree(None)
-    bad = {"stop": refuse, "skip": warn}[config.data.on_bad_sample]
+    bad = warn if config.data.on_bad_sample == "skip" else None   # None: it ends the run
     for fault, held_out in corpus.preflight(config.data.m):
-        (refuse if held_out else bad)(fault)
+        must(bad and not held_out, fault)
+        bad(fault)
     by_robot, kept = statistics_by_robot(corpus, config.data.m, config.model.chunk, config.data.action_mode,
                                          config.data.std_floor, bad, ranks=ranks)
     stats = by_robot[corpus.held_out_robot]
@@ -187,7 +189,7 @@ def run(argv):
             if done % train.save_every == 0 or done == train.steps or stop or lost:
                 checkpointer.save(done, skipped=journal.skipped % SKIPS, bad_samples=ranks.by_dealt(bad))
             if lost:
-                refuse(f"{checkpointer.given_up(done)}; {nonfinite_samples(model, mixtures, done, ranks)}")
+                raise ValueError(f"{checkpointer.given_up(done)}; {nonfinite_samples(model, mixtures, done, ranks)}")
             if stop:
                 print(f"interrupted: {checkpointer.outcome(done)}; --resume goes on", flush=True)
                 sys.exit(128 + (interruption.signal or signal.SIGTERM))

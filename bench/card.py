@@ -53,14 +53,10 @@ def run_part(command, limit, tell):
     return said[-1][:200] if child.returncode else fault
 
 
-def finite(x):
-    return not isinstance(x, float) or math.isfinite(x)
-
-
 def wrong(row, figures):
     """What is wrong with a row's figures, "" if nothing is."""
     for name, x in figures.items():
-        if not finite(x):
+        if not math.isfinite(x):
             return f"{row}: {name} is {x}"
     if "allowed" in figures and figures["difference"] > figures["allowed"]:
         return f"{row}: differs by {figures['difference']:.1e}, {figures['allowed']:.0e} is allowed"
@@ -85,7 +81,7 @@ def run_parts(args, chosen, report, path):
         def tell(row, figures):
             shown = (f"{key} {x:.4g}" if isinstance(x, float) else f"{key} {x}" for key, x in figures.items())
             print(f"  {row:<46} {'   '.join(shown)}", flush=True)
-            part["rows"][row] = {key: x if finite(x) else None for key, x in figures.items()}   # JSON has no NaN
+            part["rows"][row] = {key: x if math.isfinite(x) else None for key, x in figures.items()}   # JSON has no NaN
             save(path, report | {"finished": False})
         faults[name] = run_part([sys.executable, "-m", "bench", "card", "--part", name, *flags], limit, tell)
         part |= {"seconds": round(time.monotonic() - since, 1), "fault": faults[name]}

@@ -198,3 +198,9 @@ def written(path):
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def save_json(path, content):
+    """JSON that a reader finds whole or not at all. OSError as it comes."""
+    with written(path) as file:
+        file.write_text(json.dumps(content, indent=1) + "\n")

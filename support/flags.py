@@ -65,11 +65,6 @@ def refuse_ignored(program, args, *jobs):
             raise ValueError(f"{args.given[ignored[0]]} would be ignored: it is for {' or '.join(readers)}; drop it")
 
 
-def nearest(word, words):
-    """The words most similar to one that is unknown: [] or [word]."""
-    return difflib.get_close_matches(str(word), words, 1)
-
-
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations, whose errors are one line and name the nearest flag. What it parses has `given`:
     {name in args: the flag as it is written} of the flags that are not left to their default."""
@@ -88,7 +83,8 @@ class Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].split("=")[0]
-            near = nearest(name, [flag for action in self._actions for flag in action.option_strings])
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(name, flags, 1)
             hint = f"did you mean {near[0]}?" if near else "--help lists all flags"
             self.error(f"unknown flag {name[:80]}: {hint}")
         written = {word.split("=")[0] for word in (sys.argv[1:] if args is None else args)}

@@ -10,7 +10,4 @@ def bar(total, initial=0, unit="it", silent=False):
 
 def each(items, unit):
     """The items of a sequence, and a bar that counts them."""
-    with bar(len(items), unit=unit) as shown:
-        for item in items:
-            yield item
-            shown.update()
+    return tqdm(items, unit=unit, dynamic_ncols=True, disable=None)

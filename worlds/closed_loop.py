@@ -1,12 +1,11 @@
 """Success of a policy in closed loop, in any world: rates with their intervals, how episodes ended, rivals, a film."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from support.files import must, written
+from support.files import must, save_json
 from support.inference.report import film, print_euler_error
 from worlds.world import actor
 
@@ -82,8 +81,7 @@ def evaluate(policy, world, episodes, seed, controls, path, out, suites=None):
     gif = Path(out) / "rollouts.gif"
     report, rollouts = closed_loop(policy, world, episodes, seed, suites, "" if controls else None, gif)
     if path:
-        with written(path) as file:
-            file.write_text(json.dumps(report | {"seed": seed, "torch": torch.__version__}, indent=1) + "\n")
+        save_json(path, report | {"seed": seed, "torch": torch.__version__})
     first = next(iter(rollouts.values()))
     seen = {view: [first.frames[0, 0, v]] * 2 for v, view in enumerate(world.VIEWS)}
     print_euler_error(policy, seen, first.states[0], first.instructions[0])

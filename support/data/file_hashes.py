@@ -7,7 +7,7 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
-from support.files import damage, must, regular, written
+from support.files import damage, must, regular, save_json
 from support.progress import each
 
 FOLDER, RECORD = "statistics", "files.json"   # of a dataset; what else lies in FOLDER is no part of the record
@@ -36,8 +36,7 @@ def contents_digest(root):
 
 def write_json(path, body):
     """Write {**body, "sha256"} to `path` in one move, making its folder; OSError as it comes."""
-    with written(path) as file:
-        file.write_text(json.dumps(body | {"sha256": digest(body)}, indent=1) + "\n")
+    save_json(path, body | {"sha256": digest(body)})
 
 
 def read_json(path):
@@ -80,10 +79,7 @@ def verify(root):
     path = Path(root) / FOLDER / RECORD
     must(path.exists(), f"dataset {root}: no record of its files in {path}; make one of data that you trust: "
          f"python -m support.data --inspect {root}")
-    try:
-        then, now = read_json(path)["files"], _hashes(Path(root))
-    except OSError as error:
-        raise ValueError(f"dataset {root}: {error.filename} cannot be read ({error.strerror})") from error
+    then, now = read_json(path)["files"], _hashes(Path(root))
     lines = [f"{Path(root) / name} is missing" for name in sorted(then.keys() - now)]
     lines += [f"{Path(root) / name} is new" for name in sorted(now.keys() - then)]
     return lines + [f"{Path(root) / name} has changed" for name in sorted(then.keys() & now) if then[name] != now[name]]

@@ -124,7 +124,8 @@ class FolderSource:
         self.views = {view: view for view in VIEWS if view in self.files}
         named = str(_texts(arrays.get("robot", np.array("")), f"{path}, 'robot'", 1)[0])
         robot = robot or ROBOTS.get(named, Robot(named))
-        measures = range(self.state.shape[1]), self.action_names or range(d_a), list(self.views)
+        self.state_names = range(self.state.shape[1])
+        measures = self.state_names, self.action_names or range(d_a), list(self.views)
         self.robot, self.relative = robot.name or unnamed(self.fps, *measures), robot.relative
         names = self.action_names or [""] * d_a
         self.kinds = action_kinds(robot, names, names)[0] if self.has_action else ()

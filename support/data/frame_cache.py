@@ -4,7 +4,6 @@ It is a dataset folder like the original, with frame_cache/ in place of the vide
 episode a file of uint8 pictures, (L, 3, h, w), without the black bars. Letterboxed they equal the plain reader's, bit
 for bit. cache.json, written first, says what the files are. A file that is there is whole: what lacks is written."""
 
-import json
 import math
 import os
 import shutil
@@ -20,7 +19,7 @@ from support.data.file_hashes import contents_digest
 from support.data.letterbox import box, letterbox
 from support.data.loader import Watched
 from support.data.video import LRU
-from support.files import must, read_json, unreadable, written
+from support.files import must, read_json, save_json, unreadable, written
 from support.owner import contents
 from support.progress import bar
 
@@ -146,8 +145,7 @@ def fill(source, cache, loaders):
             to = cache.root / path.relative_to(source.root)
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, to)
-        with written(cache.folder / "cache.json") as file:
-            file.write_text(json.dumps(cache.stored, indent=1) + "\n")
+        save_json(cache.folder / "cache.json", cache.stored)
     missing = cache.missing()
     workers = Watched(missing, patience=3600, batch_size=None, num_workers=loaders,
                       collate_fn=partial(transcode, source, cache))   # in the workers

@@ -101,10 +101,11 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks
                              'relative to no state: --action_mode absolute, or absolute in "delta" of a robot file')
     chosen = ranks.agree(sampled({i: of.windows for i, of in about.items()}) if ranks.first else None)
     own = {i: window_lists[i] if chosen is None else window_lists[i][chosen[i]] for i in sources}
-    moments, widths = _sums(sources, own, k, action_mode, bad)
-    _alike(about, "state and action dimensions", gathered(ranks, widths))
+    moments = gathered(ranks, _sums(sources, own, k, action_mode, bad))
+    _alike(about, "state and action dimensions", {i: (np.size(states.mean), np.size(actions.mean))
+                                                  for i, (states, actions, _) in moments.items() if states.n})
     merged = [Moments() for _ in range(3)]   # by dataset: the same to the bit on any number of ranks, as resume asks
-    for part in gathered(ranks, moments).values():
+    for part in moments.values():
         for sums, more in zip(merged, part):
             sums.merge(more)
     return _finished(merged, rows, action_mode, std_floor)
@@ -120,8 +121,8 @@ def _alike(about, what, values):
 
 def _sums(sources, window_lists, k, action_mode, bad):
     """This rank's part of `statistics` -> {dataset: Moments of the state, of the action and of the action before the
-    delta transform}, {dataset: dimensions of state and action}."""
-    found, widths = {}, {}
+    delta transform}."""
+    found = {}
     for i, source in sources.items():
         rows, (states, actions, commanded) = window_lists[i], found.setdefault(i, [Moments() for _ in range(3)])
         cuts = np.flatnonzero(np.diff(rows[:, 0], prepend=-1))                     # rows are sorted by episode
@@ -133,9 +134,6 @@ def _sums(sources, window_lists, k, action_mode, bad):
                     raise
                 bad(error)
                 continue
-            widths[i] = state.shape[1], action.shape[1]
-            if widths[i] != next(iter(widths.values())):   # all ranks refuse it, when they have met
-                break
             ts = rows[first:last, 1]
             states.merge(moments_of(state[ts]))
             if action_mode == "delta" and len(source.relative) != action.shape[1]:
@@ -144,7 +142,7 @@ def _sums(sources, window_lists, k, action_mode, bad):
             moved = reference(source.relative, action_mode, state)
             for sums, more in zip((actions, commanded), action_moments(action, moved, ts, k)):
                 sums.merge(more)
-    return found, widths
+    return found
 
 
 def near_constant(std, magnitude, floor):

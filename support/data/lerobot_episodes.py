@@ -50,9 +50,8 @@ class LeRobotEpisodes:
             try:
                 yield
             except ValueError as error:
-                if str(error).startswith(self.where):
-                    raise
-                raise ValueError(f"{self.where}: {error}") from error
+                must(str(error).startswith(self.where), f"{self.where}: {error}")
+                raise
 
     def read_episodes(self):
         """Fill indices, lengths, tasks, files, first_rows, and videos: slot -> (files, seconds), all by episode."""

@@ -11,8 +11,6 @@ from support.data.lerobot_episodes import AGAIN, LeRobotEpisodes
 from support.data.robots import ROBOTS, WIDEST, Robot, action_kinds, guess_cameras, spelt, unnamed
 from support.files import must, read_json, whole
 
-# Columns that say which frame a row is, where the dataset has them: wrong or repeated rows are seen by them.
-ROW_KEYS = ("episode_index", "frame_index", "timestamp")
 
 
 def flat(names):
@@ -77,7 +75,8 @@ class LeRobotMetadata(LeRobotEpisodes):
                           if self.info["features"][key]["dtype"] == "video"}
             self.robot = robot.name or unnamed(self.fps, self.state_names, self.action_names,
                                                [self.state_keys, self.action_keys, self.views])
-            self.row_keys = tuple(key for key in ROW_KEYS if key in self.info["features"])
+            self.row_keys = tuple(key for key in ("episode_index", "frame_index", "timestamp")
+                                  if key in self.info["features"])   # which frame a row is: wrong rows are seen by it
             for key in self.row_keys:
                 self._check_shape(key, 1)
 

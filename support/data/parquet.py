@@ -16,7 +16,6 @@ EXACT = ("timestamp", "frame_index", "episode_index", "task_index")   # float64:
 def arrow():
     """The package pyarrow, with pyarrow.parquet. ImportError, one line, without it."""
     try:
-        import pyarrow.compute
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError(INSTALL) from error
@@ -54,7 +53,7 @@ def read_columns(path, sizes, where, group=None):
         here, flat, each = f"{where}: {path}, '{key}'", table[key].combine_chunks(), 1   # each: values of a row
         with damage(where, f"{path}, '{key}' holds no numbers"):
             while dtypes.is_list(flat.type) or dtypes.is_large_list(flat.type) or dtypes.is_fixed_size_list(flat.type):
-                lengths = arrow().compute.list_value_length(flat).fill_null(0).to_numpy()
+                lengths = flat.value_lengths().fill_null(0).to_numpy()
                 for row in np.flatnonzero(lengths != (usual := np.sort(lengths)[len(lengths) // 2])):   # 0: null
                     raise ValueError(f"{here}, row {row // each} of row group {group} has a list of {lengths[row]}, "
                                      f"others of {usual}; download it again")

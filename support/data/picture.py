@@ -8,7 +8,7 @@ import os
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from support.files import lfs_pointer, must
 
@@ -16,9 +16,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 PIXELS = 1 << 26   # 8192 x 8192
 ASPECT = 32        # in a square of 64 px the shorter side keeps 2
-TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-         8: Image.Transpose.ROTATE_90}   # EXIF orientation -> what makes it upright; 1 and unknown values are upright
 warnings.filterwarnings("ignore", module="PIL")   # what it would only warn of is read or refused here
 
 
@@ -39,10 +36,8 @@ def decode(data, where=None):
     try:
         with Image.open(io.BytesIO(data) if stored else data, formats=FORMATS) as picture:
             check_size(picture.height, picture.width)
-            picture.load()
-            turn = TURNS.get(picture.getexif().get(0x0112))
-            picture = _rgb(picture)
-        return np.asarray(picture.transpose(turn) if turn is not None else picture)
+            ImageOps.exif_transpose(picture, in_place=True)   # loads it; an unknown orientation is upright
+            return np.asarray(_rgb(picture))
     except Exception as error:   # of Pillow, whatever a torn file makes it raise
         if bytes(data[:23]) == b"version https://git-lfs" if stored else lfs_pointer(data):
             raise ValueError(f"{where} is a Git LFS pointer, not the picture: run git lfs pull in its repository")

@@ -11,6 +11,7 @@ taken of it: dimensions [first, end) or names, in this order. "state": [] is no 
 dimensions that are relative to the state at t and 1 (a gripper) that is absolute. `kind` says what the actions are, in
 one word or one for each dimension: position, velocity or torque. `instruction` is the column that holds the text."""
 
+import difflib
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,6 @@ import numpy as np
 from config import VIEWS
 from support.data.file_hashes import digest
 from support.files import must, numbers, read_json
-from support.flags import nearest
 
 WIDEST = 1000   # dimensions of a feature, or chosen
 KINDS = {"position": "", "velocity": "vel|velocity|velocities|qvel|dq|speeds?|twist", "torque": "torques?|efforts?|tau"}
@@ -50,7 +50,7 @@ def find_robot(name_or_file):
         return ROBOTS[name_or_file]
     path = Path(name_or_file)
     if path.suffix != ".json":
-        near = nearest(name_or_file, ROBOTS)
+        near = difflib.get_close_matches(str(name_or_file), ROBOTS, 1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(ROBOTS)}"
         raise ValueError(f"--robot {name_or_file}: unknown; {hint}; or give a .json file, see support/data/robots.py")
     return described(read_json(path), f"--robot {path}")

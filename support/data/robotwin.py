@@ -108,8 +108,7 @@ def convert(folders, out, save_freq):
                 must(picture.shape == sizes.setdefault(view, picture.shape), f"{path}: {view}, frame {t} is "
                      f"{picture.shape[:2]}, before it are {sizes[view][:2]} (height, width): convert them apart")
                 (made / view).mkdir(parents=True, exist_ok=True)
-                Image.fromarray(np.ascontiguousarray(picture[..., ::-1])).save(
-                    made / view / f"{number:07d}.jpg", quality=95, subsampling=0)
+                Image.fromarray(picture[..., ::-1]).save(made / view / f"{number:07d}.jpg", quality=95, subsampling=0)
             ends.append(ends[-1] + len(state))
             for key, rows in zip(kept, (state, action, [texts[t % len(texts)] for t in range(len(state))])):
                 kept[key].extend(rows)   # each frame has one of its episode's texts, in turn

@@ -3,7 +3,6 @@
 At t = 0, k, 2k, ... the policy plans a whole chunk, and the chunks are laid end to end. Three rivals do so without
 looking, in the policy's own action mode: who does not beat them has learned nothing that the state did not tell."""
 
-import json
 import sys
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from config import VIEWS
 from data import chunk_at, example, open_corpus
 from support.data.letterbox import letterbox
-from support.files import must, written
+from support.files import must, save_json
 from support.inference.report import action_names, deviations, foresight_picture, print_euler_error, shown_errors
 from support.pictures import action_plot
 
@@ -182,8 +181,7 @@ def write_report(policy, data, out, robot=None):
     reports, found = open_loop(policy, corpus)
     out.mkdir(parents=True, exist_ok=True)
     by_number = {int(source.indices[e]): row for e, row in reports.items()}   # the dataset's own numbers
-    with written(out / "open_loop.json") as file:
-        file.write_text(json.dumps(by_number, indent=1) + "\n")
+    save_json(out / "open_loop.json", by_number)
     for e, (curves, starts) in found.items():
         draw_episode(policy, source, e, curves, starts, out)
         print(f"episode {source.indices[e]}: mean squared error in training standard deviations: "
@@ -195,8 +193,7 @@ def write_report(policy, data, out, robot=None):
     print_euler_error(policy, *observed(source, e, t, m))
     if policy.config.model.gen_expert:
         imagined = foresight(policy, corpus, rows)
-        with written(out / "foresight.json") as file:
-            file.write_text(json.dumps(imagined, indent=1) + "\n")
+        save_json(out / "foresight.json", imagined)
         for view, row in imagined.items():
             print(f"foresight, {view}: mean squared error of latents: "
                   + "  ".join(f"{name} {error:.4f}" for name, error in row.items()))

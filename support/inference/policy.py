@@ -21,11 +21,6 @@ from support.inference.handover import Rest, guide_of, prepare
 from support.weights.loading import empty_model, load_state, with_tokenizer
 
 
-def given(states, tasks):
-    """States (N, d_q) of N tasks, without numbers in place of None: a robot without a state may leave it out."""
-    return [() if q is None else q for q in ([None] * len(tasks) if states is None else states)]
-
-
 class Wanted(NamedTuple):
     """What a chunk is planned from, for those that plan the chunks of several robots at a time."""
 
@@ -82,10 +77,8 @@ class Policy:
     # ---- whole chunks -------------------------------------------------------------------------------------------
 
     def batch(self, pictures, states, tasks):
-        """pictures: per sample view -> [o_{t-m}, o_t] uint8 (H, W, 3); states (N, d_q), or None for a robot without a
-        state -> Batch, on the CPU."""
-        return collate([observation(self.config.model, self.stats, p, q, task)
-                        for p, q, task in zip(pictures, given(states, tasks), tasks)])
+        """pictures: per sample view -> [o_{t-m}, o_t] uint8 (H, W, 3); states (N, d_q) -> Batch, on the CPU."""
+        return collate([observation(self.config.model, self.stats, *of) for of in zip(pictures, states, tasks)])
 
     def noise(self, n):
         """eps (n, k, d_a) on the CPU: a pure function of the seed and the number of calls so far."""
@@ -94,11 +87,12 @@ class Policy:
         return torch.randn(n, model.chunk, model.action_dim, generator=generator)
 
     def plan(self, pictures, states, tasks, imagine=True, rest=None):
-        """Observations as in `batch` -> (actions (N, k, d_a) in raw units, z_hat (N, V, 16, g, g) or None). rest: a
-        handover.Rest that the chunks go on from. ValueError, one line: an observation that cannot be used; an engine
-        takes scenes of the same cameras in one call; or what came out is not finite."""
-        q_t = self._checked(pictures, given(states, tasks), tasks)
-        return self._plan(self.batch(pictures, states, tasks), self.noise(len(tasks)), q_t, imagine, rest)
+        """Observations as in `batch`; a robot without a state may leave it out, None -> (actions (N, k, d_a) in raw
+        units, z_hat (N, V, 16, g, g) or None). rest: a handover.Rest that the chunks go on from. ValueError, one line:
+        an observation that cannot be used; an engine takes scenes of the same cameras in one call; or what came out is
+        not finite."""
+        q_t = self._checked(pictures, [None] * len(tasks) if states is None else states, tasks)
+        return self._plan(self.batch(pictures, q_t, tasks), self.noise(len(tasks)), q_t, imagine, rest)
 
     def _checked(self, pictures, states, tasks):
         """States (N, d_q) float32. ValueError, one line: what `plan` is given cannot be used."""

@@ -1,7 +1,6 @@
 """What is drawn and printed of plans: actions by name, the imagined future, what fewer Euler steps change, a film."""
 
 import numpy as np
-import torch
 
 from config import VIEWS
 from support import pictures
@@ -53,9 +52,8 @@ def print_euler_error(policy, seen, state, task):
     if not policy.euler_steps:
         return
     batch, eps = policy.batch([seen], state[None], [task]).to(policy.device), policy.noise(1).to(policy.device)
-    with torch.inference_mode():
-        prefix = policy.model.prefill(batch)
-        few, all_of_them = (policy.model.sample_actions(batch, eps, n, prefix) for n in (policy.euler_steps, None))
+    prefix = policy.model.prefill(batch)
+    few, all_of_them = (policy.model.sample_actions(batch, eps, n, prefix) for n in (policy.euler_steps, None))
     error = (few - all_of_them)[batch.dim_mask[:, None].expand_as(few)].square().mean().sqrt().item()
     print(f"{policy.euler_steps} instead of {policy.config.model.euler_steps} Euler steps move the actions by "
           f"{error:.1e} training standard deviations (rms, one observation)")

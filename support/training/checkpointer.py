@@ -83,7 +83,8 @@ class Checkpointer:
             self.stored["model"]["tokenizer"] = checkpoint.OWN_TOKENIZER
         self.out.mkdir(parents=True, exist_ok=True)
         self.log_path, timing = (self.out / name if ranks.first else None for name in ("log.jsonl", "timing.jsonl"))
-        self.timing = Log(timing, timing.stat().st_size if timing and timing.exists() else 0)
+        # Its whole lines: a full disk tears the last one.
+        self.timing = Log(timing, timing.read_bytes().rfind(b"\n") + 1 if timing and timing.exists() else 0)
         self.sharded = any(isinstance(p, DTensor) for p in model.parameters())
         self.log, self.first, self.problem = None, 0, ""
 

@@ -12,10 +12,9 @@ from tqdm import tqdm
 from config import VIEWS
 from data import collate_with_noise
 from support import pictures
-from support.files import written
+from support.files import must, save_json
 from support.progress import bar
 from support.training import memory
-from support.training.preflight import refuse
 
 SKIPS = 3   # so many steps in a row that are not finite stop a run
 
@@ -90,11 +89,9 @@ class Journal:
         seconds, path = round(time.time() - began, 1), self.out / "report.json"
         found = {"config": config.name, "steps": config.train.steps, "seed": config.train.seed,
                  "held_out": self.held_out or None, "seconds": seconds}
-        with written(path) as file:
-            file.write_text(json.dumps(found | evaluated, indent=1) + "\n")
+        save_json(path, found | evaluated)
         print(f"{seconds:.0f} s in all; report in {path}")
-        if checkpointer.problem:
-            refuse(f"the last step is not on disk: {checkpointer.problem}")
+        must(not checkpointer.problem, f"the last step is not on disk: {checkpointer.problem}")
 
 
 @torch.no_grad()

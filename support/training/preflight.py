@@ -7,18 +7,11 @@ import sys
 from config import CONFIGS, PAPER_BATCH, WORLDS
 from support.data import file_hashes
 from support.data.robots import check_width
-from support.data.statistics import Alone
 from support.files import must, require_writable
 from support.flags import COUNT, SEED, Parser, add_config_flags, refuse_ignored, value
 from support.training import memory
 from support.training.checkpointer import KEEP
 from support.weights import start as weights
-
-
-def refuse(line):
-    """End the program with one line and exit code 2."""
-    print(f"train.py: {line}", file=sys.stderr)
-    sys.exit(2)
 
 
 def warn(line):
@@ -60,8 +53,7 @@ def check_flags(args, config):
     if args.init and (args.origin or args.init_und):
         raise ValueError(f"--init {args.init} and --from or --init_und both say where weights come from: choose one")
     must(not args.shard or not config.train.ema, "--ema averages whole weights and --shard cuts them: choose one")
-    if args.shard and args.fit:
-        raise ValueError("--fit counts for a card that holds everything and --shard cuts it: choose one")
+    must(not (args.shard and args.fit), "--fit counts for a card that holds everything and --shard cuts it: choose one")
     chosen = [args.given[name] for name in ("checkpoint_layers", "optimizer") if name in args.given]
     if args.fit and chosen and not (chosen == ["--optimizer"] and args.optimizer == "fp32"):
         raise ValueError(f"--fit chooses {chosen[0]} itself; only --optimizer fp32 can be asked of it")
@@ -83,8 +75,8 @@ def starting_weights(args, config, out):
         print("\n".join(memory.parameter_table(config)))
         missing = "--data DIR (a dataset folder, or 'conveyor')" if args.data is None else \
             "weights: --weights DIR, or --from RUN, or --init_und DIR and --init_vae DIR, or --init scratch"
-        refuse(f"--config {config.name} needs {missing}; "
-               f"for example: python train.py --config {config.name} --init scratch --data conveyor")
+        raise ValueError(f"--config {config.name} needs {missing}; "
+                         f"for example: python train.py --config {config.name} --init scratch --data conveyor")
     return weights.settings(args, config, start, out), start
 
 
@@ -92,7 +84,7 @@ def verify(folders):
     """--verify: end the program if a file of these datasets is not what its record says."""
     for root in dict.fromkeys(folders):
         if changed := file_hashes.verify(root):
-            refuse(changed[0] + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
+            raise ValueError(changed[0] + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))
 
 
 def jobs_of(args, config, corpus=None, world=True):
@@ -110,7 +102,7 @@ def jobs_of(args, config, corpus=None, world=True):
     return [job for job, holds in facts.items() if holds]
 
 
-def check_settings(args, config, corpus, least_chunk=0, ranks=Alone()):
+def check_settings(args, config, corpus, least_chunk, ranks):
     """ValueError, one line, for settings that cannot work with these data. All ranks call it. least_chunk: what their
     world asks for, 0 without one."""
     refuse_ignored("train.py", args, *jobs_of(args, config, corpus, least_chunk))
@@ -121,8 +113,8 @@ def check_settings(args, config, corpus, least_chunk=0, ranks=Alone()):
     for source in filter(None, (*corpus.sources.values(), corpus.held_out)):
         if source.cache:
             source.cache.require({config.model.view_size, config.model.frame_size})
-        for kind, most in (("state", config.model.state_dim), ("action", config.model.action_dim)):   # of LeRobot
-            check_width(f"the {kind} of robot '{source.robot}'", len(getattr(source, f"{kind}_names", ())), most)
+        for kind, of in (("state", source.state_names), ("action", source.kinds)) if source.has_action else ():
+            check_width(f"the {kind} of robot '{source.robot}'", len(of), getattr(config.model, f"{kind}_dim"))
     chunk = config.model.chunk
     if chunk < least_chunk:
         raise ValueError(f"--chunk {chunk} is too short: in the embedded world {least_chunk} actions decide a scene")

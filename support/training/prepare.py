@@ -45,7 +45,7 @@ def prepare(model, train, ranks, shard):
     freeze(model, train.frozen)
     masters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     if train.optimizer != "fp32":
-        to_compute(model, torch.bfloat16)   # gives parameters new storage: the masters keep the float32 one
+        to_compute(model, torch.bfloat16)   # gives what it casts new storage: the masters keep the float32 one
     model.to(ranks.device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema)) if train.ema else None
     if model.config.gen_expert and ranks.device.type == "cpu":   # beside a large network it weighs nothing

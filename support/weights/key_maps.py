@@ -71,8 +71,7 @@ def unbuilt(config):
 def translate(key, rules):
     """A foreign key -> (our name or LEFT_OUT, change or reason); ("", None) if no rule knows it."""
     for pattern, ours, change in rules:
-        match = re.fullmatch(pattern, key)
-        if match:
+        if match := re.fullmatch(pattern, key):
             return LEFT_OUT if ours is LEFT_OUT else match.expand(ours), change
     return "", None
 

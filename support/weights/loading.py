@@ -116,9 +116,8 @@ def plan(source, rules, config, own, wanted=""):
     report.matched, missing = len(copies), own.keys() - copies.keys()
     problems = [*(f"missing for {line}" for line in compact(missing)),
                 *(f"unexpected {line}" for line in compact(unexpected)), *(f"shape: {line}" for line in wrong)]
-    if problems:
-        raise ValueError(f"{source.directory} does not fit this model ({len(missing)} missing, {len(unexpected)} "
-                         f"unexpected, {len(wrong)} of another shape); nothing was loaded:\n  " + "\n  ".join(problems))
+    must(not problems, f"{source.directory} does not fit this model ({len(missing)} missing, {len(unexpected)} "
+         f"unexpected, {len(wrong)} of another shape); nothing was loaded:\n  " + "\n  ".join(problems))
     return list(copies.values()), report
 
 
@@ -134,14 +133,12 @@ def fill(model, source, rules, wanted):
 
 def to_compute(model, dtype):
     """Cast a model: norms, action projections and all buffers (rotary frequencies) stay float32. Returns it."""
-    exact = [(m, name, b) for m in model.modules() for name, b in m.named_buffers(recurse=False)]
-    model.to(dtype)
-    for module, name, buffer in exact:
-        setattr(module, name, buffer)
     act = model.act
-    for module in [*(m for m in model.modules() if isinstance(m, RMSNorm)), act.state_proj, act.action_in_proj,
-                   act.action_out_proj, act.action_time_mlp_in, act.action_time_mlp_out]:
-        module.float()
+    exact = act.state_proj, act.action_in_proj, act.action_out_proj, act.action_time_mlp_in, act.action_time_mlp_out
+    for module in model.modules():
+        if module not in exact and not isinstance(module, RMSNorm):
+            for p in module.parameters(recurse=False):
+                p.data = p.data.to(dtype)
     return model
 
 

@@ -95,8 +95,7 @@ def export_run(args):
     for stats in by_robot.values():
         stats.check(config.data.action_mode)
     wrote = export_release(config.model, tensors, out, base=find(args.base, RELEASE_FILES, args.revision))
-    for line in write_settings(out, config, by_robot, checkpoint.step_of(path)):
-        print(line)
+    print(*write_settings(out, config, by_robot, checkpoint.step_of(path)), sep="\n")
     words = checkpoint.load_tokenizer(path)
     for name, content in words.items():
         (out / name).write_bytes(content)

@@ -437,13 +437,15 @@ def test_what_a_missing_view_or_padding_holds_changes_no_bit(variant, build, ran
 
 def test_norms_action_projections_and_rotary_tables_stay_float32(variant, build, random_batch, noise):
     """Inference computes in bfloat16, except where its eight bits would show."""
-    model = to_compute(build(variant), torch.bfloat16)
+    model, before = to_compute(build(variant), torch.bfloat16), build(variant).state_dict()
     assert model.dtype == torch.bfloat16
     single = {name: module.weight for name, module in model.named_modules() if isinstance(module, RMSNorm)}
     projections = ("action_", "state_proj")
     single |= {name: p for name, p in model.act.named_parameters() if name.startswith(projections)}
     single |= {name: value for name, value in model.named_buffers() if "frequency" in name}
     assert len(single) > 10 and not [name for name, value in single.items() if value.dtype != torch.float32]
+    own = model.state_dict()   # what stays float32 was never rounded on the way
+    assert all(torch.equal(own[name], x) for name, x in before.items() if own[name].dtype == torch.float32)
     batch, (eps, _) = random_batch(variant, 2), noise(variant, 2)
     exact, found = (m.sample_actions(batch, eps[:, 0]) for m in (build(variant), model))
     assert found.dtype == torch.float32

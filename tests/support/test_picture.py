@@ -15,7 +15,7 @@ from PIL import Image
 
 from support.data.folder import FolderSource
 from support.data.letterbox import fit, letterbox
-from support.data.picture import ASPECT, TURNS, decode
+from support.data.picture import ASPECT, decode
 from support.data.source import glance
 from support.inference import image_folder
 
@@ -24,7 +24,10 @@ from test_files import header, refused
 SCENE = np.zeros((24, 40, 3), np.uint8)
 SCENE[:12], SCENE[12:], SCENE[:, :8] = (200, 40, 40), (40, 40, 200), (20, 220, 20)   # no turn leaves it as it is
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
-BACK = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
+# EXIF orientation -> how a picture lies that it makes upright
+LYING = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_270}
 
 
 def file_of(picture, kind="PNG", **more):
@@ -44,9 +47,9 @@ def promising(width, height):
 @pytest.mark.parametrize("orientation", range(10))
 def test_a_picture_is_turned_as_its_exif_says(kind, orientation):
     """0 and 9 are no orientations: the picture is upright."""
-    turn, exif = TURNS.get(orientation), Image.Exif()
+    upright, exif = Image.fromarray(SCENE), Image.Exif()
     exif[0x0112] = orientation
-    lying = Image.fromarray(SCENE) if turn is None else Image.fromarray(SCENE).transpose(BACK.get(turn, turn))
+    lying = upright.transpose(LYING[orientation]) if orientation in LYING else upright
     assert np.array_equal(decode(file_of(lying, kind, exif=exif)), SCENE)
 
 
