@@ -1,9 +1,9 @@
 """python -m bench claims arms | tau: what history and prediction are worth (Fig. 9), or tau's density times lambda.
 
 Each run is a process of its own (bench/trial.py), several side by side. Of `arms` every arm first tries learning rates
-at training seed 0, and takes the one with the lowest held-out L_act: never by success, never at the edge of what was
-tried. Then it trains with the other seeds, each evaluated on scenes of its own with 1, 2 and 10 Euler steps. Results
-are written as they come in. Finished runs are read back from --work and not repeated."""
+at training seed 0 and as many steps, and takes the one with the lowest held-out L_act: never by success, never at the
+edge of what was tried. Then it trains with the other seeds, each evaluated on scenes of its own with 1, 2 and 10 Euler
+steps. Results are written as they come in. Ctrl-C ends it: finished runs are read back from --work, not repeated."""
 
 import json
 import os
@@ -47,11 +47,11 @@ class Trials:
     """Runs a few trials at a time, each a process. `stop` ends those that run, each saves, and lets no other begin."""
 
     def __init__(self, parallel, work):
-        self.slots, self.stopped, self.running, self.work = threading.Semaphore(parallel), False, set(), Path(work)
+        self.slots, self.stopped, self.running, self.work = threading.Semaphore(parallel), False, [], Path(work)
 
     def stop(self):
         self.stopped = True
-        for child in list(self.running):
+        for child in self.running:   # to one that has ended nothing is sent
             child.send_signal(signal.SIGTERM)
 
     def run(self, name, flags, eval_seed, episodes):
@@ -74,11 +74,10 @@ class Trials:
                 file.write_text(this)
             child = subprocess.Popen([sys.executable, "-m", "bench.trial", *command], stdout=subprocess.DEVNULL,
                                      stderr=subprocess.PIPE, text=True)
-            self.running.add(child)
+            self.running.append(child)
             if self.stopped:   # since a moment ago
                 child.send_signal(signal.SIGTERM)
             errors = child.communicate()[1].strip()
-            self.running.discard(child)
         if child.returncode and not self.stopped:
             self.stop()
             raise ValueError(f"{' '.join(command)} failed: {(errors or str(child.returncode)).splitlines()[-1]}")
@@ -108,14 +107,12 @@ class Claim:
         self.names = list(self.every) if args.only is None else [name.strip() for name in args.only.split(";")]
         unknown = [name for name in self.names if name not in self.every]
         must(not unknown, f"--only {unknown[:1]}: no such arm; choose among {'; '.join(self.every)}")
-        self.rates = dict.fromkeys(CELLS, OWN_RATE) | (read_json(args.rates).get("rates", {}) if args.rates else {})
-        missing = [name for name in self.names if name not in self.rates]
-        must(not (args.rates and missing), f"--rates {args.rates} has no learning rate of {missing[:1]}")
+        self.lr = args.lr or (OWN_RATE if args.claim == "tau" else None)
         self.result = {
             "command": "python -m bench claims " + " ".join(argv), "torch": torch.__version__,
             "conditions": f"{args.parallel} runs at a time, one thread each, {os.cpu_count()} CPU cores",
-            "world": conveyor.version(), "steps": args.steps, "tuning_steps": args.tuning_steps,
-            "eval_seed": args.eval_seed, "seeds": args.seeds, "episodes": args.episodes, "finished": False,
+            "world": conveyor.version(), "steps": args.steps, "eval_seed": args.eval_seed,
+            "seeds": args.seeds, "episodes": args.episodes, "finished": False,
             "flags": {name: self.every[name] for name in self.names}, "rates": {}, "tuning": [], "runs": []}
 
     def run(self):
@@ -137,17 +134,17 @@ class Claim:
     def arm(self, name):
         """All runs of one arm: it waits for nobody but a free place."""
         with ThreadPoolExecutor(self.args.parallel) as pool:
-            rate = self.rates.get(name) or self.tune(name, pool)
+            rate = self.lr or self.tune(name, pool)
             if rate:
                 self.result["rates"][name] = rate
                 seeds = range(1, self.args.seeds + 1)
-                list(pool.map(lambda seed: self.one(name, rate, seed, self.args.steps, "runs"), seeds))
+                list(pool.map(lambda seed: self.one(name, rate, seed, "runs"), seeds))
 
     def tune(self, name, pool):
         """The learning rate with the lowest held-out L_act, which is not at the edge of those tried; None: stopped."""
         losses, wanted = {}, RATES
         while wanted:
-            found = list(pool.map(lambda rate: self.one(name, rate, 0, self.args.tuning_steps, "tuning"), wanted))
+            found = list(pool.map(lambda rate: self.one(name, rate, 0, "tuning"), wanted))
             if None in found:
                 return None
             losses |= {rate: row["held_out"]["loss_act"] for rate, row in zip(wanted, found)}
@@ -155,9 +152,9 @@ class Claim:
             wanted = (more,) if more else ()
         return best
 
-    def one(self, name, rate, seed, steps, kind):
+    def one(self, name, rate, seed, kind):
         """One run of an arm, into result[kind] -> what it found; None: stopped."""
-        args = self.args
+        args, steps = self.args, self.args.steps
         flags = self.every[name] | {"lr": f"{rate:g}", "steps": steps, "decay_steps": steps, "seed": seed}
         found = self.trials.run(f"{args.claim}_{steps}_{name.replace(' ', '_')}_{rate:g}_{seed}", flags,
                                 args.eval_seed + seed, args.episodes if kind == "runs" else 0)
@@ -180,9 +177,11 @@ def arms_of(result):
 
 
 def together(result, more):
-    """A result with the arms of another beside its own, which say in their names after how many steps."""
+    """A result with the arms of another beside its own, which say in their names after how many steps, and with which
+    rate if that is not enough."""
     def called(name):
-        return f"{name}, {more['steps']:,} steps"
+        longer = f"{name}, {more['steps']:,} steps"
+        return f"{longer}, {more['rates'][name]:g}" if longer in result["flags"] else longer
     runs = [run | {"arm": called(run["arm"])} for run in more["runs"]]
     return result | {"runs": result["runs"] + runs} | {
         key: result[key] | {called(name): x for name, x in more[key].items()} for key in ("flags", "rates")}
@@ -215,7 +214,8 @@ def table(result):
             full = values(result, "full", "dynamic", euler)
             each = (f"{', '.join(f'{x:.1f}' for x in row)}; {np.median(row):.1f}" for row in (still, moving))
             lead = mean_of(full, moving) if full and name != "full" else ""
-            cells = [f"{name}, {result['rates'][name]:g}", str(euler), *each, mean_of(moving), lead]
+            rate = f", {result['rates'][name]:g}"
+            cells = [name.removesuffix(rate) + rate, str(euler), *each, mean_of(moving), lead]
             yield f"| {' | '.join(cells)} |"
 
 
@@ -241,24 +241,23 @@ def draw(result, path):
                   for euler, start, colour in ((10, 0.15, BLUE), (1, 0.6, ORANGE))
                   for n, x in enumerate(values(result, name, suite, euler))]
         ticks = [(0, "0%")] + [(share, f"{name} {share:.0%}") for share, name in reached.items()]
-        below = [[((i + 0.5) / len(names), (*name.split(", "), "", "")[row]) for i, name in enumerate(names)]
-                 for row in range(max(name.count(", ") for name in names) + 1)]
+        labels = [dict(enumerate(name.split(", "))) for name in names]
+        below = [[((i + 0.5) / len(names), label.get(row, "")) for i, label in enumerate(labels)]
+                 for row in range(max(map(len, labels)))]
         panels.append(Panel(f"{title} targets: success after {result['steps']:,} steps", lines, ticks, below))
     legend = [("a training seed, 10 Euler steps", BLUE), ("1 Euler step", ORANGE), ("a scripted policy", GREY)]
-    return figure(panels, 1, (660, 250), legend, path)
+    return figure(panels, 1, (760, 250), legend, path)
 
 
 def run(argv):
     parser = Parser(prog="python -m bench claims", description=__doc__)
     parser.add_argument("claim", choices=("arms", "tau"), help="which comparison")
-    parser.add_argument("--steps", type=value(int, COUNT), default=1500, help="of every run that counts")
-    parser.add_argument("--tuning_steps", type=value(int, COUNT), default=1500, help="of the runs that choose a rate")
-    parser.add_argument("--rates", metavar="JSON", help="an earlier result whose learning rates are taken")
+    parser.add_argument("--steps", type=value(int, COUNT), default=1500, help="of every run")
+    parser.add_argument("--lr", type=value(float, {"above": 0}), help="of every arm: none is tuned")
     parser.add_argument("--seeds", type=value(int, COUNT), default=5, help="training seeds, from 1 on")
     parser.add_argument("--episodes", type=value(int, COUNT), default=200, help="scenes a suite")
     parser.add_argument("--eval_seed", type=value(int, SEED), default=86000, help="scenes of seed s are of this + s")
     parser.add_argument("--parallel", type=value(int, COUNT), default=2, help="runs at a time")
-    parser.add_argument("--minutes", type=value(float, {"above": 0}), help="then stop; the same command goes on")
     parser.add_argument("--only", help="arms, separated by semicolons")
     parser.add_argument("--work", default="runs/bench", help="where the runs go")
     parser.add_argument("--json", help="file name under bench/results (default: the claim's)")
@@ -274,11 +273,4 @@ def run(argv):
             result = together(result, read_json(place(name, force=True)))
         draw(result, args.picture)
         return print(*table(result), "", *endings(result), f"wrote {args.picture}", sep="\n")
-    trials = Trials(args.parallel, args.work)
-    clock = threading.Timer(60 * (args.minutes or 1e6), trials.stop)
-    clock.daemon = True
-    clock.start()
-    try:
-        Claim(args, argv, trials).run()
-    finally:
-        clock.cancel()
+    Claim(args, argv, Trials(args.parallel, args.work)).run()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from support.files import must, written
+from support.files import must, save_json
 
 RESULTS = Path("bench/results")
 
@@ -22,29 +22,23 @@ def begin(parser, argv, default=None):
     return args, path, {"command": " ".join([parser.prog, *argv]), "torch": torch.__version__}
 
 
-def keep_finished(path, force):
-    """ValueError where a result (JSON) stands that is finished or committed, and may not be written over by `force`."""
-    finished = True
+def place(name, force):
+    """The path of a result. ValueError: no file name, or without `force` a result that is finished or committed."""
+    path, finished = RESULTS / name, True
+    must(Path(name).name == name and not path.is_dir(),
+         f"--json {name!r}: give the name of a file, it lies in {RESULTS}")
     if force or not path.exists():
-        return
+        return path
     with suppress(ValueError, AttributeError):
         finished = json.loads(path.read_text()).get("finished", True)
     with suppress(OSError):   # no git here
         finished |= not subprocess.run(["git", "ls-files", "--error-unmatch", path.name], cwd=path.parent,
                                        capture_output=True).returncode
     must(not finished, f"{path} holds a finished result: add --force to write over it, or give another name")
-
-
-def place(name, force):
-    """The path of a result. ValueError: no file name, or a finished result is there and `force` is not given."""
-    must(Path(name).name == name and not (RESULTS / name).is_dir(),
-         f"--json {name!r}: give the name of a file, it lies in {RESULTS}")
-    keep_finished(RESULTS / name, force)
-    return RESULTS / name
+    return path
 
 
 def save(path, report):
     """Write JSON so that a reader finds all of it or none. path None: nothing is written."""
     if path:
-        with written(path) as file:
-            file.write_text(json.dumps(report, indent=1) + "\n")
+        save_json(path, report)

@@ -45,25 +45,24 @@ def runs(monkeypatch, tmp_path):
 
 
 def test_a_rate_is_chosen_by_held_out_loss_and_never_at_the_edge_of_what_was_tried(runs, tmp_path, capsys):
-    bench.run(["claims", "arms", "--steps", "10", "--tuning_steps", "5", "--seeds", "2", "--eval_seed", "100", "--only",
+    bench.run(["claims", "arms", "--steps", "10", "--seeds", "2", "--eval_seed", "100", "--only",
                "full;lambda 0;target z_t"])
     result = json.loads((tmp_path / "arms.json").read_text())
     assert result["rates"] == {"full": 4e-3, "lambda 0": 16e-3, "target z_t": 2e-3} and result["finished"]
-    tried = {arm: sorted(rate for name, rate, steps, *_ in runs if (name, steps) == (arm, 5))
+    tried = {arm: sorted(rate for name, rate, _, seed, *_ in runs if (name, seed) == (arm, 0))
              for arm in ("full", "lambda 0", "other")}
     assert tried == {"full": [2e-3, 4e-3, 8e-3], "lambda 0": [2e-3, 4e-3, 8e-3, 16e-3, 32e-3],
                      "other": [1e-3, 2e-3, 4e-3, 8e-3]}
-    assert all(seed == 0 and episodes == 0 for *_, steps, seed, _, episodes in runs if steps == 5)
-    assert sorted(job[1:] for job in runs if job[2] == 10) == sorted(
+    assert all((steps, bool(episodes)) == (10, seed > 0) for *_, steps, seed, _, episodes in runs)
+    assert sorted(job[1:] for job in runs if job[3]) == sorted(
         (rate, 10, seed, 100 + seed, 200) for rate in (4e-3, 16e-3, 2e-3) for seed in (1, 2))
     printed = capsys.readouterr().out
     assert "| full, 0.004 | 10 | 80.0, 70.0; 75.0 | 80.0, 70.0; 75.0 | 75.0 (too few seeds) |  |" in printed
     assert "| lambda 0 | moving | 50.0 | 50.0 | 0.0 | 0.0 | 0.0 |" in printed   # of "tm", at both seeds
 
 
-def test_an_earlier_result_gives_rates_and_tau_needs_none(runs, tmp_path):
-    (tmp_path / "tuned.json").write_text(json.dumps({"rates": dict.fromkeys(claims.ARMS, 1e-3)}))
-    bench.run(["claims", "arms", "--seeds", "1", "--rates", str(tmp_path / "tuned.json"), "--only", "full; lambda 0"])
+def test_a_rate_that_is_given_is_not_tuned_and_tau_has_the_presets(runs):
+    bench.run(["claims", "arms", "--seeds", "1", "--lr", "0.001", "--only", "full; lambda 0"])
     bench.run("claims tau --seeds 1".split())
     assert {rate for _, rate, *_ in runs[:2]} == {1e-3} and {rate for _, rate, *_ in runs[2:]} == {4e-3}
     assert len(runs) == 2 + len(claims.CELLS)
@@ -105,7 +104,8 @@ def test_the_figure_has_a_dot_a_seed_and_a_horizontal_line_a_ceiling(runs, tmp_p
     assert dots == 2 * [(claims.BLUE, 0.8), (claims.BLUE, 0.7), (claims.ORANGE, 0.8), (claims.ORANGE, 0.7)]
 
 
-def test_a_committed_result_is_kept_though_it_is_not_finished_and_so_is_what_no_one_can_read(tmp_path):
+def test_a_committed_result_is_kept_though_it_is_not_finished_and_so_is_what_no_one_can_read(monkeypatch, tmp_path):
+    monkeypatch.setattr(saving, "RESULTS", tmp_path)
     git = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True)
     unfinished = '{"finished": false}'
     for name, text in (("own.json", unfinished), ("torn.json", '{"fin'), ("new.json", unfinished)):
@@ -114,9 +114,9 @@ def test_a_committed_result_is_kept_though_it_is_not_finished_and_so_is_what_no_
     git(["git", "add", "own.json"])
     for name in ("own.json", "torn.json"):
         with pytest.raises(ValueError, match=f"{name} holds a finished result: add --force"):
-            saving.keep_finished(tmp_path / name, False)
-        saving.keep_finished(tmp_path / name, True)
-    saving.keep_finished(tmp_path / "new.json", False)
+            saving.place(name, False)
+        assert saving.place(name, True) == tmp_path / name
+    assert saving.place("new.json", False) == tmp_path / "new.json"
 
 
 def test_stopping_ends_the_runs_that_were_started_and_starts_no_other(monkeypatch, tmp_path):
@@ -196,12 +196,11 @@ def test_the_wider_arm_costs_what_the_full_model_costs():
 
 
 @pytest.mark.parametrize("argv, message", [
-    ("claims arms --json new.json --rates nowhere.json", "nowhere.json is missing"),
+    ("claims arms --json new.json --lr 0", "--lr must be above 0, got 0.0"),
     ("claims arms --json new.json --only ful", "--only ['ful']: no such arm; choose among full; no generation"),
     ("claims arms --json new.json --only=", "--only must be more than an empty text"),
     ("claims tau --json new.json --eval_seed -1", "--eval_seed must be at least 0"),
     ("claims tau --json a/b.json", "--json 'a/b.json': give the name of a file"),
-    ("claims arms --json new.json --rates README.json", "--rates README.json has no learning rate of ['full']"),
     ("reading synthetic --tuples 0", "--tuples must be at least 1, got 0"),
     ("reading synthetic --json new.json", "--json would be ignored: it is for --against"),
     ("reading toy --against lerobot", "--against lerobot writes its own datasets: give synthetic, not toy"),
@@ -210,8 +209,7 @@ def test_the_wider_arm_costs_what_the_full_model_costs():
     ("speed", "unknown command speed: choose params, claims, gradients, latency")])
 def test_what_a_command_cannot_do_is_said(runs, monkeypatch, tmp_path, capsys, argv, message):
     monkeypatch.chdir(tmp_path)
-    for name in ("README.json", "begun.json"):   # `runs` puts results here
-        (tmp_path / name).write_text("{}")
+    (tmp_path / "begun.json").write_text("{}")   # `runs` puts results here
     with pytest.raises((ValueError, SystemExit)) as end:
         bench.run(argv.split())
     assert message in (str(end.value) + capsys.readouterr().err) and not runs
@@ -231,19 +229,20 @@ def test_the_pages_quote_the_reports():
     """Every row of the tables of arms in docs/evidence.md, README's medians, and the permutation test of the
     means follow from bench/results."""
     page, readme = Path("docs/evidence.md").read_text(), " ".join(Path("README.md").read_text().split())
-    result, first, longer, full, tuned = (json.loads(Path(f"bench/results/{name}.json").read_text())
-                                          for name in ("arms", "arms_first", "arms_time", "arms_full", "arms_tuned"))
-    rows = [row for part in (result, claims.together(full, longer), tuned)
+    result, first, longer, slow, full = (json.loads(Path(f"bench/results/{name}.json").read_text())
+                                         for name in ("arms", "arms_first", "arms_time", "arms_slow", "arms_full"))
+    assert len(result["runs"]) == 5 * len(claims.ARMS) and all(part["finished"] for part in (result, longer, slow, full))
+    rows = [row for part in (result, claims.together(claims.together(full, longer), slow))
             for row in (*claims.table(part), *claims.endings(part))]
     rows += [f"| {name} | {row['static']:.1f} | {row['dynamic']:.1f} |" for name, row in result["ceilings"].items()]
-    for part, start in ((result, ()), (tuned, ("1,500",)), (longer, ("4,000",))):
-        rates = sorted({run["lr"] for run in part["tuning"]})
+    rates = sorted({run["lr"] for run in result["tuning"]})
+    for part in (result, longer):
         for name, rate in part["rates"].items():
             losses = {run["lr"]: run["held_out"]["loss_act"] for run in part["tuning"] if run["arm"] == name}
             assert claims.best_rate(losses) == (rate, None)
             cells = [f"{losses[one]:.4f}" if one in losses else "" for one in rates]
             cells[rates.index(rate)] = f"**{losses[rate]:.4f}**"
-            rows.append(f"| {' | '.join((name, *start, *cells))} |")
+            rows.append(f"| {name} | {part['steps']:,} | {' | '.join(cells)} |")
     for name, rate in first["best_lr"].items():
         runs = sorted((run for run in first["runs"] if (run["arm"], run["lr"]) == (name, rate)),
                       key=lambda run: run["seed"])
@@ -251,16 +250,22 @@ def test_the_pages_quote_the_reports():
         cells = [f"{', '.join(f'{x:.1f}' for x in row)}; {statistics.median(row):.1f}" for row in each]
         rows.append(f"| {name}, {rate} | {first['steps'][name]} | {' | '.join(cells)} |")
     assert [row for row in rows if row not in page] == []
-    found = []
-    for euler in (10, 2, 1):
-        both = [claims.values(full, "full", "dynamic", euler), claims.values(longer, "history, no generation", "dynamic", euler)]
-        either, leads = np.array(sum(both, [])), []
-        for some in itertools.combinations(range(16), 8):
-            leads.append(2 * either[list(some)].mean() - 2 * either.mean())
-        found.append(np.mean(np.abs(leads) >= np.mean(both[0]) - np.mean(both[1]) - 1e-9))
-        assert euler < 10 or f"{min(both[0])} to {max(both[0])} % (eight seeds)" in readme
-    assert "p = {:.3f}, {:.3f} and {:.3f}".format(*found) in " ".join(page.split())
+    for part, seeds in ((longer, (8, 8)), (longer, (5, 5)), (slow, (8, 5))):
+        found = []
+        for euler in (10, 2, 1):
+            one, other = (claims.values(*of, "dynamic", euler)[:n] for of, n in zip(
+                ((full, "full"), (part, "history, no generation")), seeds))
+            assert (len(one), len(other)) == seeds
+            either, leads = np.array(one + other), []
+            for some in itertools.combinations(range(sum(seeds)), seeds[0]):
+                mine = either[list(some)].sum()
+                leads.append(mine / seeds[0] - (either.sum() - mine) / seeds[1])
+            found.append(np.mean(np.abs(leads) >= abs(np.mean(one) - np.mean(other)) - 1e-9))
+            if euler == 10 and seeds[0] == 8:
+                assert all(f"| {', '.join(f'{x:.1f}' for x in values)} |" in readme for values in (one, other))
+        digits = 2 if seeds == (5, 5) else 3
+        assert "p = {:.{d}f}, {:.{d}f} and {:.{d}f}".format(*found, d=digits) in " ".join(page.split())
     for name in claims.arms_of(result):
-        each = claims.values(tuned if name in tuned["rates"] else result, name, "dynamic")
+        each = claims.values(result, name, "dynamic")
         row = "" if name == "full" else f" | {', '.join(f'{x:.1f}' for x in each)} |"
         assert f"{statistics.median(each):.1f} %{row}" in readme, name
