@@ -81,7 +81,7 @@ def starting_weights(args, config, out):
 
 
 def verify(folders):
-    """--verify: end the program if a file of these datasets is not what its record says."""
+    """--verify: ValueError if a file of these datasets is not what its record says."""
     for root in dict.fromkeys(folders):
         if changed := file_hashes.verify(root):
             raise ValueError(changed[0] + f" (and {len(changed) - 1} more files)" * (len(changed) > 1))

@@ -94,14 +94,14 @@ def test_the_figure_has_a_dot_a_seed_and_a_horizontal_line_a_ceiling(runs, tmp_p
     (tmp_path / "longer.json").write_text(json.dumps(found | {"steps": 4000}))
     monkeypatch.setattr(claims, "figure", lambda panels, *_: drawn.extend(panels))
     (tmp_path / "arms.json").write_text(json.dumps(found))
-    bench.run(["claims", "arms", "--picture", str(tmp_path / "arms.png"), "--beside", "longer.json"])
-    assert "| full, 4,000 steps, 0.004 | 10 | 80.0, 70.0; 75.0 |" in capsys.readouterr().out
+    bench.run(["claims", "arms", "--picture", str(tmp_path / "arms.png"), "--beside", "longer.json", "longer.json"])
+    assert capsys.readouterr().out.count("| full, 4,000 steps, 0.004 | 10 | 80.0, 70.0; 75.0 |") == 2
     still, moving = drawn
-    assert [[text for _, text in row] for row in still.below] == [["full", "full"], ["", "4,000 steps"]]
+    assert [[text for _, text in row] for row in still.below] == [["full"] * 3, ["", "4,000 steps", "4,000 steps"], ["", "", "0.004"]]
     assert still.ticks == [(0, "0%"), (1.0, "perfect 100%")] and (0.06, "present 6%") in moving.ticks
     assert ([(0, 0.06), (1, 0.06)], claims.GREY) in moving.lines
     dots = [(colour, points[0][1]) for points, colour in moving.lines if len(points) == 1]
-    assert dots == 2 * [(claims.BLUE, 0.8), (claims.BLUE, 0.7), (claims.ORANGE, 0.8), (claims.ORANGE, 0.7)]
+    assert dots == 3 * [(claims.BLUE, 0.8), (claims.BLUE, 0.7), (claims.ORANGE, 0.8), (claims.ORANGE, 0.7)]
 
 
 def test_a_committed_result_is_kept_though_it_is_not_finished_and_so_is_what_no_one_can_read(monkeypatch, tmp_path):

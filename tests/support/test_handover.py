@@ -53,7 +53,7 @@ def test_every_euler_step_is_drawn_as_in_the_article(handover, steps):
     A, b, eps, Y = (normal(*shape, seed=n) for n, shape in enumerate(shapes))
     W = rtc_weights(K, 4, 2)[:, None].double().expand(K, D_A)
     found = guided_euler(lambda a, tau: (a.reshape(1, -1) @ A.T + tau * b).reshape(1, K, D_A), eps[None], steps,
-                              Guide(handover, Y[None], W))
+                         Guide(handover, Y[None], W))
     A, (a, b, Y, W) = A.numpy(), (x.numpy().ravel() for x in (eps, b, Y, W))
     for n in range(steps):
         tau = n / steps

@@ -92,7 +92,7 @@ def test_a_step_with_a_nan_changes_no_tensor_and_training_goes_on_behind_it(go, 
     assert any(not torch.equal(four[name], checkpoint.load(three)[0][name]) for name in four)
 
 
-def test_three_skipped_steps_in_a_row_stop_the_run_and_name_the_samples(go, attempt, poison, capsys):
+def test_three_skipped_steps_in_a_row_stop_the_run_and_name_the_samples(go, attempt, poison):
     """One line with dataset, episode and frame; the run is saved. --resume goes on behind them, and an agent does not."""
     poison({9, 12, 17})
     with pytest.raises(ValueError) as end:
@@ -107,7 +107,7 @@ def test_three_skipped_steps_in_a_row_stop_the_run_and_name_the_samples(go, atte
 
 
 @pytest.mark.parametrize("kind", ["fp32", "split", "offload"])
-def test_a_run_saved_before_its_first_update_goes_on(go, poison, tmp_path, capsys, kind):
+def test_a_run_saved_before_its_first_update_goes_on(go, poison, tmp_path, kind):
     """The first three steps are not finite: AdamW has no state yet, and the fourth step is its first."""
     poison({0, 4, 8})
     flags = "--optimizer", kind
@@ -225,7 +225,7 @@ def test_a_picture_that_cannot_be_drawn_is_one_message_and_training_goes_on(go, 
     assert log == undisturbed and printed.err.count("\n") == 1 and "no picture at step 4: " in printed.err
 
 
-def test_a_last_step_that_cannot_be_saved_ends_with_an_error(go, capsys, monkeypatch):
+def test_a_last_step_that_cannot_be_saved_ends_with_an_error(go, monkeypatch):
     """The report is written, and the exit code says that the weights are not."""
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
