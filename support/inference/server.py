@@ -160,6 +160,8 @@ class Server:
                 self.session, sock=self.args.listener, process_request=self.request, origins=[None], compression=None,
                 max_queue=1, max_size=LARGEST, open_timeout=5, close_timeout=ENDING):
             print("chunks of {chunk} actions, {fps:g} a second".format_map(self.metadata))
+            if self.args.mask_missing:
+                print("--mask_missing: a model learns to do without a camera only from data that lack it, too")
             print("serving on {} port {}".format(*self.args.listener.getsockname()), flush=True)
             number = await self.stopped
             await asyncio.gather(*(self.end(each, GOING, "the server is shutting down") for each in self.sessions))

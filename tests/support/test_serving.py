@@ -55,6 +55,18 @@ def test_a_chunk_is_the_policys_to_the_last_bit_in_every_clients_form(make, serv
     other.close()
 
 
+def test_a_missing_camera_is_masked_if_the_server_may_and_the_start_says_what_that_is_worth(make, served, capfd):
+    """The chunk is that of a policy which is given the head view alone."""
+    policy, own = (fitted(make(chunk=8), 14, 14) for _ in range(2))
+    wire, metadata = raw(served(policy, mask_missing=True))
+    assert metadata["mask_missing"] and "only from data that lack it" in capfd.readouterr().out
+    whole = sent("aloha", 1)
+    answer = infer(wire, whole | {"images": {"cam_high": whole["images"]["cam_high"]}})
+    assert answer["views"] == ["head"]
+    assert np.array_equal(answer["actions"], plans(own, pictures(1, 1), 14))
+    wire.close()
+
+
 def test_a_client_of_twice_the_rate_gets_every_action_for_two_frames(make, served, capfd):
     """And is told, and tells, all else in its own frames; in seconds nothing changes."""
     wire, metadata = raw(served(make(chunk=16), fps=60.0, history="exact"))
