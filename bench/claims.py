@@ -220,14 +220,19 @@ def table(result):
 
 
 def endings(result, euler=10):
-    """Markdown rows: how the episodes of all seeds of an arm ended, in per cent."""
-    yield f"| arm | targets | {' | '.join(LETTERS)} |"
-    yield f"|---|---|{'---|' * len(LETTERS)}"
+    """Markdown rows: how the episodes of all seeds of an arm ended, in per cent. The last two columns are of the scenes
+    with one object alone, and of those with two: what was taken."""
+    yield f"| arm | targets | {' | '.join(LETTERS)} | one object: took it | two objects: took it |"
+    yield f"|---|---|{'---|' * (len(LETTERS) + 2)}"
     for name in arms_of(result):
         for suite, title in SUITES.items():
             runs = [run for run in result["runs"] if run["arm"] == name]
             ended = "".join(run[f"euler {euler}"][suite]["outcomes"] for run in runs)
-            shares = (f"{100 * ended.count(letter) / len(ended):.1f}" for letter in LETTERS.values())
+            two = [scene.distractor is not None for run in runs for scene in conveyor.settings(
+                suite, result["episodes"], result["eval_seed"] + run["seed"])]
+            parts = [ended] * len(LETTERS) + [[of for of, pair in zip(ended, two) if pair == n] for n in (False, True)]
+            shares = (f"{100 * part.count(letter) / len(part):.1f}" if part else "" for part, letter in zip(
+                parts, [*LETTERS.values(), "t", "t"]))
             yield f"| {name} | {title} | {' | '.join(shares)} |"
 
 
