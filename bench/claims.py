@@ -195,7 +195,7 @@ def values(result, arm, suite, euler=10):
 def mean_of(one, other=()):
     """Mean over training seeds, or the difference of two, and its 95 % bootstrap interval, as text. The unit that is
     drawn with replacement is the seed, so the interval of a rate never leaves 0 to 100. Of fewer than ENOUGH seeds a
-    side there is none: of three it would be their range, and cover 74 % where it says 95 (of five 83, a difference
+    side there is none: of three it would be their range, and cover 74 % where it says 95 (of five 84, a difference
     88)."""
     random, sides = np.random.RandomState(0), [np.array(x) for x in (one, other) if len(x)]
     draws = [x[random.randint(len(x), size=(10_000, len(x)))].mean(1) for x in sides]

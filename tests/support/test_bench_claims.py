@@ -19,6 +19,7 @@ import torch
 import bench.__main__ as bench
 from bench import ceilings, claims, saving
 from config import CONFIGS
+from worlds import conveyor
 
 
 LOSS = {"full": 4e-3, "lambda 0": 16e-3}   # where held-out L_act is least; of all other arms at 2e-3
@@ -223,6 +224,49 @@ def test_the_commands_are_explained_and_params_names_what_is_not_built(monkeypat
     bench.run(["params"])
     printed = capsys.readouterr().out
     assert "parameters of a1_3b," in printed and "deepstack_merger" in printed
+
+
+def test_how_often_an_interval_of_a_few_seeds_covers_the_mean():
+    """docs/evidence.md's figures: of normal seeds, of their difference, and where one seed in five fails."""
+    random = np.random.RandomState(0)
+
+    def share(draw, mean, n, sides=1):
+        held, trials = 0, 1500
+        for _ in range(trials):
+            means = [x[random.randint(n, size=(500, n))].mean(1) for x in (draw(size=n) for _ in range(sides))]
+            low, high = np.quantile(means[0] - sum(means[1:]), (0.025, 0.975))
+            held += low <= mean <= high
+        return held / trials
+
+    def failing(size):
+        return np.where(random.rand(size) < 0.2, 54, 97) + random.normal(size=size)
+    found = [share(random.normal, 0, 3), share(random.normal, 0, 5), share(random.normal, 0, 5, sides=2),
+             share(failing, 0.8 * 97 + 0.2 * 54, 5), share(failing, 0.8 * 97 + 0.2 * 54, 8)]
+    assert np.abs(np.array(found) - (0.74, 0.84, 0.88, 0.66, 0.82)).max() < 0.03
+
+
+def test_what_evidence_says_of_a_frozen_past_and_of_scenes_with_one_object_is_in_the_reports():
+    page = " ".join(Path("docs/evidence.md").read_text().split())
+    for name, words in (("causal", "36, 50 and 54 %"), ("causal_slow", "98, 98, 92 and 86 %")):
+        runs = json.loads(Path(f"bench/results/{name}.json").read_text())["runs"]
+        leads = [run["suites"]["dynamic"]["frozen past"]["each"]["lead"] for run in runs]
+        near = [np.mean([abs(x) < 0.25 for x in lead if x is not None]) for lead in leads]
+        shares = [f"{100 * x:.0f}" for x in near[:len(words.split()) - 2]]
+        assert f"{', '.join(shares[:-1])} and {shares[-1]} %" == words and words in page
+    alone, named = [], []
+    for name in ("arms_time", "arms_slow"):
+        result = json.loads(Path(f"bench/results/{name}.json").read_text())
+        for run in result["runs"]:
+            ended = run["euler 10"]["dynamic"]["outcomes"]
+            scenes = conveyor.settings("dynamic", 200, result["eval_seed"] + run["seed"])
+            one = [letter == "t" for letter, scene in zip(ended, scenes) if scene.distractor is None]
+            alone.append(100 * np.mean(one))
+            named.append(100 * ended.count("t") / (ended.count("t") + ended.count("o")))
+    half = np.array(named) < 70
+    assert half.sum() == 7 and "At the seven runs that take half, 58 to 65 %" in page
+    spans = [(x[part].min().round(), x[part].max().round())
+             for x in map(np.array, (named, alone)) for part in (half, ~half)]
+    assert spans == [(58, 65), (86, 100), (78, 100), (89, 100)]
 
 
 def test_the_pages_quote_the_reports():
