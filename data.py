@@ -46,7 +46,7 @@ class Batch:
     state: torch.Tensor         # (B, 32) float32, q_t, standardised
     dim_mask: torch.Tensor      # (B, 32) bool, the action dimension exists, and moved in training
     action: torch.Tensor = None         # (B, k, 32) float32, a_{t:t+k}, standardised
-    action_mask: torch.Tensor = None    # (B, k, 32) bool: has actions, step inside the episode, dim_mask
+    action_mask: torch.Tensor = None    # (B, k, 32) bool: has actions, step inside the episode, dim_mask (or all)
     future_mask: torch.Tensor = None    # (B,) bool, t+m lies inside the episode
 
     def to(self, device):
@@ -102,11 +102,11 @@ def observation(model, stats, pictures, state, task):
     ids, mask = token_ids(task, model.text_tokens, model.tokenizer)
     q_t = np.zeros(model.state_dim, np.float32) if state is None else \
         pad(stats.normalise("state", np.asarray(state)), model.state_dim, "the state")
-    moving = () if state is None else set(range(len(stats.action_mean))).difference(stats.left_out)
+    acting = () if state is None else set(range(len(stats.action_mean))).difference(stats.left_out)
     return {"image": image, "frames": frames,
             "view_mask": torch.tensor([view in pictures for view in VIEWS]),
             "text_ids": torch.from_numpy(ids), "text_mask": torch.from_numpy(mask),
-            "state": torch.from_numpy(q_t), "dim_mask": torch.tensor([d in moving for d in range(model.action_dim)])}
+            "state": torch.from_numpy(q_t), "dim_mask": torch.tensor([d in acting for d in range(model.action_dim)])}
 
 
 def times(source, m, e, t):

@@ -35,7 +35,7 @@ class RMSNorm(nn.Module):
 def attend(query, key, value, bias):
     """query (B, A, Nq, d), key and value (B, G, Nk, d), bias (B, 1, Nq, Nk) -> (B, Nq, A * d)."""
     grouped = query.shape[1] != key.shape[1]
-    if grouped and query.is_cuda:   # no fused kernel there takes groups and a bias; the unfused one stores all scores
+    if grouped and query.is_cuda:   # without cuDNN no fused kernel takes groups and a bias; docs/realtime.md
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
         grouped = False
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, enable_gqa=grouped)
@@ -143,18 +143,18 @@ class GenExpert(nn.Module):
     [release] In: project to width D, then convolve. Out: deconvolve, LayerNorm, project to 16 channels. The text has
     convolution and projector the other way round, which does not give Table 1's totals."""
 
-    def __init__(self, config, channels=16):
+    def __init__(self, config):
         super().__init__()
         D, kernel = config.gen_width, config.compress_kernel
         self.config = config
-        self.proj_in = nn.Conv2d(channels, D, 1)
+        self.proj_in = nn.Conv2d(16, D, 1)
         self.compress = nn.Conv2d(D, D, kernel, kernel)
         if config.learned_positions:
             self.position = position_table([(4, 4)] * 6, D)
         self.norm = RMSNorm(D, config.norm_eps)
         self.expand = nn.ConvTranspose2d(D, D, kernel, kernel)
         self.norm_out = nn.LayerNorm(D)
-        self.proj_out = nn.Linear(D, channels)
+        self.proj_out = nn.Linear(D, 16)
 
     def embed(self, z):
         """Token Compression. z (B, V, T=2, 16, g, g) -> (B, 96, D), ordered view, time, row, column."""

@@ -1,7 +1,7 @@
-"""Run a trained InternVLA-A1 on a folder of pictures, or in the embedded world.
+"""Run a trained InternVLA-A1 on a folder of pictures, or in the world of its robot.
 
     python infer.py --image-dir DIR --task "right pick green cross"        actions and an imagined future
-    python infer.py --closed-loop --episodes 200 --seed 1 --json FILE      success in the embedded world
+    python infer.py --closed-loop --episodes 200 --seed 1 --json FILE      success in its world
     python infer.py --open-loop --data DATA                                predicted beside recorded actions, held out
     python infer.py --weights DIR --robot NAME --tokenizer DIR --image-dir DIR ...
                                                                            the authors' weights, without a checkpoint

@@ -184,10 +184,10 @@ class InternVLA_A1(nn.Module):
 
     # ---- training -------------------------------------------------------------------------------------------
 
-    def forward(self, batch, eps, tau, pictures=False):
+    def forward(self, batch, eps, tau, latents=False):
         """One masked pass over all streams -> Losses.
 
-        batch: data.Batch. eps (B, R, k, d_a) standard normal, tau (B, R) or (B, R, k) in [0, 1]. `pictures` keeps z
+        batch: data.Batch. eps (B, R, k, d_a) standard normal, tau (B, R) or (B, R, k) in [0, 1]. `latents` keeps z
         and z_hat."""
         config, R = self.config, eps.shape[1]
         dim_mask = self._dim_mask(batch)[:, None]                                  # (B, 1, 1, d_a)
@@ -213,7 +213,7 @@ class InternVLA_A1(nn.Module):
             error = (z_hat - target).square()                                      # Eq. (1)
             valid = batch.view_mask & batch.future_mask[:, None]                   # (B, V)
             losses.gen_sum, losses.gen_count = masked_sum(error, valid[..., None, None, None])
-            if pictures:
+            if latents:
                 losses.z_hat, losses.z = z_hat.detach(), z
         return losses
 
@@ -242,7 +242,7 @@ class InternVLA_A1(nn.Module):
 
     def v_theta(self, prefix, batch, a_tau, tau):
         """One evaluation of the velocity field. a_tau (B, k, d_a), tau python float or (k,) -> (B, k, d_a)."""
-        ones = torch.ones(len(a_tau), 1, 1, dtype=torch.float64, device=a_tau.device)   # errors grow 1,571-fold
+        ones = torch.ones(len(a_tau), 1, 1, dtype=torch.float64, device=a_tau.device)   # as its embedding needs
         tau = tau * ones
         x = self.act.embed(batch.state, a_tau[:, None], tau).to(self.dtype)
         for layer, before in zip(self.layers, prefix.before):
@@ -252,7 +252,7 @@ class InternVLA_A1(nn.Module):
     @torch.no_grad()
     def sample_actions(self, batch, eps, steps=None, prefix=None, solve=None):
         """Eq. (3): denoise eps (B, k, d_a) into normalised actions (B, k, d_a). steps: default config.euler_steps.
-        solve: what takes them in place of flow.euler."""
+        solve: what takes the place of flow.euler, with its arguments, such as a handover.Guide."""
         v_theta = partial(self.v_theta, prefix or self.prefill(batch), batch)
         return (solve or flow.euler)(v_theta, eps * self._dim_mask(batch), steps or self.config.euler_steps)
 

@@ -24,7 +24,7 @@ READ_BY = {
         "timestamps": ("LeRobot data",),
         "shard": ("a run under torchrun",),
         "memory_gb": ("--dry-run", "--fit"),
-        "episodes eval_seed": ("a robot of an embedded world",),
+        "episodes eval_seed": ("a robot that a world simulates",),
         "hold_out": ("data that hold out nothing themselves",),
         "eval_every eval_windows": ("a run that holds out data",),
         "only_episodes m action_mode full_windows stretch lpt_workers balance loaders std_floor on_bad_sample": RUN,

@@ -124,8 +124,8 @@ def noise():
 @pytest.fixture
 def make(build, tiny):
     """(chunk, engine, action_mode, ...) -> a policy of the smallest network, of a robot at 30 Hz with six joints."""
-    def policy(chunk=50, engine="eager", action_mode="absolute", device="cpu", **options):
-        config, d = replace(CONFIGS["conveyor"], model=replace(tiny, chunk=chunk)), 6
+    def policy(chunk=50, engine="eager", action_mode="absolute", device="cpu", und_frames=1, **options):
+        config, d = replace(CONFIGS["conveyor"], model=replace(tiny, chunk=chunk, und_frames=und_frames)), 6
         numbers = (0.1,) * d, (0.5,) * d, (0.2,) * d, (2.0,) * d
         stats = Statistics("arm", action_mode, 30.0, *numbers, 1, relative=(True,) * d)
         return Policy(build(config.model).to(device), config, stats, seed=3, engine=engine, **options)

@@ -10,7 +10,7 @@ NAMES = {"conveyor": "conveyor", "aloha_sim": "aloha"}
 def find(name):
     """The World of a checkpoint, by its robot. ValueError, one line, if it drives a robot that no world has."""
     if name not in NAMES:
-        raise ValueError(f"--closed-loop needs a checkpoint of an embedded world ({', '.join(NAMES)}), "
+        raise ValueError(f"--closed-loop needs a checkpoint of a simulated world ({', '.join(NAMES)}), "
                          f"this one drives '{name}'")
     return importlib.import_module(f"worlds.{NAMES[name]}")
 

@@ -25,7 +25,7 @@ from support.files import must, numbers, read_json
 WIDEST = 1000   # dimensions of a feature, or chosen
 KINDS = {"position": "", "velocity": "vel|velocity|velocities|qvel|dq|speeds?|twist", "torque": "torques?|efforts?|tau"}
 RELEASE_FEATURES, RELEASE_EPSILON = {"state": ("observation.state",), "action": ("action",)}, 1e-6   # of other robots
-TABLE = Path(__file__).with_name("robots.json")   # of the robots of Table 3's sources, and of the embedded worlds
+TABLE = Path(__file__).with_name("robots.json")   # of the robots of Table 3's sources, and of the worlds
 WORD = "(?<![a-z])"   # where a word begins: a laptop is no top, and what is bright is not right
 
 

@@ -17,7 +17,7 @@ class Shape(NamedTuple):
     text: int       # slots for words
     cached: bool    # latents of t-m are given
     imagine: bool   # z_hat is wanted
-    handover: str = "cold"   # else a flow.Guide's
+    handover: str = "cold"   # one of handover.HANDOVERS
 
 
 class Program:
@@ -56,7 +56,7 @@ class Program:
         self.mask, self.replay = None, None   # the masks placed last; the graph that was recorded
 
     def load(self, batch, eps, z_past, guide):
-        """Copy a batch in. With given latents the frames at t-m are not read."""
+        """Copy a batch in. With given latents the generation expert's frames at t-m are not read."""
         def there(x):   # the views computed; a list as an index would be sent to the GPU, and waited for
             return x if len(self.shape.views) == 3 else torch.stack([x[:, v] for v in self.shape.views], 1)
 

@@ -146,7 +146,7 @@ class ControlLoop:
         policy = self.policy
         views, z_past = self.latents.get(max(t - self.m, 0), (None, None))
         hit = views == tuple(seen)
-        if hit:   # the engine will not read the pictures of t-m, so they need not be letterboxed
+        if hit and policy.config.model.und_frames == 1:   # nobody reads the pictures of t-m: none is letterboxed
             seen = {view: [now, now] for view, (_, now) in seen.items()}
         batch = policy.batch([seen], state[None], [self.task])
         a, z, _ = policy.chunk(batch, eps, z_past if hit else None, guide=guide_of(policy, rest, state[None]))

@@ -93,7 +93,7 @@ def jobs_of(args, config, corpus=None, world=True):
     asked = not corpus or not corpus.validation and corpus.hold_out == config.data.hold_out
     facts = {"--dry-run": args.dry_run, "a training run": run, "--fit": args.fit,
              "LeRobot data": run and (not corpus or corpus.lerobot),
-             "a robot of an embedded world": run and world, "data that hold out nothing themselves": run and asked,
+             "a robot that a world simulates": run and world, "data that hold out nothing themselves": run and asked,
              "a run that holds out data": run and (corpus.holds_out if corpus else config.data.hold_out != "none"),
              "a run under torchrun": run and "RANK" in os.environ,
              "--decay_steps above 0": config.train.decay_steps > 0,
@@ -117,7 +117,7 @@ def check_settings(args, config, corpus, least_chunk, ranks):
             check_width(f"the {kind} of robot '{source.robot}'", len(of), getattr(config.model, f"{kind}_dim"))
     chunk = config.model.chunk
     if chunk < least_chunk:
-        raise ValueError(f"--chunk {chunk} is too short: in the embedded world {least_chunk} actions decide a scene")
+        raise ValueError(f"--chunk {chunk} is too short: in the world of this robot {least_chunk} actions decide a scene")
     must(config.train.rtc_delay < chunk, f"--rtc_delay {config.train.rtc_delay}: a chunk has {chunk} actions, and at "
          "least one is learned")
     world = all(row.robot == "conveyor" for row in corpus.listed)   # a smoke test of the a1 presets, by design

@@ -55,7 +55,7 @@ def validate(model, config, batches, watched=None):
     model.eval()
     act, gen, pairs, shown = np.zeros(2), np.zeros(2), defaultdict(list), None   # sums and counts
     for batch, eps, tau, rows in batches:
-        losses = model(batch.to(device), eps.to(device), tau.to(device), pictures=True)
+        losses = model(batch.to(device), eps.to(device), tau.to(device), latents=True)
         act += float(losses.act_sum), float(losses.act_count)
         gen += float(losses.gen_sum), float(losses.gen_count)
         if losses.z_hat is None:

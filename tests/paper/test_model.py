@@ -167,7 +167,7 @@ def test_no_gradient_reaches_the_tokenizer_or_z_of_the_future(tiny, build, rando
     model, batch = build(tiny), random_batch(tiny, 2)
     model.vae = CosmosVAE(channels=32, channels_mult=(1, 1, 1), num_res_blocks=1)
     assert not batch.frames.is_floating_point()
-    losses = model(batch, *noise(tiny, 2), pictures=True)
+    losses = model(batch, *noise(tiny, 2), latents=True)
     assert losses.z.grad_fn is None and not losses.z.requires_grad
     found = gradients(model, losses.total(1.0, losses.act_count, losses.gen_count))
     assert all(value is None for name, value in found.items() if name.startswith("vae."))
@@ -224,7 +224,7 @@ def test_l_gen_is_the_squared_error_of_future_latents_of_real_views(imagining, b
     batch.future_mask[2] = False
     for target, time in (("future", 2), ("present", 1)):
         model = build(replace(imagining, gen_target=target))
-        losses = model(batch, *noise(imagining, 3), pictures=True)
+        losses = model(batch, *noise(imagining, 3), latents=True)
         pairs = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 2)]
         expected = sum((losses.z_hat[b, v] - losses.z[b, v, time]).square().sum() for b, v in pairs)
         torch.testing.assert_close(losses.gen_sum, expected)
@@ -234,7 +234,7 @@ def test_l_gen_is_the_squared_error_of_future_latents_of_real_views(imagining, b
 def test_imagine_is_z_hat_of_training(imagining, build, random_batch, noise, cameras):
     """Sec. 3.2 Parallel Decoding: one forward pass, the same at inference as in training."""
     model, batch = build(imagining), random_batch(imagining, 7, cameras)
-    z_hat = model(batch, *noise(imagining, 7), pictures=True).z_hat
+    z_hat = model(batch, *noise(imagining, 7), latents=True).z_hat
     assert z_hat.abs().max() > 0.1
     there = batch.view_mask
     torch.testing.assert_close(model.imagine(batch)[there], z_hat[there], rtol=0, atol=1e-5)

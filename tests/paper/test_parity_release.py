@@ -123,7 +123,7 @@ def run_training(scale, model, fixture, case):
              model.layers[-1].register_forward_hook(lambda _, args, out: seen.update(leaving=out[0]))]
     velocity = model.act.velocity
     model.act.velocity = lambda *args: seen.setdefault("velocity", velocity(*args))
-    losses = model(batch, eps, tau, pictures=True)
+    losses = model(batch, eps, tau, latents=True)
     model.act.velocity = velocity
     for hook in hooks:
         hook.remove()

@@ -79,5 +79,5 @@ def test_inference_and_training_run_at_full_size_with_the_shapes_of_the_paper(na
     assert model.sample_actions(batch, torch.empty(2, 50, 32, device="meta"), 1, prefix).shape == (2, 50, 32)
     assert model.imagine(batch, prefix).shape == (2, 3, 16, 32, 32)
     eps, tau = torch.empty(2, 1, 50, 32, device="meta"), torch.empty(2, 1, device="meta")
-    losses = model(batch, eps, tau, pictures=True)
+    losses = model(batch, eps, tau, latents=True)
     assert losses.z.shape == (2, 3, 3, 16, 32, 32) and losses.z_hat.shape == (2, 3, 16, 32, 32)

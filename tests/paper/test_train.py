@@ -156,9 +156,9 @@ def test_two_episodes_are_overfitted_and_the_images_decide():
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], betas=(0.9, 0.95))
     noise = torch.Generator().manual_seed(1)
 
-    def losses(batch, pictures=False):
+    def losses(batch, latents=False):
         eps, tau = torch.randn(6, 4, 8, 32, generator=noise), torch.rand(6, 4, generator=noise)
-        return model(batch, eps, tau, pictures)
+        return model(batch, eps, tau, latents)
 
     for step in range(200):
         for group in optimizer.param_groups:
@@ -171,7 +171,7 @@ def test_two_episodes_are_overfitted_and_the_images_decide():
         optimizer.zero_grad()
     with torch.no_grad():
         right, wrong = (sum(float(losses(b).act_sum) for _ in range(8)) for b in (batch, exchanged))
-        final = losses(batch, pictures=True)
+        final = losses(batch, latents=True)
     copying = (final.z[:, :, 1] - final.z[:, :, 2]).square().mean()
     imagining = final.gen_sum / final.gen_count
     assert right <= 0.3 * wrong, (right, wrong)        # measured: 0.06

@@ -36,7 +36,7 @@ def test_a_typo_is_refused_with_the_flag_that_was_meant(capsys, typed, hint):
 EVERYWHERE = {"train.py": "config fit dry_run", "infer.py": "robot cut closed_loop open_loop serve",
               "python -m support.data": "inspect verify cache"}   # beside the network and its optimizer
 JOB_FLAGS = {"cut", "closed_loop", "open_loop", "serve", "inspect", "verify", "cache", "dry_run"}
-RUNS = {"a training run", "a robot of an embedded world", "data that hold out nothing themselves",
+RUNS = {"a training run", "a robot that a world simulates", "data that hold out nothing themselves",
         "a run that holds out data", "LeRobot data", "--decay_steps above 0"}
 TINY = {"--gen_expert true", "--decay_steps above 0"}
 LARGE = TINY | {"a published backbone", "--learned_positions false"}
@@ -133,7 +133,7 @@ def test_what_data_decide_is_refused_once_their_metadata_are_read(refuses, tmp_p
     for name in ("a", "b"):
         write_folder(tmp_path / name, robot=np.array("tiny"))
     for flag in ("--episodes", "--eval_seed"):
-        assert f"{flag} would be ignored: it is for a robot of an embedded world" in \
+        assert f"{flag} would be ignored: it is for a robot that a world simulates" in \
             refuses("train.py", "--data", tmp_path / "a", *RUN, flag, 3)
     assert "--timestamps would be ignored: it is for LeRobot data" in \
         refuses("train.py", "--data", tmp_path / "a", *RUN, "--timestamps", "index")

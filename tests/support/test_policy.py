@@ -24,12 +24,12 @@ def expected(policy, frames, states, every):
     return np.array(actions[:len(frames)])
 
 
-@pytest.mark.parametrize("every", [1, 4, 10, 15, 16, 30, 50])
-def test_steps_are_the_plain_paths_chunks_whatever_the_replanning(make, every):
+@pytest.mark.parametrize("every, und_frames", [*((every, 1) for every in (1, 4, 10, 15, 16, 30, 50)), (10, 2), (15, 2)])
+def test_steps_are_the_plain_paths_chunks_whatever_the_replanning(make, every, und_frames):
     """History clamps at the start; every plan but the first finds the latents of t-15 ready; and again after reset."""
     T = 70 if every > 1 else 33
     frames, states = film(T)
-    plain, policy = make(engine="plain"), make()
+    plain, policy = make(engine="plain", und_frames=und_frames), make(und_frames=und_frames)
     for episode in range(2):
         policy.reset("go", fps=30, execute_steps=every, handover="cold")
         actions = np.array([policy.step(images, state) for images, state in zip(frames, states)])
