@@ -8,7 +8,7 @@ Letters used for shapes in the whole project
     T times of a frame: 3 (t-m, t, t+m) in training, 2 (t-m, t) at inference
     N tokens: N_und of understanding, N_gen = 96 of generation, N_act = R (1 + k) of the action expert
     D width   A heads   G key/value heads   d head dimension   k chunk   R action draws   g latent grid (32 at 256 px)
-    S, s pixels of a view (und, gen)   d_a, d_q dimensions: padded to 32 in model, flow, experts; else the robot's own
+    S, s pixels of a view (und, gen)   d_a, d_q dimensions: 32, padded, in the model; else the robot's
 
 Tags: [release] follows the authors' code where the paper is silent or differs. [ours] is our own choice. Each has its
 reason. What has no tag is the paper's, or a plain setting of the program."""
@@ -37,7 +37,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class ModelConfig(Checked):
-    """The network. The experts share layers, heads, kv_heads and head_dim: joint attention needs it."""
+    """The network; defaults are a small one's [ours]. The experts share layers, heads, kv_heads and head_dim."""
 
     backbone: str = _f("tiny", "understanding backbone; tiny is [ours]", choices=("tiny", "internvl3", "qwen3vl"))
     layers: int = _f(3, "joint layers", at_least=1, at_most=100)
@@ -62,7 +62,7 @@ class ModelConfig(Checked):
     image_size: int = _f(64, "pixels of a view as the understanding expert sees it", at_least=1, at_most=4096)
     letterbox: int = _f(0, "[release] letterbox to this, then enlarge to image_size; 0: straight there", at_most=4096)
     vocab: int = _f(256, "text embeddings", at_least=1, at_most=2**22)
-    text_tokens: int = _f(32, "[release] text budget, padded on the right", at_least=1, at_most=4096)
+    text_tokens: int = _f(32, "text budget, padded on the right; the release's is 48", at_least=1, at_most=4096)
     tokenizer: str = _f("", "directory or hub id of the text's tokenizer; empty: one token a byte")
     view_tokens: tuple = _f((), "ids before and after a view's tokens; empty: none")
     vit_layers: int = _f(0, "layers of the vision tower", at_most=100)
@@ -81,7 +81,7 @@ class ModelConfig(Checked):
     gen_target: str = _f("future", "target of z_hat; present is an ablation [ours]", choices=("future", "present"))
     lambda_gen: float = _f(0.01, "lambda of Eq. (4), between means [release]", at_least=0)
 
-    chunk: int = _f(16, "[release] k, actions of one chunk; the paper gives no number", at_least=1, at_most=10000)
+    chunk: int = _f(16, "k, actions of one chunk; the paper gives no number, the release 50", at_least=1, at_most=10000)
     action_dim: int = _f(32, "[release] width that actions are padded to", at_least=1, at_most=4096)
     state_dim: int = _f(32, "[release] width that the state is padded to", at_least=1, at_most=4096)
     action_draws: int = _f(1, "[ours] R draws of (tau, eps) that share one prefix", at_least=1, at_most=1024)

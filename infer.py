@@ -19,8 +19,8 @@ DIR holds one picture (any kind and size that support/data/picture.py reads) per
 Written to --out (default DIR/result): actions.npy (k, d_a) float32 in the robot's units, row i for frame t + i;
 actions.png; foresight.png. Without --checkpoint the newest good checkpoint under runs/ is taken.
 
-`infer` below is the inference of Section 3. It runs with --engine plain. The default engines are faster; tests
-hold its chunks equal to these."""
+`infer` below is the inference of Section 3: --engine plain runs it. The other engines are faster. Tests hold their
+chunks equal to its own, up to rounding."""
 
 from support.entry import command   # first: Ctrl-C during the slow imports prints one line and no traceback
 from pathlib import Path
@@ -84,7 +84,7 @@ def parse(argv):
     parser.add_argument("--tokenizer", help="directory or hub id of the tokenizer, in place of the weights' own")
     parser.add_argument("--revision", help="with --weights HUB_ID: its branch, tag or commit")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="with --weights")
-    parser.add_argument("--out", help="where results go (default: DIR/result, or rollouts/)")
+    parser.add_argument("--out", help="where results go (default: DIR/result, rollouts/ or open_loop/)")
     parser.add_argument("--seed", type=value(int, SEED), default=0,
                         help="seed of the noise and of the closed-loop scenes")
     parser.add_argument("--closed-loop", action="store_true", help="evaluate in the world of its robot")

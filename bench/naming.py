@@ -41,8 +41,8 @@ class NamesPlace(InternVLA_A1):
     def _keep(self, layer, given):
         self.h_und = given[0]["und"]
 
-    def forward(self, batch, eps, tau, pictures=False):
-        losses, true = super().forward(batch, eps, tau, pictures), silhouettes(batch)
+    def forward(self, batch, eps, tau, latents=False):
+        losses, true = super().forward(batch, eps, tau, latents), silhouettes(batch)
         said = self.place(self.h_und[:, :16]).float()
         error = self.weight * F.binary_cross_entropy_with_logits(said, true, reduction="none")
         losses.gen_sum, losses.gen_count = masked_sum(error, true.any(-1).any(-1)[:, None, None])

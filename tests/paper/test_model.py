@@ -26,7 +26,7 @@ def recorded(model, batch, eps, tau):
     seen = []
     hooks = [model.act.action_in_proj.register_forward_pre_hook(lambda module, x: seen.append(x[0])),
              model.act.action_out_proj.register_forward_hook(lambda module, x, out: seen.append(out))]
-    losses = model(batch, eps, tau, pictures=model.config.gen_expert)
+    losses = model(batch, eps, tau, latents=model.config.gen_expert)
     for hook in hooks:
         hook.remove()
     return losses, seen[0], seen[1].detach()

@@ -72,7 +72,7 @@ def test_closed_loop_episodes_below_1_are_refused_before_any_work(refuses, tmp_p
 
 def test_a_chunk_that_cannot_decide_a_scene_is_refused_before_training(refuses, tmp_path):
     data = write_folder(tmp_path / "good", T=80, robot=np.array("conveyor"), ends=np.array([40, 80]))
-    assert "--chunk 4 is too short: in the world of this robot 16 actions" in refuses("train.py", "--data", data, *RUN)
+    assert "--chunk 4 is too short: 16 actions decide a scene in its world" in refuses("train.py", "--data", data, *RUN)
 
 
 # ---- datasets ----------------------------------------------------------------------------------------------
