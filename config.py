@@ -243,7 +243,7 @@ CONFIGS = {
         action_mode="delta",       # the joints move little in a chunk, and much in an episode
         full_windows=False,        # the policy starts from rest, where no frame t - m is
     ), TrainConfig(
-        steps=3000, decay_steps=3000,   # twice conveyor's: an episode has phases, conveyor's is one reach
+        steps=6000, decay_steps=6000,   # two tasks, each with twice conveyor's: its episode has phases, not one reach
         batch_size=32, accumulate=1, lr=4e-3, min_lr=1e-4, warmup_steps=100,
         eval_every=500, eval_windows=256, save_every=500,
     )),
