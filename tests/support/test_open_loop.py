@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import support.inference.policy
 import train
-from config import get_config
+from config import get_config, to_dict
 from data import example, open_corpus, windows
 from support.data import frame_cache
 from support.data.corpus import Corpus
@@ -154,6 +155,22 @@ def test_an_image_folder_cut_from_a_dataset_gives_the_training_inputs_bit_for_bi
     assert torch.equal(live.frames[0], trained["frames"][:, :2])
     assert all(torch.equal(getattr(live, name)[0], trained[name])
                for name in ("image", "view_mask", "text_ids", "text_mask", "state", "dim_mask"))
+
+
+def test_a_folder_is_cut_with_the_m_of_the_checkpoint_and_is_refused_with_another(script, refuses, tmp_path):
+    """The past of a policy that was trained with m = 4 is 4 frames old; without --checkpoint it is 15."""
+    root = write_folder(tmp_path / "arm", T=40, robot=np.array("arm"), ends=np.array([40]), task=np.array("go"))
+    config, own, other = get_config("conveyor", SMALL | {"m": 4}), tmp_path / "own", tmp_path / "other"
+    path = save_checkpoint(tmp_path / "run", config.model, to_dict(config))
+    script("infer.py", "--cut", root, "--frame", 20, "--checkpoint", path, "--image-dir", own)
+    script("infer.py", "--cut", root, "--frame", 20, "--image-dir", other)
+    source = open_source(root)
+    for folder, m in ((own, 4), (other, 15)):
+        assert json.loads((folder / "m.json").read_text()) == m
+        assert (np.asarray(Image.open(folder / "head_past.png")) == source.frame("head", 0, 20 - m)).all()
+    script("infer.py", "--image-dir", own, "--checkpoint", path)
+    assert "was cut with m = 15 frames, the checkpoint has m = 4" in refuses("infer.py", "--image-dir", other,
+                                                                             "--checkpoint", path)
 
 
 def test_infer_reports_the_held_out_episode_with_plot_foresight_and_json(script, tmp_path, capsys):
