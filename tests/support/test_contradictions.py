@@ -1,0 +1,71 @@
+"""Data and files that contradict each other or themselves: what would train, silently, on something else is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install -r requirements-robot.txt")
+pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
+
+from data import open_corpus, windows   # noqa: E402
+from support.data.kept_statistics import statistics   # noqa: E402
+from support.data.robots import find_robot   # noqa: E402
+from support.data.source import open_source   # noqa: E402
+
+from test_bad_input import write_folder   # noqa: E402
+from test_lerobot import HEAD, edit_info, write_dataset   # noqa: E402
+
+
+def named(root, **names):
+    """A LeRobot dataset of 3 state and 2 action dimensions with these names of `state` and `action`."""
+    write_dataset(root)
+    features = json.loads((root / "meta" / "info.json").read_text())["features"]
+    for kind, of in names.items():
+        features["observation.state" if kind == "state" else "action"]["names"] = of
+    edit_info(root, features=features)
+    return root
+
+
+def taken(sources, mode="absolute"):
+    return statistics(dict(enumerate(sources)), {i: windows(of, 4) for i, of in enumerate(sources)}, 4, mode, 1e-3)
+
+
+@pytest.mark.parametrize("kind, names, others", [
+    ("action", ["shoulder", "gripper"], ["gripper", "shoulder"]),
+    ("state", ["x", "y", "gripper"], ["gripper", "x", "y"])])
+def test_datasets_of_one_robot_that_name_its_dimensions_in_another_order_are_refused(tmp_path, kind, names, others):
+    """Their statistics would mix joints. Other names, or none, contradict nothing."""
+    a, b, c, d = (open_source(named(tmp_path / name, **{kind: of})) for name, of in (
+        ("a", names), ("b", others), ("c", ["other", *names[1:]]), ("d", None)))
+    taken([a, c, d])
+    with pytest.raises(ValueError, match=rf"has the {kind} dimensions .*{names[0]}.* in dataset a and .* in b: name them"):
+        taken([d, a, c, b])
+
+
+def test_delta_mode_against_the_state_of_another_joint_is_refused_by_the_names(tmp_path):
+    root = named(tmp_path / "set", state=["gripper", "shoulder", "elbow"], action=["shoulder", "elbow"])
+    row = {"name": "arm", "cameras": {"head": HEAD}, "delta": [2]}
+
+    def of(**more):
+        (tmp_path / "arm.json").write_text(json.dumps(row | more))
+        return open_source(root, find_robot(str(tmp_path / "arm.json")))
+    with pytest.raises(ValueError, match="action 0 of dataset set is 'shoulder', which is state 1, .* relative to state 0"):
+        taken([of()], "delta")
+    taken([of(delta=[-2])], "delta")
+    taken([of()])
+    assert taken([of(state=[["observation.state", [1, 3], [0, 1]]])], "delta").relative == (True, True)
+
+
+@pytest.mark.parametrize("more, words", [
+    ({"state": []}, "state of the --robot file would be ignored"), ({"instruction": "task"}, "instruction of the"),
+    ({"action": [["action", [0, 2]]], "cameras": {"head": "left_wrist"}}, "action, cameras of the --robot file"),
+    ({"delta": [5, -2]}, "has a delta mask of 7 dimensions, the actions have 6")])
+def test_what_a_plain_folder_does_not_read_of_a_robot_file_is_refused(tmp_path, more, words):
+    path, root = tmp_path / "arm.json", write_folder(tmp_path / "set")
+    path.write_text(json.dumps({"name": "arm", "delta": [5, -1]} | more))
+    with pytest.raises(ValueError, match=words):
+        open_source(root, find_robot(str(path)))
+    path.write_text(json.dumps({"name": "arm", "delta": [5, -1], "kind": "position"}))
+    assert open_source(root, find_robot(str(path))).relative == (True,) * 5 + (False,)
