@@ -125,8 +125,8 @@ class FolderSource:
         named = str(_texts(arrays.get("robot", np.array("")), f"{path}, 'robot'", 1)[0])
         unread = [key for key in ("state", "action", "cameras", "instruction")   # the table's rows are LeRobot's, too
                   if robot not in (None, *ROBOTS.values()) and getattr(robot, key) != getattr(Robot(""), key)]
-        must(not unread, f"{path}: {', '.join(unread)} of the --robot file would be ignored, as it chooses among LeRobot's "
-             "features: leave them out, and write what is trained on to the folder")
+        must(not unread, f"{path}: {', '.join(unread)} of the --robot file would be ignored, as it chooses among "
+             "LeRobot's features: leave them out, and write what is trained on to the folder")
         robot = robot or ROBOTS.get(named, Robot(named))
         self.state_names = range(self.state.shape[1])
         measures = self.state_names, self.action_names or range(d_a), list(self.views)

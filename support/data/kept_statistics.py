@@ -103,7 +103,7 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks
     for of in rows if action_mode == "delta" else ():
         for d in (d for d in misplaced(of.action_names, of.state_names) if any(of.relative[d:d + 1])):
             raise ValueError(f"--action_mode delta: action {d} of dataset {of.name} is '{of.action_names[d]}', which is "
-                             f"state {of.state_names.index(of.action_names[d])}, and it would be relative to state {d}: "
+                             f"state {of.state_names.index(of.action_names[d])}, but would be relative to state {d}: "
                              'put "state" in the order of "action" in a --robot file')
     for d, (kind, relative) in enumerate(zip(rows[0].kinds, rows[0].relative)):
         if action_mode == "delta" and relative and kind != "position":
@@ -126,12 +126,12 @@ def _alike(about, what, values):
     first = next(iter(values), None)
     for i, value in values.items():
         must(value == values[first], f"robot '{about[i].robot}' has {what} {values[first]} in dataset "
-             f"{about[first].name} and {value} in {about[i].name}: name them apart, or make them alike, with a robot file for each")
+             f"{about[first].name} and {value} in {about[i].name}: name them apart, or make them alike, with a robot "
+             "file for each")
 
 
 def misplaced(names, others):
-    """Which d of `names` stand at another place among `others`. What a reader made of places, as action_3, says nothing.
-    """
+    """Which d of `names` stand at another place among `others`. What a reader made of places says nothing."""
     return [d for d, name in enumerate(names) if name in others and others[d:d + 1] != (name,)
             and not re.fullmatch(r"(state|action)_\d+", str(name))]
 

@@ -40,8 +40,8 @@ def read(folder, stats, task=None, state=None, m=None):
     must(folder.is_dir(), f"--image-dir {folder}: no such folder; infer.py --help describes it")
     files = listing(folder)
     cut_with = read_json(files["m.json"], int) if "m.json" in files else m
-    must(m in (None, cut_with), f"{folder} was cut with m = {cut_with} frames, the checkpoint has m = {m}: cut it again, "
-         "with --cut DATA and this --checkpoint")
+    must(m in (None, cut_with), f"{folder} was cut with m = {cut_with} frames, the checkpoint has m = {m}: cut it "
+         "again, with --cut DATA and this --checkpoint")
     seen, future = read_pictures(folder, files)
     places_of(seen, f"--image-dir {folder}", stats.cameras())
     states = [Path(state)] if state else [files[name] for name in ("state.npy", "state.json") if name in files]

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = {"layers": 1, "image_size": 32, "vae_size": 32, "chunk": 4, "text_tokens": 8}
 RUN = [f"--{key}={value}" for key, value in {
     **SMALL, "batch_size": 8, "steps": 2, "warmup_steps": 1, "full_windows": "false",
-    "action_draws": 1}.items()]
+    "action_draws": 1, "m": 4}.items()]
 
 
 def write_folder(root, T=12, d=6, views=("head",), **arrays):

@@ -9,13 +9,14 @@ import pytest
 pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install -r requirements-robot.txt")
 pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
 
+import train   # noqa: E402
 from data import open_corpus, windows   # noqa: E402
 from support.data.kept_statistics import statistics   # noqa: E402
 from support.data.robots import find_robot   # noqa: E402
 from support.data.source import open_source   # noqa: E402
 
-from test_bad_input import write_folder   # noqa: E402
-from test_lerobot import HEAD, edit_info, write_dataset   # noqa: E402
+from test_bad_input import RUN, write_folder   # noqa: E402
+from test_lerobot import HEAD, edit_info, parquet, write_dataset, write_table   # noqa: E402
 
 
 def named(root, **names):
@@ -51,7 +52,7 @@ def test_delta_mode_against_the_state_of_another_joint_is_refused_by_the_names(t
     def of(**more):
         (tmp_path / "arm.json").write_text(json.dumps(row | more))
         return open_source(root, find_robot(str(tmp_path / "arm.json")))
-    with pytest.raises(ValueError, match="action 0 of dataset set is 'shoulder', which is state 1, .* relative to state 0"):
+    with pytest.raises(ValueError, match="action 0 of dataset set is 'shoulder', which is state 1, but would be relative to state 0"):
         taken([of()], "delta")
     taken([of(delta=[-2])], "delta")
     taken([of()])
@@ -69,3 +70,35 @@ def test_what_a_plain_folder_does_not_read_of_a_robot_file_is_refused(tmp_path, 
         open_source(root, find_robot(str(path)))
     path.write_text(json.dumps({"name": "arm", "delta": [5, -1], "kind": "position"}))
     assert open_source(root, find_robot(str(path))).relative == (True,) * 5 + (False,)
+
+
+@pytest.mark.parametrize("write", [write_folder, write_dataset])
+def test_a_copy_of_a_dataset_is_the_same_dataset_so_what_is_held_out_of_one_is_trained_on_in_neither(tmp_path, write):
+    write(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    (tmp_path / "mixture.json").write_text(json.dumps({"datasets": [{"path": "a"}, {"path": "copy"}]}))
+    corpus = open_corpus(tmp_path, 4)
+    assert set(corpus.held_out_windows[:, 0]) == {1} and [set(rows[:, 0]) for rows in corpus.windows.values()] == [{0}, {0}]
+    assert f"{tmp_path / 'a'} and {tmp_path / 'copy'} are one dataset" in "\n".join(corpus.notes())
+    (tmp_path / "mixture.json").write_text(json.dumps({"datasets": [{"path": "a"}], "validation": "copy"}))
+    with pytest.raises(ValueError, match="copy is trained on and held out, by this or another path"):
+        open_corpus(tmp_path, 4)
+
+
+def test_two_recordings_that_say_the_same_of_themselves_stay_two_datasets(tmp_path):
+    """Simulators make episodes of one length and one instruction: meta/ does not tell their datasets apart."""
+    for name in ("a", "b"):
+        write_dataset(tmp_path / name)
+    for e, n in enumerate((40, 23)):
+        write_table(parquet(tmp_path / "b", e), np.ones((n, 3), np.float32), np.ones((n, 2), np.float32))
+    (tmp_path / "mixture.json").write_text(json.dumps({"datasets": [{"path": "a"}], "validation": "b"}))
+    corpus = open_corpus(tmp_path, 4)
+    assert corpus.listed[0].lists == corpus.validation.lists and set(corpus.windows[0][:, 0]) == {0, 1}
+
+
+def test_an_m_that_no_episode_is_long_enough_for_is_refused(tmp_path, refuses):
+    """L_gen would be 0 at every step, and the generation expert never trained."""
+    run = ["--data", str(write_folder(tmp_path / "set")), *(flag for flag in RUN if flag[:4] != "--m=")]
+    assert "--m 8: the longest episode has 8 frames" in refuses("train.py", *run, "--out", tmp_path / "run", "--m", 8)
+    train.run([*run, "--out", str(tmp_path / "seven"), "--m", "7"])
+    train.run([*run, "--out", str(tmp_path / "alone"), "--m", "8", "--gen_expert", "false"])

@@ -84,7 +84,7 @@ def test_a_wrong_entry_of_a_mixture_is_one_line(table_3, change, message):
 def test_a_validation_dataset_may_have_a_robot_of_its_own_and_folders_called_alike_are_told_apart(tmp_path):
     """RoboTwin's folders are <task>/aloha-agilex: one name for all."""
     for task in ("stack", "pour", "apart"):
-        write_folder(tmp_path / task / "arm", d=14, robot=np.array("somebody"))
+        write_folder(tmp_path / task / "arm", d=14, robot=np.array("somebody"), task=np.array([task] * 2))
     rows = [{"path": f"{task}/arm", "robot": "aloha"} for task in ("stack", "pour")]
     listing = tmp_path / "mixture.json"
     listing.write_text(json.dumps({"datasets": rows, "validation": {"path": "apart/arm", "robot": "aloha"}}))
