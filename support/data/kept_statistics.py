@@ -102,8 +102,8 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks
     rows = list(about.values())
     for of in rows if action_mode == "delta" else ():
         for d in (d for d in misplaced(of.action_names, of.state_names) if any(of.relative[d:d + 1])):
-            raise ValueError(f"--action_mode delta: action {d} of dataset {of.name} is '{of.action_names[d]}', which is "
-                             f"state {of.state_names.index(of.action_names[d])}, but would be relative to state {d}: "
+            raise ValueError(f"--action_mode delta: action {d} of dataset {of.name} is '{of.action_names[d]}': "
+                             f"that is state {of.state_names.index(of.action_names[d])}, it would be relative to {d}: "
                              'put "state" in the order of "action" in a --robot file')
     for d, (kind, relative) in enumerate(zip(rows[0].kinds, rows[0].relative)):
         if action_mode == "delta" and relative and kind != "position":

@@ -1,5 +1,6 @@
 """A folder of pictures, as infer.py's first docstring describes it: read, planned for, or cut from a dataset."""
 
+import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from support.pictures import action_plot, saved
 TIMES = ("past", "now", "future")
 WRITTEN = ("actions.png", "foresight.png")   # by `write`, where --out is the folder itself
 TRUE_ACTIONS = 50   # that `cut` writes, at most
+READ = ("state.npy", "state.json", "task.txt", "true_actions.npy", "m.json")   # beside pictures
 
 
 @dataclass
@@ -42,6 +44,9 @@ def read(folder, stats, task=None, state=None, m=None):
     cut_with = read_json(files["m.json"], int) if "m.json" in files else m
     must(m in (None, cut_with), f"{folder} was cut with m = {cut_with} frames, the checkpoint has m = {m}: cut it "
          "again, with --cut DATA and this --checkpoint")
+    for name in files.keys() - {*READ, Path(state or "").name.lower()}:
+        near = difflib.get_close_matches(name.rpartition(".")[0], [known.rpartition(".")[0] for known in READ], 1, 0.85)
+        must(not near, f"{files[name]} is not read, {', '.join(READ)} are: rename it, or move it elsewhere")
     seen, future = read_pictures(folder, files)
     places_of(seen, f"--image-dir {folder}", stats.cameras())
     states = [Path(state)] if state else [files[name] for name in ("state.npy", "state.json") if name in files]

@@ -220,6 +220,9 @@ def test_infer_alone_takes_the_newest_run(script, pictures, a_checkpoint, tmp_pa
     ("state.npy", np.array([0, 0, np.nan, 0, 0, 0]), ["state.npy, row 2: nan is not finite"]),
     ("state.npy", b"garbage", ["state.npy cannot be read"]),
     ("task.txt", None, ["--task is missing", "task.txt"]),
+    ("task.txt", "pick up".encode("utf-16-le"), ["task.txt holds NUL characters, as UTF-16"]),
+    ("states.npy", np.zeros(6), ["states.npy is not read, state.npy"]), ("state.csv", b"0", ["state.csv is not read"]),
+    ("true_action.npy", np.zeros((4, 6)), ["true_action.npy is not read", "true_actions.npy"]),
     ("true_actions.npy", np.zeros((4, 5)), ["(4, 5)", "(steps, 6)"]),
     ("true_actions.npy", b"garbage", ["true_actions.npy"]),
 ])

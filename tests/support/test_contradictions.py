@@ -52,7 +52,7 @@ def test_delta_mode_against_the_state_of_another_joint_is_refused_by_the_names(t
     def of(**more):
         (tmp_path / "arm.json").write_text(json.dumps(row | more))
         return open_source(root, find_robot(str(tmp_path / "arm.json")))
-    with pytest.raises(ValueError, match="action 0 of dataset set is 'shoulder', which is state 1, but would be relative to state 0"):
+    with pytest.raises(ValueError, match="action 0 of dataset set is 'shoulder': that is state 1, it would be relative to 0"):
         taken([of()], "delta")
     taken([of(delta=[-2])], "delta")
     taken([of()])
