@@ -34,8 +34,9 @@ def check_pictures(pictures, caller, trained=()):
     places_of(pictures, caller, trained)
     for view, picture in pictures.items():
         picture = array_of(picture)
+        found = picture if picture.dtype.kind == "U" and not picture.shape else f"{picture.dtype} {picture.shape}"
         must(picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3,
-             f"{caller}: {view} is {picture.dtype} {picture.shape}; give uint8 (H, W, 3)")
+             f"{caller}: {view} is {found}; give uint8 (H, W, 3)")
         check_size(*picture.shape[:2], f"{caller}: {view}")
 
 

@@ -104,6 +104,7 @@ def nan_at(row, T=12):
     ({"action": np.zeros((11, 6))}, ["11 rows of 'action'"]),
     ({"ends": np.array([8, 8, 12]), "task": np.array(["a", "b", "c"])}, ["empty episode"]),
     ({"fps": None}, ["no array 'fps'"]),
+    ({"task": np.array(["go".encode("utf-16-le") + b"!", b"stop"])}, ["'task' holds NUL characters"]),
     ({"action": None}, ["no dataset of the mixture has actions"]),
     ({"views": ()}, ["no pictures; expected head.npy"]),
     ({"ends": np.array([12]), "task": np.array(["go"])}, ["record a second one"]),

@@ -12,8 +12,10 @@ pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirem
 import train   # noqa: E402
 from data import open_corpus, windows   # noqa: E402
 from support.data.kept_statistics import statistics   # noqa: E402
+from support.data.lerobot_episodes import instructions   # noqa: E402
 from support.data.robots import find_robot   # noqa: E402
 from support.data.source import open_source   # noqa: E402
+from support.weights.__main__ import parse as weights   # noqa: E402
 
 from test_bad_input import RUN, write_folder   # noqa: E402
 from test_lerobot import HEAD, edit_info, parquet, write_dataset, write_table   # noqa: E402
@@ -102,3 +104,19 @@ def test_an_m_that_no_episode_is_long_enough_for_is_refused(tmp_path, refuses):
     assert "--m 8: the longest episode has 8 frames" in refuses("train.py", *run, "--out", tmp_path / "run", "--m", 8)
     train.run([*run, "--out", str(tmp_path / "seven"), "--m", "7"])
     train.run([*run, "--out", str(tmp_path / "alone"), "--m", "8", "--gen_expert", "false"])
+
+
+def test_an_instruction_with_nul_characters_is_refused_where_it_is_read(tmp_path):
+    """UTF-16 that is read as UTF-8: every second byte is NUL, and the tokens are of another text."""
+    assert instructions([b"pick", "up"], "x") == ("pick", "up")
+    for task in ("p\0u\0t\0", "put".encode("utf-16-le")):
+        with pytest.raises(ValueError, match="^episode 0 holds NUL characters, as UTF-16"):
+            instructions(["pick", task], "episode 0")
+
+
+@pytest.mark.parametrize("fps, words", [("0", "--fps must be above 0, got 0.0"), ("-3", "--fps must be above 0, got -3.0"),
+                                        ("nan", "--fps: expected a finite number, got 'nan'")])
+def test_published_weights_of_no_frame_rate_are_refused(capsys, fps, words):
+    with pytest.raises(SystemExit):
+        weights(["import", "a", "b", f"--fps={fps}"])
+    assert words in capsys.readouterr().err
