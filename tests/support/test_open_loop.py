@@ -237,7 +237,7 @@ def test_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_file(scr
 def test_a_mixture_weighs_datasets_of_any_kind_and_holds_out_the_last_episode(tmp_path):
     """Table 3 in small: weights, kinds, paths relative to the file; without a validation dataset the first with
     actions gives its last episode."""
-    for name, more in (("one", {}), ("two", {}), ("video", {"action": None})):
+    for name, more in (("one", {}), ("two", {"task": np.array(["put", "stop"])}), ("video", {"action": None})):
         write_folder(tmp_path / name, d=14, **more)
     rows = [{"path": "video", "weight": 0.1, "kind": "human"}, {"path": "one", "weight": 0.6}, {"path": "two"}]
     (tmp_path / "mixture.json").write_text(json.dumps({"datasets": rows, "robot": "aloha"}))
