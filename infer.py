@@ -9,12 +9,13 @@
     python infer.py --cut DATA --episode 7 --frame 60 --image-dir DIR      make such a folder from a dataset
 
 DIR holds one picture (any kind and size that support/data/picture.py reads) per camera and time:
-    head_past.png   head_now.png     frames t-m and t of the head camera; m is the checkpoint's (15 frames)
+    head_past.png   head_now.png     frames t-m and t of the head camera; m is the checkpoint's
     left_wrist_*.png  right_wrist_*.png   likewise; a camera that the robot does not have is left out
     head_future.png ...              optional: frame t+m, shown beside the imagined one
     state.npy or state.json          optional: q_t in raw units, in the order the checkpoint was trained with
     task.txt                         optional: the instruction, if --task is not given
     true_actions.npy                 optional: (k, d_a), plotted beside the predicted ones
+    m.json                           written by --cut: the m of its pictures, which must be the checkpoint's
 
 Written to --out (default DIR/result): actions.npy (k, d_a) float32 in the robot's units, row i for frame t + i;
 actions.png; foresight.png. Without --checkpoint the newest good checkpoint under runs/ is taken.
@@ -28,6 +29,7 @@ from pathlib import Path
 import torch
 
 import worlds
+from config import DataConfig, from_dict
 from support import checkpoint
 from support.data.corpus import Corpus
 from support.data.statistics import of_checkpoint
@@ -57,7 +59,7 @@ def infer(model, stats, batch, eps, state, euler_steps=None):
 def on_pictures(policy, args):
     """--image-dir: one chunk of actions and the imagined future."""
     folder, stats = Path(args.image_dir), policy.stats
-    observed = image_folder.read(folder, stats, args.task, args.state)
+    observed = image_folder.read(folder, stats, args.task, args.state, policy.config.data.m)
     seen, state, task = [observed.seen], observed.state[None], [observed.task]
     if policy.engine is None:
         batch, eps = policy.batch(seen, state, task).to(policy.device), policy.noise(1).to(policy.device)
@@ -73,7 +75,8 @@ def parse(argv):
     parser.add_argument("--image-dir", help="folder of pictures, see above")
     parser.add_argument("--task", help="the instruction")
     parser.add_argument("--state", help="q_t in raw units, .npy or .json (default: state.npy or state.json of DIR)")
-    parser.add_argument("--checkpoint", help="a run or one checkpoint of it (default: the newest under runs/)")
+    parser.add_argument("--checkpoint", help="a run or one checkpoint of it (default: the newest "
+                        "under runs/); with --cut: whose m is taken (default: 15 frames)")
     parser.add_argument("--weights", help="directory or hub id of the authors' release, instead of a checkpoint")
     parser.add_argument("--config", help="with --weights: the preset (default: what its config.json names)")
     parser.add_argument("--robot", help="with --weights: one of support/data/robots.json or a .json file; with "
@@ -162,8 +165,10 @@ def main(argv):
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.cut:
+        state = args.checkpoint and read_json(checkpoint.resolve(args.checkpoint) / checkpoint.STATE)
+        data = from_dict(state.get("config")).data if state else DataConfig()
         return image_folder.cut(args.cut, Path(args.image_dir or "cut"), args.episode, args.frame, args.robot,
-                                args.timestamps)
+                                args.timestamps, data.m)
     policy = open_policy(args, device)
     if args.closed_loop:
         closed_loop.evaluate(policy, worlds.find(policy.stats.robot), args.episodes, args.seed, args.controls,

@@ -80,9 +80,15 @@ def damage(where, what, path=None):
 def read_text(path, **repair):
     """A text file, UTF-8 with or without a byte order mark -> str."""
     try:
-        return Path(regular(path, LARGEST_TEXT)).read_text(encoding="utf-8-sig")
+        return instruction(Path(regular(path, LARGEST_TEXT)).read_text(encoding="utf-8-sig"), path)
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(path, error, **repair) from error
+
+
+def instruction(text, where):
+    """text, as it is. ValueError: it holds NUL characters, which nobody writes and which a policy would be told."""
+    must("\0" not in text, f"{where} holds NUL characters, as UTF-16 that is read as UTF-8: give it in UTF-8")
+    return text
 
 
 def parse_json(text, where):
@@ -121,7 +127,7 @@ def whole(value, where, low=0, high=10 ** 9):
     raise ValueError(f"{where} is {value!r:.60}, expected a whole number from {low} to {high}: correct it")
 
 
-def numbers(values, where, ndim=None):
+def numbers(values, where, ndim=None, repair="write it again"):
     """Numbers from a file, of any form -> float32 array. `where` names them: file, key. ValueError: text, complex,
     ragged, empty, another number of axes than ndim, or a row that is not finite as float32; the first is named."""
     try:
@@ -131,14 +137,14 @@ def numbers(values, where, ndim=None):
         with np.errstate(over="ignore"):
             found = given.astype(np.float32)
     except (ValueError, TypeError, OverflowError) as error:
-        line = f"{where} holds no rows of equal length of real numbers ({str(error)[:100]}): write it again"
+        line = f"{where} holds no rows of equal length of real numbers ({str(error)[:100]}): {repair}"
         raise ValueError(line) from error
     if ndim is not None and (found.ndim != ndim or 0 in found.shape[1:]):
-        raise ValueError(f"{where} has shape {found.shape}, expected {ndim} axes, none of them empty: write it again")
+        raise ValueError(f"{where} has shape {found.shape}, expected {ndim} axes, none of them empty: {repair}")
     bad = np.argwhere(~np.isfinite(found))
     if len(bad):
         row = f", row {bad[0][0]}" if found.ndim else ""
-        raise ValueError(f"{where}{row}: {given[tuple(bad[0])]} is not finite as float32; repair it")
+        raise ValueError(f"{where}{row}: {given[tuple(bad[0])]} is not finite as float32: {repair}")
     return found
 
 

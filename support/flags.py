@@ -46,7 +46,7 @@ READ_BY = {
         "data": ("--open-loop",),
         "episode frame timestamps": ("--cut",),
         "weights tokenizer seed engine euler_steps device threads": (*ACTING, "--serve"),
-        "checkpoint": ("a policy without --weights",),
+        "checkpoint": ("--cut", "a policy without --weights"),
         "config action_mode vae dtype revision": ("--weights",),
     },
     "model.py": {"only_episodes hold_out action_mode full_windows stretch lpt_workers balance loaders std_floor "

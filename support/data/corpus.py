@@ -5,13 +5,14 @@ this rank was dealt. Episodes, windows and statistics of the others never exist 
 
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from support.data.episodes import chosen, spans
-from support.data.file_hashes import contents_digest
+from support.data.file_hashes import contents_digest, data_digest
 from support.data.mixture import read_mixture
 from support.data.robots import find_robot
 from support.data.source import glance, is_lerobot, open_source
@@ -33,7 +34,7 @@ class Listed:
     robot: str          # the name under which its statistics are taken
     frames: int         # of all its episodes, from metadata alone
     has_action: bool
-    same: object        # what is the same for one dataset, by whatever path it is listed
+    same: object        # what is the same for one dataset and its copies, by whatever path they are listed
     lists: str          # a digest of what it says of itself, which a resumed run compares
     timestamps: str     # how those of its rows are taken: check or index
     only: str = ""      # the episodes that are used, as support.data.episodes reads it
@@ -45,11 +46,11 @@ class Listed:
         path = folder / row["path"]
         name, robot, frames, has_action = glance(path, row["robot"])
         has_action = has_action and row.get("kind") != "human"   # Sec. 4.4: labels of human video are not used
-        marker = (path / ("meta/info.json" if is_lerobot(path) else "episode.npz")).stat()
         name = os.fsencode(row.get("name") or name).decode(errors="replace")   # a folder may be called anything
+        lists = contents_digest(path)
         return cls(path, name, float(row.get("weight") or 1),
                    row.get("kind") or ("robot" if has_action else "human"), row["robot"], robot, frames, has_action,
-                   (marker.st_dev, marker.st_ino), contents_digest(path), row["timestamps"],
+                   lists, lists, row["timestamps"],
                    row.get("only_episodes") or "", row.get("hold_out") or "")
 
     def open(self):
@@ -101,15 +102,16 @@ class Corpus:
         robot = find_robot(robot) if robot else None
         rows, validation = read_mixture(listing, robot) if listing.exists() else ([{"path": ".", "robot": robot}], None)
         listed = [Listed.of(listing.parent, row | {"timestamps": timestamps}) for row in [*rows, validation] if row]
-        caches = {row.lists for row in listed if (row.path / "frame_cache").is_dir()}   # each is what it was made of
-        listed = [replace(row, same=row.lists) if row.lists in caches else row for row in listed]
+        often = Counter(row.lists for row in listed)   # of what says the same of itself, copies have the same data, too
+        listed = [replace(row, same=data_digest(row.path)) if often[row.lists] > 1 else row for row in listed]
         validation = listed.pop() if validation else None
         if only_episodes:
             if len({row.same for row in listed}) > 1 or any(row.only for row in listed):
                 raise ValueError("--only_episodes counts in one dataset: name them for each dataset in the mixture")
             listed = [replace(row, only=only_episodes) for row in listed]
         if any(row.same == validation.same for row in listed if validation):
-            raise ValueError(f"{validation.name} is trained on and held out: hold out other data, or no dataset")
+            raise ValueError(f"{validation.name} is trained on and held out, by this or another path: hold out "
+                             "other data, or no dataset")
         own, hold_out = [row for row in listed if row.hold_out], str(hold_out)
         if own and (validation or len({(row.same, row.hold_out) for row in own}) > 1):
             raise ValueError(f"the mixture names {len(own)} hold_out{' and a validation' * bool(validation)}: what is "
@@ -168,6 +170,10 @@ class Corpus:
                 source, used = self.sources[i], self.used[i]
                 yield (f"dataset {self.listed[i].name}: {len(used)} of {len(source.lengths)} episodes are trained on: "
                        f"{spans(source.indices[e] for e in used)}")
+        for row in self.listed:
+            first = next(of for of in self.listed if of.same == row.same)
+            if first.path.resolve() != row.path.resolve():
+                yield f"{first.path} and {row.path} are one dataset: what is held out of it is trained on in neither"
         if not self.holds_out:
             yield "nothing is held out: all episodes that are used are trained on"
         elif self.held_out and self.hold_out != "-1":

@@ -6,6 +6,8 @@ as checkpoints of older versions count. The empty text is all, `none` is none.""
 from bisect import bisect_left, bisect_right
 from itertools import groupby
 
+from support.bounds import must
+
 
 def spans(numbers):
     """Numbers, for messages: 0 to 19, 25."""
@@ -28,6 +30,7 @@ def chosen(text, indices, among, flag, name):
             those = [indices[e] for e in among[place:][:1] if place >= 0]
         else:   # a range may span gaps, but it ends before the dataset does
             low, high = int(first), int(last or first)
+            must(low <= high, f"{flag} {part}: the range runs backwards; write {last}-{first}")
             inside = numbers and low <= high <= numbers[-1]
             those = numbers[bisect_left(numbers, low):bisect_right(numbers, high)] if inside else []
         if not those:

@@ -34,6 +34,14 @@ def contents_digest(root):
                    for path in paths])
 
 
+def data_digest(root):
+    """The above and how the first file of numbers or pictures begins -> hex: two recordings of one length and task may
+    say the same of themselves."""
+    files = [*root.glob("data/*/*.parquet")] or [*root.glob("*.npy"), *root.glob("*/*")]
+    with open(min(filter(Path.is_file, files), default=os.devnull), "rb") as file:
+        return digest([contents_digest(root), hashlib.sha256(file.read(1 << 20)).hexdigest()])
+
+
 def write_json(path, body):
     """Write {**body, "sha256"} to `path` in one move, making its folder; OSError as it comes."""
     save_json(path, body | {"sha256": digest(body)})

@@ -12,7 +12,7 @@ from config import VIEWS
 from support.data.file_hashes import files_digest
 from support.data.picture import ENDINGS, check_size, decode
 from support.data.robots import ROBOTS, Robot, action_kinds, unnamed
-from support.files import must, numbers, read_npy, read_npz
+from support.files import instruction, must, numbers, read_npy, read_npz
 
 ROWS = ("state", "action", "target", "distractor")   # arrays with a row a frame
 KEYS = ROWS + ("task", "fps", "ends", "stored", "robot", "action_names", "suite")
@@ -64,6 +64,7 @@ def _texts(x, where, *lengths):
     with suppress(UnicodeError):
         x = np.atleast_1d(np.char.decode(x, "utf-8") if x.dtype.kind == "S" else x)
         if x.dtype.kind == "U" and x.ndim == 1 and len(x) in lengths and np.char.encode(x, "utf-8") is not None:
+            instruction("".join(dict.fromkeys(x.tolist())), where)
             return x   # without lone surrogates, at which encode raises
     raise ValueError(f"{where} is {x.dtype} of shape {x.shape}, expected {' or '.join(map(str, lengths))} texts in "
                      "UTF-8; write it again")
@@ -123,6 +124,10 @@ class FolderSource:
         self.files = self._cameras(len(stored))
         self.views = {view: view for view in VIEWS if view in self.files}
         named = str(_texts(arrays.get("robot", np.array("")), f"{path}, 'robot'", 1)[0])
+        unread = [key for key in ("state", "action", "cameras", "instruction")   # the table's rows are LeRobot's, too
+                  if robot not in (None, *ROBOTS.values()) and getattr(robot, key) != getattr(Robot(""), key)]
+        must(not unread, f"{path}: {', '.join(unread)} of the --robot file would be ignored, as it chooses among "
+             "LeRobot's features: leave them out, and write what is trained on to the folder")
         robot = robot or ROBOTS.get(named, Robot(named))
         self.state_names = range(self.state.shape[1])
         measures = self.state_names, self.action_names or range(d_a), list(self.views)

@@ -12,8 +12,10 @@ where c and the sums over a chunk are differences of cumulative sums, in float64
 and ranks, are merged by mean and squared deviation, so no digits cancel."""
 
 import hashlib
+import re
 import time
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +25,7 @@ from support.data.robots import ROBOTS
 from support.data.statistics import Alone, Statistics, gathered, inputs_of, kinds_of, reference
 from support.files import must
 
-FORMAT = 3   # of what is kept and how it is computed: raise it when either changes
+FORMAT = 4   # of what is kept and how it is computed: raise it when either changes
 SAMPLE, SAMPLE_SEED = 2_000_000, 0   # above so many windows, so many of them, chosen by this seed
 ROUNDING = float(np.finfo(np.float32).eps)   # what float32 leaves of a difference of numbers near 1 that should be 0
 STALLED = 1e-3   # deviation of a state, in its unit and of its command's, below which it is not divided by: a finger
@@ -90,11 +92,19 @@ def statistics(sources, window_lists, k, action_mode, std_floor, bad=None, ranks
     sources = {i: source for i, source in sources.items() if source.has_action}
     about = gathered(ranks, {i: SimpleNamespace(
         name=source.name, robot=source.robot, fps=source.fps, relative=tuple(source.relative), inputs=inputs_of(source),
-        kinds=kinds_of(source), action_names=tuple(source.action_names), windows=len(window_lists[i]))
-        for i, source in sources.items()})
+        kinds=kinds_of(source), action_names=tuple(source.action_names), windows=len(window_lists[i]),
+        state_names=tuple(getattr(source, "state_names", ()))) for i, source in sources.items()})
     for what, key in (("frames/s", "fps"), ("a delta mask of", "relative"), ("the kinds of action", "kinds")):
         _alike(about, what, {i: getattr(of, key) for i, of in about.items()})
+    for what in ("state", "action"):
+        for (a, i), (b, j) in combinations({getattr(of, f"{what}_names"): i for i, of in about.items()}.items(), 2):
+            _alike(about, f"the {what} dimensions", {i: a, j: b} if misplaced(a, b) else {})
     rows = list(about.values())
+    for of in rows if action_mode == "delta" else ():
+        for d in (d for d in misplaced(of.action_names, of.state_names) if any(of.relative[d:d + 1])):
+            raise ValueError(f"--action_mode delta: action {d} of dataset {of.name} is '{of.action_names[d]}': "
+                             f"that is state {of.state_names.index(of.action_names[d])}, it would be relative to {d}: "
+                             'put "state" in the order of "action" in a --robot file')
     for d, (kind, relative) in enumerate(zip(rows[0].kinds, rows[0].relative)):
         if action_mode == "delta" and relative and kind != "position":
             raise ValueError(f"--action_mode delta: action {d} of robot '{rows[0].robot}' is a {kind}, which is "
@@ -116,7 +126,14 @@ def _alike(about, what, values):
     first = next(iter(values), None)
     for i, value in values.items():
         must(value == values[first], f"robot '{about[i].robot}' has {what} {values[first]} in dataset "
-             f"{about[first].name} and {value} in {about[i].name}: name them apart, with a robot file for each")
+             f"{about[first].name} and {value} in {about[i].name}: name them apart, or make them alike, with a robot "
+             "file for each")
+
+
+def misplaced(names, others):
+    """Which d of `names` stand at another place among `others`. What a reader made of places says nothing."""
+    return [d for d, name in enumerate(names) if name in others and others[d:d + 1] != (name,)
+            and not re.fullmatch(r"(state|action)_\d+", str(name))]
 
 
 def _sums(sources, window_lists, k, action_mode, bad):

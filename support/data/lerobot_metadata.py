@@ -162,8 +162,6 @@ class LeRobotMetadata(LeRobotEpisodes):
         self.relative, self.kinds, self.guessed = robot.relative, (), False
         if not self.has_action:
             return
-        must(len(self.relative) in (0, len(chosen)), f"robot '{robot.name}' has a delta mask of {len(self.relative)} "
-             f"dimensions, the actions have {len(chosen)}; give a --robot file with the right one")
         self.kinds, self.guessed = action_kinds(robot, [key for key, _ in chosen], self.action_names)
         if self.guessed:
             said = [f"{name} ({kind})" for name, kind in zip(self.action_names, self.kinds) if kind != "position"]

@@ -9,7 +9,8 @@ dataset or of all. name: for messages, else the path.
 
 only_episodes: those that are used, as the flag says: "0-19,25", a list of numbers, or a file beside the mixture.
 hold_out: of one dataset, those of them that are held out, likewise, or "none"; without it --hold_out, of the first
-dataset with actions. A folder that is listed twice, by whatever path, is one dataset: what is held out is so in both.
+dataset with actions. A folder that is listed twice, by whatever path, is one dataset, and so is a copy of it: what is
+held out is so in both.
 validation: a dataset, all of it held out: its path, or {"path", "robot", "only_episodes"}."""
 
 from support.bounds import EPISODES, check, must

@@ -106,7 +106,10 @@ def unnamed(fps, state, action, others):
 
 def action_kinds(robot, keys, names):
     """The control mode of each action dimension, of which features' keys and names are given -> tuple of KINDS, whether
-    it is guessed. The dimension's own name decides, else the feature's, but not about a gripper."""
+    it is guessed. The dimension's own name decides, else the feature's, but not about a gripper. ValueError: the robot
+    has another number of dimensions."""
+    must(len(robot.relative) in (0, len(names)), f"robot '{robot.name}' has a delta mask of {len(robot.relative)} "
+         f"dimensions, the actions have {len(names)}; give a --robot file with the right one")
     kinds, guessed = (robot.kinds,) * len(names) if isinstance(robot.kinds, str) else robot.kinds, False
     if not kinds:
         texts = [[name, "" if re.search("grip|pos", name.lower()) else key] for key, name in zip(keys, names)]
@@ -122,7 +125,7 @@ def action_kinds(robot, keys, names):
 def check_width(what, d, most):
     """ValueError where `what` has more dimensions than the model takes."""
     must(d <= most, f'{what} has {d} dimensions, the model takes at most {most}; choose some in a --robot file, such '
-         'as "state": [["observation.state", [0, 7], [22, 29]]]')
+         'as "state": [["observation.state", [0, 7], [22, 29]]], or of a plain folder write only these to episode.npz')
 
 
 def release_statistics(path, robot):

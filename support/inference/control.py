@@ -33,15 +33,24 @@ def check_pictures(pictures, caller, trained=()):
     must(isinstance(pictures, dict), f"{caller}: pictures are a {type(pictures).__name__}; give view -> (H, W, 3)")
     places_of(pictures, caller, trained)
     for view, picture in pictures.items():
-        picture = np.asarray(picture)
+        picture = array_of(picture)
+        found = picture if picture.dtype.kind == "U" and not picture.shape else f"{picture.dtype} {picture.shape}"
         must(picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3,
-             f"{caller}: {view} is {picture.dtype} {picture.shape}; give uint8 (H, W, 3)")
+             f"{caller}: {view} is {found}; give uint8 (H, W, 3)")
         check_size(*picture.shape[:2], f"{caller}: {view}")
+
+
+def array_of(given):
+    """np.asarray; of what is none, ragged or a tensor with a gradient, text that says so: the caller refuses it."""
+    try:
+        return np.asarray(given)
+    except (ValueError, TypeError, RuntimeError):
+        return np.array(f"a {type(given).__name__} that is no array")
 
 
 def checked_state(state, d, caller):
     """A state, None for a robot without one -> (d,) float32, a copy. ValueError, one line."""
-    given = np.asarray(() if state is None else state)
+    given = array_of(() if state is None else state)
     with np.errstate(over="ignore"):
         found = given.astype(np.float32) if given.dtype.kind in "biuf" else np.full(1, np.nan)
     if given.shape != (d,) or not np.isfinite(found).all():   # the line takes longer than a step may

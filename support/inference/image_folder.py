@@ -1,5 +1,6 @@
 """A folder of pictures, as infer.py's first docstring describes it: read, planned for, or cut from a dataset."""
 
+import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from support.data.folder import listing
 from support.data.picture import ENDINGS, decode
 from support.data.robots import find_robot
 from support.data.source import open_source
-from support.files import must, numbers, read_json, read_npy, read_text, written
+from support.files import must, numbers, read_json, read_npy, read_text, save_json, written
 from support.inference.control import places_of
 from support.inference.report import action_names, deviations, foresight_picture, print_euler_error, shown_errors
 from support.pictures import action_plot, saved
@@ -21,6 +22,7 @@ from support.pictures import action_plot, saved
 TIMES = ("past", "now", "future")
 WRITTEN = ("actions.png", "foresight.png")   # by `write`, where --out is the folder itself
 TRUE_ACTIONS = 50   # that `cut` writes, at most
+READ = ("state.npy", "state.json", "task.txt", "true_actions.npy", "m.json")   # beside pictures
 
 
 @dataclass
@@ -34,11 +36,17 @@ class Observed:
     actions: np.ndarray | None   # the true ones (k, d_a) in raw units
 
 
-def read(folder, stats, task=None, state=None):
+def read(folder, stats, task=None, state=None, m=None):
     """An image folder of the robot of `stats` -> Observed. task, state: the text and the file given instead of the
-    folder's own. ValueError: one line that names the file."""
+    folder's own; m: the policy's, where it is known. ValueError: one line that names the file."""
     must(folder.is_dir(), f"--image-dir {folder}: no such folder; infer.py --help describes it")
     files = listing(folder)
+    cut_with = read_json(files["m.json"], int) if "m.json" in files else m
+    must(m in (None, cut_with), f"{folder} was cut with m = {cut_with} frames, the checkpoint has m = {m}: cut it "
+         "again, with --cut DATA and this --checkpoint")
+    for name in files.keys() - {*READ, Path(state or "").name.lower()}:
+        near = difflib.get_close_matches(name.rpartition(".")[0], [known.rpartition(".")[0] for known in READ], 1, 0.85)
+        must(not near, f"{files[name]} is not read, {', '.join(READ)} are: rename it, or move it elsewhere")
     seen, future = read_pictures(folder, files)
     places_of(seen, f"--image-dir {folder}", stats.cameras())
     states = [Path(state)] if state else [files[name] for name in ("state.npy", "state.json") if name in files]
@@ -112,14 +120,14 @@ def write(out, policy, observed, actions, z_hat):
     print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")
 
 
-def cut(dataset, folder, episode=-1, frame=None, robot=None, timestamps="check"):
+def cut(dataset, folder, episode=-1, frame=None, robot=None, timestamps="check", m=DataConfig.m):
     """Write a new image folder from an episode of a dataset, with the true future and the true actions. frame: t, by
     default m. ValueError: one line, for a folder that holds files, an episode or a frame that does not exist."""
     must(not folder.exists() or not any(folder.iterdir()),
          f"--image-dir {folder} holds files already: name a new folder to cut into, or empty this one")
     source = open_source(dataset, find_robot(robot) if robot else None)
     source.timestamps = timestamps
-    m, (e,) = DataConfig.m, chosen(str(episode), source.indices, range(len(source.indices)), "--episode", dataset)
+    (e,) = chosen(str(episode), source.indices, range(len(source.indices)), "--episode", dataset)
     t, T = m if frame is None else frame, int(source.lengths[e])
     must(0 <= t < T, f"--frame {t}: episode {source.indices[e]} of {dataset} has frames 0 to {T - 1}")
     pictures = {f"{view}_{time}.png": source.frame(view, e, at) for view in source.views_of(e)
@@ -135,4 +143,5 @@ def cut(dataset, folder, episode=-1, frame=None, robot=None, timestamps="check")
             np.save(file, array)
     with written(folder / "task.txt") as file:
         file.write_text(source.task(e, t) + "\n", encoding="utf-8")
+    save_json(folder / "m.json", m)
     print(f"wrote frames t - {m}, t and t + {m} of episode {source.indices[e]}, t = {t}, to {folder}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from config import VIEWS
-from support.files import must, numbers, read_json
+from support.files import instruction, must, numbers, read_json
 
 LAYOUTS = {"HWC": "(H, W, 3)", "CHW": "(3, H, W)"}
 DTYPES = {"uint8": "uint8", "float": "float from 0 to 1", "": "uint8, or float from 0 to 1"}
@@ -51,8 +51,9 @@ def _part(entry):
 
 
 FIELDS = {   # of a file: what it is, and whether it is
-    "cameras": (f"{{slot: entry}} of {', '.join(VIEWS)}", lambda x: isinstance(x, dict) and x and {*x} <= {*VIEWS}
-                and all(isinstance(entry, str) for entry in x.values())),
+    "cameras": (f"{{slot: entry}} of {', '.join(VIEWS)}, each of another entry", lambda x: isinstance(x, dict) and x
+                and {*x} <= {*VIEWS} and all(isinstance(entry, str) for entry in x.values())
+                and len({*x.values()}) == len(x)),
     "state": ("a list of entries and [entry, [first, end], ...]", lambda x: isinstance(x, list) and all(map(_part, x))),
     "prompt": ("an entry", lambda x: isinstance(x, str)),
     "layout": ("HWC or CHW", lambda x: x in ("HWC", "CHW")),
@@ -127,7 +128,9 @@ class Reader:
             key, *ranges = [entry] if isinstance(entry, str) else entry
             value = find(observation, key)
             must(value is not None, f"{key} is missing; robot '{self.stats.robot}' has {d} state dimensions")
-            value = numbers(value, key, ndim=1)
+            value = numbers(value, key, ndim=1, repair="correct what is sent")
+            must(all(last <= len(value) for _, last in ranges),
+                 f"{key} has {len(value)} numbers, --keys takes {ranges} of it: correct one of them")
             parts += [value[slice(*of)] for of in ranges] or [value]
             named.append(key)
         must(sum(map(len, parts)) == d, f"{' + '.join(named)} has {sum(map(len, parts))} numbers; robot "
@@ -137,9 +140,10 @@ class Reader:
     def prompt(self, observation):
         """The instruction, None where there is none."""
         text = find(observation, entry := self.form(observation).prompt)
+        found = f"text of {len(text):,} letters" if isinstance(text, str) else f"a {type(text).__name__}"
         must(text is None or isinstance(text, str) and len(text) <= 10_000,
-             f"{entry} is a {type(text).__name__}; expected text of at most 10,000 letters")
-        return text
+             f"{entry} is {found}; expected text of at most 10,000 letters")
+        return text and instruction(text, entry)
 
 
 def picture(value, where, form):

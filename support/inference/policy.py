@@ -15,7 +15,7 @@ from config import VIEWS
 from data import collate, observation
 from support import checkpoint
 from support.data.statistics import of_checkpoint
-from support.files import must
+from support.files import instruction, must
 from support.inference.control import ControlLoop, all_finite, check_pictures, checked_state, places_of
 from support.inference.handover import Rest, guide_of, prepare
 from support.weights.loading import empty_model, load_state, with_tokenizer
@@ -100,8 +100,11 @@ class Policy:
              f"plan: tasks are {tasks!r:.60}; give a list with one text for each scene")
         must(len(pictures) == len(states) == len(tasks) > 0,
              f"plan: {len(pictures)} scenes, {len(states)} states and {len(tasks)} tasks are given")
+        for task in tasks:
+            instruction(task, "plan: a task")
         for scene in pictures:
-            must(isinstance(scene, dict) and all(len(pair) == 2 for pair in scene.values()),
+            pairs = scene.values() if isinstance(scene, dict) else [None]
+            must(all(isinstance(of, (list, tuple, np.ndarray, torch.Tensor)) and len(of) == 2 for of in pairs),
                  "plan: a scene is view -> two pictures, of t - m and of t")
             for seen in zip(*scene.values()) if scene else [()]:
                 check_pictures(dict(zip(scene, seen)), "plan", self.stats.cameras())
@@ -167,7 +170,10 @@ class Policy:
             raise ValueError(f"control at {fps:g} Hz: the checkpoint was trained on {self.stats.fps:g} frames/s, which "
                              "m and the chunk count; call step at that rate, or resample the data and train again")
         steps = execute_steps if execute_steps is not None else max(1, k // 2) if background else k
-        must(1 <= steps <= k, f"execute_steps {steps}: a chunk has {k} actions")
+        must(isinstance(steps, (int, np.integer)) and 1 <= steps <= k,
+             f"execute_steps {steps!r:.60}: a chunk has {k} actions; give how many of them")
+        must(type(background) is bool, f"reset: background is {background!r:.60}; give True or False")
+        instruction(task, "reset: the task")
         prepare(self, handover)
         self._end_episode()
         self.loop = ControlLoop(self, task, steps, background, handover)

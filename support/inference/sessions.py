@@ -95,7 +95,7 @@ class Session:
         must(isinstance(sent["past"], dict),
              f"past is a {type(sent['past']).__name__}, expected a map with the entries of pictures")
         past = self.reader.pictures(sent["past"], "past/")
-        age = float(numbers(sent.get("past_age", self.m * self.hold), "past_age", 0))
+        age = float(numbers(sent.get("past_age", self.m * self.hold), "past_age", 0, "correct what is sent"))
         must(past.keys() == now.keys() and age >= 0, f"past has the cameras {', '.join(past)} and past_age {age:g}; "
              f"expected those of now, {', '.join(now)}, and an age of 0 frames or more")
         return "pair", age / self.hold, past

@@ -123,6 +123,8 @@ def check_settings(args, config, corpus, least_chunk, ranks):
     world = all(row.robot == "conveyor" for row in corpus.listed)   # a smoke test of the a1 presets, by design
     if chunk > max(lengths) and not (world and config.name not in WORLDS):
         raise ValueError(f"--chunk {chunk} is longer than every episode: the longest has {max(lengths)} frames")
+    must(config.data.m < max(lengths) or not config.model.gen_expert, f"--m {config.data.m}: the longest episode has "
+         f"{max(lengths)} frames, so no frame has one m later and L_gen would learn nothing: give a smaller --m")
     for flag, size in (("batch_size", config.train.batch_size), ("lpt_workers", config.data.lpt_workers)):
         if min(windows) > 0 and size > sum(windows):   # a dataset without windows has a message of its own
             raise ValueError(f"--{flag} {size} is more than the data have samples: {sum(windows)} windows")

@@ -8,7 +8,7 @@ from support.entry import command   # first: Ctrl-C during the imports is one li
 
 from config import CONFIGS, WORLDS
 from support.files import must
-from support.flags import Parser
+from support.flags import Parser, value
 from support.owner import contents, own
 from support.weights.release import export_run, import_release
 
@@ -25,7 +25,7 @@ def parse(argv):
                       "described there (default: the only one)")
     load.add_argument("--action_mode", choices=("absolute", "delta"),
                       help="how the weights act, where train_config.json does not say")
-    load.add_argument("--fps", type=float, help="frames per second of that robot (default: 30)")
+    load.add_argument("--fps", type=value(float, {"above": 0}), help="frames per second of that robot (default: 30)")
     load.add_argument("--revision", help="branch, tag or commit of a hub id")
     load.add_argument("--vae", help="directory of encoder.jit and decoder.jit, instead of the release's copy")
     load.add_argument("--tokenizer", help="directory or hub id of the tokenizer (default: DIR's own)")

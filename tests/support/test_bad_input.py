@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = {"layers": 1, "image_size": 32, "vae_size": 32, "chunk": 4, "text_tokens": 8}
 RUN = [f"--{key}={value}" for key, value in {
     **SMALL, "batch_size": 8, "steps": 2, "warmup_steps": 1, "full_windows": "false",
-    "action_draws": 1}.items()]
+    "action_draws": 1, "m": 4}.items()]
 
 
 def write_folder(root, T=12, d=6, views=("head",), **arrays):
@@ -104,6 +104,7 @@ def nan_at(row, T=12):
     ({"action": np.zeros((11, 6))}, ["11 rows of 'action'"]),
     ({"ends": np.array([8, 8, 12]), "task": np.array(["a", "b", "c"])}, ["empty episode"]),
     ({"fps": None}, ["no array 'fps'"]),
+    ({"task": np.array(["go".encode("utf-16-le") + b"!", b"stop"])}, ["'task' holds NUL characters"]),
     ({"action": None}, ["no dataset of the mixture has actions"]),
     ({"views": ()}, ["no pictures; expected head.npy"]),
     ({"ends": np.array([12]), "task": np.array(["go"])}, ["record a second one"]),
@@ -220,6 +221,9 @@ def test_infer_alone_takes_the_newest_run(script, pictures, a_checkpoint, tmp_pa
     ("state.npy", np.array([0, 0, np.nan, 0, 0, 0]), ["state.npy, row 2: nan is not finite"]),
     ("state.npy", b"garbage", ["state.npy cannot be read"]),
     ("task.txt", None, ["--task is missing", "task.txt"]),
+    ("task.txt", "pick up".encode("utf-16-le"), ["task.txt holds NUL characters, as UTF-16"]),
+    ("states.npy", np.zeros(6), ["states.npy is not read, state.npy"]), ("state.csv", b"0", ["state.csv is not read"]),
+    ("true_action.npy", np.zeros((4, 6)), ["true_action.npy is not read", "true_actions.npy"]),
     ("true_actions.npy", np.zeros((4, 5)), ["(4, 5)", "(steps, 6)"]),
     ("true_actions.npy", b"garbage", ["true_actions.npy"]),
 ])

@@ -131,7 +131,7 @@ def test_infer_has_one_job(refuses, argv, words):
 def test_what_data_decide_is_refused_once_their_metadata_are_read(refuses, tmp_path):
     """A robot without a world has no closed loop; a mixture may say itself what is held out."""
     for name in ("a", "b"):
-        write_folder(tmp_path / name, robot=np.array("tiny"))
+        write_folder(tmp_path / name, robot=np.array("tiny"), task=np.array([name] * 2))
     for flag in ("--episodes", "--eval_seed"):
         assert f"{flag} would be ignored: it is for a robot that a world simulates" in \
             refuses("train.py", "--data", tmp_path / "a", *RUN, flag, 3)

@@ -84,7 +84,7 @@ def test_a_wrong_entry_of_a_mixture_is_one_line(table_3, change, message):
 def test_a_validation_dataset_may_have_a_robot_of_its_own_and_folders_called_alike_are_told_apart(tmp_path):
     """RoboTwin's folders are <task>/aloha-agilex: one name for all."""
     for task in ("stack", "pour", "apart"):
-        write_folder(tmp_path / task / "arm", d=14, robot=np.array("somebody"))
+        write_folder(tmp_path / task / "arm", d=14, robot=np.array("somebody"), task=np.array([task] * 2))
     rows = [{"path": f"{task}/arm", "robot": "aloha"} for task in ("stack", "pour")]
     listing = tmp_path / "mixture.json"
     listing.write_text(json.dumps({"datasets": rows, "validation": {"path": "apart/arm", "robot": "aloha"}}))
@@ -102,7 +102,7 @@ def test_a_validation_dataset_may_have_a_robot_of_its_own_and_folders_called_ali
     ({"action": None}, "held out is human video, without actions, trained is")])
 def test_a_validation_dataset_of_another_robot_is_refused(table_3, tmp_path, validation, message):
     """It would be measured with statistics that nobody took."""
-    write_folder(tmp_path / "apart", **validation)
+    write_folder(tmp_path / "apart", d=8, **validation)
     stored = json.loads(Path(table_3).read_text())
     Path(table_3).write_text(json.dumps(stored | {"validation": "apart"}))
     with pytest.raises(ValueError, match=message):

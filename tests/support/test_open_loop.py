@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import support.inference.policy
 import train
-from config import get_config
+from config import get_config, to_dict
 from data import example, open_corpus, windows
 from support.data import frame_cache
 from support.data.corpus import Corpus
@@ -156,6 +157,22 @@ def test_an_image_folder_cut_from_a_dataset_gives_the_training_inputs_bit_for_bi
                for name in ("image", "view_mask", "text_ids", "text_mask", "state", "dim_mask"))
 
 
+def test_a_folder_is_cut_with_the_m_of_the_checkpoint_and_is_refused_with_another(script, refuses, tmp_path):
+    """The past of a policy that was trained with m = 4 is 4 frames old; without --checkpoint it is 15."""
+    root = write_folder(tmp_path / "arm", T=40, robot=np.array("arm"), ends=np.array([40]), task=np.array("go"))
+    config, own, other = get_config("conveyor", SMALL | {"m": 4}), tmp_path / "own", tmp_path / "other"
+    path = save_checkpoint(tmp_path / "run", config.model, to_dict(config))
+    script("infer.py", "--cut", root, "--frame", 20, "--checkpoint", path, "--image-dir", own)
+    script("infer.py", "--cut", root, "--frame", 20, "--image-dir", other)
+    source = open_source(root)
+    for folder, m in ((own, 4), (other, 15)):
+        assert json.loads((folder / "m.json").read_text()) == m
+        assert (np.asarray(Image.open(folder / "head_past.png")) == source.frame("head", 0, 20 - m)).all()
+    script("infer.py", "--image-dir", own, "--checkpoint", path)
+    assert "was cut with m = 15 frames, the checkpoint has m = 4" in refuses("infer.py", "--image-dir", other,
+                                                                             "--checkpoint", path)
+
+
 def test_infer_reports_the_held_out_episode_with_plot_foresight_and_json(script, tmp_path, capsys):
     """infer.py --open-loop on a folder of two episodes: the last is held out, all baselines stand beside the policy."""
     root = write_folder(tmp_path / "arm", T=80, ends=np.array([40, 80]), robot=np.array("arm"))
@@ -220,8 +237,8 @@ def test_data_of_ones_own_robot_train_and_open_loop_with_the_same_robot_file(scr
 def test_a_mixture_weighs_datasets_of_any_kind_and_holds_out_the_last_episode(tmp_path):
     """Table 3 in small: weights, kinds, paths relative to the file; without a validation dataset the first with
     actions gives its last episode."""
-    for name, more in (("one", {}), ("two", {}), ("video", {"action": None})):
-        write_folder(tmp_path / name, **more)
+    for name, more in (("one", {}), ("two", {"task": np.array(["put", "stop"])}), ("video", {"action": None})):
+        write_folder(tmp_path / name, d=14, **more)
     rows = [{"path": "video", "weight": 0.1, "kind": "human"}, {"path": "one", "weight": 0.6}, {"path": "two"}]
     (tmp_path / "mixture.json").write_text(json.dumps({"datasets": rows, "robot": "aloha"}))
     for path in (tmp_path, tmp_path / "mixture.json"):

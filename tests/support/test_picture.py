@@ -278,7 +278,7 @@ def test_a_state_that_is_no_row_of_finite_numbers_is_named(images, text):
 def test_a_cut_never_replaces_what_a_folder_holds(tmp_path):
     root, folder = plain_folder(tmp_path / "d", T=80, state=None, action=None), tmp_path / "cut"
     image_folder.cut(root, folder, frame=39)
-    assert sorted(path.name for path in folder.iterdir()) == ["head_now.png", "head_past.png", "task.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["head_now.png", "head_past.png", "m.json", "task.txt"]
     before = (folder / "head_now.png").read_bytes()
     assert "holds files already" in refused(image_folder.cut, root, folder, -1, 20)
     assert (folder / "head_now.png").read_bytes() == before

@@ -132,10 +132,18 @@ def test_what_cannot_be_used_is_refused(make):
         policy.step({"left": frames[0]["head"]}, states[0])
     with pytest.raises(ValueError, match="pictures are a NoneType"):
         policy.step(None, states[0])
-    for state in (None, states[0][:3], states[:1], {"arm": 1}, states[0] * 1j, [str(x) for x in states[0]], [1e300] * 6):
+    for state in (None, states[0][:3], states[:1], {"arm": 1}, states[0] * 1j, [str(x) for x in states[0]], [1e300] * 6,
+                  [[1], [1, 2]], torch.zeros(6, requires_grad=True)):
         with pytest.raises(ValueError, match="give 6 finite numbers"):
             policy.step(frames[0], state)
-    for given, line in (({"task": None}, "the task is a NoneType; give text"), ({"fps": "30"}, "fps is '30'; give")):
+    for picture in ([[1], [1, 2]], None, torch.zeros(4, 4, 3, requires_grad=True)):
+        with pytest.raises(ValueError, match="head is .*; give uint8"):
+            policy.step({"head": picture}, states[0])
+    for given, line in (({"task": None}, "the task is a NoneType; give text"), ({"fps": "30"}, "fps is '30'; give"),
+                        ({"execute_steps": "2"}, "execute_steps '2': a chunk has 8"),
+                        ({"execute_steps": 1.5}, "execute_steps 1.5: a chunk has 8"),
+                        ({"background": "no"}, "background is 'no'; give True or False"),
+                        ({"task": "g\0o\0"}, "reset: the task holds NUL characters")):
         with pytest.raises(ValueError, match=line):
             policy.reset(**{"task": "go"} | given)
 
@@ -150,6 +158,8 @@ def test_plan_refuses_what_step_refuses_and_scenes_that_do_not_fit_together(make
             ([scene] * 2, [state], ["go"] * 2, "2 scenes, 1 states and 2 tasks are given"), ([], [], [], "0 scenes"),
             ([frames], [state], ["go"], "a scene is view -> two pictures"),
             ([{"head": [head] * 3}], [state], ["go"], "a scene is view -> two pictures"),
+            ([{"head": None}], [state], ["go"], "a scene is view -> two pictures"),
+            ([scene], [state], ["g\0o\0"], "plan: a task holds NUL characters"),
             ([{}], [state], ["go"], "no camera given"), ([{"haed": [head] * 2}], [state], ["go"], "camera haed given"),
             ([{"head": [head, head / 255]}], [state], ["go"], "head is float64 .*; give uint8"),
             ([{"head": [head[..., 0], head]}], [state], ["go"], "head is uint8 .*; give uint8"),

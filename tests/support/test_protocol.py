@@ -67,9 +67,12 @@ def test_a_keys_file_describes_another_client(make, tmp_path):
     assert reader.prompt(given) == "go" and np.array_equal(half, top)
     with pytest.raises(ValueError, match="eye/top is uint8"):
         reader.pictures({"eye": {"top": chw(top)}})
+    with pytest.raises(ValueError, match="^q has 3 numbers, --keys takes .*2, 4.* of it: correct"):   # not cut silently
+        reader.state(given | {"q": np.arange(3.0), "g": np.arange(2)})
     for text, words in (('{"cameras": {"nose": "a"}}', "cameras is .*expected {slot: entry} of head"),
                         ('{"cameras": {"head": "a"}, "name": "x"}', "name is 'x', expected only cameras"),
                         ('{"cameras": {"head": "a"}, "state": [["q", [2]]]}', "state is .*expected a list of entries"),
+                        ('{"cameras": {"head": "a", "left_wrist": "a"}}', "cameras is .*each of another entry"),
                         ('{"cameras": {"head": "a"}, "layout": "WHC"}', "layout is 'WHC', expected HWC or CHW")):
         file.write_text(text)
         with pytest.raises(ValueError, match=words):

@@ -87,8 +87,10 @@ def test_a_client_of_twice_the_rate_gets_every_action_for_two_frames(make, serve
 
 @pytest.mark.parametrize("change, words", [
     ({"state": np.ones(5)}, "state has 5 numbers; robot 'arm' has 6"), ({"state": None}, "state is missing"),
-    ({"state": np.full(6, np.nan)}, "state.* is not finite"), ({"state": ["a"] * 6}, "state .*<U1"),
+    ({"state": np.full(6, np.nan)}, "state.* is not finite as float32: correct what is sent$"), ({"state": ["a"] * 6}, "state .*<U1"),
     ({"state": np.ones((1, 6))}, "state has shape"), ({"prompt": None}, "prompt is missing"),
+    ({"prompt": "p\0u\0t\0"}, "^prompt holds NUL characters"),
+    ({"prompt": "a" * 10_001}, "^prompt is text of 10,001 letters; expected"), ({"past_age": "x", "past": sent()}, "correct what is sent$"),
     ({"prompt": 3}, "prompt is a int"), ({"images": {}}, "no camera found under"), ({"plan": 1}, "plan is 1"),
     ({"images": {"head": pictures()[0]}}, r"camera left_wrist is missing \(images/left_wrist\).*--mask_missing"),
     ({"images": dict(zip((*VIEWS, "side"), pictures(4)))}, "images/side is of no known camera"),
