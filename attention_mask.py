@@ -35,14 +35,13 @@ class Layout:
     gen: int                # generation tokens of a view; 0: no generation expert
     chunk: int              # k action tokens stand behind one state token
     views: int = 3
-    before: int = 0         # understanding tokens before a view, such as <img>
-    after: int = 0          # and behind it
+    marks: int = 0          # understanding tokens before a view, such as <img>, and as many behind it
     draws: int = 1          # R
     mrope: bool = False     # a view's tokens have a row and a column as positions (Qwen3-VL)
 
     @property
     def per_view(self):
-        return self.before + self.side ** 2 + self.after
+        return self.side ** 2 + 2 * self.marks
 
     @property
     def n_und(self):

@@ -71,16 +71,16 @@ class JointLayer(nn.Module):
             self.gen = Block(config.gen_width, config.gen_mlp, config)
         self.act = Block(config.act_width, config.act_mlp, config)
 
-    def extend(self, name, x, rotary, bias, before=None):
+    def extend(self, name, x, rotary, bias, kv=None):
         """One stream attends to those before it and to itself: the Mixture-of-Transformers in seven lines.
 
-        name: und, gen or act. x (B, n, D). bias (B, 1, n, N_before + n). before: (key, value) of the streams before
+        name: und, gen or act. x (B, n, D). bias (B, 1, n, N_before + n). kv: (key, value) of the streams before
         it, each (B, G, N_before, d), or None. Returns x after this layer, unchanged if its block is kv_only, and
         (key, value) with its own appended: what the next stream attends to."""
         block = getattr(self, name)
         query, key, value = block.project(x, rotary)
-        if before is not None:
-            key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
+        if kv is not None:
+            key, value = torch.cat([kv[0], key], 2), torch.cat([kv[1], value], 2)
         if query is not None:
             x = block.finish(x, attend(query, key, value, bias))
         return x, (key, value)
@@ -90,19 +90,19 @@ class JointLayer(nn.Module):
 
         streams: name -> (B, n, D), in the order und, gen, act. rotary: tables (B, 1, N, d), or None, and bias
         (B, 1, N, N): both of the whole sequence."""
-        out, before, start = {}, None, 0
+        out, kv, start = {}, None, 0
         for name, x in streams.items():
             end = start + x.shape[1]
             rows = bias[:, :, start:end, :end]                                     # nobody sees what comes later
-            out[name], before = self.extend(name, x, part_of(rotary, slice(start, end)), rows, before)
+            out[name], kv = self.extend(name, x, part_of(rotary, slice(start, end)), rows, kv)
             start = end
-        return out, before
+        return out, kv
 
 
 class Prefix(NamedTuple):
     """What `prefill` returns: all that the action expert conditions on."""
 
-    before: list            # per layer (key, value) of the und and gen tokens, each (B, G, N_und + N_gen, d)
+    kv: list                # per layer (key, value) of the und and gen tokens, each (B, G, N_und + N_gen, d)
     gen_out: torch.Tensor   # the generation expert's last output (B, 96, D), for `decode` alone; None without one
     rotary: tuple           # cos and sin of the action tokens; None with learned positions
     bias: torch.Tensor      # the action tokens' rows of the mask, (B, 1, N_act, N)
@@ -114,10 +114,9 @@ class InternVLA_A1(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        around = 1 if config.view_tokens else 0       # tokens before a view, and as many after it
         gen = 2 * 4 * 4 if config.gen_expert else 0   # of a view: two times of 4 x 4 tokens, 96 for three views
-        self.layout = Layout(side=config.view_side, text=config.text_tokens, gen=gen, chunk=config.chunk, before=around,
-                             after=around, mrope=bool(config.mrope_sections))
+        self.layout = Layout(side=config.view_side, text=config.text_tokens, gen=gen, chunk=config.chunk,
+                             marks=len(config.view_tokens) // 2, mrope=bool(config.mrope_sections))
         self.und = UndExpert(config)
         if config.gen_expert:
             self.gen = GenExpert(config)
@@ -233,20 +232,20 @@ class InternVLA_A1(nn.Module):
         if self.config.gen_expert:
             streams["gen"] = self.gen.embed(self.phi_cosmos(batch.frames[:, :, :2])).to(self.dtype)
         bias, rotary = self._sequence(batch, R=1)
-        before = []
+        kv = []
         for layer in self.layers:
             streams, kept = layer(streams, rotary, bias)
-            before.append(kept)
+            kv.append(kept)
         n = self.layout.n_und + self.layout.n_gen
-        return Prefix(before, streams.get("gen"), part_of(rotary, slice(n, None)), bias[:, :, n:])
+        return Prefix(kv, streams.get("gen"), part_of(rotary, slice(n, None)), bias[:, :, n:])
 
     def v_theta(self, prefix, batch, a_tau, tau):
         """One evaluation of the velocity field. a_tau (B, k, d_a), tau python float or (k,) -> (B, k, d_a)."""
         ones = torch.ones(len(a_tau), 1, 1, dtype=torch.float64, device=a_tau.device)   # as its embedding needs
         tau = tau * ones
         x = self.act.embed(batch.state, a_tau[:, None], tau).to(self.dtype)
-        for layer, before in zip(self.layers, prefix.before):
-            x, _ = layer.extend("act", x, prefix.rotary, prefix.bias, before)
+        for layer, kv in zip(self.layers, prefix.kv):
+            x, _ = layer.extend("act", x, prefix.rotary, prefix.bias, kv)
         return self.act.velocity(x, R=1)[:, 0] * self._dim_mask(batch)
 
     @torch.no_grad()

@@ -45,7 +45,7 @@ from support.training.ranks import Ranks, lost_rank_explained
 from support.training.signals import Interruption, ignore_signals
 from support.training.validation import held_out_losses
 from support.weights import start as weights
-from worlds.training import evaluate, least_chunk, watched
+from worlds.training import evaluate, least_chunk, marked
 
 
 def lr_at(step, train):
@@ -159,7 +159,7 @@ def run(argv):
         print(effective_batch(train, ranks), disk_need(config, out), sep="\n")
         first, progress = checkpointer.begin(newest)
     bad = restore_bad_samples(mixtures, progress.get("bad_samples", []), ranks)
-    validate = partial(held_out_losses, checkpointer, corpus, watched(corpus.held_out))
+    validate = partial(held_out_losses, checkpointer, corpus, marked(corpus.held_out))
     cores, journal = Cores(train, ranks), Journal(checkpointer, first, progress.get("skipped", 0), validate)
 
     model.train()

@@ -16,12 +16,12 @@ def positions(layout, view_mask, text_mask):
         image, span = torch.stack([torch.zeros_like(row), row, column], 1), layout.side
     else:
         image, span = _line(layout.side ** 2, device), layout.side ** 2
-    view = torch.cat([_line(layout.before, device), layout.before + image,
-                      layout.before + span + _line(layout.after, device)])         # (per_view, 3)
+    view = torch.cat([_line(layout.marks, device), layout.marks + image,
+                      layout.marks + span + _line(layout.marks, device)])         # (per_view, 3)
     text = (text_mask.cumsum(1) - 1).clamp(min=0)[..., None].expand(-1, -1, 3)     # (B, text, 3)
 
     exists = view_mask.long()
-    lengths = torch.cat([exists * (layout.before + span + layout.after), text_mask.sum(1, keepdim=True),
+    lengths = torch.cat([exists * (layout.marks + span + layout.marks), text_mask.sum(1, keepdim=True),
                          exists * layout.gen], 1)                                  # (B, V + 1 + V)
     ends = lengths.cumsum(1)
     starts = (ends - lengths)[..., None, None]                                     # (B, V + 1 + V, 1, 1)

@@ -196,11 +196,11 @@ def loss_lines(model, r, counts):
 
 
 def inference_lines(model, r):
-    before, step = r["prefill"].out.before, r["v_theta"]
-    key, steps = before[0][0], r["euler"].args[2]
+    kv, step = r["prefill"].out.kv, r["v_theta"]
+    key, steps = kv[0][0], r["euler"].args[2]
     lines = ["", "Inference",
              line("prefill", f"keys and values of {key.shape[2]} tokens ({key.shape[1]} heads x {key.shape[3]}) in "
-                  f"{len(before)} layers", None, r["prefill"].flop),
+                  f"{len(kv)} layers", None, r["prefill"].flop),
              line("Eq. (3)", f"{step.times} Euler steps of {1 / steps:.4g}, tau = 0 ... {step.args[3]:.4g}", None,
                   r["euler"].flop),
              line("  one step", f"{r['act'].out.shape[1]} tokens, {key.shape[2]} keys kept -> v_theta {dims(step.out)}",

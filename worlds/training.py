@@ -5,7 +5,7 @@ from functools import partial
 import worlds
 from support.inference.open_loop import trained_errors
 from support.inference.policy import Policy
-from support.training.validation import Watched
+from support.training.validation import Marked
 from worlds.closed_loop import closed_loop
 
 
@@ -14,12 +14,12 @@ def least_chunk(robot):
     return worlds.find(robot).CHUNK if robot in worlds.NAMES else 0
 
 
-def watched(source):
-    """Watched of a world's held-out episodes. None: of other data, or of none."""
+def marked(source):
+    """Marked of a world's held-out episodes. None: of other data, or of none."""
     if not source or source.robot not in worlds.NAMES or not suite(source, 0):
         return None
     world = worlds.find(source.robot)
-    return Watched(partial(suite, source), partial(world.marks, source), world.HALF_WINDOW)
+    return Marked(partial(suite, source), partial(world.marks, source), world.HALF_WINDOW)
 
 
 def suite(source, e):

@@ -15,7 +15,7 @@ from data import collate, example, stream
 HELD_OUT_SEED = 1_000_003   # noise of the validation losses, the same for every run
 
 
-class Watched(NamedTuple):
+class Marked(NamedTuple):
     """What a world wants to see foreseen on its held-out episodes e, beyond the whole picture."""
 
     group: Callable   # e -> what its scores are called by, such as "static"
@@ -47,9 +47,9 @@ def held_out_batches(config, stats, source, rows, limit):
 
 
 @torch.no_grad()
-def validate(model, config, batches, watched=None):
+def validate(model, config, batches, marked=None):
     """Held-out losses and foresight -> (dict of floats, Foresight or None). batches: as held_out_batches yields them,
-    the same on every rank. The dict has loss_act, loss_gen, per kind of view (and group of `watched`) the error of
+    the same on every rank. The dict has loss_act, loss_gen, per kind of view (and group of `marked`) the error of
     z_hat over that of copying z_t, and the same in pixels around each mark. Foresight is of the first batch."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -60,10 +60,10 @@ def validate(model, config, batches, watched=None):
         gen += float(losses.gen_sum), float(losses.gen_count)
         if losses.z_hat is None:
             continue
-        _add_latent_errors(pairs, losses, batch, rows, watched)
-        if watched:
+        _add_latent_errors(pairs, losses, batch, rows, marked)
+        if marked:
             imagined = model.to_pictures(losses.z_hat[:, 0]).cpu()
-            _add_pixel_errors(pairs, imagined, batch, rows, watched, config.data.m)
+            _add_pixel_errors(pairs, imagined, batch, rows, marked, config.data.m)
         shown = shown or _foresight(model, losses, batch)
     model.train(training)
     report = {"loss_act": float(act[0] / max(act[1], 1))}
@@ -76,21 +76,21 @@ def validate(model, config, batches, watched=None):
     return report, shown
 
 
-def _add_latent_errors(pairs, losses, batch, rows, watched):
+def _add_latent_errors(pairs, losses, batch, rows, marked):
     """Add (error of z_hat, error of copying z_t) of every view with a true future to pairs[kind of view]."""
     imagined, copied = ((x - losses.z[:, :, 2]).square().mean((2, 3, 4)).cpu().numpy()     # (B, V)
                         for x in (losses.z_hat, losses.z[:, :, 1]))
     for b, v in (batch.future_mask[:, None] & batch.view_mask).nonzero().tolist():
-        group = f"{watched.group(rows[b][0])}_" if watched else ""
+        group = f"{marked.group(rows[b][0])}_" if marked else ""
         pairs[group + ("wrist" if v else "head")].append((imagined[b, v], copied[b, v]))
 
 
-def _add_pixel_errors(pairs, imagined, batch, rows, watched, m):
+def _add_pixel_errors(pairs, imagined, batch, rows, marked, m):
     """The same of pixels in a window of the head view around each mark's true place at t+m. imagined (B, 3, H, W)."""
     size = imagined.shape[-1]
-    half = round(watched.half * size)
+    half = round(marked.half * size)
     for picture, (_, now, true), (e, t) in zip(imagined.float(), batch.frames[:, 0].float(), rows):
-        for name, x, y in watched.marks(e, t + m):
+        for name, x, y in marked.marks(e, t + m):
             column, row = round(x * size), round(y * size)
             window = (slice(None), slice(max(0, row - half), row + half), slice(max(0, column - half), column + half))
             pairs[f"crop_{name}"].append([float((x[window] - true[window]).square().mean()) for x in (picture, now)])
@@ -106,7 +106,7 @@ def _foresight(model, losses, batch):
     return Foresight(*model.to_pictures(latents).cpu(), batch.view_mask[b])
 
 
-def held_out_losses(checkpointer, corpus, watched=None):
+def held_out_losses(checkpointer, corpus, marked=None):
     """What `validate` gives of a run. All ranks call it, but the first alone has opened what is held out. Sharded, the
     others take part in its forward passes, on what it sends them; else, or where nothing is held out, ({}, None)."""
     config, ranks, stats = checkpointer.config, checkpointer.ranks, checkpointer.by_robot[corpus.held_out_robot]
@@ -115,4 +115,4 @@ def held_out_losses(checkpointer, corpus, watched=None):
         return {}, None
     own = held_out_batches(config, stats, corpus.held_out, corpus.held_out_windows,
                            config.train.eval_windows) if ranks.first else iter(())
-    return validate(model, config, iter(lambda: ranks.agree(next(own, None)), None) if sharded else own, watched)
+    return validate(model, config, iter(lambda: ranks.agree(next(own, None)), None) if sharded else own, marked)

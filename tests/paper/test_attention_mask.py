@@ -141,7 +141,7 @@ WORDS = torch.tensor([[True, True, True], [True, True, False]])
 
 def test_positions_of_a_one_axis_sequence_are_the_hand_computed_ones():
     """Sec. 3.2: o_t, l, then generation, then action tokens; what is missing takes no position."""
-    layout = Layout(side=2, text=3, gen=2, chunk=2, before=1, after=1)
+    layout = Layout(side=2, text=3, gen=2, chunk=2, marks=1)
     found = positions(layout, VIEWS, WORDS)
     assert torch.equal(found[..., 0], found[..., 1]) and torch.equal(found[..., 0], found[..., 2])
     line = found[..., 0]
@@ -154,7 +154,7 @@ def test_positions_of_a_one_axis_sequence_are_the_hand_computed_ones():
 
 def test_positions_of_an_mrope_sequence_are_the_hand_computed_ones():
     """Sec. 3.2 adheres to Qwen3-VL: an image has a row and a column and advances by its side."""
-    layout = Layout(side=2, text=3, gen=2, chunk=2, before=1, after=1, mrope=True, draws=2)
+    layout = Layout(side=2, text=3, gen=2, chunk=2, marks=1, mrope=True, draws=2)
     found = positions(layout, VIEWS, WORDS)
 
     def view(s):

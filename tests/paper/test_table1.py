@@ -73,8 +73,8 @@ def test_inference_and_training_run_at_full_size_with_the_shapes_of_the_paper(na
     config, n = CONFIGS[name].model, N_UND[name] + 96
     model, batch = on_meta(config), random_batch(config, 2).to("meta")
     prefix = model.prefill(batch)
-    shapes = {x.shape for pair in prefix.before for x in pair}
-    assert len(prefix.before) == config.layers and shapes == {(2, config.kv_heads, n, config.head_dim)}
+    shapes = {x.shape for pair in prefix.kv for x in pair}
+    assert len(prefix.kv) == config.layers and shapes == {(2, config.kv_heads, n, config.head_dim)}
     assert prefix.gen_out.shape == (2, 96, config.gen_width) and prefix.bias.shape == (2, 1, 51, n + 51)
     assert model.sample_actions(batch, torch.empty(2, 50, 32, device="meta"), 1, prefix).shape == (2, 50, 32)
     assert model.imagine(batch, prefix).shape == (2, 3, 16, 32, 32)

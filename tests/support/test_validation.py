@@ -11,7 +11,7 @@ from data import open_corpus
 from model import Losses
 from support.training import validation
 from support.training.validation import validate
-from worlds.training import watched
+from worlds.training import marked
 from support.data.kept_statistics import statistics
 
 CONFIG = get_config("conveyor")
@@ -49,7 +49,7 @@ def scores(held_out, foresee):
     """({kind of score: value}, Foresight)."""
     source, rows, stats = held_out
     batches = validation.held_out_batches(CONFIG, stats, source, rows, 64)
-    found, shown = validate(Seer(foresee), CONFIG, batches, watched(source))
+    found, shown = validate(Seer(foresee), CONFIG, batches, marked(source))
     return {name.removeprefix("foresight_"): x for name, x in found.items() if name.startswith("foresight_")}, shown
 
 
