@@ -35,7 +35,7 @@ class Seer(nn.Module):
         super().__init__()
         self.foresee, self.vae, self.weight = foresee, DctVAE(), nn.Parameter(torch.zeros(()))
 
-    def forward(self, batch, eps, tau, pictures):
+    def forward(self, batch, eps, tau, latents):
         z = self.vae.encode(batch.frames.flatten(0, 2).float() / 127.5 - 1).unflatten(0, batch.frames.shape[:3])
         zero = torch.zeros(())
         return Losses(zero, zero, zero, zero, self.foresee(z), z)
@@ -83,7 +83,7 @@ def test_the_crop_score_looks_where_the_object_will_be_and_nowhere_else(held_out
         return shown.byte()
 
     monkeypatch.setattr(Seer, "to_pictures", peek)
-    monkeypatch.setattr(Seer, "forward", lambda self, batch, eps, tau, pictures: Losses(
+    monkeypatch.setattr(Seer, "forward", lambda self, batch, eps, tau, latents: Losses(
         *[torch.zeros(())] * 4, batch.frames[:, :, 2].float(), batch.frames.float()))
     found, _ = scores(held_out, None)
     assert found["crop_target"] == 0 and found["crop_distractor"] > 0.3
