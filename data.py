@@ -71,8 +71,9 @@ def windows(source, m, full=False, episodes=None):
     return np.concatenate(rows) if rows else np.zeros((0, 2), np.int64)
 
 
-def open_corpus(path, m, full=False, robot=None, hold_out=-1, only_episodes="", timestamps="check"):
-    """All datasets that --data names, opened: a support.data.corpus.Corpus. ValueError: one line."""
+def open_corpus(path, m, full=False, robot=None, hold_out="-1", only_episodes="", timestamps="check"):
+    """All datasets that --data names, opened at once: a support.data.corpus.Corpus. train.py opens those that lpt.py
+    deals to a rank. ValueError: one line."""
     return Corpus.read(path, robot, hold_out, only_episodes, timestamps).open(partial(windows, m=m, full=full))
 
 
