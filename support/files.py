@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import zipfile
+from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -85,12 +86,20 @@ def read_text(path, **repair):
         raise unreadable(path, error, **repair) from error
 
 
+def _object(pairs):
+    """Keys and values of a JSON object -> dict. ValueError: a key stands twice; Python would keep the last one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"an object has two keys {Counter(key for key, _ in pairs).most_common(1)[0][0]!r}, keep one")
+    return found
+
+
 def parse_json(text, where):
-    """JSON text, or its bytes -> what it holds. `where` names it in the ValueError. Nesting beyond Python's depth and
-    halves of letters, which nothing can print, are refused."""
+    """JSON text, or its bytes -> what it holds. `where` names it in the ValueError. Nesting beyond Python's depth,
+    halves of letters, which nothing can print, and an object with a key twice are refused."""
     try:
         text = text if isinstance(text, str) else text.decode("utf-8")
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=_object)
         if "\\ud" in text.lower():
             json.dumps(found, ensure_ascii=False).encode("utf-8")
         return found
@@ -162,6 +171,7 @@ def read_npz(path, names=None):
             size = sum(item.file_size for item in archive.infolist())
         must(size <= LARGEST, f"it unpacks to {size:,} bytes, the limit is {LARGEST:,}")
         with np.load(path, allow_pickle=False) as npz:
+            must(len({*npz.files}) == len(npz.files), "two of its arrays have one name")
             found = {key: npz[key] if names is None or key in names else None for key in npz.files}
         must(bytes not in map(type, found.values()), "it holds more than arrays")   # of a member that is no .npy file
         return found
