@@ -1,4 +1,4 @@
-"""Films (mp4, Matroska), exactly: when their pictures are shown, and those pictures, for as little decoding as the file allows.
+"""Films, exactly: when their pictures are shown, and those pictures, for as little decoding as the file allows.
 
 A picture is taken by the time stamp that it carries, in ticks of the film's clock. What makes it fast, by its worth:
 
@@ -65,8 +65,8 @@ class _Video:
     def __init__(self, path, where=""):
         self.container = pyav().open(str(path))
         kind = self.container.format.name
-        must(CONTAINERS & {*kind.split(",")}, f"{where}: {path} is of the kind {kind}, in which pictures cannot be found "
-             "by time: make an mp4 of it, as  ffmpeg -i OLD NEW.mp4  does")
+        must(CONTAINERS & {*kind.split(",")}, f"{where}: {path} is of the kind {kind}, in which pictures cannot be "
+             "found by time: make an mp4 of it, as  ffmpeg -i OLD NEW.mp4  does")
         streams = [stream for stream in self.container.streams.video
                    if not stream.disposition & pyav().stream.Disposition.attached_pic]   # a cover is no film
         must(len(streams) == 1, f"it holds {len(streams)} streams of pictures, a film has one")

@@ -223,6 +223,14 @@ def test_a_column_that_is_no_table_of_real_numbers_is_named(tmp_path, made, mess
     assert LeRobotSource(root).numbers(1)[1].shape == (23, 2)
 
 
+def test_a_data_file_that_has_a_column_twice_is_named_with_it(tmp_path):
+    root = write_dataset(tmp_path / "toy")
+    table = pq.read_table(parquet(root, 0))
+    pq.write_table(table.append_column("action", table["action"]), parquet(root, 0))
+    with pytest.raises(ValueError, match="^dataset .*, episode 0: .*episode_000000.parquet has 2 columns 'action'; "):
+        LeRobotSource(root).numbers(0)
+
+
 def test_a_column_that_unpacks_to_gigabytes_is_refused_by_the_header(tmp_path, monkeypatch):
     """200,000,000 zeros are 606 bytes of parquet."""
     monkeypatch.setattr(parquet_module, "MOST", 10 ** 5)
