@@ -148,7 +148,22 @@ def numbers(values, where, ndim=None):
     if len(bad):
         row = f", row {bad[0][0]}" if found.ndim else ""
         raise ValueError(f"{where}{row}: {given[tuple(bad[0])]} is not finite as float32; repair it")
+    if found.ndim == 2:
+        check_rounding(given, found, where)
     return found
+
+
+def check_rounding(given, found, where):
+    """Rows of numbers (n, d) as they are stored and as float32. ValueError: of a dimension that moves, rounding takes
+    over a tenth; counts about 2^30 would all be one. Below 1024 it is under a tenth of 1e-3, which is no movement."""
+    if np.can_cast(given.dtype, np.float32) or not np.abs(found).max(initial=0) > 1024:
+        return
+    with np.errstate(invalid="ignore"):
+        given = given.reshape(found.shape).astype(np.longdouble)   # int64 is exact
+        spread, lost = np.ptp(given, 0), np.abs(given - found).max(0)
+    for d in np.flatnonzero((spread > 1e-3) & (lost > spread / 10) & (lost < np.inf)):
+        raise ValueError(f"{where}, dimension {d}: it moves by {spread[d]:.4g} in all, of which float32 rounds away "
+                         f"{lost[d]:.4g} at {given[0, d]:.10g}; subtract an offset, or store it in another unit")
 
 
 def read_npy(path, mmap=False):

@@ -7,7 +7,7 @@ from itertools import accumulate
 import numpy as np
 
 from support.data.video import INSTALL
-from support.files import damage, must
+from support.files import check_rounding, damage, must
 
 MOST = 1 << 27   # values of a column in one row group: 512 MiB as float32
 EXACT = ("timestamp", "frame_index", "episode_index", "task_index")   # float64: seconds since 1970, large numbers
@@ -66,7 +66,10 @@ def read_columns(path, sizes, where, group=None, also=()):
             must(each == size, f"{here} has {each} values in a row, meta/info.json says {size}; download it again")
             flat = flat.cast("float64", safe=False) if flat.null_count else flat
             with np.errstate(over="ignore"):
-                values = np.array(flat.to_numpy(zero_copy_only=False), np.float64 if key in EXACT else np.float32)
+                given = flat.to_numpy(zero_copy_only=False)
+                values = np.array(given, np.float64 if key in EXACT else np.float32)
         arrays[key] = values.reshape(-1, size)
+        if key not in EXACT:
+            check_rounding(given, arrays[key], here)
         arrays[key].flags.writeable = False  # it is cached: who changes it must copy it
     return arrays
