@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import zipfile
+from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -91,12 +92,20 @@ def instruction(text, where):
     return text
 
 
+def _object(pairs):
+    """Keys and values of a JSON object -> dict. ValueError: a key stands twice; Python would keep the last one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"an object has two keys {Counter(key for key, _ in pairs).most_common(1)[0][0]!r}, keep one")
+    return found
+
+
 def parse_json(text, where):
-    """JSON text, or its bytes -> what it holds. `where` names it in the ValueError. Nesting beyond Python's depth and
-    halves of letters, which nothing can print, are refused."""
+    """JSON text, or its bytes -> what it holds. `where` names it in the ValueError. Nesting beyond Python's depth,
+    halves of letters, which nothing can print, and an object with a key twice are refused."""
     try:
         text = text if isinstance(text, str) else text.decode("utf-8")
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=_object)
         if "\\ud" in text.lower():
             json.dumps(found, ensure_ascii=False).encode("utf-8")
         return found
@@ -145,7 +154,22 @@ def numbers(values, where, ndim=None, repair="write it again"):
     if len(bad):
         row = f", row {bad[0][0]}" if found.ndim else ""
         raise ValueError(f"{where}{row}: {given[tuple(bad[0])]} is not finite as float32: {repair}")
+    if found.ndim == 2:
+        check_rounding(given, found, where)
     return found
+
+
+def check_rounding(given, found, where):
+    """Rows of numbers (n, d) as they are stored and as float32. ValueError: of a dimension that moves, rounding takes
+    over a tenth; counts about 2^30 would all be one. Below 1024 it is under a tenth of 1e-3, which is no movement."""
+    if np.can_cast(given.dtype, np.float32) or not np.abs(found).max(initial=0) > 1024:
+        return
+    with np.errstate(invalid="ignore"):
+        given = given.reshape(found.shape).astype(np.longdouble)   # int64 is exact
+        spread, lost = np.ptp(given, 0), np.abs(given - found).max(0)
+    for d in np.flatnonzero((spread > 1e-3) & (lost > spread / 10) & (lost < np.inf)):
+        raise ValueError(f"{where}, dimension {d}: it moves by {spread[d]:.4g} in all, of which float32 rounds away "
+                         f"{lost[d]:.4g} at {given[0, d]:.10g}; subtract an offset, or store it in another unit")
 
 
 def read_npy(path, mmap=False):
@@ -168,6 +192,7 @@ def read_npz(path, names=None):
             size = sum(item.file_size for item in archive.infolist())
         must(size <= LARGEST, f"it unpacks to {size:,} bytes, the limit is {LARGEST:,}")
         with np.load(path, allow_pickle=False) as npz:
+            must(len({*npz.files}) == len(npz.files), "two of its arrays have one name")
             found = {key: npz[key] if names is None or key in names else None for key in npz.files}
         must(bytes not in map(type, found.values()), "it holds more than arrays")   # of a member that is no .npy file
         return found

@@ -99,9 +99,13 @@ class FolderSource:
         arrays = read_npz(path)
         for key in ("task", "fps"):
             must(key in arrays, f"{path} has no array '{key}'")
-        for key in arrays.keys() - set(KEYS):
+        unread = sorted(arrays.keys() - set(KEYS))
+        for key in unread:
             must(key.lower().rstrip("s") not in [known.rstrip("s") for known in KEYS],
                  f"{path}: '{key}' is not read; arrays are called {', '.join(KEYS)}")
+        for key, words in (("action", "action"), ("state", "state|qpos")):   # or a robot becomes a person without them
+            must(key in arrays or not re.search(words, " ".join(unread).lower()),
+                 f"{path} has no array '{key}', and {', '.join(unread)} are not read: call the {key} '{key}'")
         self.root, self.name, self.ends = path.parent, path.parent.name, _ends(path, arrays)
         E, F = len(self.ends), int(self.ends[-1])
         self.starts = np.concatenate([[0], self.ends[:-1]])
@@ -120,7 +124,8 @@ class FolderSource:
         stored = _whole(arrays.get("stored", np.arange(F)), f"{path}, 'stored'", F - 1)
         self.slot = np.full(F, -1)   # of each frame, the number of its picture
         self.slot[stored] = np.arange(len(stored))
-        must((self.slot >= 0).sum() == len(stored), f"{path}, 'stored' names a row twice; write it again")
+        must((np.diff(stored) > 0).all(), f"{path}, 'stored' is not ascending: sort it, and the pictures with it, as "
+             "files are read by their numbers")
         self.files = self._cameras(len(stored))
         self.views = {view: view for view in VIEWS if view in self.files}
         named = str(_texts(arrays.get("robot", np.array("")), f"{path}, 'robot'", 1)[0])
@@ -175,7 +180,7 @@ class FolderSource:
         found, rows = {}, np.flatnonzero(self.slot >= 0)   # that have pictures
         for view, path in self.files.items():
             if path.is_dir():
-                x = frame_files(path, rows[np.argsort(self.slot[rows])])
+                x = frame_files(path, rows)
             else:
                 x = read_npy(path, mmap=True)
                 must(x.dtype == np.uint8 and x.ndim == 4 and x.shape[3] == 3, f"{path} holds {x.dtype} of shape "

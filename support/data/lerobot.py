@@ -13,7 +13,7 @@ import numpy as np
 from support.data import frame_cache
 from support.data.file_hashes import files_digest
 from support.data.lerobot_episodes import NO_FILM, instructions
-from support.data.lerobot_metadata import AGAIN, LeRobotMetadata, picture_shape
+from support.data.lerobot_metadata import AGAIN, ROW_KEYS, LeRobotMetadata, picture_shape
 from support.data.parquet import read_columns, read_table, row_groups
 from support.data.picture import decode
 from support.data.places import places
@@ -82,10 +82,9 @@ class LeRobotSource(LeRobotMetadata):
                 "files": files_digest([*self.files, *meta])}
 
     def numbers(self, e):
-        keys = dict.fromkeys([key for parts in self.parts.values() for key, *_ in parts] + [
-            key for key in self.row_keys if key != "timestamp" or self.timestamps == "check"])
-        sizes = {key: int(np.prod(self.info["features"][key]["shape"])) for key in keys}
-        arrays = self._rows(e, sizes) if keys else {}
+        features, rows = self.info["features"], ROW_KEYS if self.timestamps == "check" else ROW_KEYS[:2]
+        keys = [key for parts in self.parts.values() for key, *_ in parts] + [key for key in rows if key in features]
+        arrays = self._rows(e, {key: int(np.prod(features[key]["shape"])) for key in keys}, rows)
         if e not in self._checked:
             self._checked[e] = self._check_rows(e, arrays)
         none = np.zeros((self.lengths[e], 0), np.float32)
@@ -93,17 +92,22 @@ class LeRobotSource(LeRobotMetadata):
                          for parts in self.parts.values())
         return state, action if self.has_action else None
 
-    def _rows(self, e, sizes):
-        """Columns {key: dimension} of episode e -> {key: (L, dimension)}; only its row groups are read."""
+    def _rows(self, e, sizes, also=()):
+        """Columns {key: dimension} of episode e, and of `also` what is there, whether or not info.json knows of it
+        -> {key: (L, dimension)}; only its row groups are read."""
         path, first, L, where = self.files[e], self.first_rows[e], self.lengths[e], self.at(e)
         starts = _ROW_GROUPS.get(path, lambda: row_groups(path, where))
         must(starts[-1] == first + L or self.version == "v3.0" and starts[-1] > first + L,
              f"{where}: {path} has {starts[-1]} rows, meta/ says {first + L}; {AGAIN}")
         groups = range(bisect_right(starts, first) - 1, bisect_left(starts, first + L))
-        parts = {group: _NUMBERS.get((path, group, *sizes), lambda: read_columns(path, sizes, where, group))
-                 for group in groups}
-        return {key: np.concatenate([part[key][max(first - starts[group], 0):first + L - starts[group]]
-                                     for group, part in parts.items()]) for key in sizes}
+        parts = {group: _NUMBERS.get((path, group, *sizes, also),
+                                     lambda: read_columns(path, sizes, where, group, also)) for group in groups}
+        found = {key: np.concatenate([part[key][max(first - starts[group], 0):first + L - starts[group]]
+                                      for group, part in parts.items()]) for key in parts[groups[0]]}
+        known = not also or "episode_index" in found or starts[-1] == self.file_rows[path]
+        must(known, f"{where}: {path} has {starts[-1]} rows and meta/ lists {self.file_rows[path]}, but no column "
+             f"episode_index says whose they are; {AGAIN}")
+        return found
 
     def _check_rows(self, e, rows):
         """Numbers must be finite as float32; rows the episode's own, in order, one a frame, at even steps -> whether

@@ -54,10 +54,13 @@ class LeRobotEpisodes:
                 raise
 
     def read_episodes(self):
-        """Fill indices, lengths, tasks, files, first_rows, and videos: slot -> (files, seconds), all by episode."""
+        """Fill indices, lengths, tasks, files, first_rows, and videos: slot -> (files, seconds), all by episode.
+        file_rows: {data file: rows up to the end of the last episode that meta/ puts there}."""
         with self.said():
             (self._read_v30 if self.version == "v3.0" else self._read_v2)()
             must(self.lengths, "it is empty, meta/ lists no episode; record or download one")
+            rows = sorted(zip(self.first_rows, self.lengths, self.files))
+            self.file_rows = {file: first + n for first, n, file in rows}
             for index, times in Counter(self.indices).items():
                 must(times == 1, f"{self.where}, episode {index}: meta/ lists it twice; {AGAIN}")
             for what, found in (("episodes", len(self.lengths)), ("frames", sum(self.lengths))):

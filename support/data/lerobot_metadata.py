@@ -11,6 +11,7 @@ from support.data.lerobot_episodes import AGAIN, LeRobotEpisodes
 from support.data.robots import ROBOTS, WIDEST, Robot, action_kinds, guess_cameras, spelt, unnamed
 from support.files import must, read_json, whole
 
+ROW_KEYS = ("episode_index", "frame_index", "timestamp")   # which frame a row is: wrong rows are seen by it
 
 
 def flat(names):
@@ -75,9 +76,7 @@ class LeRobotMetadata(LeRobotEpisodes):
                           if self.info["features"][key]["dtype"] == "video"}
             self.robot = robot.name or unnamed(self.fps, self.state_names, self.action_names,
                                                [self.state_keys, self.action_keys, self.views])
-            self.row_keys = tuple(key for key in ("episode_index", "frame_index", "timestamp")
-                                  if key in self.info["features"])   # which frame a row is: wrong rows are seen by it
-            for key in self.row_keys:
+            for key in filter(self.info["features"].__contains__, ROW_KEYS):
                 self._check_shape(key, 1)
 
     def size(self, view):

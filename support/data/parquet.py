@@ -7,7 +7,7 @@ from itertools import accumulate
 import numpy as np
 
 from support.data.video import INSTALL
-from support.files import damage, must
+from support.files import check_rounding, damage, must
 
 MOST = 1 << 27   # values of a column in one row group: 512 MiB as float32
 EXACT = ("timestamp", "frame_index", "episode_index", "task_index")   # float64: seconds since 1970, large numbers
@@ -25,10 +25,12 @@ def arrow():
 def read_table(path, columns, where, group=None, also=()):
     """Columns (None: all), and of `also` what is there, of a parquet file or one row group of it -> a pyarrow table."""
     with damage(where, f"{path} cannot be read", path), arrow().parquet.ParquetFile(path) as file:
+        names = file.schema_arrow.names
         for key in columns or ():
-            must(key in file.schema_arrow.names,
-                 f"{where}: {path} has no column '{key}', which meta/ promises; download it again")
-        columns = columns and [*columns, *(key for key in also if key in file.schema_arrow.names)]
+            must(key in names, f"{where}: {path} has no column '{key}', which meta/ promises; download it again")
+        columns = names if columns is None else [*columns, *(key for key in also if key in {*names} - {*columns})]
+        for key in columns:
+            must(names.count(key) == 1, f"{where}: {path} has {names.count(key)} columns '{key}'; download it again")
         groups = range(file.num_row_groups) if group is None else [group]
         for part in map(file.metadata.row_group, groups):
             most = max((part.column(i).num_values for i in range(part.num_columns)), default=0)
@@ -44,12 +46,13 @@ def row_groups(path, where):
         return list(accumulate((group.num_rows for group in groups), initial=0))
 
 
-def read_columns(path, sizes, where, group=None):
+def read_columns(path, sizes, where, group=None, also=()):
     """Vector features of a data file, or of one row group: {key: dimension} -> {key: (rows, dimension) float32, or
     float64 of EXACT}, read-only. Columns are lists of any kind, nested or not, or, for dimension 1, plain numbers.
-    A null, or what is too large for float32, is not finite."""
-    table, arrays, dtypes = read_table(path, sizes, where, group), {}, arrow().types
-    for key, size in sizes.items():
+    A null, or what is too large for float32, is not finite. also: columns of one number, read where they are."""
+    table, arrays, dtypes = read_table(path, sizes, where, group, also), {}, arrow().types
+    for key in table.column_names:
+        size = sizes.get(key, 1)
         here, flat, each = f"{where}: {path}, '{key}'", table[key].combine_chunks(), 1   # each: values of a row
         with damage(where, f"{path}, '{key}' holds no numbers"):
             while dtypes.is_list(flat.type) or dtypes.is_large_list(flat.type) or dtypes.is_fixed_size_list(flat.type):
@@ -63,7 +66,10 @@ def read_columns(path, sizes, where, group=None):
             must(each == size, f"{here} has {each} values in a row, meta/info.json says {size}; download it again")
             flat = flat.cast("float64", safe=False) if flat.null_count else flat
             with np.errstate(over="ignore"):
-                values = np.array(flat.to_numpy(zero_copy_only=False), np.float64 if key in EXACT else np.float32)
+                given = flat.to_numpy(zero_copy_only=False)
+                values = np.array(given, np.float64 if key in EXACT else np.float32)
         arrays[key] = values.reshape(-1, size)
+        if key not in EXACT:
+            check_rounding(given, arrays[key], here)
         arrays[key].flags.writeable = False  # it is cached: who changes it must copy it
     return arrays

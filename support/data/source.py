@@ -4,6 +4,7 @@ from pathlib import Path
 
 from support.data import folder, lerobot
 from support.data.lerobot_metadata import LeRobotMetadata
+from support.files import must
 
 
 class Source:
@@ -42,6 +43,9 @@ def is_lerobot(path):
         return True
     if (Path(path) / "episode.npz").exists():
         return False
+    must(Path(path).suffix != ".npz", f"{path} is a file of a dataset: name the folder that it is in")
+    must(Path(path).suffix != ".json" and not (Path(path) / "mixture.json").exists(),
+         f"{path} is a mixture, where one dataset is expected: name the datasets that it lists")
     raise ValueError(f"{path} holds no dataset: expected mixture.json, meta/info.json (LeRobot) or episode.npz")
 
 

@@ -1,4 +1,4 @@
-"""Films (mp4), exactly: when their pictures are shown, and those pictures, for as little decoding as the file allows.
+"""Films, exactly: when their pictures are shown, and those pictures, for as little decoding as the file allows.
 
 A picture is taken by the time stamp that it carries, in ticks of the film's clock. What makes it fast, by its worth:
 
@@ -18,6 +18,7 @@ from support.data.picture import check_size
 from support.files import damage, must
 
 INSTALL = "reading LeRobot datasets needs pyarrow and av: run  pip install -r requirements-robot.txt"
+CONTAINERS = {"mp4", "matroska"}   # say of every picture when it is shown, and can be entered at any key frame
 SKIPS_UNREFERENCED = ("h264", "hevc", "mpeg4")   # decoders that look at skip_frame before every packet
 
 
@@ -61,8 +62,11 @@ _STAMPS = LRU(64 << 20, lambda film: film[0].nbytes)   # path -> what stamps() g
 class _Video:
     """An open film with its decoder."""
 
-    def __init__(self, path):
+    def __init__(self, path, where=""):
         self.container = pyav().open(str(path))
+        kind = self.container.format.name
+        must(CONTAINERS & {*kind.split(",")}, f"{where}: {path} is of the kind {kind}, in which pictures cannot be "
+             "found by time: make an mp4 of it, as  ffmpeg -i OLD NEW.mp4  does")
         streams = [stream for stream in self.container.streams.video
                    if not stream.disposition & pyav().stream.Disposition.attached_pic]   # a cover is no film
         must(len(streams) == 1, f"it holds {len(streams)} streams of pictures, a film has one")
@@ -74,17 +78,21 @@ class _Video:
 
     def stamps(self):
         """As the function of this name; nothing is decoded. The index of an mp4 has the stamps of decoding: where they
-        are even, those of showing are the same from the first one on. Any other film is read through."""
+        are even, and the first pictures are shown in such steps, those of showing are the same from the first one on.
+        Any other film is read through."""
         index = [entry.timestamp for entry in self.stream.index_entries if not entry.is_discard]
-        even = len(index) == self.stream.frames and len(set(np.diff(index).tolist())) == 1
+        steps = set(np.diff(index).tolist())
+        even = len(index) == self.stream.frames and len(steps) == 1
         self.container.seek(min(index, default=0), stream=self.stream)
         found = []
         for packet in self.container.demux(self.stream):
             if packet.size and not packet.is_discard:   # an edit list discards what is only decoded
                 found.append(packet.pts)
-            if even and found and packet.dts is not None and packet.dts >= min(found):   # none is shown sooner
-                found = np.subtract(index, index[0] - min(found)).tolist()
-                break
+            if even and len(found) > 15 and packet.dts is not None and packet.dts >= min(found):   # none is sooner
+                even = not (np.subtract(found, min(found)) % max(steps)).any()
+                if even:
+                    found = np.subtract(index, index[0] - min(found)).tolist()
+                    break
         if not found or None in found or len(set(found)) < len(found):
             raise ValueError("it has no pictures" if not found else "pictures of it have no time stamp, or the same")
         return np.sort(found), self.tick
@@ -109,8 +117,8 @@ class _Video:
                     break
         if fed:
             frames |= self._decode(None, wanted)
-        return {stamp: upright(self.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray(), frame.rotation)
-                for stamp, frame in frames.items()}
+        return {stamp: upright(self.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray(), frame.rotation,
+                               frame.side_data.get("DISPLAYMATRIX")) for stamp, frame in frames.items()}
 
     def _decode(self, packet, wanted):
         """{stamp: frame} of the wanted ones that come out for a packet; for None, those that are held back."""
@@ -120,19 +128,23 @@ class _Video:
                 if frame.pts in wanted and not frame.is_corrupt}
 
 
-def upright(picture, rotation):
+def upright(picture, rotation, matrix=None):
     """(H, W, 3) as it is stored -> as the film says that it is shown: turned by `rotation` degrees, counterclockwise.
+    matrix: of which FFmpeg has the rotation; where its determinant is negative, the picture is mirrored before.
     ValueError: by no quarter."""
+    a, b, _, c, d = np.frombuffer(matrix or np.int32([1, 0, 0, 0, 1]), np.int32)[:5].astype(float)
+    if a * d < b * c:
+        picture, rotation = picture[:, ::-1], rotation + 180   # FFmpeg's is of the first row, which this turns round
     turns, rest = divmod(rotation, 90)
     must(not rest, f"it says that its pictures are turned by {rotation} degrees: turn them, and write the film again")
-    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+    return np.ascontiguousarray(np.rot90(picture, turns))
 
 
 def stamps(path, where):
     """When the pictures of a film are shown: (n,) int64 ticks, ascending, and the seconds of a tick.
     ValueError, one line that begins with `where`: not readable."""
     with damage(where, f"{path} cannot be decoded", path):
-        return _STAMPS.get(str(path), lambda: _OPEN.get((os.getpid(), str(path)), lambda: _Video(path)).stamps())
+        return _STAMPS.get(str(path), lambda: _OPEN.get((os.getpid(), str(path)), lambda: _Video(path, where)).stamps())
 
 
 def read_frames(path, wanted, where):

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from support.files import inside, lfs_pointer, numbers, read_json, read_npy, read_npz
+from support.files import inside, lfs_pointer, numbers, read_json, read_jsonl, read_npy, read_npz
 
 
 def header(text):
@@ -58,6 +58,19 @@ def test_json_may_nest_err_or_begin_with_a_mark_and_is_one_line(tmp_path):
         assert str(path) in refused(read_json, path)
     path.write_bytes(b"\xef\xbb\xbf{\"fps\": 30}")
     assert read_json(path) == {"fps": 30}
+
+
+def test_a_name_that_stands_twice_in_one_file_is_refused_as_nobody_knows_which_one_is_meant(tmp_path):
+    path = tmp_path / "arm.json"
+    path.write_text('{"x": {"head": 1, "left_wrist": 2, "head": 1}, "y": {"head": 1}}')
+    assert "arm.json is no JSON (an object has two keys 'head', keep one)" in refused(read_json, path)
+    path.with_suffix(".jsonl").write_text('{"a": 1}\n{"b": 1, "b": 2}\n')
+    assert "arm.jsonl, line 2 is no JSON (an object has two keys 'b'" in refused(read_jsonl, path.with_suffix(".jsonl"))
+    np.save(tmp_path / "x.npy", np.zeros(1))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for name in ("state.npy", "state"):
+            archive.write(tmp_path / "x.npy", name)
+    assert "x.npz cannot be read (two of its arrays have one name)" in refused(read_npz, tmp_path / "x.npz")
 
 
 def test_a_git_lfs_pointer_is_named_with_the_command_that_fetches_it(tmp_path):

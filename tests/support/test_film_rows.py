@@ -210,6 +210,9 @@ def column(change, type=None):
     (lambda: column(lambda v: v[:3] + [None] + v[4:], pa.list_(pa.float64(), 2)), "row 3 of row group 0"),
     (lambda: column(lambda v: v[7].__setitem__(1, None)), "frame 7: 'action' is not finite in dimension 1"),
     (lambda: column(lambda v: v[7].__setitem__(0, 1e300)), "frame 7: 'action' is not finite in dimension 0"),
+    (lambda: column(lambda v: [[2**30 + i, i] for i in range(len(v))], pa.list_(pa.int64())),
+     "'action', dimension 0: it moves by 39 in all, of which float32 rounds away 3"),
+    (lambda: column(lambda v: [[2**60 + i, i] for i in range(len(v))], pa.list_(pa.int64())), "float32 rounds away 39"),
     (lambda: column(lambda v: [[str(x) for x in row] for row in v]), "'action' is of type string"),
     (lambda: column(lambda v: [{"re": x, "im": y} for x, y in v]), "'action' is of type struct"),
     (lambda: column(lambda v: [[]] * len(v), pa.list_(pa.float32())), "has 0 values in a row"),
@@ -221,6 +224,23 @@ def test_a_column_that_is_no_table_of_real_numbers_is_named(tmp_path, made, mess
     with pytest.raises(ValueError, match=f"^dataset .*, episode 0.*{message}"):
         LeRobotSource(root).numbers(0)
     assert LeRobotSource(root).numbers(1)[1].shape == (23, 2)
+
+
+def test_large_numbers_that_move_far_and_small_ones_that_hardly_do_are_read(tmp_path):
+    """Of an idle joint a simulator writes noise that float32 does not hold: it moves nothing."""
+    root = write_dataset(tmp_path / "toy")
+    table = pq.read_table(parquet(root, 0)).drop_columns("action")
+    values = [[1e9 + 1e6 * i, 1.57 + 1e-9 * i] for i in range(LENGTHS[0])]
+    pq.write_table(table.append_column("action", pa.array(values)), parquet(root, 0))
+    assert (LeRobotSource(root).numbers(0)[1] == np.float32(values)).all()
+
+
+def test_a_data_file_that_has_a_column_twice_is_named_with_it(tmp_path):
+    root = write_dataset(tmp_path / "toy")
+    table = pq.read_table(parquet(root, 0))
+    pq.write_table(table.append_column("action", table["action"]), parquet(root, 0))
+    with pytest.raises(ValueError, match="^dataset .*, episode 0: .*episode_000000.parquet has 2 columns 'action'; "):
+        LeRobotSource(root).numbers(0)
 
 
 def test_a_column_that_unpacks_to_gigabytes_is_refused_by_the_header(tmp_path, monkeypatch):

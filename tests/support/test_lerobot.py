@@ -339,15 +339,36 @@ def test_v30_in_several_chunks_and_lists_of_episodes(tmp_path):
     assert all_exact_30(LeRobotSource(root))
 
 
+@pytest.mark.parametrize("keys", [["episode_index"], ["episode_index", "frame_index"], ["frame_index"], []])
+def test_rows_are_no_other_episodes_where_one_was_deleted_from_the_list_whatever_info_json_says_of_columns(tmp_path, keys):
+    root = write_v30(tmp_path / "toy")
+    for path in root.glob("data/*/*.parquet"):
+        table = pq.read_table(path)
+        mine = [(e, t) for e in range(4) if f"{FILES_30[e]}.parquet" in path.name for t in range(LENGTHS_30[e])]
+        for key in keys:
+            table = table.append_column(key, pa.array([pair[key == "frame_index"] for pair in mine]))
+        pq.write_table(table, path)
+    assert all_exact_30(LeRobotSource(root))
+    listed = root / "meta/episodes/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(listed).slice(1), listed)
+    edit_info(root, total_episodes=3)
+    source = LeRobotSource(root)
+    source.numbers(1)   # of the other file
+    told = "'episode_index' is 0, expected 1" if "episode_index" in keys else \
+        "file-000.parquet has 21 rows and meta/ lists 9, but no column episode_index says whose they are"
+    with pytest.raises(ValueError, match=f"episode 1.*{told}"):
+        source.numbers(0)
+
+
 def test_of_a_large_data_file_only_the_row_groups_of_the_episode_are_read(tmp_path, monkeypatch):
     """v3.0 puts hundreds of episodes in a file; a random window must not read them all."""
     whole, asked = LeRobotSource(write_v30(tmp_path / "one" / "toy")), []
     source = LeRobotSource(write_v30(tmp_path / "five" / "toy", row_group=5))
     read = lerobot.read_columns
 
-    def noted(path, sizes, where, group):
+    def noted(path, sizes, where, group, also):
         asked.append(group)
-        return read(path, sizes, where, group)
+        return read(path, sizes, where, group, also)
     monkeypatch.setattr(lerobot, "read_columns", noted)
     # Rows 0 to 11 and 12 to 20 of one file, whose group 2 is held by then; 0 to 19 and 20 to 26 of the other.
     for e, groups in ((0, [0, 1, 2]), (1, [3, 4]), (2, [0, 1, 2, 3]), (3, [4, 5])):

@@ -81,6 +81,20 @@ def test_a_wrong_entry_of_a_mixture_is_one_line(table_3, change, message):
         open_corpus(table_3, 3)
 
 
+@pytest.mark.parametrize("named, message", [
+    ("other", "other is a mixture, where one dataset is expected: name the datasets that it lists"),
+    ("other/mixture.json", "other/mixture.json is a mixture, where"),
+    ("RoboTwin/episode.npz", "RoboTwin/episode.npz is a file of a dataset: name the folder that it is in")])
+def test_a_mixture_lists_folders_of_datasets_and_no_other_mixture(table_3, named, message):
+    folder = Path(table_3).parent
+    (folder / "other").mkdir()
+    (folder / "other/mixture.json").write_text(json.dumps({"datasets": [{"path": "../RoboTwin"}]}))
+    (folder / "RoboTwin/episode.npz").touch()
+    Path(table_3).write_text(json.dumps({"datasets": [{"path": named}]}))
+    with pytest.raises(ValueError, match=message):
+        open_corpus(table_3, 3)
+
+
 def test_a_validation_dataset_may_have_a_robot_of_its_own_and_folders_called_alike_are_told_apart(tmp_path):
     """RoboTwin's folders are <task>/aloha-agilex: one name for all."""
     for task in ("stack", "pour", "apart"):

@@ -139,7 +139,10 @@ def shown(root):
     ("action", np.where(np.arange(144).reshape(24, 6) == 80, 1e300, .1), "episode 1, 'action', row 1: 1e+300"),
     ("action", np.full((24, 6), "x"), "'action' holds no rows"), ("action", np.zeros((24, 0)), "'action' has shape (24, 0)"),
     ("stored", np.arange(30), "'stored', row 24 is 24"), ("stored", np.arange(24.), "'stored' is float64"),
-    ("stored", np.zeros(2, int), "twice"), ("action_names", np.array(["a"]), "'action_names' is <U1 of shape (1,)"),
+    ("stored", np.zeros(2, int), "not ascending"), ("stored", np.arange(24)[::-1], "'stored' is not ascending: sort it"),
+    ("state", (1 << 30) + np.arange(144).reshape(24, 6), "'state', dimension 0: it moves by 138 in all, of which float32"),
+    ("action", 1.6e9 + np.arange(144).reshape(24, 6) / 30, "'action', dimension 0: it moves by 2.2 in all"),
+    ("action_names", np.array(["a"]), "'action_names' is <U1 of shape (1,)"),
     ("robot", np.array(["a", "b"]), "'robot' is"), ("task", np.array([b"\xfc", b"b"]), "'task' is |S1"),
     ("task", np.arange(2), "'task' is int64"), ("task", np.array(["\ud83d", "b"]), "UTF-8"),
     ("task", np.array(["a"] * 3), "expected 2 or 24"), ("suite", np.arange(2), "'suite' is int64"),
@@ -148,6 +151,12 @@ def shown(root):
 def test_an_array_of_another_kind_or_length_is_named_with_its_key_and_row(tmp_path, key, value, words):
     line = refused(FolderSource, plain_folder(tmp_path / "d", **{key: value}))
     assert words in line and str(tmp_path / "d/episode.npz") in line
+
+
+@pytest.mark.parametrize("key, name", [("action", "joint_action"), ("state", "observation.state"), ("state", "qpos")])
+def test_a_state_or_an_action_of_another_name_is_not_taken_for_none(tmp_path, key, name):
+    line = refused(FolderSource, plain_folder(tmp_path / "d", **{key: None, name: np.zeros((24, 6)), "depth": np.zeros(3)}))
+    assert f"d/episode.npz has no array '{key}', and depth, {name} are not read: call the {key} '{key}'" in line
 
 
 def test_state_may_be_absent_and_the_task_bytes_or_one_a_frame(tmp_path):

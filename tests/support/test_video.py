@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
 
 import av
-from test_lerobot import decoded, write_video
+from test_lerobot import coded, decoded, write_video
 
 from support.data import video
 from support.data.video import read_frames
@@ -105,6 +106,48 @@ def test_a_film_that_says_how_it_is_to_be_shown_is_turned(tmp_path, degrees, tur
     assert (read(other, [5])[0] == np.rot90(upright, turns)).all()
     with pytest.raises(ValueError, match="turned by 45 degrees"):
         video.upright(upright, 45)
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize("across, down", [(1, 0), (0, 1), (1, 1)])
+def test_a_film_that_says_that_it_is_mirrored_is_mirrored(tmp_path, degrees, across, down):
+    with av.open(str(tmp_path / "film.mp4"), "w") as out:
+        stream = out.add_stream("libx264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv444p"
+        stream.set_display_rotation(degrees, hflip=bool(across), vflip=bool(down))
+        stored = np.zeros((32, 64, 3), np.uint8)
+        stored[:8, :16], stored[:8, 48:, 0], stored[24:, :16, 1] = 255, 255, 255
+        out.mux([*stream.encode(av.VideoFrame.from_ndarray(stored, format="rgb24")), *stream.encode()])
+    right = np.rot90(stored, degrees // 90)[::-1 if down else 1, ::-1 if across else 1]
+    assert np.abs(read(tmp_path / "film.mp4", [0])[0].astype(int) - right).mean() < 3
+
+
+@pytest.mark.parametrize("kind, gop, b_frames", [("avi", 250, 2), ("avi", 12, 0), ("flv", 12, 2), ("h264", 12, 0)])
+def test_a_film_in_which_pictures_cannot_be_found_by_time_is_refused_with_what_to_do(tmp_path, kind, gop, b_frames):
+    """FFmpeg gives the pictures of an AVI with B-frames stamps in the order of decoding, and seeks in none of these."""
+    write_video(tmp_path / f"film.{kind}", 30, False, "libx264", gop, b_frames)
+    (tmp_path / f"film.{kind}").rename(tmp_path / "film.mp4")   # as a dataset calls it
+    with pytest.raises(ValueError, match=f"^film: .*film.mp4 is of the kind {kind}, .* ffmpeg -i OLD NEW.mp4  does$"):
+        video.stamps(tmp_path / "film.mp4", "film")
+
+
+def test_a_film_that_is_decoded_at_even_times_and_shown_at_uneven_ones_is_read_through(tmp_path):
+    shown = np.arange(40) * 100 + 200 + np.random.default_rng(0).integers(-30, 31, 40)
+    with av.open(str(tmp_path / "film.mp4"), "w") as out:
+        stream = out.add_stream("mpeg4", rate=FPS)
+        stream.width = stream.height = 64
+        stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, 3000)
+        stream.codec_context.time_base, packets = stream.time_base, []
+        for t, pts in enumerate(shown.tolist()):
+            frame = av.VideoFrame.from_ndarray(coded(t, False), format="rgb24")
+            frame.pts, frame.time_base = pts, stream.time_base
+            packets += stream.encode(frame)
+        for n, packet in enumerate(packets + stream.encode()):
+            packet.dts = 100 * n
+            out.mux(packet)
+    ticks, tick = video.stamps(tmp_path / "film.mp4", "film")
+    assert np.allclose(np.diff(ticks) * tick * 3000, np.diff(shown))
+    assert [decoded(picture)[0] for picture in read(tmp_path / "film.mp4", list(range(40)))] == list(range(40))
 
 
 def test_reading_leaves_no_thread_behind_and_a_forked_process_can_close_what_it_inherits(film):
