@@ -97,7 +97,8 @@ class Corpus:
         """A folder with mixture.json, such a file itself, or one dataset. robot, hold_out, only_episodes: as the flags
         say, of one dataset; timestamps: of all. ValueError: one line."""
         path = Path(path)
-        must(os.path.isdir(path) or os.path.isfile(path), f"--data {str(path)[:200]}: no such folder or mixture file")
+        must(os.path.isdir(path) or os.path.isfile(path) and path.suffix != ".npz",
+             f"--data {str(path)[:200]}: no such folder or mixture file")
         listing = path / "mixture.json" if path.is_dir() else path
         robot = find_robot(robot) if robot else None
         rows, validation = read_mixture(listing, robot) if listing.exists() else ([{"path": ".", "robot": robot}], None)

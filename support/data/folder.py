@@ -105,7 +105,7 @@ class FolderSource:
                  f"{path}: '{key}' is not read; arrays are called {', '.join(KEYS)}")
         for key, words in (("action", "action"), ("state", "state|qpos")):   # or a robot becomes a person without them
             must(key in arrays or not re.search(words, " ".join(unread).lower()),
-                 f"{path} has no array '{key}', and {', '.join(unread)} are not read: call the {key} '{key}'")
+                 f"{path} has no array '{key}'; not read: {', '.join(unread)}; call the {key} '{key}'")
         self.root, self.name, self.ends = path.parent, path.parent.name, _ends(path, arrays)
         E, F = len(self.ends), int(self.ends[-1])
         self.starts = np.concatenate([[0], self.ends[:-1]])

@@ -59,7 +59,7 @@ class LeRobotEpisodes:
         with self.said():
             (self._read_v30 if self.version == "v3.0" else self._read_v2)()
             must(self.lengths, "it is empty, meta/ lists no episode; record or download one")
-            rows = sorted(zip(self.first_rows, self.lengths, self.files))
+            rows = sorted(zip(self.first_rows, self.lengths, self.files), key=lambda row: row[0])
             self.file_rows = {file: first + n for first, n, file in rows}
             for index, times in Counter(self.indices).items():
                 must(times == 1, f"{self.where}, episode {index}: meta/ lists it twice; {AGAIN}")

@@ -93,6 +93,8 @@ def test_a_mixture_lists_folders_of_datasets_and_no_other_mixture(table_3, named
     Path(table_3).write_text(json.dumps({"datasets": [{"path": named}]}))
     with pytest.raises(ValueError, match=message):
         open_corpus(table_3, 3)
+    with pytest.raises(ValueError, match="episode.npz: no such folder or mixture file"):
+        open_corpus(folder / "RoboTwin/episode.npz", 3)
 
 
 def test_a_validation_dataset_may_have_a_robot_of_its_own_and_folders_called_alike_are_told_apart(tmp_path):
