@@ -46,7 +46,7 @@ class Batch:
     state: torch.Tensor         # (B, 32) float32, q_t, standardised
     dim_mask: torch.Tensor      # (B, 32) bool, the action dimension exists, and moved in training
     action: torch.Tensor = None         # (B, k, 32) float32, a_{t:t+k}, standardised
-    action_mask: torch.Tensor = None    # (B, k, 32) bool: has actions, step inside the episode, dim_mask (or all)
+    action_mask: torch.Tensor = None    # (B, k, 32) bool: has actions, inside the episode, dim_mask or noise_on_padding
     future_mask: torch.Tensor = None    # (B,) bool, t+m lies inside the episode
 
     def to(self, device):

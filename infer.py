@@ -29,7 +29,6 @@ from pathlib import Path
 import torch
 
 import worlds
-from config import DataConfig, from_dict
 from support import checkpoint
 from support.data.corpus import Corpus
 from support.data.statistics import of_checkpoint
@@ -165,10 +164,8 @@ def main(argv):
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.cut:
-        state = args.checkpoint and read_json(checkpoint.resolve(args.checkpoint) / checkpoint.STATE)
-        data = from_dict(state.get("config")).data if state else DataConfig()
         return image_folder.cut(args.cut, Path(args.image_dir or "cut"), args.episode, args.frame, args.robot,
-                                args.timestamps, data.m)
+                                args.timestamps, args.checkpoint)
     policy = open_policy(args, device)
     if args.closed_loop:
         closed_loop.evaluate(policy, worlds.find(policy.stats.robot), args.episodes, args.seed, args.controls,

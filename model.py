@@ -241,7 +241,7 @@ class InternVLA_A1(nn.Module):
 
     def v_theta(self, prefix, batch, a_tau, tau):
         """One evaluation of the velocity field. a_tau (B, k, d_a), tau python float or (k,) -> (B, k, d_a)."""
-        ones = torch.ones(len(a_tau), 1, 1, dtype=torch.float64, device=a_tau.device)   # as its embedding needs
+        ones = torch.ones(len(a_tau), 1, 1, dtype=torch.float64, device=a_tau.device)   # errors grow in tau_embedding
         tau = tau * ones
         x = self.act.embed(batch.state, a_tau[:, None], tau).to(self.dtype)
         for layer, kv in zip(self.layers, prefix.kv):

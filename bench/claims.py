@@ -228,12 +228,12 @@ def endings(result, euler=10):
         for suite, title in SUITES.items():
             runs = [run for run in result["runs"] if run["arm"] == name]
             ended = "".join(run[f"euler {euler}"][suite]["outcomes"] for run in runs)
-            two = [scene.distractor is not None for run in runs for scene in conveyor.settings(
-                suite, result["episodes"], result["eval_seed"] + run["seed"])]
-            parts = [ended] * len(LETTERS) + [[of for of, pair in zip(ended, two) if pair == n] for n in (False, True)]
-            shares = (f"{100 * part.count(letter) / len(part):.1f}" if part else "" for part, letter in zip(
-                parts, [*LETTERS.values(), "t", "t"]))
-            yield f"| {name} | {title} | {' | '.join(shares)} |"
+            two = np.array([scene.distractor is not None for run in runs for scene in conveyor.settings(
+                suite, result["episodes"], result["eval_seed"] + run["seed"])])
+            took = np.array(list(ended)) == LETTERS["took it"]
+            shares = [ended.count(letter) / len(ended) for letter in LETTERS.values()]
+            shares += [took[part].mean() if part.any() else np.nan for part in (~two, two)]
+            yield f"| {name} | {title} | {' | '.join(f'{100 * share:.1f}' for share in shares)} |"
 
 
 def draw(result, path):

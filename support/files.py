@@ -81,13 +81,13 @@ def damage(where, what, path=None):
 def read_text(path, **repair):
     """A text file, UTF-8 with or without a byte order mark -> str."""
     try:
-        return instruction(Path(regular(path, LARGEST_TEXT)).read_text(encoding="utf-8-sig"), path)
+        return without_nul(Path(regular(path, LARGEST_TEXT)).read_text(encoding="utf-8-sig"), path)
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(path, error, **repair) from error
 
 
-def instruction(text, where):
-    """text, as it is. ValueError: it holds NUL characters, which nobody writes and which a policy would be told."""
+def without_nul(text, where):
+    """text, as it is. ValueError: it holds NUL characters, which no person writes, and a policy would be told."""
     must("\0" not in text, f"{where} holds NUL characters, as UTF-16 that is read as UTF-8: give it in UTF-8")
     return text
 

@@ -21,7 +21,7 @@ def positions(layout, view_mask, text_mask):
     text = (text_mask.cumsum(1) - 1).clamp(min=0)[..., None].expand(-1, -1, 3)     # (B, text, 3)
 
     exists = view_mask.long()
-    lengths = torch.cat([exists * (layout.marks + span + layout.marks), text_mask.sum(1, keepdim=True),
+    lengths = torch.cat([exists * (span + 2 * layout.marks), text_mask.sum(1, keepdim=True),
                          exists * layout.gen], 1)                                  # (B, V + 1 + V)
     ends = lengths.cumsum(1)
     starts = (ends - lengths)[..., None, None]                                     # (B, V + 1 + V, 1, 1)

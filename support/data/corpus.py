@@ -34,7 +34,7 @@ class Listed:
     robot: str          # the name under which its statistics are taken
     frames: int         # of all its episodes, from metadata alone
     has_action: bool
-    same: object        # what is the same for one dataset and its copies, by whatever path they are listed
+    same: str           # what is the same for one dataset and its copies, by whatever path they are listed
     lists: str          # a digest of what it says of itself, which a resumed run compares
     timestamps: str     # how those of its rows are taken: check or index
     only: str = ""      # the episodes that are used, as support.data.episodes reads it
@@ -98,7 +98,7 @@ class Corpus:
         say, of one dataset; timestamps: of all. ValueError: one line."""
         path = Path(path)
         must(os.path.isdir(path) or os.path.isfile(path) and path.suffix != ".npz",
-             f"--data {str(path)[:200]}: no such folder or mixture file")
+             f"--data {str(path)[:200]}: no folder or mixture file is there")
         listing = path / "mixture.json" if path.is_dir() else path
         robot = find_robot(robot) if robot else None
         rows, validation = read_mixture(listing, robot) if listing.exists() else ([{"path": ".", "robot": robot}], None)
@@ -171,10 +171,11 @@ class Corpus:
                 source, used = self.sources[i], self.used[i]
                 yield (f"dataset {self.listed[i].name}: {len(used)} of {len(source.lengths)} episodes are trained on: "
                        f"{spans(source.indices[e] for e in used)}")
+        paths = {}   # of each dataset the first one that is listed
         for row in self.listed:
-            first = next(of for of in self.listed if of.same == row.same)
-            if first.path.resolve() != row.path.resolve():
-                yield f"{first.path} and {row.path} are one dataset: what is held out of it is trained on in neither"
+            first = paths.setdefault(row.same, row.path)
+            if first.resolve() != row.path.resolve():
+                yield f"{first} and {row.path} are one dataset: what is held out of it is trained on in neither"
         if not self.holds_out:
             yield "nothing is held out: all episodes that are used are trained on"
         elif self.held_out and self.hold_out != "-1":

@@ -12,7 +12,7 @@ from config import VIEWS
 from support.data.file_hashes import files_digest
 from support.data.picture import ENDINGS, check_size, decode
 from support.data.robots import ROBOTS, Robot, action_kinds, unnamed
-from support.files import instruction, must, numbers, read_npy, read_npz
+from support.files import must, numbers, read_npy, read_npz, without_nul
 
 ROWS = ("state", "action", "target", "distractor")   # arrays with a row a frame
 KEYS = ROWS + ("task", "fps", "ends", "stored", "robot", "action_names", "suite")
@@ -64,7 +64,7 @@ def _texts(x, where, *lengths):
     with suppress(UnicodeError):
         x = np.atleast_1d(np.char.decode(x, "utf-8") if x.dtype.kind == "S" else x)
         if x.dtype.kind == "U" and x.ndim == 1 and len(x) in lengths and np.char.encode(x, "utf-8") is not None:
-            instruction("".join(dict.fromkeys(x.tolist())), where)
+            without_nul("".join(dict.fromkeys(x.tolist())), where)
             return x   # without lone surrogates, at which encode raises
     raise ValueError(f"{where} is {x.dtype} of shape {x.shape}, expected {' or '.join(map(str, lengths))} texts in "
                      "UTF-8; write it again")
@@ -105,7 +105,7 @@ class FolderSource:
                  f"{path}: '{key}' is not read; arrays are called {', '.join(KEYS)}")
         for key, words in (("action", "action"), ("state", "state|qpos")):   # or a robot becomes a person without them
             must(key in arrays or not re.search(words, " ".join(unread).lower()),
-                 f"{path} has no array '{key}'; not read: {', '.join(unread)}; call the {key} '{key}'")
+                 f"{path} has no array '{key}'; not read: {', '.join(unread)}; call it '{key}', or leave them out")
         self.root, self.name, self.ends = path.parent, path.parent.name, _ends(path, arrays)
         E, F = len(self.ends), int(self.ends[-1])
         self.starts = np.concatenate([[0], self.ends[:-1]])

@@ -25,7 +25,7 @@ from support.data.robots import ROBOTS
 from support.data.statistics import Alone, Statistics, gathered, inputs_of, kinds_of, reference
 from support.files import must
 
-FORMAT = 4   # of what is kept and how it is computed: raise it when either changes
+FORMAT = 4   # of what is kept, how it is computed and what is refused before: raise it when one of them changes
 SAMPLE, SAMPLE_SEED = 2_000_000, 0   # above so many windows, so many of them, chosen by this seed
 ROUNDING = float(np.finfo(np.float32).eps)   # what float32 leaves of a difference of numbers near 1 that should be 0
 STALLED = 1e-3   # deviation of a state, in its unit and of its command's, below which it is not divided by: a finger

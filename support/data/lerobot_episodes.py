@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property
 
 from support.data.parquet import read_table
-from support.files import damage, inside, instruction, must, read_jsonl, whole
+from support.files import damage, inside, must, read_jsonl, whole, without_nul
 
 AGAIN = "download the dataset again"
 NO_FILM = "none"    # where an episode of v3.0 names none
@@ -22,7 +22,7 @@ def instructions(tasks, where):
         tasks = tasks if isinstance(tasks, (list, tuple)) else [tasks]
         must(all(isinstance(task, (str, bytes, type(None))) for task in tasks),
              f"{where} is {tasks!r:.60}, expected text or a list of text; write it again")
-        texts = [instruction(task.decode("utf-8") if isinstance(task, bytes) else task or "", where) for task in tasks]
+        texts = [without_nul(task.decode("utf-8") if isinstance(task, bytes) else task or "", where) for task in tasks]
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8 ({error.reason}); write it again") from error
     return tuple(text for text in texts if text.strip())

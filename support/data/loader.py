@@ -30,7 +30,7 @@ def micro_batches(mixture, collate, first_step, last_step, worker_init_fn=None):
     size, step = train.batch_size, train.batch_size * train.accumulate
     firsts = range(first_step * step, last_step * step, size)   # one by one: pre-training has 45 million micro-batches
     numbers, parts = tee(range(first, first + size) for first in firsts)
-    # Two batches of each process are made ahead, those of a step are held. Of a view: pictures, three frames.
+    # Two batches of each process are made ahead, those of a step are held. Of each view a picture or two, three frames.
     sample = 9 * model.und_frames * model.view_size ** 2 + 27 * model.frame_size ** 2
     sample += 4 * model.chunk * model.action_dim * model.action_draws
     batches = Watched(mixture, (2 * loaders * size + step) * sample, num_workers=loaders, batch_sampler=numbers,

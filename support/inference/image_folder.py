@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from config import VIEWS, DataConfig
+from config import VIEWS, DataConfig, from_dict
+from support import checkpoint
 from support.data.episodes import chosen
 from support.data.folder import listing
 from support.data.picture import ENDINGS, decode
@@ -120,11 +121,13 @@ def write(out, policy, observed, actions, z_hat):
     print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")
 
 
-def cut(dataset, folder, episode=-1, frame=None, robot=None, timestamps="check", m=DataConfig.m):
-    """Write a new image folder from an episode of a dataset, with the true future and the true actions. frame: t, by
-    default m. ValueError: one line, for a folder that holds files, an episode or a frame that does not exist."""
+def cut(dataset, folder, episode=-1, frame=None, robot=None, timestamps="check", of=None):
+    """Write a new image folder from an episode of a dataset, with the true future and the true actions. of: the
+    checkpoint whose m is taken, by default 15 frames; frame: t, by default m. ValueError: one line, for a folder that
+    holds files, an episode or a frame that does not exist."""
     must(not folder.exists() or not any(folder.iterdir()),
          f"--image-dir {folder} holds files already: name a new folder to cut into, or empty this one")
+    m = from_dict(read_json(checkpoint.resolve(of) / checkpoint.STATE).get("config")).data.m if of else DataConfig.m
     source = open_source(dataset, find_robot(robot) if robot else None)
     source.timestamps = timestamps
     (e,) = chosen(str(episode), source.indices, range(len(source.indices)), "--episode", dataset)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from config import VIEWS
-from support.files import instruction, must, numbers, read_json
+from support.files import must, numbers, read_json, without_nul
 
 LAYOUTS = {"HWC": "(H, W, 3)", "CHW": "(3, H, W)"}
 DTYPES = {"uint8": "uint8", "float": "float from 0 to 1", "": "uint8, or float from 0 to 1"}
@@ -143,7 +143,7 @@ class Reader:
         found = f"text of {len(text):,} letters" if isinstance(text, str) else f"a {type(text).__name__}"
         must(text is None or isinstance(text, str) and len(text) <= 10_000,
              f"{entry} is {found}; expected text of at most 10,000 letters")
-        return text and instruction(text, entry)
+        return text and without_nul(text, entry)
 
 
 def picture(value, where, form):

@@ -15,7 +15,7 @@ from config import VIEWS
 from data import collate, observation
 from support import checkpoint
 from support.data.statistics import of_checkpoint
-from support.files import instruction, must
+from support.files import must, without_nul
 from support.inference.control import ControlLoop, all_finite, check_pictures, checked_state, places_of
 from support.inference.handover import Rest, guide_of, prepare
 from support.weights.loading import empty_model, load_state, with_tokenizer
@@ -101,7 +101,7 @@ class Policy:
         must(len(pictures) == len(states) == len(tasks) > 0,
              f"plan: {len(pictures)} scenes, {len(states)} states and {len(tasks)} tasks are given")
         for task in tasks:
-            instruction(task, "plan: a task")
+            without_nul(task, "plan: a task")
         for scene in pictures:
             pairs = scene.values() if isinstance(scene, dict) else [None]
             must(all(isinstance(of, (list, tuple, np.ndarray, torch.Tensor)) and len(of) == 2 for of in pairs),
@@ -173,7 +173,7 @@ class Policy:
         must(isinstance(steps, (int, np.integer)) and 1 <= steps <= k,
              f"execute_steps {steps!r:.60}: a chunk has {k} actions; give how many of them")
         must(type(background) is bool, f"reset: background is {background!r:.60}; give True or False")
-        instruction(task, "reset: the task")
+        without_nul(task, "reset: the task")
         prepare(self, handover)
         self._end_episode()
         self.loop = ControlLoop(self, task, steps, background, handover)

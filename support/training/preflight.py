@@ -117,7 +117,7 @@ def check_settings(args, config, corpus, least_chunk, ranks):
             check_width(f"the {kind} of robot '{source.robot}'", len(of), getattr(config.model, f"{kind}_dim"))
     chunk = config.model.chunk
     if chunk < least_chunk:
-        raise ValueError(f"--chunk {chunk} is too short: {least_chunk} actions decide a scene in its world")
+        raise ValueError(f"--chunk {chunk} is too short: in the robot's world {least_chunk} actions decide a scene")
     must(config.train.rtc_delay < chunk, f"--rtc_delay {config.train.rtc_delay}: a chunk has {chunk} actions, and at "
          "least one is learned")
     world = all(row.robot == "conveyor" for row in corpus.listed)   # a smoke test of the a1 presets, by design

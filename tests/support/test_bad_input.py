@@ -72,7 +72,7 @@ def test_closed_loop_episodes_below_1_are_refused_before_any_work(refuses, tmp_p
 
 def test_a_chunk_that_cannot_decide_a_scene_is_refused_before_training(refuses, tmp_path):
     data = write_folder(tmp_path / "good", T=80, robot=np.array("conveyor"), ends=np.array([40, 80]))
-    assert "--chunk 4 is too short: 16 actions decide a scene in its world" in refuses("train.py", "--data", data, *RUN)
+    assert "--chunk 4 is too short: in the robot's world 16 actions" in refuses("train.py", "--data", data, *RUN)
 
 
 # ---- datasets ----------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def test_the_dataset_of_these_tests_trains_when_nothing_is_wrong_with_it(tmp_pat
 
 
 def test_data_that_points_nowhere_is_named(refuses, tmp_path):
-    assert "nowhere: no such folder" in refuses("train.py", "--data", tmp_path / "nowhere", *RUN)
+    assert "nowhere: no folder or mixture file is there" in refuses("train.py", "--data", tmp_path / "nowhere", *RUN)
     (tmp_path / "hollow").mkdir()
     assert "hollow holds no dataset: expected" in refuses("train.py", "--data", tmp_path / "hollow", *RUN)
 

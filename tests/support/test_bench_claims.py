@@ -27,7 +27,8 @@ LOSS = {"full": 4e-3, "lambda 0": 16e-3}   # where held-out L_act is least; of a
 
 @pytest.fixture
 def runs(monkeypatch, tmp_path):
-    """Processes replaced: held-out L_act follows from arm and learning rate -> the jobs that were asked for."""
+    """Processes replaced: held-out L_act follows from arm and learning rate, and what is taken is the only object of a
+    scene -> the jobs that were asked for."""
     asked = []
 
     def run(self, name, flags, eval_seed, episodes):
@@ -35,7 +36,9 @@ def runs(monkeypatch, tmp_path):
             "lr", "steps", "decay_steps", "seed"} else "other"
         asked.append((arm, float(flags["lr"]), flags["steps"], flags["seed"], eval_seed, episodes))
         held_out = {"loss_act": abs(math.log(float(flags["lr"]) / LOSS.get(arm, 2e-3)))}
-        rows = {suite: {"success": 0.9 - 0.1 * flags["seed"], "outcomes": "tm"} for suite in ("static", "dynamic")}
+        rows = {suite: {"success": 0.9 - 0.1 * flags["seed"], "outcomes": "".join(
+            "m" if scene.distractor else "t" for scene in conveyor.settings(suite, episodes, eval_seed))}
+                for suite in ("static", "dynamic")}
         return {"device": "CPU", "steps": flags["steps"], "held_out": held_out} | (
             {f"euler {n}": rows for n in (1, 2, 10)} if episodes else {})
     monkeypatch.setattr(claims.Trials, "run", run)
@@ -59,7 +62,7 @@ def test_a_rate_is_chosen_by_held_out_loss_and_never_at_the_edge_of_what_was_tri
         (rate, 10, seed, 100 + seed, 200) for rate in (4e-3, 16e-3, 2e-3) for seed in (1, 2))
     printed = capsys.readouterr().out
     assert "| full, 0.004 | 10 | 80.0, 70.0; 75.0 | 80.0, 70.0; 75.0 | 75.0 (too few seeds) |  |" in printed
-    assert "| lambda 0 | moving | 50.0 | 50.0 | 0.0 | 0.0 | 0.0 |" in printed   # of "tm", at both seeds
+    assert "| lambda 0 | moving | 24.0 | 76.0 | 0.0 | 0.0 | 0.0 | 100.0 | 0.0 |" in printed   # 96 of 400 scenes have one object
 
 
 def test_a_rate_that_is_given_is_not_tuned_and_tau_has_the_presets(runs):

@@ -93,7 +93,7 @@ def test_a_mixture_lists_folders_of_datasets_and_no_other_mixture(table_3, named
     Path(table_3).write_text(json.dumps({"datasets": [{"path": named}]}))
     with pytest.raises(ValueError, match=message):
         open_corpus(table_3, 3)
-    with pytest.raises(ValueError, match="episode.npz: no such folder or mixture file"):
+    with pytest.raises(ValueError, match="episode.npz: no folder or mixture file is there"):
         open_corpus(folder / "RoboTwin/episode.npz", 3)
 
 

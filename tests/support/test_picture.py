@@ -156,7 +156,7 @@ def test_an_array_of_another_kind_or_length_is_named_with_its_key_and_row(tmp_pa
 @pytest.mark.parametrize("key, name", [("action", "joint_action"), ("state", "observation.state"), ("state", "qpos")])
 def test_a_state_or_an_action_of_another_name_is_not_taken_for_none(tmp_path, key, name):
     line = refused(FolderSource, plain_folder(tmp_path / "d", **{key: None, name: np.zeros((24, 6)), "depth": np.zeros(3)}))
-    assert f"d/episode.npz has no array '{key}'; not read: depth, {name}; call the {key} '{key}'" in line
+    assert f"d/episode.npz has no array '{key}'; not read: depth, {name}; call it '{key}', or leave them out" in line
 
 
 def test_state_may_be_absent_and_the_task_bytes_or_one_a_frame(tmp_path):
