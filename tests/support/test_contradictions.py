@@ -47,6 +47,16 @@ def test_datasets_of_one_robot_that_name_its_dimensions_in_another_order_are_ref
         taken([d, a, c, b])
 
 
+def test_what_a_robot_file_puts_in_order_is_not_refused_for_the_names_that_its_reader_made(tmp_path):
+    """Of a dataset without names they are numbers of columns, which say nothing of joints."""
+    row = {"name": "arm", "cameras": {"head": HEAD}}
+    for n, state in enumerate(([[0, 3]], [[1, 3], [0, 1]])):
+        (tmp_path / f"{n}.json").write_text(json.dumps(row | {"state": [["observation.state", *state]]}))
+    a, b = (open_source(named(tmp_path / f"set_{n}", state=None), find_robot(str(tmp_path / f"{n}.json"))) for n in (0, 1))
+    assert a.state_names != b.state_names and sorted(a.state_names) == sorted(b.state_names)
+    taken([a, b])
+
+
 def test_delta_mode_against_the_state_of_another_joint_is_refused_by_the_names(tmp_path):
     root = named(tmp_path / "set", state=["gripper", "shoulder", "elbow"], action=["shoulder", "elbow"])
     row = {"name": "arm", "cameras": {"head": HEAD}, "delta": [2]}

@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 import time
+from dataclasses import replace
 from functools import partial
 from multiprocessing.queues import Queue
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from config import CONFIGS
 from support.data import loader
 from support.data.loader import Watched
 
@@ -89,6 +91,19 @@ def test_an_error_in_a_process_is_still_that_error():
     with pytest.raises(KeyError, match="a fault"):
         list(Watched(Items(fault), num_workers=2, batch_size=1))
     assert [int(n) for n in Watched(Items(int), num_workers=2, batch_size=1)] == list(range(100))
+
+
+@pytest.mark.parametrize("und_frames", [1, 2])
+def test_what_is_counted_for_a_sample_holds_its_pictures_and_actions(monkeypatch, random_batch, noise, und_frames):
+    """And not twice as much. Text, state and masks are small beside them."""
+    config = replace(CONFIGS["conveyor"], data=replace(CONFIGS["conveyor"].data, loaders=2))
+    config = replace(config, model=replace(config.model, und_frames=und_frames))
+    counted = []
+    monkeypatch.setattr(loader, "Watched", lambda _, need, **options: counted.append(need))
+    loader.micro_batches(SimpleNamespace(config=config), None, 0, 1, None)
+    batch, B = random_batch(config.model, 4), config.train.batch_size
+    held = sum(x.nbytes for x in (batch.image, batch.frames, *noise(config.model, 4))) / 4
+    assert 0.95 < counted[0] / ((2 * 2 * B + B * config.train.accumulate) * held) < 1.05
 
 
 def test_shared_memory_that_is_too_small_is_told_at_the_start_or_when_it_is_full(monkeypatch):

@@ -131,8 +131,10 @@ def test_a_film_in_which_pictures_cannot_be_found_by_time_is_refused_with_what_t
         video.stamps(tmp_path / "film.mp4", "film")
 
 
-def test_a_film_that_is_decoded_at_even_times_and_shown_at_uneven_ones_is_read_through(tmp_path):
-    shown = np.arange(40) * 100 + 200 + np.random.default_rng(0).integers(-30, 31, 40)
+@pytest.mark.parametrize("from_picture", [0, 8])
+def test_a_film_that_is_decoded_at_even_times_and_shown_at_uneven_ones_is_read_through(tmp_path, from_picture):
+    uneven = np.arange(40) >= from_picture
+    shown = np.arange(40) * 100 + 200 + uneven * np.random.default_rng(0).integers(-30, 31, 40)
     with av.open(str(tmp_path / "film.mp4"), "w") as out:
         stream = out.add_stream("mpeg4", rate=FPS)
         stream.width = stream.height = 64
