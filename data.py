@@ -5,7 +5,7 @@ disk to a batch, in the order of this file:
 
     windows        which (episode, t) make a tuple; outside an episode frames and actions are clamped and masked
     example        one tuple as arrays; observation() makes the same arrays from a live robot
-    Mixture        which tuple comes next: a pure function of (seed, rank, sample number), spread by lpt.py
+    Mixture        which tuple comes next: a pure function of (seed, rank, sample number), of what lpt.py deals
 
 What it stands on, in support/data:
 
@@ -23,7 +23,6 @@ import numpy as np
 import torch
 
 import flow
-import lpt
 from config import VIEWS
 from support.data import loader
 from support.data.corpus import Corpus
@@ -158,10 +157,10 @@ def stream(seed, *key):
 
 
 class Mixture(torch.utils.data.Dataset):
-    """Datasets spread over LPT workers and drawn by weight. Item n is sample number n of this rank.
+    """The datasets of a rank's LPT workers, drawn by weight. Item n is sample number n of this rank.
 
-    by_robot: {robot: Statistics}. weights, frames: sampling weight and size of every dataset.
-    sources, window_lists: {dataset: ...} of those that this rank has opened.
+    by_robot: {robot: Statistics}. sources, window_lists: {dataset: ...} of those that this rank has opened.
+    dealt: this rank's (datasets by worker, their sampling weights) of `lpt.deal`.
     Sample n is a pure function of (seed, rank, n).
 
     [ours] --stretch: a video with few key frames decodes much for one window and little more for its neighbours. A
@@ -169,18 +168,15 @@ class Mixture(torch.utils.data.Dataset):
     stretch n mod STRETCHES. A stretch that is used up is followed by a new one. Nothing of this is stored: it is
     computed from n. Every window of a dataset is equally likely as sample n."""
 
-    def __init__(self, config, by_robot, sources, weights, window_lists, seed, rank=0, world=1, *, frames):
+    def __init__(self, config, by_robot, sources, window_lists, dealt, seed, rank=0):
         for i, source in sources.items():
             if len(window_lists[i]) == 0:
                 raise ValueError(f"dataset {source.name} has no window: every episode is shorter than m needs")
         self.bad_samples = 0   # replaced so far
         self.config, self.by_robot, self.seed, self.rank = config, by_robot, seed, rank
-        self.sources, self.window_lists = sources, window_lists
-        self.frames, self.weights = frames, lpt.normalised(weights)
-        self.worker_datasets, shares = lpt.deal(self.frames, self.weights, world, config.data.lpt_workers,
-                                                config.data.balance)[rank]
-        self.worker_weights = [np.array(share) for share in shares]
-        self.mass = np.array([share.sum() for share in self.worker_weights])
+        self.sources, self.window_lists, (self.worker_datasets, weights) = sources, window_lists, dealt
+        self.worker_weights = [np.array(each) for each in weights]
+        self.mass = np.array([each.sum() for each in self.worker_weights])
         self.decoded = {}   # sample number -> arrays, decoded along with an earlier sample
 
     def stretch_of(self, n):

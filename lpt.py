@@ -46,12 +46,6 @@ def assign(sizes, workers):
     return held
 
 
-def normalised(weights):
-    """Weights that sum to 1."""
-    total = sum(weights)
-    return [weight / total for weight in weights]
-
-
 def shares(weights, held):
     """weights: wanted share of each dataset -> per worker the weights of what it holds, replicas sharing equally."""
     replicas = [sum(mine.count(i) for mine in held) for i in range(len(weights))]

@@ -55,10 +55,10 @@ def masked_sum(error, mask):
 
 
 def act_mask(batch, tau):
-    """Which elements L_act counts: (B, 1 or R, k, d_a) bool. tau (B, R, k) is 1 where an action is given
-    (train.py --rtc_delay), and of that nothing is to be learned."""
-    mask = batch.action_mask[:, None]
-    return mask if tau.ndim == 2 else mask & (tau < 1)[..., None]
+    """Which elements L_act counts: (B, R, k, d_a) bool. tau (B, R), or (B, R, k), which is 1 where an action is given
+    (train.py --rtc_delay): of that nothing is to be learned."""
+    learned = tau < 1 if tau.ndim == 3 else torch.ones_like(tau, dtype=torch.bool)[..., None]
+    return batch.action_mask[:, None] & learned[..., None]
 
 
 class JointLayer(nn.Module):
@@ -216,12 +216,10 @@ class InternVLA_A1(nn.Module):
                 losses.z_hat, losses.z = z_hat.detach(), z
         return losses
 
-    def counts(self, batch, R, tau=None):
+    def counts(self, batch, tau):
         """Elements of L_act and L_gen in a batch, without running the model: (int, int). tau: as in `forward`."""
-        mask = batch.action_mask[:, None] if tau is None else act_mask(batch, tau)
-        act = int(mask.sum()) * (R // mask.shape[1])   # a mask without draws counts for each
-        views = int((batch.view_mask & batch.future_mask[:, None]).sum())
-        return act, views * 16 * self.config.latent_grid ** 2 if self.config.gen_expert else 0
+        views = int((batch.view_mask & batch.future_mask[:, None]).sum()) if self.config.gen_expert else 0
+        return int(act_mask(batch, tau).sum()), views * 16 * self.config.latent_grid ** 2
 
     # ---- inference ------------------------------------------------------------------------------------------
 

@@ -59,10 +59,9 @@ def lr_at(step, train):
     return train.min_lr + (train.lr - train.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def elements(model, micro, config):
+def elements(model, micro):
     """How many elements L_act and L_gen have in these micro-batches -> two ints."""
-    counts = [model.counts(batch, config.model.action_draws, tau) for batch, _, tau in micro]
-    return [sum(column) for column in zip(*counts)]
+    return [sum(column) for column in zip(*(model.counts(batch, tau) for batch, _, tau in micro))]
 
 
 def gradients(model, micro, config, ranks, counts, each=map):
@@ -90,7 +89,7 @@ def read_data(args, config, ranks, newest):
         world.prepare(data)
     ranks.agree(None)   # a barrier
     corpus = Corpus.read(data, args.robot, config.data.hold_out, config.data.only_episodes, config.data.timestamps)
-    dealt = lpt.deal(corpus.frames, lpt.normalised(corpus.weights), ranks.dealt, config.data.lpt_workers,
+    dealt = lpt.deal(corpus.frames, corpus.weights, ranks.dealt, config.data.lpt_workers,
                      config.data.balance)                                                  # Sec. 3.4
     corpus.open(partial(windows, m=config.data.m, full=config.data.full_windows),
                 *lpt.subset(dealt, ranks.rank, ranks.world), evaluates=ranks.first)
@@ -108,11 +107,11 @@ def read_data(args, config, ranks, newest):
     if corpus.held_out:
         stats.check_inputs(corpus.held_out)
     first = checkpoint.step_of(newest) if newest else 0
-    mixtures = [Mixture(config, by_robot, corpus.sources, corpus.weights, corpus.windows, config.train.seed, rank,
-                        ranks.dealt, frames=corpus.frames) for rank in ranks.draws_for]
+    mixtures = [Mixture(config, by_robot, corpus.sources, corpus.windows, dealt[rank], config.train.seed, rank)
+                for rank in ranks.draws_for]
     batches = [mixture.loader(first, config.train.steps, ignore_signals) for mixture in mixtures]
     names = [f"{row.name} ({row.kind})" for row in corpus.listed]
-    print("\n".join([*table(names, corpus.frames, mixtures[0].weights, dealt), *corpus.notes()]))
+    print("\n".join([*table(names, corpus.frames, corpus.weights, dealt), *corpus.notes()]))
     for robot_stats, line in zip(by_robot.values(), kept):
         print("\n".join([*robot_stats.describe(config.data.m, config.model.chunk), line]))
     return corpus, {stats.robot: stats} | by_robot, mixtures, batches
@@ -152,7 +151,7 @@ def run(argv):
     if train.threads:
         torch.set_num_threads(train.threads)
     corpus, by_robot, mixtures, batches = read_data(args, config, ranks, newest)
-    drawn = [[row.name, weight, row.frames, row.lists] for row, weight in zip(corpus.listed, mixtures[0].weights)]
+    drawn = [[row.name, weight, row.frames, row.lists] for row, weight in zip(corpus.listed, corpus.weights)]
     with memory.explained(train, ranks.device):
         model, wrapped, optimizer, average = build(config, ranks, args.shard, None if newest else start)
         checkpointer = Checkpointer(out, ranks, config, by_robot, model, optimizer, average, drawn)
@@ -169,7 +168,7 @@ def run(argv):
                     interruption.at_once(alone=ranks.world == 1):
                 micro = cores.parts([next(each) for each in batches for _ in range(train.accumulate)])
             bad = [mixture.bad_samples for mixture in mixtures]
-            counts = [int(n) for n in ranks.sums(*elements(model, micro, config))]
+            counts = [int(n) for n in ranks.sums(*elements(model, micro))]
             losses = gradients(wrapped, micro, config, ranks, counts, cores.each)          # of Eq. (4)
             norm = global_norm(optimizer.parameters.values())
             act, gen, stop, bad_samples = ranks.sums(*losses, interruption.signal, sum(bad))

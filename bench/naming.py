@@ -48,5 +48,5 @@ class NamesPlace(InternVLA_A1):
         losses.gen_sum, losses.gen_count = masked_sum(error, true.any(-1).any(-1)[:, None, None])
         return losses
 
-    def counts(self, batch, R, tau=None):
-        return super().counts(batch, R, tau)[0], 256 * int(silhouettes(batch).any(-1).any(-1).sum())
+    def counts(self, batch, tau):
+        return super().counts(batch, tau)[0], 256 * int(silhouettes(batch).any(-1).any(-1).sum())

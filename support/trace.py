@@ -70,7 +70,7 @@ def sample(config, B=1):
 def walk(config):
     """One training step and one inference call of a Config -> printable lines."""
     model, example, R = on_meta(config.model), sample(config.model), config.model.action_draws
-    batch, counts = example.to("meta"), model.counts(example, R)
+    batch, counts = example.to("meta"), model.counts(example, torch.zeros(1, R))
     eps = torch.empty(1, R, *batch.action.shape[1:], device="meta")
     with recorded(model) as (training, counter):
         losses = model(batch, eps, eps[..., 0, 0])

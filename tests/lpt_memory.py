@@ -63,7 +63,7 @@ def peak():
 def start_up(root, world, everything, board, barrier, rank):
     """One rank's start: deal, open, windows, statistics -> its figures. everything: it opens all datasets."""
     imports, corpus = peak(), Corpus.read(root)
-    dealt, counted = lpt.subset(lpt.deal(corpus.frames, lpt.normalised(corpus.weights), world, 4), rank, world)
+    dealt, counted = lpt.subset(lpt.deal(corpus.frames, corpus.weights, world, 4), rank, world)
     corpus.open(partial(windows, m=15), None if everything else dealt, counted, evaluates=rank == 0)
     own = {i: corpus.sources[i] for i in counted}
     stats = statistics(own, corpus.windows, 50, "absolute", 1e-3, ranks=Meeting(rank, board, barrier))

@@ -82,8 +82,9 @@ def mixture_of(sources, weights=None, config=None, seed=0, rank=0, world=1):
     frames = [int(sum(source.lengths)) for source in sources]
     sources, rows = numbered(sources, [windows(source, config.data.m) for source in sources])
     stats = statistics(sources, rows, config.model.chunk, config.data.action_mode, config.data.std_floor)
-    weights = weights or [1.0] * len(sources)
-    return Mixture(config, {stats.robot: stats}, sources, weights, rows, seed, rank, world, frames=frames)
+    weights = weights or [1 / len(sources)] * len(sources)
+    dealt = lpt.deal(frames, weights, world, config.data.lpt_workers, config.data.balance)
+    return Mixture(config, {stats.robot: stats}, sources, rows, dealt[rank], seed, rank)
 
 
 def stats_of(*args, **kwargs):
@@ -363,7 +364,7 @@ def test_a_dataset_without_a_window_is_refused_by_name():
     """An error names the dataset."""
     source = Fake("short", lengths=(10,))
     with pytest.raises(ValueError, match="dataset short has no window"):
-        Mixture(tiny(), {}, {0: source}, [1.0], {0: windows(source, 15, full=True)}, 0, frames=[10])
+        Mixture(tiny(), {}, {0: source}, {0: windows(source, 15, full=True)}, ([[0]], [[1.0]]), 0)
 
 
 # ---- statistics: exactness, samples, what is kept ----------------------------------------------------------

@@ -298,8 +298,9 @@ def test_counts_are_those_of_the_forward_pass(variant, build, random_batch, nois
     batch = random_batch(variant, 4, cameras, human=(2,))
     batch.future_mask[0] = False
     model = build(variant)
-    losses = model(batch, *noise(variant, 4, R=2))
-    act, gen = model.counts(batch, 2)
+    eps, tau = noise(variant, 4, R=2)
+    losses = model(batch, eps, tau)
+    act, gen = model.counts(batch, tau)
     assert (act, gen) == (losses.act_count, losses.gen_count)
     assert act == 2 * 6 * (4 + 3 + 4) and gen == (6 * 16 * 64 if variant.gen_expert else 0)
 
@@ -309,9 +310,10 @@ def test_counts_are_those_of_the_forward_pass(variant, build, random_batch, nois
 def test_human_video_gives_the_action_expert_exactly_zero_gradient(variant, build, random_batch, noise):
     """Sec. 3.3: D_1 includes "human video data without action labels"; zero, not None: one graph for all."""
     model, batch = build(variant), random_batch(variant, 2, human=(0, 1))
-    losses = model(batch, *noise(variant, 2))
-    assert model.counts(batch, 1)[0] == losses.act_count == losses.act_sum == 0
-    loss = losses.total(0.3, *model.counts(batch, 1))
+    eps, tau = noise(variant, 2)
+    losses, counts = model(batch, eps, tau), model.counts(batch, tau)
+    assert counts[0] == losses.act_count == losses.act_sum == 0
+    loss = losses.total(0.3, *counts)
     assert torch.isfinite(loss) and (loss > 0) == variant.gen_expert
     found = gradients(model, loss)
     action = [value for name, value in found.items() if is_action(name)]
@@ -325,16 +327,19 @@ def test_a_batch_without_any_valid_element_has_loss_0(variant, build, random_bat
     """Eq. (4): human video at the end of an episode has neither target; 0, never NaN."""
     model, batch = build(variant), random_batch(variant, 2, human=(0, 1))
     batch.future_mask[:] = False
-    loss = model(batch, *noise(variant, 2)).total(0.3, *model.counts(batch, 1))
-    assert model.counts(batch, 1) == (0, 0) and loss == 0
+    eps, tau = noise(variant, 2)
+    counts = model.counts(batch, tau)
+    loss = model(batch, eps, tau).total(0.3, *counts)
+    assert counts == (0, 0) and loss == 0
     assert all((value == 0).all() for value in gradients(model, loss).values())
 
 
 def test_the_losses_reach_every_parameter(variant, build, random_batch, noise):
     """Sec. 3.3: "we jointly optimize the model"; what no loss reaches is not built."""
     model, batch = build(variant), random_batch(variant, 2)
-    losses = model(batch, *noise(variant, 2))
-    for name, value in gradients(model, losses.total(1.0, *model.counts(batch, 1))).items():
+    eps, tau = noise(variant, 2)
+    losses = model(batch, eps, tau)
+    for name, value in gradients(model, losses.total(1.0, *model.counts(batch, tau))).items():
         assert value is not None and torch.isfinite(value).all(), name
         cancels = name.endswith("attention.k_proj.bias")   # without rotation it shifts all scores alike
         assert value.any() or cancels, name
@@ -366,7 +371,7 @@ def test_four_draws_are_four_passes(variant, build, random_batch, noise):
     assert four.act_count == sum(one.act_count for one in ones)
     for one in ones:
         torch.testing.assert_close(four.gen_sum, one.gen_sum, rtol=1e-5, atol=0)
-    n_act, n_gen = model.counts(batch, 4)
+    n_act, n_gen = model.counts(batch, tau)
     together = gradients(model, four.total(0.3, n_act, n_gen))
     apart = gradients(model, sum(one.total(0.3 / 4, n_act, n_gen) for one in ones))
     assert_same_gradients(together, apart, 1e-5)
@@ -382,7 +387,7 @@ def test_micro_batches_of_any_size_add_up_to_the_same_first_step(variant, build,
     def first_step(size):
         parts = [slice(first, first + size) for first in range(0, 8, size)]
         micro = [(rows(batch, part), eps[part], tau[part]) for part in parts]
-        counts = [model.counts(part, 2) for part, _, _ in micro]
+        counts = [model.counts(part, at) for part, _, at in micro]
         assert size == 8 or len(set(counts)) > 1
         assert (0 in [act for act, _ in counts]) == (size == 2)
         n_act, n_gen = (sum(column) for column in zip(*counts))
@@ -427,7 +432,7 @@ def test_what_a_missing_view_or_padding_holds_changes_no_bit(variant, build, ran
         out = [losses.act_sum.detach(), losses.gen_sum.detach(), model.sample_actions(batch, eps[:, 0])]
         if variant.gen_expert:
             out.append(model.imagine(batch)[there])
-        return out + list(gradients(model, losses.total(0.3, *model.counts(batch, 1))).values())
+        return out + list(gradients(model, losses.total(0.3, *model.counts(batch, tau))).values())
 
     for one, two in zip(everything(batch), everything(other), strict=True):
         assert torch.equal(one, two)

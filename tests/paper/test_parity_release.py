@@ -153,7 +153,7 @@ ERRORS = {}
 def table():
     """Prints the largest error of each comparison over the three cases, for -s."""
     yield
-    print(f"\n{'largest absolute error':<36}{'3B':>9}{'2B':>9}")
+    print(f"\n{'largest error':<36}{'3B':>9}{'2B':>9}")
     for name, row in ERRORS.items():
         print(f"{name:<36}" + "".join(f"{row[scale]:9.1e}" if scale in row else f"{'':>9}" for scale in CONFIGS))
 
@@ -164,15 +164,17 @@ def note(scale, name, error):
     return row[scale]
 
 
-def worst(pairs):
-    return {name: float((ours - theirs).detach().abs().max()) for name, (ours, theirs) in pairs.items()}
+def largest(ours, theirs):
+    """The largest error, of values above 1 relative: how large an error rounding makes depends on the processor."""
+    return float(((ours - theirs).detach().abs() / theirs.abs().clamp(min=1)).max())
 
 
 @pytest.mark.parametrize("scale, case", CASES)
 def test_training_equals_the_release(load, stored, scale, case):
     """Sec. 3.2 and 3.3: embeddings, streams, latents, velocity and both losses."""
     with torch.no_grad():
-        errors = worst(run_training(scale, load(scale), stored[scale], case)[0])
+        pairs, _ = run_training(scale, load(scale), stored[scale], case)
+    errors = {name: largest(*pair) for name, pair in pairs.items()}
     for name, error in errors.items():
         note(scale, name, error)
     assert max(errors.values()) < TOLERANCE, errors
@@ -185,7 +187,7 @@ def test_the_vision_tower_equals_the_release(load, stored):
         with torch.no_grad():
             ours = load("3b").und.visual(batch.image.flatten(0, 1).float() / 255).unflatten(0, (2, 3))
         theirs = stored["3b"][f"out.{case}.train.vision_out"].unflatten(1, (3, 4))
-        error = (ours[batch.view_mask] - theirs[batch.view_mask]).abs().max()
+        error = largest(ours[batch.view_mask], theirs[batch.view_mask])
         assert note("3b", "vision tokens", error) < TOLERANCE
 
 
@@ -247,10 +249,10 @@ def test_ten_euler_steps_equal_the_release(load, stored, scale, case):
     chunk = model.sample_actions(batch, fixture[f"in.{case}.sample_noise"])
     retrained = scale == "3b" and case != "full"
     theirs = fixture[f"out.{case}.infer.actions_10" + ("_trainpos" if retrained else "")]
-    errors = {"sampled chunk": float((chunk - theirs).abs().max())}
+    errors = {"sampled chunk": largest(chunk, theirs)}
     if not retrained:
         there = -fixture[f"out.{case}.infer.velocities"]
-        errors["ten velocities"] = float((torch.stack(velocities) - there).abs().max())
+        errors["ten velocities"] = largest(torch.stack(velocities), there)
     for name, error in errors.items():
         note(scale, name, error)
     assert len(velocities) == 10 and max(errors.values()) < TOLERANCE, errors
@@ -265,7 +267,7 @@ def test_rotary_frequencies_rounded_through_bfloat16_equal_the_release(load, sto
     for rounded in (True, False):
         model = load(scale, rounded)
         chunk = model.sample_actions(batch, fixture["in.full.sample_noise"])
-        errors[rounded] = float((chunk - fixture["bf16rope.actions_10"]).abs().max())
+        errors[rounded] = largest(chunk, fixture["bf16rope.actions_10"])
     note(scale, "chunk, bfloat16 rotary frequencies", errors[True])
     assert errors[True] < TOLERANCE < 1e-3 < errors[False]
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import infer as infer_py
+import lpt
 import train as train_py
 from bench.__main__ import run as bench_main
 from config import get_config, to_dict
@@ -51,7 +52,8 @@ def episodes(root, m, robot=None):
             shown = {view: [code(source.frame(view, e, t)) for t in (0, n // 2, n - 1)] for view in views}
             yield int(number), {"state": state, "action": action if source.has_action else None, "pictures": shown,
                                 "task": source.task(e, n // 2)}
-    mixture = Mixture(config, stats, corpus.sources, corpus.weights, corpus.windows, 0, frames=corpus.frames)
+    dealt = lpt.deal(corpus.frames, corpus.weights, 1, config.data.lpt_workers)
+    mixture = Mixture(config, stats, corpus.sources, corpus.windows, dealt[0], 0)
     for n in range(2):
         for key, x in mixture.arrays(n).items():
             assert torch.isfinite(x.float()).all(), f"a batch holds {key} that is not finite"

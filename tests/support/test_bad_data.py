@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import lpt
 import train
 from config import get_config
 from data import Mixture, open_corpus, windows
@@ -201,7 +202,7 @@ def mixture_of(source, **flags):
     rows = windows(source, 3)
     stats = statistics({0: source}, {0: rows}, config.model.chunk, "absolute", 1e-3)
     config = replace(config, data=replace(config.data, m=3))
-    return Mixture(config, {stats.robot: stats}, {0: source}, [1.0], {0: rows}, 0, frames=[40])
+    return Mixture(config, {stats.robot: stats}, {0: source}, {0: rows}, ([[0]], [[1.0]]), 0)
 
 
 MANY = (40,) * 100
@@ -245,11 +246,11 @@ def test_a_worker_whose_only_dataset_is_unreadable_is_stood_in_for_by_the_others
     """The worker is drawn anew, too."""
     good, bad = Grey("good", lengths=(40,)), Grey("bad", lengths=(40,))
     bad.frame = lambda view, e, t: (_ for _ in ()).throw(ValueError("dataset bad is unreadable"))
-    config = tiny(on_bad_sample="skip", lpt_workers=2)
+    config = tiny(on_bad_sample="skip")
     sources = {0: good, 1: bad}
     rows = {i: windows(source, 15) for i, source in sources.items()}
     stats = statistics(sources, rows, config.model.chunk, "absolute", 1e-3)
-    mixture = Mixture(config, {stats.robot: stats}, sources, [1.0, 1.0], rows, 0, frames=[40, 40])
+    mixture = Mixture(config, {stats.robot: stats}, sources, rows, ([[0], [1]], [[0.5], [0.5]]), 0)
     assert any(mixture.draw(n)[0] == 1 for n in range(8)) and all(len(mixture[n]) == 4 for n in range(8))
 
 
@@ -260,8 +261,8 @@ def test_a_resumed_run_skips_the_same_sample_and_writes_the_same_log(tmp_path, c
     config = get_config("conveyor", SMALL | {"batch_size": 8, "m": 1})
     corpus = open_corpus(root, 1)
     stats = statistics(corpus.sources, corpus.windows, 4, "absolute", 1e-3)
-    mixture = Mixture(config, {stats.robot: stats}, corpus.sources, corpus.weights, corpus.windows, 0,
-                      frames=corpus.frames)
+    dealt = lpt.deal(corpus.frames, corpus.weights, 1, config.data.lpt_workers)
+    mixture = Mixture(config, {stats.robot: stats}, corpus.sources, corpus.windows, dealt[0], 0)
     drawn = [mixture.draw(n)[2] for n in range(32)]
     torn = next(t for t in drawn[8:16] if sum(abs(t - other) <= 1 for other in drawn) == 1)    # met once, in step 2
     (root / "head" / f"{torn:06d}.png").write_bytes(b"torn")

@@ -52,8 +52,9 @@ def test_what_is_not_seen_is_not_counted(config, seen, noise):
     batch = seen(conveyor.settings("static", 4, seed=4))
     batch.frames[1, 0, 1] = 128
     model = NamesPlace(config)
-    losses = model(batch, *noise(config, 4, 2))
-    assert int(losses.gen_count) == 3 * 256 and model.counts(batch, 2) == (int(losses.act_count), 3 * 256)
+    eps, tau = noise(config, 4, 2)
+    losses = model(batch, eps, tau)
+    assert int(losses.gen_count) == 3 * 256 and model.counts(batch, tau) == (int(losses.act_count), 3 * 256)
     assert losses.gen_sum.isfinite() and not silhouettes(batch)[1].any()
 
 

@@ -28,7 +28,7 @@ def step(config, random_batch, noise):
     def gradients(cores, each=None):
         model.zero_grad()
         micro = cores.parts([whole])
-        counts = train.elements(model, micro, config)
+        counts = train.elements(model, micro)
         losses = train.gradients(model, micro, config, ranks, counts, each or cores.each)
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, losses, counts
     return gradients
@@ -81,7 +81,7 @@ def test_the_two_convolutions_of_token_compression_are_one_function_folded_or_no
     def step():
         model.zero_grad()
         losses = model(batch, eps, tau)
-        losses.total(0.3, *model.counts(batch, 1)).backward()
+        losses.total(0.3, *model.counts(batch, tau)).backward()
         return [losses.gen_sum, losses.act_sum, *(p.grad for p in model.gen.parameters())]
     plain = step()
     fold_compression(model.gen)

@@ -57,7 +57,7 @@ def opened(monkeypatch):
 
 
 def deal(corpus, world, workers=1):
-    return lpt.deal(corpus.frames, lpt.normalised(corpus.weights), world, workers)
+    return lpt.deal(corpus.frames, corpus.weights, world, workers)
 
 
 def rank_of(path, rank, world, workers=1):

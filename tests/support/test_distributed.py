@@ -51,7 +51,7 @@ def train_on(ranks, config, fixed, micros, shard=False, out=None, kind="fp32"):
     micro = [part(fixed, rows) for rows in micros]
     first, losses = None, []
     for _ in range(STEPS):
-        counts = ranks.sums(*train.elements(model, micro, config))
+        counts = ranks.sums(*train.elements(model, micro))
         own = train.gradients(wrapped, micro, config, ranks, counts)
         losses.append(ranks.sums(*own))
         if first is None:

@@ -222,7 +222,7 @@ def test_of_given_actions_nothing_is_learned(tiny, build, random_batch, noise):
     losses, other = model(batch, eps, tau), eps.clone()
     other[:, :, 0] += 1
     assert torch.equal(model(batch, other, tau).act_sum, losses.act_sum)
-    assert model.counts(batch, 2, tau)[0] == losses.act_count == 2 * 6 * (3 + 2 + 1)
+    assert model.counts(batch, tau)[0] == losses.act_count == 2 * 6 * (3 + 2 + 1)
 
 
 def test_a_checkpoint_of_before_has_no_delay():

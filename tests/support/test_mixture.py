@@ -145,8 +145,8 @@ def test_lerobot_video_of_people_trains_l_gen_alone_in_the_same_batches(people, 
     assert [row.kind for row in corpus.listed] == ["robot", "human"] and corpus.sources[1].views == {"head": HEAD} and robot.exists()
     config = get_config("conveyor", SMALL | {"m": 3, "full_windows": False, "batch_size": 6})
     stats = statistics(corpus.sources, corpus.windows, config.model.chunk, "absolute", 1e-3)
-    mixture = Mixture(config, {stats.robot: stats}, corpus.sources, corpus.weights, corpus.windows, 0,
-                      frames=corpus.frames)
+    dealt = lpt.deal(corpus.frames, corpus.weights, 1, config.data.lpt_workers)
+    mixture = Mixture(config, {stats.robot: stats}, corpus.sources, corpus.windows, dealt[0], 0)
     batch, _, _ = next(iter(mixture.loader(0, 1)))
     acts = batch.action_mask.any(-1).any(-1)
     assert 0 < acts.sum() < 6 and batch.view_mask[~acts].tolist() == [[True, False, False]] * int((~acts).sum())

@@ -243,7 +243,8 @@ def test_a_mixture_weighs_datasets_of_any_kind_and_holds_out_the_last_episode(tm
     (tmp_path / "mixture.json").write_text(json.dumps({"datasets": rows, "robot": "aloha"}))
     for path in (tmp_path, tmp_path / "mixture.json"):
         corpus = open_corpus(path, 3)
-        assert corpus.weights == [0.1, 0.6, 1.0] and [row.kind for row in corpus.listed] == ["human", "robot", "robot"]
+        assert [row.weight for row in corpus.listed] == [0.1, 0.6, 1.0]
+        assert corpus.weights == [0.1 / 1.7, 0.6 / 1.7, 1 / 1.7] and [row.kind for row in corpus.listed] == ["human", "robot", "robot"]
         assert corpus.held_out is corpus.sources[1] and set(corpus.held_out_windows[:, 0]) == {1}
         assert [set(rows[:, 0]) for rows in corpus.windows.values()] == [{0, 1}, {0}, {0, 1}]
         assert {source.robot for source in corpus.sources.values()} == {"aloha"}
