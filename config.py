@@ -225,7 +225,7 @@ _TRAIN_3B = TrainConfig(stage="posttrain", optimizer="offload", checkpoint_layer
 
 CONFIGS = {
     # The embedded world [ours]: 64 px, the paper's 96 generation tokens and 3 views. Width 64, but 128 in the
-    # generation expert, which draws. docs/conveyor.md has the tables behind lambda, tau's density and the Euler steps.
+    # expert that draws: not compared. docs/conveyor.md has the tables behind lambda, tau's density and Euler steps.
     "conveyor": Config("conveyor", ModelConfig(
         heads=4, kv_heads=4, head_dim=16, qk_norm=False, gen_width=128, gen_mlp=384, text_tokens=24,
         learned_positions=True, init_std=0.1, lambda_gen=0.3, action_draws=2, tau_density="release", euler_steps=2,

@@ -1,7 +1,7 @@
 """python -m bench COMMAND: the figures that neither train.py nor infer.py prints.
 
     params     Table 1: the parameters of every preset
-    claims     what history and prediction are worth in the embedded world (Fig. 9), and tau's density times lambda
+    claims     how far variants of the model come in the embedded world (Fig. 9), and tau's density times lambda
     gradients  how hard L_act and L_gen pull on the experts that both reach
     latency    seconds of an action chunk, phase by phase, or milliseconds of a control step
     reading    training tuples a second from a dataset

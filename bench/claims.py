@@ -1,4 +1,4 @@
-"""python -m bench claims arms | tau: what history and prediction are worth (Fig. 9), or tau's density times lambda.
+"""python -m bench claims arms | tau: how far variants of the model come (Fig. 9), or tau's density times lambda.
 
 Each run is a process of its own (bench/trial.py), several side by side. Of `arms` every arm first tries learning rates
 at training seed 0 and as many steps, and takes the one with the lowest held-out L_act: never by success, never at the
@@ -19,7 +19,7 @@ import torch
 
 from bench.ceilings import ceilings
 from bench.chunk import flop_of
-from bench.saving import place, save
+from bench.saving import VERSIONS, place, save
 from bench.trial import EULER, LETTERS
 from config import get_config
 from model import InternVLA_A1
@@ -29,7 +29,7 @@ from support.pictures import BLUE, GREY, ORANGE, Panel, figure
 from support.training.memory import synthetic
 from worlds import conveyor
 
-# What Fig. 9's gap consists of: the frame at t-m, the prediction of t+m, and the size of the network.
+# What Fig. 9 takes away at once: the frame at t-m, its tokens, the prediction of t+m, parameters, human video's loss.
 ARMS = {"full": {}, "no generation": {"gen_expert": False},
         "no generation, wider": {"gen_expert": False, "layers": 6, "und_width": 128, "und_mlp": 384},
         "history, no generation": {"gen_expert": False, "und_frames": 2},
@@ -109,7 +109,7 @@ class Claim:
         must(not unknown, f"--only {unknown[:1]}: no such arm; choose among {'; '.join(self.every)}")
         self.lr = args.lr or (OWN_RATE if args.claim == "tau" else None)
         self.result = {
-            "command": "python -m bench claims " + " ".join(argv), "torch": torch.__version__,
+            "command": "python -m bench claims " + " ".join(argv), **VERSIONS,
             "conditions": f"{args.parallel} runs at a time, one thread each, {os.cpu_count()} CPU cores",
             "world": conveyor.version(), "steps": args.steps, "eval_seed": args.eval_seed,
             "seeds": args.seeds, "episodes": args.episodes, "finished": False,
@@ -249,7 +249,8 @@ def draw(result, path):
         labels = [dict(enumerate(name.split(", "))) for name in names]
         below = [[((i + 0.5) / len(names), label.get(row, "")) for i, label in enumerate(labels)]
                  for row in range(max(map(len, labels)))]
-        panels.append(Panel(f"{title} targets: success after {result['steps']:,} steps", lines, ticks, below))
+        about = f"{title} targets: success after {result['steps']:,} steps, or as many as an arm names"
+        panels.append(Panel(about, lines, ticks, below))
     legend = [("a training seed, 10 Euler steps", BLUE), ("1 Euler step", ORANGE), ("a scripted policy", GREY)]
     return figure(panels, 1, (760, 250), legend, path)
 

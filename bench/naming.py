@@ -1,6 +1,6 @@
 """The arm of `bench claims arms` that imagines nothing, and must show where the named target is now.
 
-L_gen may teach which object is meant, and not only how it moves. This arm's loss teaches the first, and not the second.
+L_gen may teach which object is meant, and not only how it moves. This arm's loss asks for the first, not the second.
 The paper has no such loss: [ours], of the embedded world alone."""
 
 import numpy as np

@@ -72,7 +72,8 @@ def run(argv):
     must(len(set(paths)) == len(paths), "--checkpoint names a run twice")
     torch.set_num_threads(1)
     conveyor.prepare(args.data)
-    report |= {"world": conveyor.version(), "scene_seed": args.seed, "finished": False, "rows": []}
+    report |= {"world": conveyor.version(), "scene_seed": args.seed, "episodes": args.episodes, "finished": False,
+               "rows": []}
     for one in paths:
         policy = Policy.load(one, engine="plain")
         corpus = open_corpus(args.data, policy.config.data.m, full=True)

@@ -5,11 +5,13 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+import numpy
 import torch
 
 from support.files import must, save_json
 
 RESULTS = Path("bench/results")
+VERSIONS = {"torch": torch.__version__, "numpy": numpy.__version__}   # both draw random numbers
 
 
 def begin(parser, argv, default=None):
@@ -19,7 +21,7 @@ def begin(parser, argv, default=None):
     parser.add_argument("--force", action="store_true", help="write over a finished result")
     args = parser.parse_args(argv)
     path = None if args.json is None else place(args.json, args.force)
-    return args, path, {"command": " ".join([parser.prog, *argv]), "torch": torch.__version__}
+    return args, path, {"command": " ".join([parser.prog, *argv]), **VERSIONS}
 
 
 def place(name, force):

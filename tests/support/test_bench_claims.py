@@ -276,6 +276,7 @@ def test_the_pages_quote_the_reports():
     """Every row of the tables of arms in docs/evidence.md, README's medians, and the permutation test of the
     means follow from bench/results."""
     page, readme = Path("docs/evidence.md").read_text(), " ".join(Path("README.md").read_text().split())
+    conveyor_page = Path("docs/conveyor.md").read_text()
     result, first, longer, slow, full = (json.loads(Path(f"bench/results/{name}.json").read_text())
                                          for name in ("arms", "arms_first", "arms_time", "arms_slow", "arms_full"))
     assert len(result["runs"]) == 5 * len(claims.ARMS) and all(part["finished"] for part in (result, longer, slow, full))
@@ -312,6 +313,17 @@ def test_the_pages_quote_the_reports():
                 assert all(f"| {', '.join(f'{x:.1f}' for x in values)} |" in readme for values in (one, other))
         digits = 2 if seeds == (5, 5) else 3
         assert "p = {:.{d}f}, {:.{d}f} and {:.{d}f}".format(*found, d=digits) in " ".join(page.split())
+    for part, quoted in ((slow, "p = 0.47)"), (longer, "p = 0.03;")):   # Fisher's exact test, of eight and eight seeds
+        learned = sum(x > 62 for x in claims.values(part, "history, no generation", "dynamic"))
+        chances = [math.comb(8, n) * math.comb(8, 8 + learned - n) / math.comb(16, 8 + learned)
+                   for n in range(learned, 9)]
+        p = sum(chance for chance in chances if chance <= chances[-1] + 1e-9)
+        assert f"p = {p:.2f}" == quoted[:-1] and quoted in page
+    grid = [run["held_out"] for run in json.loads(Path("bench/results/tau_grid.json").read_text())["runs"]
+            if run["arm"] == "release 0.3"]
+    for key in ("dynamic_head", "dynamic_wrist", "static_head", "static_wrist", "crop_target", "crop_distractor"):
+        each = [f"{row['foresight_' + key]:.2f}" for row in grid]
+        assert f" | {', '.join(each)} |" in conveyor_page
     for name in claims.arms_of(result):
         each = claims.values(result, name, "dynamic")
         row = "" if name == "full" else f" | {', '.join(f'{x:.1f}' for x in each)} |"
