@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from support.data.episodes import chosen, spans
-from support.data.file_hashes import contents_digest, data_digest
+from support.data.file_hashes import contents_digest
 from support.data.mixture import read_mixture
 from support.data.robots import find_robot
-from support.data.source import glance, is_lerobot, open_source
+from support.data.source import glance, is_lerobot, open_source, recording
 from support.data.statistics import Alone, gathered
 from support.files import must
 
@@ -104,8 +104,8 @@ class Corpus:
         robot = find_robot(robot) if robot else None
         rows, validation = read_mixture(listing, robot) if listing.exists() else ([{"path": ".", "robot": robot}], None)
         listed = [Listed.of(listing.parent, row | {"timestamps": timestamps}) for row in [*rows, validation] if row]
-        often = Counter(row.lists for row in listed)   # of what says the same of itself, copies have the same data, too
-        listed = [replace(row, same=data_digest(row.path)) if often[row.lists] > 1 else row for row in listed]
+        often = Counter(row.frames for row in listed)   # copies have as many
+        listed = [replace(row, same=recording(row.path, row.given)) if often[row.frames] > 1 else row for row in listed]
         validation = listed.pop() if validation else None
         if only_episodes:
             if len({row.same for row in listed}) > 1 or any(row.only for row in listed):

@@ -28,18 +28,16 @@ def contents_digest(root):
     episode.npz."""
     if (plain := root / "episode.npz").exists():
         with damage(str(plain), "it cannot be read"), zipfile.ZipFile(regular(plain)) as archive:
-            return digest([[item.filename, item.CRC, item.file_size] for item in archive.infolist()])
-    paths = [path for path in sorted((root / "meta").rglob("*")) if path.is_file() and "stats" not in path.name]
+            return digest(sorted([item.filename, item.CRC, item.file_size] for item in archive.infolist()))
+    paths = [path for path in seen(root, "meta/**/*.json*", "meta/**/*.parquet") if "stats" not in path.name]
     return digest([[path.relative_to(root).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()]
                    for path in paths])
 
 
-def data_digest(root):
-    """The above and how the first file of numbers or pictures begins -> hex: two recordings of one length and task may
-    say the same of themselves."""
-    files = [*root.glob("data/*/*.parquet")] or [*root.glob("*.npy"), *root.glob("*/*")]
-    with open(min(filter(Path.is_file, files), default=os.devnull), "rb") as file:
-        return digest([contents_digest(root), hashlib.sha256(file.read(1 << 20)).hexdigest()])
+def seen(root, *patterns):
+    """The files of a folder that fit, but for what is hidden, sorted."""
+    return sorted(path for pattern in patterns for path in root.glob(pattern)
+                  if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts))
 
 
 def write_json(path, body):

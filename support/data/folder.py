@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from config import VIEWS
-from support.data.file_hashes import files_digest
+from support.data.file_hashes import contents_digest
 from support.data.picture import ENDINGS, check_size, decode
-from support.data.robots import ROBOTS, Robot, action_kinds, unnamed
+from support.data.robots import ROBOTS, Robot, action_kinds, given_name, unnamed
 from support.files import must, numbers, read_npy, read_npz, without_nul
 
 ROWS = ("state", "action", "target", "distractor")   # arrays with a row a frame
@@ -103,16 +103,19 @@ class FolderSource:
         for key in unread:
             must(key.lower().rstrip("s") not in [known.rstrip("s") for known in KEYS],
                  f"{path}: '{key}' is not read; arrays are called {', '.join(KEYS)}")
-        for key, words in (("action", "action"), ("state", "state|qpos")):   # or a robot becomes a person without them
-            must(key in arrays or not re.search(words, " ".join(unread).lower()),
-                 f"{path} has no array '{key}'; not read: {', '.join(unread)}; call it '{key}', or leave them out")
         self.root, self.name, self.ends = path.parent, path.parent.name, _ends(path, arrays)
         E, F = len(self.ends), int(self.ends[-1])
+        for key, words in (("action", "action"), ("state", "state|qpos")):   # or a robot becomes a person without them
+            maybe = any(arrays[name].shape[:1] == (F,) and arrays[name].ndim == 2 or re.search(words, name.lower())
+                        for name in unread)
+            must(key in arrays or not maybe,
+                 f"{path} has no array '{key}'; not read: {', '.join(unread)}; call it '{key}', or leave them out")
         self.starts = np.concatenate([[0], self.ends[:-1]])
         self.lengths, self.indices = np.diff(self.ends, prepend=0), range(E)
         self.tasks = _texts(arrays["task"], f"{path}, 'task'", E, F)
         self.fps = float(arrays["fps"].item()) if numbers(arrays["fps"], f"{path}, 'fps'").size == 1 else 0.0
-        must(self.fps > 0, f"{path}: fps is {arrays['fps']}; write the recording's frame rate, one number above 0")
+        must(0.01 <= self.fps <= 10_000, f"{path}: fps is {arrays['fps']}; write the recording's frame rate, one "
+             "number from 0.01 to 10,000")
         rows = {key: self._rows(path, key, arrays[key]) for key in ROWS if key in arrays}
         self.state, self.action = rows.pop("state", np.zeros((F, 0), np.float32)), rows.pop("action", None)
         self.has_action = self.action is not None
@@ -128,7 +131,7 @@ class FolderSource:
              "files are read by their numbers")
         self.files = self._cameras(len(stored))
         self.views = {view: view for view in VIEWS if view in self.files}
-        named = str(_texts(arrays.get("robot", np.array("")), f"{path}, 'robot'", 1)[0])
+        named = given_name(str(_texts(arrays.get("robot", np.array("")), f"{path}, 'robot'", 1)[0]), f"{path}, 'robot'")
         unread = [key for key in ("state", "action", "cameras", "instruction")   # the table's rows are LeRobot's, too
                   if robot not in (None, *ROBOTS.values()) and getattr(robot, key) != getattr(Robot(""), key)]
         must(not unread, f"{path}: {', '.join(unread)} of the --robot file would be ignored, as it chooses among "
@@ -166,11 +169,10 @@ class FolderSource:
             elif view in VIEWS:
                 must(found.setdefault(view, path) == path,
                      f"{self.root} holds {found[view].name} and {path.name}: keep one of them")
-            else:   # P pictures are a camera too
-                shape = read_npy(path, mmap=True).shape if array else \
-                    (sum(item.suffix.lower() in ENDINGS for item in path.iterdir()), 0, 0, 3)
-                must(len(shape) != 4 or shape[0] != P,
-                     f"{path} is of no known view: name it {', '.join(VIEWS)}, or move it elsewhere")
+            else:   # P pictures are a camera too, and so is any array of pictures
+                camera = read_npy(path, mmap=True).ndim == 4 if array else \
+                    sum(item.suffix.lower() in ENDINGS for item in path.iterdir()) == P
+                must(not camera, f"{path} is of no known view: name it {', '.join(VIEWS)}, or move it elsewhere")
         must(found, f"dataset {self.root}: no pictures; expected head.npy or a folder head/ of pictures")
         return found
 
@@ -195,7 +197,7 @@ class FolderSource:
         return {key: value for key, value in self.__dict__.items() if key != "pictures"}
 
     def identity(self):
-        return {"files": files_digest([self.root / "episode.npz"])}
+        return {"files": contents_digest(self.root)}
 
     def numbers(self, e):
         rows = slice(self.starts[e], self.ends[e])

@@ -7,6 +7,7 @@ thread-safe: parallel reading is done by processes."""
 import multiprocessing
 import sys
 from bisect import bisect_left, bisect_right
+from pathlib import Path
 
 import numpy as np
 
@@ -37,6 +38,7 @@ class LeRobotSource(LeRobotMetadata):
         self.read_episodes()
         self.cache = frame_cache.FrameCache.open(self.root, self.views.values(), self.lengths)
         self._checked = {}  # episodes whose rows have passed: whether their time stamps begin at 0
+        self.recorders = {}   # camera whose pictures lie in files with absolute paths: what these begin with
         self.placed = {}    # (slot, episode): first picture and step of its rows in its film, whether all are counted
         self._look_for_files()
         for note in self.notes if check_files and multiprocessing.parent_process() is None else ():
@@ -49,7 +51,7 @@ class LeRobotSource(LeRobotMetadata):
         """Fill lacking: {view: episodes recorded without it}, and missing: {path: line} of every data or video file
         that should be there and is not, of which Git LFS pointers have one line.
         Recorded without it are, of v3.0, the episodes that name no film; of v2.x those without one, where others have
-        it and total_videos does not count it. An episode without any, or a camera without any, has lost its films."""
+        it, and no more than total_videos lacks. An episode without any, or a camera without any, has lost its films."""
         films, needed = {} if self.cache else {view: files for view, (files, _) in self.videos.items()}, {}
         for files in (self.files, *films.values()):
             for e, path in enumerate(files):
@@ -57,9 +59,10 @@ class LeRobotSource(LeRobotMetadata):
         absent = {path: e for path, e in needed.items() if not path.is_file()}
         pointers = [path for path in needed if path not in absent and 0 < path.stat().st_size < 1024
                     and lfs_pointer(path)]
-        E = len(self.lengths)
-        cameras = sum(feature["dtype"] == "video" for feature in self.info["features"].values())
-        counted = self.version == "v3.0" or self.info.get("total_videos") == E * cameras
+        E, total = len(self.lengths), self.info.get("total_videos")
+        promised = E * sum(feature["dtype"] == "video" for feature in self.info["features"].values())
+        gone = sum(file in absent for files in films.values() for file in files)
+        counted = self.version == "v3.0" or total is not None and gone > promised - total
         some = {view: {e for e, file in enumerate(files) if file in absent and (not counted or file.name == NO_FILM)}
                 for view, files in films.items()}
         some = {view: without for view, without in some.items() if len(without) < E}
@@ -155,7 +158,8 @@ class LeRobotSource(LeRobotMetadata):
             return self.tasks[e]
         else:   # as stored: a null is not a number
             index = float(self._rows(e, {"task_index": 1})["task_index"][t, 0])
-        must(index in self.task_texts, f"{where}: its task_index {index:g} is not listed in meta/tasks; {AGAIN}")
+        must(index in self.task_texts,
+             f"{where}: its {self.instruction or 'task_index'} {index:g} is not listed in meta/tasks; {AGAIN}")
         return self.task_texts[index]
 
     def _value(self, key, e, t):
@@ -220,5 +224,16 @@ class LeRobotSource(LeRobotMetadata):
              f"{where}: {self.files[e]} holds neither a picture's bytes nor its path there; {AGAIN}")
         if data:
             return decode(data, where)
-        path = inside(self.root, named, where)
+        path, began = self._path(named, where)
+        if began and key not in self.recorders:
+            first = self._value(key, 0, 0)
+            self.recorders[key] = self._path(first.get("path") if isinstance(first, dict) else first, where)[1]
+        must(not began or began == self.recorders[key], f"{where} names {named[:200]!r}, the first picture one in "
+             f"{self.recorders.get(key, '')[:200]!r}: which files are meant? correct it")
         return decode(path, f"{where}: {path}")
+
+    def _path(self, named, where):
+        """A picture's path as it is stored -> where it lies, and what of a recorder's path the dataset stands for."""
+        path, named = inside(self.root, named, where), str(named).replace("\\", "/")
+        tail = path.relative_to(self.root).as_posix()
+        return path, "" if Path(named) == Path(tail) else named.removesuffix(tail)

@@ -8,17 +8,31 @@ from pathlib import Path
 import numpy as np
 
 from support.data.lerobot_episodes import AGAIN, LeRobotEpisodes
-from support.data.robots import ROBOTS, WIDEST, Robot, action_kinds, guess_cameras, spelt, unnamed
+from support.data.robots import ROBOTS, WIDEST, Robot, action_kinds, given_name, guess_cameras, spelt, unnamed
 from support.files import must, read_json, whole
 
 ROW_KEYS = ("episode_index", "frame_index", "timestamp")   # which frame a row is: wrong rows are seen by it
 
 
 def flat(names):
-    """{"motors": ["x", "y"]}, {"x": 0, "y": 1}, [["x", "y"]], "x" -> list of names."""
+    """{"motors": ["x", "y"]}, {"y": 1, "x": 0}, {"0": "x", "1": "y"}, [["x", "y"]], "x" -> list of names. Numbers
+    decide, not the order of the keys. A dict of numbers that count nothing is kept: it is no name."""
     if isinstance(names, dict):
-        names = list(names) if all(type(n) is int for n in names.values()) else list(names.values())
+        placed = _placed(names)
+        if placed and sorted(placed) != list(range(min(placed), min(placed) + len(names))):
+            return [names]
+        names = [placed[n] for n in sorted(placed)] if placed else sorted(
+            names.values(), key=lambda group: min(_placed(group), default=0))   # groups may count on
     return [name for part in names for name in flat(part)] if isinstance(names, list) else [names]
+
+
+def _placed(names):
+    """{number: name} of a dict that numbers its names, {"y": 1} or {"1": "y"}; {} of anything else."""
+    if isinstance(names, dict) and all(type(n) is int for n in names.values()):
+        return {n: name for name, n in names.items()}
+    if isinstance(names, dict) and all(key.isdecimal() for key in names):
+        return {int(key): name for key, name in names.items()}
+    return {}
 
 
 def dimension_names(key, feature):
@@ -35,7 +49,7 @@ def dimension_names(key, feature):
 def picture_shape(feature):
     """A camera feature -> (height, width, channels) as info.json promises them, in whichever order it lists them."""
     names, shape = feature.get("names"), feature["shape"]
-    named = [i for i, name in enumerate(names if isinstance(names, (list, dict)) else ()) if str(name)[:7] == "channel"]
+    named = [i for i, name in enumerate(flat(names)) if str(name)[:7] == "channel"]
     channels = named[0] if len(named) == 1 else 0 if shape[0] == 3 != shape[2] else 2
     height, width = (n for i, n in enumerate(shape) if i != channels)
     return height, width, shape[channels]
@@ -105,10 +119,7 @@ class LeRobotMetadata(LeRobotEpisodes):
 
     def _known_robot(self):
         """The table's row for info.json's robot_type if its features are all here, else a robot without features."""
-        named, features = self.info.get("robot_type"), self.info["features"]
-        name = "" if named in (None, "unknown") else named   # all of "unknown" would count as one robot
-        must(isinstance(name, str) and name.isprintable() and len(name) <= 100,
-             f"{self.info_path}: robot_type is {named!r:.60}, expected a name; correct it")
+        name, features = given_name(self.info.get("robot_type"), f"{self.info_path}: robot_type"), self.info["features"]
         row = ROBOTS.get(name, Robot(name))
         if not {*(row.state or ()), *row.action} <= features.keys():
             return Robot(name)
@@ -119,8 +130,7 @@ class LeRobotMetadata(LeRobotEpisodes):
         """ValueError unless info.json gives a feature a shape, of at most so many numbers."""
         shape, where = self.info["features"][key].get("shape"), f"{self.info_path}: the shape of '{key}'"
         must(isinstance(shape, list), f"{where} is {shape!r:.60}, expected a list of numbers; {AGAIN}")
-        for n in shape:
-            whole(n, where, low=1, high=10 ** 5)
+        shape[:] = [whole(n, where, low=1, high=10 ** 5) for n in shape]   # 3.0 is 3
         must(math.prod(shape) <= most, f"{where} is {shape!r:.60}, more than {most} dimensions; {AGAIN}")
 
     def _part(self, kind, entry):

@@ -2,6 +2,9 @@
 
 Every fault is a ValueError of one line that begins with `where`, whatever pyarrow made of the damage."""
 
+import os
+import re
+from contextlib import contextmanager
 from itertools import accumulate
 
 import numpy as np
@@ -22,9 +25,18 @@ def arrow():
     return pyarrow
 
 
+@contextmanager
+def opened(path, where):
+    """A parquet file -> pyarrow's ParquetFile, of an open file: it takes no path that is not UTF-8."""
+    must(os.path.isfile(path), f"{where}: {path} is missing, or a pipe; download it again")
+    with damage(where, f"{path} cannot be read", path):
+        with open(path, "rb") as raw, arrow().parquet.ParquetFile(raw) as file:
+            yield file
+
+
 def read_table(path, columns, where, group=None, also=()):
     """Columns (None: all), and of `also` what is there, of a parquet file or one row group of it -> a pyarrow table."""
-    with damage(where, f"{path} cannot be read", path), arrow().parquet.ParquetFile(path) as file:
+    with opened(path, where) as file:
         names = file.schema_arrow.names
         for key in columns or ():
             must(key in names, f"{where}: {path} has no column '{key}', which meta/ promises; download it again")
@@ -39,9 +51,18 @@ def read_table(path, columns, where, group=None, also=()):
         return file.read(columns) if group is None else file.read_row_group(group, columns)
 
 
+def first_numbers(path, where, n):
+    """Of a data file, the first n rows of all columns of numbers that do not count rows -> {name: rows}."""
+    with opened(path, where) as file:
+        names = [field.name for field in file.schema_arrow if not re.search("struct|binary|string", str(field.type))
+                 and field.name not in (*EXACT, "index") and not field.name.startswith("next.")]
+        batch = next(file.iter_batches(n, columns=names), None) if names else None
+        return batch.to_pydict() if batch else {}
+
+
 def row_groups(path, where):
     """Number of the first row of each row group of a parquet file, and the number of rows: list[int]."""
-    with damage(where, f"{path} cannot be read", path), arrow().parquet.ParquetFile(path) as file:
+    with opened(path, where) as file:
         groups = map(file.metadata.row_group, range(file.num_row_groups))
         return list(accumulate((group.num_rows for group in groups), initial=0))
 
@@ -62,7 +83,9 @@ def read_columns(path, sizes, where, group=None, also=()):
                                      f"others of {usual}; download it again")
                 flat, each = flat.flatten(), each * int(usual)
             must(dtypes.is_integer(flat.type) or dtypes.is_floating(flat.type) or dtypes.is_boolean(flat.type),
-                 f"{here} is of type {flat.type}, expected real numbers; name another in a --robot file")
+                 f"{here} is of type {flat.type}, expected real numbers; " + (
+                     "name another in a --robot file" if key not in EXACT else "write it again as numbers, or read the "
+                     "rows with --timestamps index" if key == "timestamp" else "write it again as whole numbers"))
             must(each == size, f"{here} has {each} values in a row, meta/info.json says {size}; download it again")
             flat = flat.cast("float64", safe=False) if flat.null_count else flat
             with np.errstate(over="ignore"):

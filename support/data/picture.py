@@ -5,7 +5,9 @@ upper byte counts, of an animation the first frame."""
 
 import io
 import os
+import struct
 import warnings
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -36,7 +38,9 @@ def decode(data, where=None):
     try:
         with Image.open(io.BytesIO(data) if stored else data, formats=FORMATS) as picture:
             check_size(picture.height, picture.width)
-            ImageOps.exif_transpose(picture, in_place=True)   # loads it; an unknown orientation is upright
+            picture.load()
+            with suppress(SyntaxError, struct.error):   # of EXIF that is none: as an unknown orientation, it is upright
+                ImageOps.exif_transpose(picture, in_place=True)
             return np.asarray(_rgb(picture))
     except Exception as error:   # of Pillow, whatever a torn file makes it raise
         if bytes(data[:23]) == b"version https://git-lfs" if stored else lfs_pointer(data):

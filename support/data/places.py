@@ -28,11 +28,13 @@ def places(shown, fps, begins, lengths):
     if not doubtful:
         return found
     if n == total:
-        order = np.argsort(begins, kind="stable")
-        firsts = np.cumsum(lengths[order]) - lengths[order]
-        if not (np.abs(begins[order] * fps - firsts) < lengths[order] / 2).all():   # declared in no order of their own
-            order, firsts = np.arange(len(lengths)), ends - lengths
-        return [(int(first), 1) for first in firsts[np.argsort(order)]]
+        order, listed = np.argsort(begins, kind="stable"), ends - lengths
+        by_begin = (np.cumsum(lengths[order]) - lengths[order])[np.argsort(order)]
+        # A merge may let from_timestamp start again at 0: then it grows as listed from there on.
+        again = np.maximum.accumulate(np.where(np.diff(begins, prepend=np.inf) < 0, listed, 0))
+        off, merged = np.abs(begins * fps - by_begin), np.abs(begins * fps - (listed - again))
+        own = (off < lengths / 2).all() and off.max() < merged.max()   # declared in an order of their own
+        return [(int(first), 1) for first in (by_begin if own else listed)]
     e = doubtful[0]
     raise ValueError(e, f"{n} pictures from {shown[0]:.3f} to {shown[-1]:.3f} s for {total} rows; the {lengths[e]} of "
                         f"this episode, declared from {begins[e]:.3f} s at {fps:g} frames/s, do not have one each")

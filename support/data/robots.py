@@ -98,6 +98,15 @@ for row in read_json(TABLE, list):
     ROBOTS |= {name: replace(described({"name": name} | plain, TABLE), **more) for name in row["names"]}
 
 
+def given_name(named, where):
+    """The name that a dataset gives its robot; "" for none or "unknown": all of these would count as one. ValueError:
+    no name. `where`: file and key."""
+    named = "" if named is None else named
+    must(isinstance(named, str) and named.isprintable() and len(named) <= 100,
+         f"{where} is {named!r:.60}, expected a name; correct it")
+    return "" if named.lower() == "unknown" else named
+
+
 def unnamed(fps, state, action, others):
     """What a robot that nobody named is called: by all that it measures, so that a moved dataset is still of it.
     state, action: names of their dimensions; others: JSON-able, its cameras for one."""

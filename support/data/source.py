@@ -1,9 +1,13 @@
 """What is read of a dataset: one interface, which folder.py and lerobot.py implement."""
 
+import hashlib
+import os
 from pathlib import Path
 
 from support.data import folder, lerobot
+from support.data.file_hashes import digest, seen
 from support.data.lerobot_metadata import LeRobotMetadata
+from support.data.parquet import first_numbers
 from support.files import must
 
 
@@ -64,3 +68,19 @@ def glance(path, robot=None):
         found.read_episodes()
     frames = found.info.get("total_frames") or sum(found.lengths)
     return found.name, found.robot, int(frames), found.has_action
+
+
+def recording(path, robot=None):
+    """What was recorded, as all copies of a dataset have it, however they were written again -> hex: its episodes, and
+    how its numbers begin or, without any, its first file of pictures. ValueError: as open_source."""
+    if is_lerobot(path):
+        found = LeRobotMetadata(path, robot)
+        found.read_episodes()
+        numbers = first_numbers(found.files[0], found.where, 1000)
+    else:
+        found = folder.FolderSource(path, robot)
+        numbers = [x[:1000].tolist() for x in found.numbers(0) if x is not None and x.size]
+    pictures = [] if numbers else seen(Path(path), "videos/**/*.mp4", "*.npy", "*/*")
+    with open(next(iter(pictures), os.devnull), "rb") as file:
+        begins = hashlib.sha256(file.read(1 << 20)).hexdigest()
+    return digest([found.fps, [int(n) for n in found.lengths], [str(task) for task in found.tasks], numbers, begins])

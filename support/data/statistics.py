@@ -178,10 +178,11 @@ def in_checkpoint(by_robot):
 
 def of_checkpoint(state):
     """A checkpoint's state -> {robot: Statistics}, the first the one that it was validated on. ValueError: missing."""
-    first = Statistics.from_dict(state.get("statistics"))
-    more = state.get("statistics_by_robot", {})
-    rows = [Statistics.from_dict(row) for row in (more.values() if isinstance(more, dict) else [None])]
-    return {stats.robot: stats for stats in (first, *rows)}
+    first, more = Statistics.from_dict(state.get("statistics")), state.get("statistics_by_robot", {})
+    rows = {name: Statistics.from_dict(row) for name, row in (more.items() if isinstance(more, dict) else [("", None)])}
+    must(not rows or rows.get(first.robot) == first and all(name == stats.robot for name, stats in rows.items()),
+         "the checkpoint's statistics and statistics_by_robot differ: it was edited; take it as it was written")
+    return {first.robot: first} | rows
 
 
 def kinds_of(source):

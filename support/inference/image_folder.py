@@ -47,7 +47,8 @@ def read(folder, stats, task=None, state=None, m=None):
          "again, with --cut DATA and this --checkpoint")
     for name in files.keys() - {*READ, Path(state or "").name.lower()}:
         near = difflib.get_close_matches(name.rpartition(".")[0], [known.rpartition(".")[0] for known in READ], 1, 0.85)
-        must(not near, f"{files[name]} is not read, {', '.join(READ)} are: rename it, or move it elsewhere")
+        must(not near and (not name.endswith(".npy") or name == "actions.npy"),   # which `write` writes
+             f"{files[name]} is not read, {', '.join(READ)} are: rename it, or move it elsewhere")
     seen, future = read_pictures(folder, files)
     places_of(seen, f"--image-dir {folder}", stats.cameras())
     states = [Path(state)] if state else [files[name] for name in ("state.npy", "state.json") if name in files]

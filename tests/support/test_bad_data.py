@@ -153,6 +153,10 @@ def test_statistics_of_another_action_mode_are_refused(tmp_path):
     with pytest.raises(ValueError, match="statistics of robot 'arm' are of absolute actions, the model acts in delta"):
         Policy.load(path)
     tensors, stored = checkpoint.load(path)
+    of = stored["statistics"]
+    for other in ({"arm": of | {"state_mean": [777.0] * 6}}, {"leg": of}, {"leg": of | {"robot": "leg"}}):
+        with pytest.raises(ValueError, match="statistics and statistics_by_robot differ: it was edited"):
+            Policy.load(checkpoint.save(tmp_path / "edited", 1, tensors, {}, stored | {"statistics_by_robot": other}))
     stored.pop("statistics")
     with pytest.raises(ValueError, match="statistics are missing .* without them actions have no units"):
         Policy.load(checkpoint.save(tmp_path / "none", 1, tensors, {}, stored))

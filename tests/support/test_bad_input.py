@@ -223,6 +223,7 @@ def test_infer_alone_takes_the_newest_run(script, pictures, a_checkpoint, tmp_pa
     ("task.txt", None, ["--task is missing", "task.txt"]),
     ("task.txt", "pick up".encode("utf-16-le"), ["task.txt holds NUL characters, as UTF-16"]),
     ("states.npy", np.zeros(6), ["states.npy is not read, state.npy"]), ("state.csv", b"0", ["state.csv is not read"]),
+    ("qpos.npy", np.zeros(6), ["qpos.npy is not read, state.npy"]),
     ("true_action.npy", np.zeros((4, 6)), ["true_action.npy is not read", "true_actions.npy"]),
     ("true_actions.npy", np.zeros((4, 5)), ["(4, 5)", "(steps, 6)"]),
     ("true_actions.npy", b"garbage", ["true_actions.npy"]),

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install -r requirements-robot.txt")
 pytest.importorskip("av", reason="PyAV is not installed: pip install -r requirements-robot.txt")
@@ -18,7 +19,7 @@ from support.data.source import open_source   # noqa: E402
 from support.weights.__main__ import parse as weights   # noqa: E402
 
 from test_bad_input import RUN, write_folder   # noqa: E402
-from test_lerobot import HEAD, edit_info, parquet, write_dataset, write_table   # noqa: E402
+from test_lerobot import HEAD, edit_info, parquet, pq, write_dataset, write_table   # noqa: E402
 
 
 def named(root, **names):
@@ -95,6 +96,50 @@ def test_a_copy_of_a_dataset_is_the_same_dataset_so_what_is_held_out_of_one_is_t
     (tmp_path / "mixture.json").write_text(json.dumps({"datasets": [{"path": "a"}], "validation": "copy"}))
     with pytest.raises(ValueError, match="copy is trained on and held out, by this or another path"):
         open_corpus(tmp_path, 4)
+
+
+def hidden(root):
+    for path in ("meta", "data/chunk-000", "head"):
+        if (root / path).is_dir():
+            (root / path / "._junk.parquet").write_bytes(b"x")
+            (root / path / ".DS_Store").write_bytes(b"x")
+
+
+def beside(root):
+    if (root / "meta").is_dir():
+        (root / "meta" / "README.md").write_text("# about")
+        (root / "meta" / "info.json.bak").write_text("{}")
+
+
+def spelt_anew(root):
+    """JSON on lines of another kind, another robot_type, parquet and npz of another compression and order."""
+    if (root / "episode.npz").exists():
+        arrays = dict(np.load(root / "episode.npz"))
+        return np.savez_compressed(root / "episode.npz", **dict(reversed(arrays.items())))
+    info = json.loads((root / "meta" / "info.json").read_text())
+    (root / "meta" / "info.json").write_text(json.dumps(info | {"robot_type": "other"}, indent=3, sort_keys=True))
+    lines = root / "meta" / "episodes.jsonl"
+    lines.write_bytes(lines.read_bytes().replace(b"\n", b"\r\n"))
+    for path in root.glob("data/*/*.parquet"):
+        pq.write_table(pq.read_table(path), path, compression="gzip", row_group_size=7)
+
+
+def other_pictures(root):
+    if (root / "head").is_dir():
+        pictures = [np.asarray(Image.open(path)) for path in sorted((root / "head").iterdir())]
+        shutil.rmtree(root / "head")
+        np.save(root / "head.npy", np.stack(pictures))
+
+
+@pytest.mark.parametrize("change", [hidden, beside, spelt_anew, other_pictures])
+@pytest.mark.parametrize("write", [write_folder, write_dataset])
+def test_a_copy_that_was_written_again_is_still_the_same_recording(tmp_path, write, change):
+    write(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    change(tmp_path / "copy")
+    (tmp_path / "mixture.json").write_text(json.dumps({"datasets": [{"path": "a"}, {"path": "copy"}]}))
+    corpus = open_corpus(tmp_path, 4)
+    assert [set(rows[:, 0]) for rows in corpus.windows.values()] == [{0}, {0}]
 
 
 def test_two_recordings_that_say_the_same_of_themselves_stay_two_datasets(tmp_path):

@@ -1,6 +1,7 @@
 """meta/ of LeRobot datasets and robot files, as people have them and as nobody should: read by value, or one line."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -99,11 +100,19 @@ def test_more_than_32_dimensions_are_refused_before_statistics_with_the_way_to_c
 
 @pytest.mark.parametrize("names, expected", [
     (["x", "y", "z"], "xyz"), ([["x", "y", "z"]], "xyz"), ({"motors": ["x", "y", "z"]}, "xyz"),
-    ({"y": 1, "x": 0, "z": 2}, "yxz"), ({"left": ["x"], "right": ["y", "z"]}, "xyz"),
+    ({"y": 1, "x": 0, "z": 2}, "xyz"), ({"left": ["x"], "right": ["y", "z"]}, "xyz"),
+    ({"2": "z", "0": "x", "1": "y"}, "xyz"), ({"motors": {"z": 3, "x": 1, "y": 2}}, "xyz"),
+    ({"hand": {"z": 2}, "arm": {"y": 1, "x": 0}}, "xyz"), ({"hand": {"x": 0}, "arm": {"z": 1, "y": 0}}, "xyz"),
     (None, None), (["state"], None), ("state", None)])
 def test_names_of_dimensions_are_found_in_every_form(names, expected):
     found = dimension_names("observation.state", {"shape": [3], "names": names})
     assert found == (list(expected) if expected else ["state_0", "state_1", "state_2"])
+
+
+def test_numbers_that_are_no_places_name_no_dimension():
+    for names in ({"x": 0, "y": 5, "z": 1}, {"x": 0, "y": 0, "z": 1}, {"motors": {"0": "x", "1": "y", "4": "z"}}):
+        with pytest.raises(ValueError, match="the names of 'action' are .*, expected text; correct them"):
+            dimension_names("action", {"shape": [3], "names": names})
 
 
 # ---- kinds ----------------------------------------------------------------------------------------------------------
@@ -253,6 +262,62 @@ def test_a_lost_film_is_no_missing_camera(dataset):
     video(dataset, 1, HEAD).unlink()
     with pytest.raises(ValueError, match=r"episode 1: .*episode_000001.mp4 is missing \(and 1 more files\)"):
         LeRobotSource(dataset)
+
+
+def test_no_more_films_are_taken_for_not_recorded_than_total_videos_lacks(dataset):
+    for e, key in ((0, WRIST), (1, HEAD)):
+        video(dataset, e, key).unlink()
+    edit_info(dataset, total_videos=3)
+    with pytest.raises(ValueError, match=r"mp4 is missing \(and 1 more files\)"):
+        LeRobotSource(dataset)
+    edit_info(dataset, total_videos=2)
+    assert LeRobotSource(dataset).lacking == {"head": {1}, "left_wrist": {0}}
+
+
+@pytest.mark.parametrize("lost", ["data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"])
+def test_a_pipe_in_the_place_of_a_table_is_not_waited_for(v30, lost):
+    (v30 / lost).unlink()
+    os.mkfifo(v30 / lost)
+    with pytest.raises(ValueError, match="file-000.parquet is missing"):
+        LeRobotSource(v30).numbers(0)
+
+
+def test_a_folder_may_be_called_anything(v30):
+    root = Path(os.fsdecode(os.fsencode(v30) + b"\xff x"))
+    v30.rename(root)
+    source = LeRobotSource(root)
+    assert source.numbers(0)[0].shape == (source.lengths[0], 3) and source.frame("head", 0, 2).shape == (64, 64, 3)
+
+
+def test_a_shape_of_whole_floats_is_one_of_whole_numbers(dataset):
+    edit_features(dataset, {HEAD: {"shape": [64.0, 64.0, 3.0]}, "action": {"shape": [2.0]}})
+    source = LeRobotSource(dataset)
+    assert source.numbers(0)[1].shape[1] == 2 and source.frame("head", 0, 0).shape == (64, 64, 3)
+
+
+def test_pictures_of_two_recorders_are_not_one_folders_pictures(tmp_path):
+    """The last parts of an absolute path count: of /a/frames/3.png and /b/frames/3.png they are the same."""
+    root = write_v30(tmp_path / "toy", kind="image")
+    (root / "frames").mkdir()
+    for file in sorted(root.glob("data/*/*.parquet")):
+        table = pq.read_table(file)
+        for key in (HEAD, WRIST):
+            names = [f"{key[-4:]}{n}.png" for n in table["index"].to_pylist()]
+            for name, cell in zip(names, table[key].to_pylist()):
+                (root / "frames" / name).write_bytes(cell["bytes"])
+            table = table.set_column(table.column_names.index(key), key, pa.array(
+                [f"/rec/{'b' if key == WRIST and n > 50 else 'a'}/frames/{name}" for n, name in enumerate(names)]))
+        pq.write_table(table, file, row_group_size=9)
+    source = LeRobotSource(root)
+    assert source.frame("head", 0, 5).shape == (64, 64, 3)
+    for e, n in enumerate(source.lengths):   # in any order
+        for t in range(n):
+            row = source.first_rows[e] + t
+            if row > 50:
+                with pytest.raises(ValueError, match="names '/rec/b/frames/.*', the first picture one in '/rec/a/'"):
+                    source.frame("left_wrist", e, t)
+            else:
+                source.frame("left_wrist", e, t)
 
 
 # ---- what is wrong ----------------------------------------------------------------------------------------------------

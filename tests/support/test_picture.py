@@ -53,6 +53,12 @@ def test_a_picture_is_turned_as_its_exif_says(kind, orientation):
     assert np.array_equal(decode(file_of(lying, kind, exif=exif)), SCENE)
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"\0", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"MM\0*\0\0\0\x08\0\xff"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_whose_exif_cannot_be_read_is_upright(kind, exif):
+    assert np.abs(decode(file_of(SCENE, kind, exif=exif)).astype(int) - decode(file_of(SCENE, kind))).max() == 0
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bit_grey_is_scaled(kind):
     ramp = np.linspace(0, 65535, 2400).reshape(40, 60).astype(np.uint16)
@@ -143,7 +149,8 @@ def shown(root):
     ("state", (1 << 30) + np.arange(144).reshape(24, 6), "'state', dimension 0: it moves by 138 in all, of which float32"),
     ("action", 1.6e9 + np.arange(144).reshape(24, 6) / 30, "'action', dimension 0: it moves by 2.2 in all"),
     ("action_names", np.array(["a"]), "'action_names' is <U1 of shape (1,)"),
-    ("robot", np.array(["a", "b"]), "'robot' is"), ("task", np.array([b"\xfc", b"b"]), "'task' is |S1"),
+    ("robot", np.array(["a", "b"]), "'robot' is"),
+    ("robot", "ti\nny", "'robot' is 'ti\\nny', expected a name"), ("fps", 1e9, "fps is 1000000000.0"), ("task", np.array([b"\xfc", b"b"]), "'task' is |S1"),
     ("task", np.arange(2), "'task' is int64"), ("task", np.array(["\ud83d", "b"]), "UTF-8"),
     ("task", np.array(["a"] * 3), "expected 2 or 24"), ("suite", np.arange(2), "'suite' is int64"),
     ("target", np.zeros((3, 2)), "3 rows of 'target'"), ("actions", np.zeros(3), "'actions' is not read"),
@@ -153,10 +160,12 @@ def test_an_array_of_another_kind_or_length_is_named_with_its_key_and_row(tmp_pa
     assert words in line and str(tmp_path / "d/episode.npz") in line
 
 
-@pytest.mark.parametrize("key, name", [("action", "joint_action"), ("state", "observation.state"), ("state", "qpos")])
+@pytest.mark.parametrize("key, name", [("action", "joint_action"), ("state", "observation.state"), ("state", "qpos"),
+                                       ("action", "commands"), ("state", "proprio")])
 def test_a_state_or_an_action_of_another_name_is_not_taken_for_none(tmp_path, key, name):
     line = refused(FolderSource, plain_folder(tmp_path / "d", **{key: None, name: np.zeros((24, 6)), "depth": np.zeros(3)}))
-    assert f"d/episode.npz has no array '{key}'; not read: depth, {name}; call it '{key}', or leave them out" in line
+    others = ", ".join(sorted(["depth", name]))
+    assert f"d/episode.npz has no array '{key}'; not read: {others}; call it '{key}', or leave them out" in line
 
 
 def test_state_may_be_absent_and_the_task_bytes_or_one_a_frame(tmp_path):
@@ -206,6 +215,7 @@ def test_key_frames_may_be_numbered_as_they_are_stored(tmp_path):
     (lambda root: ((root / "head/0.png").unlink(), os.mkfifo(root / "head/0.png")), "it is no file"),
     (lambda root: shutil.copytree(root / "head", root / "wrist"), "wrist is of no known view: name it head"),
     (lambda root: np.save(root / "front.npy", np.zeros((24, 8, 8, 3), np.uint8)), "front.npy is of no known view"),
+    (lambda root: np.save(root / "front.npy", np.zeros((23, 8, 8, 3), np.uint8)), "front.npy is of no known view"),
     (lambda root: np.save(root / "head.npy", np.zeros((24, 8, 8, 3), np.uint8)), "holds head and head.npy"),
     (lambda root: (root / "left_wrist.mp4").write_bytes(b""), "left_wrist.mp4 is not read"),
     (lambda root: np.save(root / "left_wrist.npy", np.zeros((24, 1, 999, 3), np.uint8)), "is 1 x 999"),
