@@ -29,9 +29,9 @@ def contents_digest(root):
     if (plain := root / "episode.npz").exists():
         with damage(str(plain), "it cannot be read"), zipfile.ZipFile(regular(plain)) as archive:
             return digest(sorted([item.filename, item.CRC, item.file_size] for item in archive.infolist()))
-    paths = [path for path in seen(root, "meta/**/*.json*", "meta/**/*.parquet") if "stats" not in path.name]
+    paths = seen(root, "meta/**/*.json", "meta/**/*.jsonl", "meta/**/*.parquet")
     return digest([[path.relative_to(root).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()]
-                   for path in paths])
+                   for path in paths if "stats" not in path.name])
 
 
 def seen(root, *patterns):

@@ -83,4 +83,5 @@ def recording(path, robot=None):
     pictures = [] if numbers else seen(Path(path), "videos/**/*.mp4", "*.npy", "*/*")
     with open(next(iter(pictures), os.devnull), "rb") as file:
         begins = hashlib.sha256(file.read(1 << 20)).hexdigest()
-    return digest([found.fps, [int(n) for n in found.lengths], [str(task) for task in found.tasks], numbers, begins])
+    episodes = [int(n) for n in found.lengths], [str(task) for task in found.tasks]
+    return digest([found.fps, episodes, repr(numbers), begins])
