@@ -129,7 +129,7 @@ class Claim:
         result["gflop_a_sample"] = {name: round(gflop(self.every[name]), 3) for name in self.names}
         result["runs"].sort(key=lambda run: (self.names.index(run["arm"]), run["seed"]))
         save(self.path, result | {"finished": len(result["runs"]) == self.args.seeds * len(self.names)})
-        print(*table(result), "", *endings(result), f"wrote {self.path}", sep="\n")
+        print(*table(result), "", *endings(result), "", *by_objects(result), f"wrote {self.path}", sep="\n")
 
     def arm(self, name):
         """All runs of one arm: it waits for nobody but a free place."""
@@ -220,20 +220,31 @@ def table(result):
 
 
 def endings(result, euler=10):
-    """Markdown rows: how the episodes of all seeds of an arm ended, in per cent. The last two columns are of the scenes
-    with one object alone, and of those with two: what was taken."""
-    yield f"| arm | targets | {' | '.join(LETTERS)} | one object: took it | two objects: took it |"
-    yield f"|---|---|{'---|' * (len(LETTERS) + 2)}"
+    """Markdown rows: how the episodes of all seeds of an arm ended, in per cent."""
+    yield f"| arm | targets | {' | '.join(LETTERS)} |"
+    yield f"|---|---|{'---|' * len(LETTERS)}"
     for name in arms_of(result):
         for suite, title in SUITES.items():
-            runs = [run for run in result["runs"] if run["arm"] == name]
-            ended = "".join(run[f"euler {euler}"][suite]["outcomes"] for run in runs)
-            two = np.array([scene.distractor is not None for run in runs for scene in conveyor.settings(
-                suite, result["episodes"], result["eval_seed"] + run["seed"])])
-            took = np.array(list(ended)) == LETTERS["took it"]
-            shares = [ended.count(letter) / len(ended) for letter in LETTERS.values()]
-            shares += [took[part].mean() if part.any() else np.nan for part in (~two, two)]
+            ended = "".join(run[f"euler {euler}"][suite]["outcomes"] for run in result["runs"] if run["arm"] == name)
+            shares = (ended.count(letter) / len(ended) for letter in LETTERS.values())
             yield f"| {name} | {title} | {' | '.join(f'{100 * share:.1f}' for share in shares)} |"
+
+
+def by_objects(result):
+    """Markdown rows: what all seeds of an arm took with ten Euler steps and with one, in per cent: of the scenes with
+    one object alone, where nothing need be named, and of those with two."""
+    yield "| arm | one object, still | one object, moving | two objects, still | two objects, moving |"
+    yield "|---|---|---|---|---|"
+    for name in arms_of(result):
+        runs, cells = [run for run in result["runs"] if run["arm"] == name], {}
+        for suite in SUITES:
+            alone = np.array([scene.distractor is None for run in runs for scene in conveyor.settings(
+                suite, result["episodes"], result["eval_seed"] + run["seed"])])
+            took = [np.array(list("".join(run[f"euler {n}"][suite]["outcomes"] for run in runs))) == LETTERS["took it"]
+                    for n in (10, 1)]
+            for one in (True, False):
+                cells[one, suite] = ", ".join(f"{100 * x[alone == one].mean():.1f}" for x in took)
+        yield f"| {name} | {' | '.join(cells[one, suite] for one in (True, False) for suite in SUITES)} |"
 
 
 def draw(result, path):
@@ -278,5 +289,5 @@ def run(argv):
         for name in args.beside or ():
             result = together(result, read_json(place(name, force=True)))
         draw(result, args.picture)
-        return print(*table(result), "", *endings(result), f"wrote {args.picture}", sep="\n")
+        return print(*table(result), "", *endings(result), "", *by_objects(result), f"wrote {args.picture}", sep="\n")
     Claim(args, argv, Trials(args.parallel, args.work)).run()

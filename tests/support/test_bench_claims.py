@@ -63,7 +63,8 @@ def test_a_rate_is_chosen_by_held_out_loss_and_never_at_the_edge_of_what_was_tri
         (rate, 10, seed, 100 + seed, 200) for rate in (4e-3, 16e-3, 2e-3) for seed in (1, 2))
     printed = capsys.readouterr().out
     assert "| full, 0.004 | 10 | 80.0, 70.0; 75.0 | 80.0, 70.0; 75.0 | 75.0 (too few seeds) |  |" in printed
-    assert "| lambda 0 | moving | 24.0 | 76.0 | 0.0 | 0.0 | 0.0 | 100.0 | 0.0 |" in printed   # 96 of 400 scenes have one object
+    assert "| lambda 0 | moving | 24.0 | 76.0 | 0.0 | 0.0 | 0.0 |" in printed   # 96 of 400 scenes have one object
+    assert "| lambda 0 | 100.0, 100.0 | 100.0, 100.0 | 0.0, 0.0 | 0.0, 0.0 |" in printed
 
 
 def test_a_rate_that_is_given_is_not_tuned_and_tau_has_the_presets(runs):
@@ -284,7 +285,7 @@ def test_the_pages_quote_the_reports():
     assert len(result["runs"]) == 5 * len(claims.ARMS)
     assert all(part["finished"] for part in (result, longer, slow, full, fig_9))
     rows = [row for part in (result, functools.reduce(claims.together, (full, longer, slow, fig_9)))
-            for row in (*claims.table(part), *claims.endings(part))]
+            for row in (*claims.table(part), *claims.endings(part), *claims.by_objects(part))]
     rows += [f"| {name} | {row['static']:.1f} | {row['dynamic']:.1f} |" for name, row in result["ceilings"].items()]
     rates = sorted({run["lr"] for run in result["tuning"]})
     for part in (result, longer, fig_9):
