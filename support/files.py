@@ -81,7 +81,7 @@ def damage(where, what, path=None):
 def read_text(path, **repair):
     """A text file, UTF-8 with or without a byte order mark -> str."""
     try:
-        return without_nul(Path(regular(path, LARGEST_TEXT)).read_text(encoding="utf-8-sig"), path)
+        return without_nul(Path(regular(path, LARGEST_TEXT)).read_bytes().decode("utf-8-sig"), path)
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(path, error, **repair) from error
 

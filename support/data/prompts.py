@@ -1,8 +1,7 @@
 """Instructions to token ids.
 
 The instruction is given to the tokenizer raw: no chat template, no begin-of-sequence, no newline [release]. What
-surrounds a view is in config.view_tokens. Without a tokenizer, a token is a byte. [ours] White space is one space, and
-none at the ends: what a dataset, a file and a client write of one instruction is one text."""
+surrounds a view is in config.view_tokens. Without a tokenizer, a token is a byte."""
 
 import warnings
 from functools import lru_cache
@@ -57,7 +56,7 @@ def check_tokenizer(model):
 def token_ids(text, budget, tokenizer=""):
     """text -> ids (budget,) int64, mask (budget,) bool; padded on the right with 0, masked.
     tokenizer: a directory, empty for bytes. Longer text is cut at the budget, with one warning."""
-    words, text = load_tokenizer(tokenizer) if tokenizer else None, " ".join(text.split())
+    words = load_tokenizer(tokenizer) if tokenizer else None
     tokens = words(text, add_special_tokens=False)["input_ids"] if words else list(text.encode())
     if len(tokens) > budget:
         cut = words.decode(tokens[budget:]) if words else bytes(tokens[budget:]).decode(errors="replace")

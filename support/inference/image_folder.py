@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,10 +62,13 @@ def read(folder, stats, task=None, state=None, m=None):
               f"robot '{stats.robot}' has no state: the state token gets zeros")
         q_t = np.array(stats.state_mean, np.float32)
     if task is None and "task.txt" in files:
-        task = read_text(files["task.txt"], repair="save it as UTF-8").strip()
+        task = re.sub("\r?\n\\Z", "", read_text(files["task.txt"], repair="save it as UTF-8"))
     must(task is not None, f"--task is missing, and so is {folder}/task.txt: what shall the robot do?")
-    if not task:
+    if not task.strip():   # as of a dataset
+        task = ""
         print("the instruction is empty")
+    elif task != task.strip():
+        print("white space at the ends of the instruction counts")
     return Observed(seen, future, q_t, task, read_numbers(true, 2, d_a, f"expected (steps, {d_a})") if true else None)
 
 

@@ -303,6 +303,17 @@ def test_a_cut_never_replaces_what_a_folder_holds(tmp_path):
     assert (folder / "head_now.png").read_bytes() == before
 
 
+@pytest.mark.parametrize("task", [" pick\tthe  cube \r\n", "pick it up", "\n", "one\r\ntwo"])
+def test_the_instruction_of_a_cut_folder_is_the_datasets_to_the_letter(tmp_path, capsys, task):
+    """White space is tokens, too."""
+    image_folder.cut(plain_folder(tmp_path / "d", task=np.array([task, "b"])), tmp_path / "cut", episode=0, frame=5)
+    assert image_folder.read(tmp_path / "cut", ARM).task == (task if task.strip() else "")
+    printed = capsys.readouterr().out
+    assert ("white space at the ends of the instruction counts" in printed) == (task[0] == " ")
+    (tmp_path / "cut/task.txt").write_bytes(b"go\r\n")   # as an editor of another system writes it
+    assert image_folder.read(tmp_path / "cut", ARM).task == "go"
+
+
 def test_a_letterbox_is_the_same_whatever_was_letterboxed_before_and_in_which_thread():
     """Each thread keeps the memory of its last picture."""
     rng = np.random.default_rng(0)

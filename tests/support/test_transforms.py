@@ -83,8 +83,6 @@ def words(tmp_path):
 
 def test_the_instruction_is_given_raw_and_padded_on_the_right(words):
     """[release] no template, no special tokens around the task."""
-    for text in (" pick\t up\r\n", "pick up\n"):   # as a dataset, a file or a client writes it
-        assert all(map(np.array_equal, prompts.token_ids(text, 9), prompts.token_ids("pick up", 9)))
     ids, mask = prompts.token_ids("pick up", 6, words)
     assert ids.tolist() == [8, 5, 4, 0, 0, 0] and mask.tolist() == [True] * 4 + [False] * 2
 
