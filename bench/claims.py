@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,12 @@ def endings(result, euler=10):
             yield f"| {name} | {title} | {' | '.join(f'{100 * share:.1f}' for share in shares)} |"
 
 
+@cache
+def alone(suite, episodes, seed):
+    """Which of these scenes have one object, (episodes,) bool."""
+    return np.array([scene.distractor is None for scene in conveyor.settings(suite, episodes, seed)])
+
+
 def by_objects(result):
     """Markdown rows: what all seeds of an arm took with ten Euler steps and with one, in per cent: of the scenes with
     one object alone, where nothing need be named, and of those with two."""
@@ -237,12 +244,12 @@ def by_objects(result):
     for name in arms_of(result):
         runs, cells = [run for run in result["runs"] if run["arm"] == name], {}
         for suite in SUITES:
-            alone = np.array([scene.distractor is None for run in runs for scene in conveyor.settings(
-                suite, result["episodes"], result["eval_seed"] + run["seed"])])
+            single = np.concatenate([
+                alone(suite, result["episodes"], result["eval_seed"] + run["seed"]) for run in runs])
             took = [np.array(list("".join(run[f"euler {n}"][suite]["outcomes"] for run in runs))) == LETTERS["took it"]
                     for n in (10, 1)]
             for one in (True, False):
-                cells[one, suite] = ", ".join(f"{100 * x[alone == one].mean():.1f}" for x in took)
+                cells[one, suite] = ", ".join(f"{100 * x[single == one].mean():.1f}" for x in took)
         yield f"| {name} | {' | '.join(cells[one, suite] for one in (True, False) for suite in SUITES)} |"
 
 

@@ -76,11 +76,11 @@ def test_a_rate_that_is_given_is_not_tuned_and_tau_has_the_presets(runs):
 
 def test_a_finished_result_is_written_over_only_when_asked_and_an_unfinished_one_goes_on(runs, tmp_path):
     (tmp_path / "tau.json").write_text('{"finished": false}')
-    bench.run("claims tau --seeds 1".split())
+    bench.run("claims tau --seeds 1 --episodes 20".split())
     with pytest.raises(ValueError, match="tau.json holds a finished result: add --force"):
         bench.run("claims tau --seeds 1".split())
     assert len(runs) == len(claims.CELLS)
-    bench.run("claims tau --seeds 1 --force".split())
+    bench.run("claims tau --seeds 1 --episodes 20 --force".split())
     assert len(runs) == 2 * len(claims.CELLS)
 
 
