@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -120,7 +121,7 @@ def run(argv):
         report = read_json(path)
         must(all(report.get(key) == x for key, x in machine.items()),
              f"{path} is of another machine, or of another torch or python: choose another --json")
-    report["commands"].append("python -m bench card " + " ".join(argv))
+    report["commands"].append("python -m bench card " + shlex.join(argv))
     faults = run_parts(args, chosen, report, path)
     save(path, report | {"finished": True})
     found = [f"{name}: {fault}" for name, fault in faults.items() if fault]

@@ -55,8 +55,8 @@ def run(argv):
     paths = [checkpoint.resolve(one) for one in args.checkpoint]
     must(len(set(paths)) == len(paths), "--checkpoint names a run twice")
     torch.set_num_threads(1)
-    report |= {"numpy": np.__version__, "world": conveyor.version(), "conditions": "one thread, model.py as it is read",
-               "scene_seed": args.seed, "finished": False, "runs": []}
+    report |= {"world": conveyor.version(), "conditions": "one thread, model.py as it is read", "scene_seed": args.seed,
+               "finished": False, "runs": []}
     for one in paths:
         state, policy = checkpoint.load(one)[1], Policy.load(one, seed=0, engine="plain", euler_steps=args.euler_steps)
         found, _ = closed_loop(policy, conveyor, args.episodes, args.seed, controls="past")

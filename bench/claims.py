@@ -7,6 +7,7 @@ steps. Results are written as they come in. Ctrl-C ends it: finished runs are re
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -109,7 +110,7 @@ class Claim:
         must(not unknown, f"--only {unknown[:1]}: no such arm; choose among {'; '.join(self.every)}")
         self.lr = args.lr or (OWN_RATE if args.claim == "tau" else None)
         self.result = {
-            "command": "python -m bench claims " + " ".join(argv), **VERSIONS,
+            "command": "python -m bench claims " + shlex.join(argv), **VERSIONS,
             "conditions": f"{args.parallel} runs at a time, one thread each, {os.cpu_count()} CPU cores",
             "world": conveyor.version(), "steps": args.steps, "eval_seed": args.eval_seed,
             "seeds": args.seeds, "episodes": args.episodes, "finished": False,

@@ -1,6 +1,7 @@
 """Where results go, what they begin with, and that a finished one is not lost."""
 
 import json
+import shlex
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ def begin(parser, argv, default=None):
     parser.add_argument("--force", action="store_true", help="write over a finished result")
     args = parser.parse_args(argv)
     path = None if args.json is None else place(args.json, args.force)
-    return args, path, {"command": " ".join([parser.prog, *argv]), **VERSIONS}
+    return args, path, {"command": f"{parser.prog} {shlex.join(argv)}", **VERSIONS}
 
 
 def place(name, force):

@@ -83,7 +83,7 @@ class Corpus:
 
     def __post_init__(self):
         """What every rank knows, whatever it opens."""
-        total = sum(row.weight for row in self.listed)
+        total = sum(row.weight for row in self.listed)   # weights sum to 1
         self.frames, self.weights = [row.frames for row in self.listed], [row.weight / total for row in self.listed]
         self.lerobot = any(is_lerobot(row.path) for row in (*self.listed, self.validation) if row)
         self.robots = list(dict.fromkeys(row.robot for row in self.listed if row.has_action))   # those that act

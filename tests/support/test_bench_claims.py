@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import math
+import re
 import signal
 import statistics
 import subprocess
@@ -123,6 +124,11 @@ def test_a_committed_result_is_kept_though_it_is_not_finished_and_so_is_what_no_
             saving.place(name, False)
         assert saving.place(name, True) == tmp_path / name
     assert saving.place("new.json", False) == tmp_path / "new.json"
+
+
+def test_no_report_names_a_path_of_the_machine_that_wrote_it():
+    for path in Path("bench/results").glob("*.json"):
+        assert not re.search(r'[ "](/|[A-Z]:)[a-z]', path.read_text()), path
 
 
 def test_stopping_ends_the_runs_that_were_started_and_starts_no_other(monkeypatch, tmp_path):
