@@ -303,6 +303,22 @@ def test_a_cut_never_replaces_what_a_folder_holds(tmp_path):
     assert (folder / "head_now.png").read_bytes() == before
 
 
+def test_numbers_that_change_in_a_file_of_one_size_and_time_change_what_is_read_of_it(tmp_path):
+    """Kept statistics are of the numbers, not of the file's date."""
+    root = plain_folder(tmp_path / "d")
+    before, stat = FolderSource(root).identity(), (root / "episode.npz").stat()
+    arrays = dict(np.load(root / "episode.npz"))
+    np.savez(root / "episode.npz", **arrays | {"action": arrays["action"] * 2 + 1})
+    os.utime(root / "episode.npz", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (root / "episode.npz").stat().st_size == stat.st_size and FolderSource(root).identity() != before
+
+
+@pytest.mark.parametrize("name", ["unknown", "Unknown", ""])
+def test_a_robot_that_is_called_unknown_is_known_by_what_it_measures(tmp_path, name):
+    found = {FolderSource(plain_folder(tmp_path / str(fps), robot=name, fps=fps)).robot for fps in (15, 30)}
+    assert len(found) == 2 and all(robot.startswith("unnamed-") for robot in found)
+
+
 @pytest.mark.parametrize("task", [" pick\tthe  cube \r\n", "pick it up", "\n", "one\r\ntwo"])
 def test_the_instruction_of_a_cut_folder_is_the_datasets_to_the_letter(tmp_path, capsys, task):
     """White space is tokens, too."""
