@@ -154,7 +154,8 @@ def test_statistics_of_another_action_mode_are_refused(tmp_path):
         Policy.load(path)
     tensors, stored = checkpoint.load(path)
     of = stored["statistics"]
-    for other in ({"arm": of | {"state_mean": [777.0] * 6}}, {"leg": of}, {"leg": of | {"robot": "leg"}}):
+    for other in ({"arm": of | {"state_mean": [777.0] * 6}}, {"leg": of}, {"leg": of | {"robot": "leg"}},
+                  {"arm": of, "leg": of}):
         with pytest.raises(ValueError, match="statistics and statistics_by_robot differ: it was edited"):
             Policy.load(checkpoint.save(tmp_path / "edited", 1, tensors, {}, stored | {"statistics_by_robot": other}))
     stored.pop("statistics")

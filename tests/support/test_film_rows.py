@@ -154,7 +154,8 @@ def test_declared_times_are_taken_within_half_a_frame_and_in_even_steps():
     assert places(shown, 30, np.array([0.4, 30.4]) / 30, np.array([30, 30])) == [(0, 1), (30, 1)]
     assert places(shown, 15, np.array([2 / 30]), np.array([29])) == [(2, 2)]
     assert places(shown, 30, np.array([np.nan, 1]), np.array([30, 31])) == [(0, 1), (30, 1)]
-    for begins, lengths, firsts in (((0, 5, 0), (5, 46, 10), (0, 5, 51)),   # a merge starts again at 0
+    for begins, lengths, firsts in (((0, 5, 0), (5, 40, 16), (0, 5, 45)),   # a merge starts again at 0
+                                    ((50, 20, 0), (5, 46, 10), (0, 5, 51)),   # in no order of its own
                                     ((56, 0, 46), (5, 46, 10), (56, 0, 46)), ((56.8, 0, 46.4), (5, 46, 10), (56, 0, 46)),
                                     ((0, 5, 0, 10), (5, 20, 10, 26), (0, 5, 25, 35)),
                                     ((0, 5.4, 51.9), (5, 46, 10), (0, 5, 51))):

@@ -53,7 +53,7 @@ def test_a_picture_is_turned_as_its_exif_says(kind, orientation):
     assert np.array_equal(decode(file_of(lying, kind, exif=exif)), SCENE)
 
 
-@pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"\0", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"MM\0*\0\0\0\x08\0\xff"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"\0", b"Exif\0\0MM\0*\0\0", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"MM\0*\0\0\0\x08\0\xff"])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_a_picture_whose_exif_cannot_be_read_is_upright(kind, exif):
     assert np.abs(decode(file_of(SCENE, kind, exif=exif)).astype(int) - decode(file_of(SCENE, kind))).max() == 0
