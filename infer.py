@@ -36,6 +36,7 @@ from support.files import must, read_json, require_writable
 from support.flags import COUNT, PLACE, SEED, Parser, refuse_ignored, value
 from support.inference import image_folder, open_loop, server
 from support.inference.policy import Policy
+from support.weights.loading import slow_products
 from support.weights.release import load_release, release_settings
 from worlds import closed_loop
 
@@ -150,8 +151,8 @@ def open_policy(args, device):
             several = len(of_checkpoint(read_json(path / checkpoint.STATE))) > 1
             robot = Corpus.read(args.data, args.robot).held_out_robot if several else None
         policy = Policy.load(path, args.seed, args.tokenizer, robot, device, **fast)
-    if policy.engine and policy.engine.report:
-        print(policy.engine.report)
+    for line in filter(None, [policy.engine and policy.engine.report, *slow_products(policy.model)]):
+        print(line)
     return policy
 
 

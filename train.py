@@ -45,6 +45,7 @@ from support.training.ranks import Ranks, lost_rank_explained
 from support.training.signals import Interruption, ignore_signals
 from support.training.validation import held_out_losses
 from support.weights import start as weights
+from support.weights.loading import slow_products
 from worlds.training import evaluate, least_chunk, marked
 
 
@@ -155,7 +156,7 @@ def run(argv):
     with memory.explained(train, ranks.device):
         model, wrapped, optimizer, average = build(config, ranks, args.shard, None if newest else start)
         checkpointer = Checkpointer(out, ranks, config, by_robot, model, optimizer, average, drawn)
-        print(effective_batch(train, ranks), disk_need(config, out), sep="\n")
+        print(effective_batch(train, ranks), disk_need(config, out), *slow_products(model), sep="\n")
         first, progress = checkpointer.begin(newest)
     bad = restore_bad_samples(mixtures, progress.get("bad_samples", []), ranks)
     validate = partial(held_out_losses, checkpointer, corpus, marked(corpus.held_out))

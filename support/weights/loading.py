@@ -142,6 +142,17 @@ def to_compute(model, dtype):
     return model
 
 
+def slow_products(model):
+    """[one line] where a model in bfloat16 is on a CPU without instructions for it, else [].
+
+    torch then computes such products in software. One of a preset's width took 6 times as long as in float32, its
+    gradients 8 and 75 times (an AMD EPYC with AVX2, torch 2.13)."""
+    native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    slow = model.dtype == torch.bfloat16 and next(model.parameters()).device.type == "cpu" and not native
+    return ["this CPU has no instructions for bfloat16: products take many times as long as in float32, which "
+            "--optimizer fp32 trains in, and --weights with --dtype float32 infers in"] * slow
+
+
 def empty_model(config, device="cpu", dtype=torch.float32):
     """InternVLA-A1 whose parameters are allocated once, in their final dtype, and not initialised."""
     try:

@@ -13,7 +13,7 @@ from experts import GenExpert, RMSNorm
 from support.data.statistics import Statistics
 from support.rotary import rotary_frequencies
 from model import Losses
-from support.weights.loading import to_compute
+from support.weights.loading import slow_products, to_compute
 
 
 def rows(batch, chosen):
@@ -455,3 +455,13 @@ def test_norms_action_projections_and_rotary_tables_stay_float32(variant, build,
     exact, found = (m.sample_actions(batch, eps[:, 0]) for m in (build(variant), model))
     assert found.dtype == torch.float32
     assert (found - exact).abs().mean() < 0.02 * exact[exact != 0].abs().mean()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_cpu_that_computes_bfloat16_in_software_is_said_of_a_model_in_bfloat16(tiny, build, monkeypatch, native):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    model = build(tiny)
+    assert slow_products(model) == []
+    said = slow_products(to_compute(model, torch.bfloat16))
+    assert len(said) == (not native) and all("many times as long as in float32" in line for line in said)

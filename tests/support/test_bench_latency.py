@@ -26,7 +26,7 @@ def small(request, build):
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
     """The smallest preset that has every part, as --config small; results go to a folder of their own."""
-    config = replace(CONFIGS["a1_3b_release"], model=replace(VARIANTS["qwen"], vae="cosmos", vae_size=32))
+    config = replace(CONFIGS["a1_3b_release"], model=replace(VARIANTS["qwen"], vae_size=32))
     monkeypatch.setitem(CONFIGS, "small", config)
     monkeypatch.setattr(saving, "RESULTS", tmp_path)
     return config

@@ -85,7 +85,7 @@ def ask(program, argv):
             raise end.value
 
 
-@pytest.mark.parametrize("program", list(READ_BY.keys() & EVERYWHERE.keys()))
+@pytest.mark.parametrize("program", sorted(READ_BY.keys() & EVERYWHERE.keys()))
 def test_every_flag_is_in_the_table_or_read_by_every_job(program, monkeypatch):
     listed = list(itertools.chain(*(names.split() for names in READ_BY[program])))
     fields = {*vars(ModelConfig()), *vars(TrainConfig()), *vars(DataConfig())} if program == "train.py" else set()
