@@ -9,6 +9,7 @@ Letters used for shapes in the whole project
     N tokens: N_und of understanding, N_gen = 96 of generation, N_act = R (1 + k) of the action expert
     D width   A heads   G key/value heads   d head dimension   k chunk   R action draws   g latent grid (32 at 256 px)
     S, s pixels of a view (und, gen)   d_a, d_q dimensions: 32, padded, in the model; else the robot's
+    q_t the robot's state in raw units; standardised as `state` in a Batch
 
 Tags: [release] follows the authors' code where the paper is silent or differs. [ours] is our own choice. Each has its
 reason. What has no tag is the paper's, or a plain setting of the program."""
@@ -57,10 +58,10 @@ class ModelConfig(Checked):
     rope_bf16: bool = _f(False, "[release] rotary frequencies rounded through bfloat16, as its .to(bfloat16) does")
     norm_eps: float = _f(1e-6, "epsilon of every RMSNorm", above=0, below=1)
     learned_positions: bool = _f(False, "[ours] learned position tables instead of rotary positions")
-    init_std: float = _f(0.02, "[release] deviation of the experts' linear weights at initialisation", at_most=10)
+    init_std: float = _f(0.02, "[release] initial deviation of the blocks' weights and of word embeddings", at_most=10)
 
     image_size: int = _f(64, "pixels of a view as the understanding expert sees it", at_least=1, at_most=4096)
-    letterbox: int = _f(0, "[release] letterbox to this, then enlarge to image_size; 0: straight there", at_most=4096)
+    letterbox: int = _f(0, "[release] letterbox to this, then enlarge to image_size; 0: to image_size", at_most=4096)
     vocab: int = _f(256, "text embeddings", at_least=1, at_most=2**22)
     text_tokens: int = _f(32, "text budget, padded on the right; the release's is 48", at_least=1, at_most=4096)
     tokenizer: str = _f("", "directory or hub id of the text's tokenizer; empty: one token a byte")
@@ -94,7 +95,7 @@ class ModelConfig(Checked):
         must(self.heads % self.kv_heads == 0, f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         must(not self.mrope_sections or sum(self.mrope_sections) == self.head_dim // 2,
              f"--mrope_sections {self.mrope_sections} must sum to head_dim / 2 = {self.head_dim // 2}")
-        fit = self.vit_width % max(self.vit_heads, 1) == self.image_size % (2 * self.vit_patch) == 0 < self.vit_heads
+        fit = self.vit_heads and self.vit_width % self.vit_heads == 0 and self.image_size % (2 * self.vit_patch) == 0
         must(self.backbone == "tiny" or fit, "vit_width must be a multiple of vit_heads, image_size of 2 vit_patch")
         must(self.und_frames == 1 or self.backbone == "tiny" and self.view_size == self.frame_size,
              "--und_frames 2 needs --backbone tiny, and --vae_size as large as --image_size")
@@ -225,7 +226,7 @@ _TRAIN_3B = TrainConfig(stage="posttrain", optimizer="offload", checkpoint_layer
 
 CONFIGS = {
     # The embedded world [ours]: 64 px, the paper's 96 generation tokens and 3 views. Width 64, but 128 in the
-    # expert that draws: not compared. docs/conveyor.md has the tables behind lambda, tau's density and Euler steps.
+    # generation expert: others were not tried. docs/conveyor.md has the tables behind lambda, tau and Euler steps.
     "conveyor": Config("conveyor", ModelConfig(
         heads=4, kv_heads=4, head_dim=16, qk_norm=False, gen_width=128, gen_mlp=384, text_tokens=24,
         learned_positions=True, init_std=0.1, lambda_gen=0.3, action_draws=2, tau_density="release", euler_steps=2,
@@ -289,10 +290,6 @@ def from_dict(stored):
     for title, section in SECTIONS.items():
         names, given = {item.name for item in fields(section)}, stored.get(title) if isinstance(stored, dict) else 0
         must(isinstance(given, dict), "the checkpoint holds no config of this program: copy it again")
-        if type(given.get("hold_out")) is int:   # of an older version, which counted positions and used all episodes
-            given = given | {"hold_out": f"@{given['hold_out']}".replace("@-", "-"), "only_episodes": "",
-                             "timestamps": "check"}
-        given = {"train": {"rtc_delay": 0}, "model": {"und_frames": 1}}.get(title, {}) | given   # of older versions
         odd = f"missing {sorted(names - set(given))}, unknown {sorted(set(given) - names)}"[:400]
         must(names == set(given), f"the checkpoint's {title} config does not fit this version: {odd}; use the version "
              "that wrote it, or train again")

@@ -1,9 +1,10 @@
 """The image tokenizer: a picture becomes a small grid of continuous latents, and back.
 
 Sec. 3.2 Generation Expert, Input Tokenization: the generation expert sees no pixels. The frozen COSMOS CI8x8 tokenizer
-encodes frames t - m and t (8x8 pixels a latent), the expert predicts the latents of frame t + m and the decoder shows
-them as pictures. "VAE" is the paper's word: the published model is a plain autoencoder, which samples nothing. The
-embedded world has another tokenizer behind the same two functions: support/tiny.py's DctVAE."""
+encodes frames t - m and t (8x8 pixels a latent), and in training t + m as the target. The expert predicts the latents
+of frame t + m, and the decoder shows them as pictures. "VAE" is the paper's word: the published model is a plain
+autoencoder, which samples nothing. The embedded world has another tokenizer behind the same two functions:
+support/tiny.py's DctVAE."""
 
 from collections import OrderedDict
 
@@ -76,7 +77,7 @@ def named(**modules):
 
 
 def level(c_in, c_out, n, **resize):
-    """`n` residual blocks from c_in to c_out channels, then what changes the resolution, at one level a side."""
+    """`n` residual blocks from c_in to c_out channels; one level of each side then changes the resolution."""
     blocks = [ResnetBlock(c_in if i == 0 else c_out, c_out) for i in range(n)]
     return named(block=nn.Sequential(*blocks), **resize)
 
@@ -98,7 +99,7 @@ def double(channels):
 
 
 def encoder(channels, channels_mult, num_res_blocks, latent_channels, patch):
-    """(N, 3 patch^2, H / patch, W / patch) -> (N, latent_channels, H / 2 patch, W / 2 patch)."""
+    """(N, 3 patch^2, H / patch, W / patch) -> (N, latent_channels, H / (2 patch), W / (2 patch))."""
     widths = [channels] + [channels * m for m in channels_mult]
     first, *others = zip(widths, widths[1:])
     levels = [level(*first, num_res_blocks, downsample=halve(first[1])),

@@ -3,7 +3,7 @@
 A window is (episode, t). An example is its tuple as arrays. Sample n is the n-th example that a rank trains on. From
 disk to a batch, in the order of this file:
 
-    windows        which (episode, t) make a tuple; outside an episode frames and actions are clamped and masked
+    windows        which (episode, t) make a tuple; outside the episode all is clamped, and behind its end masked
     example        one tuple as arrays; observation() makes the same arrays from a live robot
     Mixture        which tuple comes next: a pure function of (seed, rank, sample number), of what lpt.py deals
 
@@ -60,7 +60,8 @@ class Batch:
 # ---- windows ----------------------------------------------------------------------------------------------------
 
 def windows(source, m, full=False, episodes=None):
-    """All tuples of a source, (n, 2) int64 rows (episode, t). `full`: t-m and t+m must lie inside the episode."""
+    """All windows of a source whose three frames have pictures, (n, 2) int64 rows (episode, t). `full`: t-m and t+m
+    must lie inside the episode."""
     rows = []
     for e in range(len(source.lengths)) if episodes is None else episodes:
         L = int(source.lengths[e])
@@ -87,9 +88,9 @@ def chunk_at(action, t, k):
 def observation(model, stats, pictures, state, task):
     """What a Batch holds of one moment, recorded or live: all but the actions and the future's mask.
 
-    pictures: view -> list of (H, W, 3) uint8 at the times t-m, t (and t+m in training); missing views absent.
-    state (d_q,) in raw units, or None (human video); task: the instruction. An idle dimension is masked like padding.
-    """
+    model: ModelConfig. pictures: view -> list of (H, W, 3) uint8 at the times t-m, t (and t+m in training); missing
+    views absent. state (d_q,) in raw units, or None (human video); task: the instruction. An idle dimension is masked
+    like padding."""
     T, S, s = len(next(iter(pictures.values()))), model.view_size, model.frame_size
     image = torch.zeros(len(VIEWS), 3 * model.und_frames, S, S, dtype=torch.uint8)   # black where a view is missing
     frames = torch.zeros(len(VIEWS), T, 3, s, s, dtype=torch.uint8)
@@ -100,13 +101,14 @@ def observation(model, stats, pictures, state, task):
             if model.und_frames == 2:
                 image[v, :3] = frames[v, 0]
     ids, mask = token_ids(task, model.text_tokens, model.tokenizer)
-    q_t = np.zeros(model.state_dim, np.float32) if state is None else \
+    standardised = np.zeros(model.state_dim, np.float32) if state is None else \
         pad(stats.normalise("state", np.asarray(state)), model.state_dim, "the state")
     acting = () if state is None else set(range(len(stats.action_mean))).difference(stats.left_out)
     return {"image": image, "frames": frames,
             "view_mask": torch.tensor([view in pictures for view in VIEWS]),
             "text_ids": torch.from_numpy(ids), "text_mask": torch.from_numpy(mask),
-            "state": torch.from_numpy(q_t), "dim_mask": torch.tensor([d in acting for d in range(model.action_dim)])}
+            "state": torch.from_numpy(standardised),
+            "dim_mask": torch.tensor([d in acting for d in range(model.action_dim)])}
 
 
 def times(source, m, e, t):
@@ -122,8 +124,8 @@ def example(model, m, stats, source, e, t, pictures=None):
     a = np.zeros((model.chunk, model.action_dim), np.float32)
     mask = np.zeros((model.chunk, model.action_dim), bool)
     if source.has_action:
-        chunk, inside = chunk_at(action, t, model.chunk)
-        a = stats.chunk(chunk, state[t])   # standardised; in delta mode relative to q_t, but for grippers
+        raw, inside = chunk_at(action, t, model.chunk)
+        a = stats.standardised(raw, state[t])   # in delta mode relative to q_t, but for grippers
         a = pad(a, model.action_dim, f"the action of {source.name}")
         mask = inside[:, None] & (arrays["dim_mask"].numpy() | model.noise_on_padding)
     arrays.update(action=torch.from_numpy(a), action_mask=torch.from_numpy(mask),
@@ -146,12 +148,12 @@ def collate(examples):
 
 # ---- the mixture ------------------------------------------------------------------------------------------------
 
-ORDER, WORKER, NOISE = range(3)   # independent random streams
-ATTEMPTS = 100                     # draws for one sample before a corpus counts as unreadable
+ORDER, WORKER, NOISE = range(3)   # independent random generators
+ATTEMPTS = 100                     # picks for one sample before a corpus counts as unreadable
 STRETCHES = 128   # [ours] open at once. Sample n is of stretch n mod 128: a batch of 128 has one window of each
 
 
-def stream(seed, *key):
+def generator(seed, *key):
     """A generator that is a pure function of its key: nothing to save, resume is exact."""
     return np.random.default_rng([seed, *key])
 
@@ -180,21 +182,22 @@ class Mixture(torch.utils.data.Dataset):
         self.decoded = {}   # sample number -> arrays, decoded along with an earlier sample
 
     def stretch_of(self, n):
-        """Sample number n -> (number of its draw, which of that draw's windows it is)."""
+        """Sample number n -> (number of its pick, which of that pick's windows it is)."""
         turn, place = divmod(n, STRETCHES)
         turn, j = divmod(turn + place % self.config.data.stretch, self.config.data.stretch)   # they end by turns too
         return turn * STRETCHES + place, j
 
-    def draw(self, n, *attempt):
+    def pick(self, n, attempt=0):
         """Sample number n -> (dataset index, episode, t). attempt: 1, 2, ... for what stands in for a bad sample."""
         number, j = (n, 0) if attempt else self.stretch_of(n)
+        key = (number, attempt) if attempt else (number,)
         chance = self.mass / self.mass.sum()
-        worker = stream(self.seed, ORDER, self.rank, number, *attempt).choice(len(self.mass), p=chance)
-        return self.draw_from(worker, number, j, *attempt)
+        worker = generator(self.seed, ORDER, self.rank, *key).choice(len(self.mass), p=chance)
+        return self.pick_from(worker, key, j)
 
-    def draw_from(self, worker, number, j=0, *attempt):
-        """Window j of what a worker delivers as a draw; replicas of one dataset have independent streams."""
-        rng = stream(self.seed, WORKER, self.rank, worker, number, *attempt)
+    def pick_from(self, worker, key, j=0):
+        """Window j of what a worker delivers; replicas of one dataset have independent generators."""
+        rng = generator(self.seed, WORKER, self.rank, worker, *key)
         weights = self.worker_weights[worker]
         i = self.worker_datasets[worker][rng.choice(len(weights), p=weights / self.mass[worker])]
         rows = self.window_lists[i]
@@ -207,7 +210,7 @@ class Mixture(torch.utils.data.Dataset):
 
         --rtc_delay D (arXiv 2512.05964): tau is (R, k), and 1 for the first d actions of a draw, d uniform in 0 .. D:
         those that a robot would be committed to when it asks for this chunk."""
-        model, rng = self.config.model, stream(self.seed, NOISE, self.rank, n)
+        model, rng = self.config.model, generator(self.seed, NOISE, self.rank, n)
         eps = rng.standard_normal((model.action_draws, model.chunk, model.action_dim), np.float32)
         tau = flow.sample_tau(rng, model.action_draws, model.tau_density)
         if most := self.config.train.rtc_delay:   # drawn last, so that the rest is what it is without
@@ -224,13 +227,13 @@ class Mixture(torch.utils.data.Dataset):
         """Sample n as the arrays of a Batch; what is left of its stretch is decoded along and kept until its turn.
         attempt: above 0, of what is delivered in place of a bad sample."""
         if attempt:
-            i, e, t = self.draw(n, attempt)
+            i, e, t = self.pick(n, attempt)
             return self.read(i, e, [t])[0]
         if n not in self.decoded:
-            i, e, t = self.draw(n)
+            i, e, t = self.pick(n)
             ts, end = {n: t}, n + (self.config.data.stretch - self.stretch_of(n)[1]) * STRETCHES
             for later in range(n + STRETCHES, end, STRETCHES):
-                *where, t = self.draw(later)
+                *where, t = self.pick(later)
                 if where == [i, e]:   # a stretch may run into the next episode
                     ts[later] = t
             try:
@@ -251,7 +254,7 @@ class Mixture(torch.utils.data.Dataset):
                 if self.config.data.on_bad_sample == "stop":
                     raise
                 faults.append(str(error))
-        raise ValueError(f"--on_bad_sample skip: {ATTEMPTS} draws in a row were bad; the last: {faults[-1]}")
+        raise ValueError(f"--on_bad_sample skip: {ATTEMPTS} picks in a row were bad; the last: {faults[-1]}")
 
     def loader(self, first_step, last_step, worker_init_fn=None):
         """Iterator of (Batch, eps, tau) for the micro-batches of steps first_step .. last_step - 1.

@@ -20,8 +20,8 @@ DIR holds one picture (any kind and size that support/data/picture.py reads) per
 Written to --out (default DIR/result): actions.npy (k, d_a) float32 in the robot's units, row i for frame t + i;
 actions.png; foresight.png. Without --checkpoint the newest good checkpoint under runs/ is taken.
 
-`infer` below is the inference of Section 3: --engine plain runs it. The other engines are faster. Tests hold their
-chunks equal to its own, up to rounding."""
+`infer` below is the inference of Section 3: --image-dir with --engine plain runs it. The other engines are faster.
+Tests hold their chunks equal to its own, up to rounding."""
 
 from support.entry import command   # first: Ctrl-C during the slow imports prints one line and no traceback
 from pathlib import Path

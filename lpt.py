@@ -89,12 +89,12 @@ def deal(sizes, weights, world, workers, balance="greedy"):
     return ranks
 
 
-def subset(ranks, rank, world):
+def subset(dealt, rank, world):
     """What `deal` returned -> (datasets that `rank` opens, those of them that it counts in sums over ranks).
 
     world: how many ranks there are. If they are fewer than were dealt to, `rank` draws for `rank`, `rank` + world, ...
     A dataset on several ranks is counted by the lowest."""
-    opened = [{i for held, _ in ranks[r::world] for worker in held for i in worker} for r in range(rank + 1)]
+    opened = [{i for held, _ in dealt[r::world] for worker in held for i in worker} for r in range(rank + 1)]
     return sorted(opened[rank]), sorted(opened[rank].difference(*opened[:rank]))
 
 

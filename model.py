@@ -36,7 +36,7 @@ class Losses:
     """Sums and counts of one forward pass. `total` divides them by the counts of the whole optimizer step: [release]
     means, where Eq. (1) and (2) print squared norms. So lambda weighs means."""
 
-    act_sum: torch.Tensor    # of squared velocity errors: dimensions that move, steps of the episode, all draws
+    act_sum: torch.Tensor    # of squared velocity errors where `act_mask`, over all draws
     gen_sum: torch.Tensor    # of squared latent errors over valid views
     act_count: torch.Tensor
     gen_count: torch.Tensor
@@ -104,8 +104,8 @@ class Prefix(NamedTuple):
 
     kv: list                # per layer (key, value) of the und and gen tokens, each (B, G, N_und + N_gen, d)
     gen_out: torch.Tensor   # the generation expert's last output (B, 96, D), for `decode` alone; None without one
-    rotary: tuple           # cos and sin of the action tokens; None with learned positions
-    bias: torch.Tensor      # the action tokens' rows of the mask, (B, 1, N_act, N)
+    rotary: tuple           # cos and sin of the action expert's tokens; None with learned positions
+    bias: torch.Tensor      # the rows of these tokens of the mask, (B, 1, N_act, N)
 
 
 class InternVLA_A1(nn.Module):
@@ -129,13 +129,13 @@ class InternVLA_A1(nn.Module):
         self._initialise()
 
     def _initialise(self):
-        """[release] Linear weights of the blocks are normal. The projections around them keep torch's defaults."""
+        """[release] Linear weights of the blocks and word embeddings are normal. Projections keep torch's defaults."""
         for layer in self.layers.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=self.config.init_std)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        if not self.config.learned_positions:   # beside those, embeddings keep torch's deviation of 1
+        if not self.config.learned_positions:   # beside those, word embeddings keep torch's deviation of 1
             nn.init.normal_(self.und.embed_tokens.weight, std=self.config.init_std)
 
     @property
@@ -175,7 +175,7 @@ class InternVLA_A1(nn.Module):
         position = positions(layout, batch.view_mask, batch.text_mask)
         return bias, rotary_tables(position, self.rope_frequency, self.rope_axis)
 
-    def _dim_mask(self, batch):
+    def _noised_dims(self, batch):
         """1 for an action dimension that exists and moved in training, else 0, (B, 1, d_a) float32: eps and v_theta are
         multiplied by it."""
         mask = batch.dim_mask[:, None].float()
@@ -189,7 +189,7 @@ class InternVLA_A1(nn.Module):
         batch: data.Batch. eps (B, R, k, d_a) standard normal, tau (B, R) or (B, R, k) in [0, 1]. `latents` keeps z
         and z_hat."""
         config, R = self.config, eps.shape[1]
-        dim_mask = self._dim_mask(batch)[:, None]                                  # (B, 1, 1, d_a)
+        dim_mask = self._noised_dims(batch)[:, None]                               # (B, 1, 1, d_a)
         a, eps = batch.action[:, None], eps * dim_mask                               # (B, 1, k, d_a), (B, R, k, d_a)
         a_tau = flow.interpolate(a, eps, tau)
 
@@ -244,14 +244,14 @@ class InternVLA_A1(nn.Module):
         x = self.act.embed(batch.state, a_tau[:, None], tau).to(self.dtype)
         for layer, kv in zip(self.layers, prefix.kv):
             x, _ = layer.extend("act", x, prefix.rotary, prefix.bias, kv)
-        return self.act.velocity(x, R=1)[:, 0] * self._dim_mask(batch)
+        return self.act.velocity(x, R=1)[:, 0] * self._noised_dims(batch)
 
     @torch.no_grad()
     def sample_actions(self, batch, eps, steps=None, prefix=None, solve=None):
         """Eq. (3): denoise eps (B, k, d_a) into normalised actions (B, k, d_a). steps: default config.euler_steps.
         solve: what takes the place of flow.euler, with its arguments, such as a handover.Guide."""
         v_theta = partial(self.v_theta, prefix or self.prefill(batch), batch)
-        return (solve or flow.euler)(v_theta, eps * self._dim_mask(batch), steps or self.config.euler_steps)
+        return (solve or flow.euler)(v_theta, eps * self._noised_dims(batch), steps or self.config.euler_steps)
 
     @torch.no_grad()
     def imagine(self, batch, prefix=None):

@@ -170,9 +170,9 @@ def run(argv):
                 micro = cores.parts([next(each) for each in batches for _ in range(train.accumulate)])
             bad = [mixture.bad_samples for mixture in mixtures]
             counts = [int(n) for n in ranks.sums(*elements(model, micro))]
-            losses = gradients(wrapped, micro, config, ranks, counts, cores.each)          # of Eq. (4)
+            act, gen = gradients(wrapped, micro, config, ranks, counts, cores.each)        # of Eq. (4)
             norm = global_norm(optimizer.parameters.values())
-            act, gen, stop, bad_samples = ranks.sums(*losses, interruption.signal, sum(bad))
+            act, gen, stop, bad_samples = ranks.sums(act, gen, interruption.signal, sum(bad))
             loss, lr = config.model.lambda_gen * gen + act, lr_at(step, train)
             finite = math.isfinite(loss) and math.isfinite(norm)   # of sums over ranks: all skip the step, or none
             if finite:
@@ -185,10 +185,10 @@ def run(argv):
             journal.record(done, finite, loss, act, gen, lr, norm, counts, bad_samples)
             if done % train.eval_every == 0 or done == train.steps:
                 journal.evaluate(done)
-            lost = journal.skipped == SKIPS
-            if done % train.save_every == 0 or done == train.steps or stop or lost:
+            given_up = journal.skipped == SKIPS
+            if done % train.save_every == 0 or done == train.steps or stop or given_up:
                 checkpointer.save(done, skipped=journal.skipped % SKIPS, bad_samples=ranks.by_dealt(bad))
-            if lost:
+            if given_up:
                 raise ValueError(f"{checkpointer.given_up(done)}; {nonfinite_samples(model, mixtures, done, ranks)}")
             if stop:
                 print(f"interrupted: {checkpointer.outcome(done)}; --resume goes on", flush=True)

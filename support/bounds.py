@@ -5,7 +5,7 @@ from operator import ge, gt, le, lt
 
 BOUNDS = {"above": gt, "at_least": ge, "at_most": le, "below": lt, "a_multiple_of": lambda x, n: x % n == 0}
 KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", tuple: "whole numbers"}
-EPISODES = r"none|@?\d{1,9}|((-[1-9]\d{0,8}|\d{1,9}(-\d{1,9})?)(,(?!$)|$))+"   # 0-19,25: support/data/episodes.py
+EPISODES = r"none|((-[1-9]\d{0,8}|\d{1,9}(-\d{1,9})?)(,(?!$)|$))+"   # 0-19,25: support/data/episodes.py
 
 
 def must(holds, line):

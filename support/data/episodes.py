@@ -1,7 +1,7 @@
 """A choice of episodes, by the numbers that their dataset gives them; such numbers may have gaps.
 
-Text: numbers and ranges, as 0-19,25. -1 is the last of those that are chosen from, -2 the one before. @3 is a position,
-as checkpoints of older versions count. The empty text is all, `none` is none."""
+Text: numbers and ranges, as 0-19,25. -1 is the last of those that are chosen from, -2 the one before. The
+empty text is all, `none` is none."""
 
 from bisect import bisect_left, bisect_right
 from itertools import groupby
@@ -25,8 +25,8 @@ def chosen(text, indices, among, flag, name):
     numbers, found = sorted(places), set()
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if part[0] == "@" or not first:
-            place = int(part[1:]) if first else len(among) - int(last)
+        if not first:
+            place = len(among) - int(last)
             those = [indices[e] for e in among[place:][:1] if place >= 0]
         else:   # a range may span gaps, but it ends before the dataset does
             low, high = int(first), int(last or first)

@@ -140,7 +140,7 @@ class Statistics:
             raise ValueError(f"the {kind} has {x.shape[-1]} dimensions, robot '{self.robot}' has {len(mean)}")
         return ((x - mean) / std).astype(np.float32)
 
-    def chunk(self, a, state):
+    def standardised(self, a, state):
         """Raw actions (..., k, d_a), states at t (..., d_q) -> standardised chunks (..., k, d_a) float32, 0 if idle."""
         moved = np.expand_dims(reference(self.relative, self.action_mode, state), -2)
         return np.where(self.moving, self.normalise("action", a - moved), np.float32(0))

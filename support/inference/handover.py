@@ -106,7 +106,7 @@ def guide_of(policy, rest, states):
     model, stats, left = policy.config.model, policy.stats, rest.actions.shape[1]
     must(0 <= rest.delay <= left <= model.chunk, f"delay {rest.delay}: only {left} actions are left of the last chunk "
          f"of {model.chunk} when the next is planned; plan earlier, or faster")
-    Y = pad(stats.chunk(rest.actions, states), model.action_dim, "the rest of the last chunk")
+    Y = pad(stats.standardised(rest.actions, states), model.action_dim, "the rest of the last chunk")
     Y = np.pad(Y, ((0, 0), (0, model.chunk - left), (0, 0)))
     if rest.handover == "trained":   # all dimensions of a given action are, padding too
         given = torch.arange(model.chunk) < min(rest.delay, policy.config.train.rtc_delay)

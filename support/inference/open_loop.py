@@ -27,7 +27,7 @@ class Baselines:
         self.stats, self.k, XX, XY, actions = stats, k, 0, 0, []
         for state, action in self._episodes(corpus, skip):   # sums, because a corpus's chunks fill the memory
             X, chunks = self._features(state), np.stack([chunk_at(action, t, k)[0] for t in range(len(action))])
-            Y = stats.chunk(chunks, state).reshape(len(X), -1)
+            Y = stats.standardised(chunks, state).reshape(len(X), -1)
             XX, XY = XX + X.T @ X, XY + X.T @ Y.astype(np.float64)
             actions.append(action)
         actions = np.concatenate(actions)

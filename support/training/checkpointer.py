@@ -25,7 +25,7 @@ from support.weights.loading import empty_model, load_state
 FREE = ("threads", "loaders", "checkpoint_layers", "save_every", "on_bad_sample", "std_floor")
 KINDS = {"config": dict, "drawn": list, "log_length": int, "progress": dict, "step": int, "versions": dict}   # of state
 KEEP = 2                                                           # checkpoints that stand
-AGENT = "agent"   # file of a run: the process id of the agent that began it, until the run stops itself
+AGENT = "agent"   # file of a run: the process id of torchrun's agent that began it, until the run stops itself
 
 
 class Log:
@@ -86,7 +86,7 @@ class Checkpointer:
         # Its whole lines: a full disk tears the last one.
         self.timing = Log(timing, timing.read_bytes().rfind(b"\n") + 1 if timing and timing.exists() else 0)
         self.sharded = any(isinstance(p, DTensor) for p in model.parameters())
-        self.log, self.first, self.problem = None, 0, ""
+        self.log, self.problem, self.on_disk = None, "", 0   # on_disk: the step of the newest checkpoint
 
     def versions(self):
         """What an exact resume depends on."""
@@ -115,6 +115,7 @@ class Checkpointer:
                 problem = f"{error}; training goes on and the next save tries again"
                 print(f"train.py: {problem}", file=sys.stderr, flush=True)
         self.problem = self.ranks.agree(problem)
+        self.on_disk = self.on_disk if self.problem else step
 
     @contextlib.contextmanager
     def kept_if_data_fail(self, step, **progress):
@@ -124,7 +125,7 @@ class Checkpointer:
             yield
         except (Exception, SystemExit) as error:
             if self.ranks.world == 1:
-                if step > self.first:
+                if step > self.on_disk:
                     self.save(step, **progress)
                 ended = "interrupted" if isinstance(error, SystemExit) else "ended by its data"
                 print(f"{ended}{f': {self.outcome(step)}' if step else ' before the first step'}; --resume goes on",
@@ -168,13 +169,12 @@ class Checkpointer:
     def _resume(self, path):
         """ValueError: it is another run's."""
         tensors, state = checkpoint.load(path)
-        stored, own, words = to_dict(from_dict(state["config"])), self.stored, checkpoint.load_tokenizer(path)
-        if words != self.words if words else bool(stored["model"]["tokenizer"]) != bool(self.words):
+        stored = to_dict(from_dict(state["config"]))
+        if checkpoint.load_tokenizer(path) != self.words:
             raise ValueError(f"{path} was trained with another tokenizer: give the same --tokenizer, or leave it out "
                              "where its files stand in the checkpoint")
-        stored["model"]["tokenizer"] = own["model"]["tokenizer"]   # an older version has the name and not the files
-        changes = {key: (was, own[part][key]) for part in ("model", "data", "train")
-                   for key, was in stored[part].items() if was != own[part][key]}
+        changes = {key: (was, self.stored[part][key]) for part in ("model", "data", "train")
+                   for key, was in stored[part].items() if was != self.stored[part][key]}
         if refused := [key for key in changes if key not in FREE]:
             raise ValueError(f"{path} was trained with another config (--{', --'.join(refused)}): give the same flags")
         if [row[1:3] for row in state["drawn"]] != [row[1:3] for row in self.drawn]:   # a name may have changed
@@ -197,7 +197,7 @@ class Checkpointer:
         parts = self.model.state_dict()
         load_state(self.model, {name: share(x, parts.get(name)) for name, x in tensors.items()}, path)
         self.optimizer.load(kept)
-        self.log, self.first = Log(self.log_path, state["log_length"]), state["step"]
+        self.log, self.on_disk = Log(self.log_path, state["log_length"]), state["step"]
         print(*lines, f"resuming {path} at step {state['step']}", sep="\n")
         return state["step"], state["progress"]
 

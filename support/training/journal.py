@@ -104,7 +104,7 @@ def nonfinite_samples(model, mixtures, done, ranks):
         batch, eps, tau, faults = collate_with_noise([mixture[n]])
         losses = model(batch.to(ranks.device), eps.to(ranks.device), tau.to(ranks.device))
         if not math.isfinite(losses.act_sum + losses.gen_sum):
-            i, e, t = mixture.draw(n, len(faults)) if faults else mixture.draw(n)   # what stood in for bad ones
+            i, e, t = mixture.pick(n, len(faults))   # what stood in for bad ones
             source = mixture.sources[i]
             found.append(f"{source.name} episode {source.indices[e]} frame {t}")
     found = sum(ranks.gather(found), [])

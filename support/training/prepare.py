@@ -48,7 +48,7 @@ def prepare(model, train, ranks, shard):
         to_compute(model, torch.bfloat16)   # gives what it casts new storage: the masters keep the float32 one
     model.to(ranks.device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema)) if train.ema else None
-    if model.config.gen_expert and ranks.device.type == "cpu":   # beside a large network it weighs nothing
+    if model.config.gen_expert and ranks.device.type == "cpu":   # on a GPU, with a large network, it saves nothing
         fold_compression(model.gen)
     if train.compile:
         for layer in model.layers:
@@ -66,10 +66,11 @@ class Cores:
     ready first. They run on threads of their own: this one keeps its number of torch threads."""
 
     def __init__(self, train, ranks):
-        threads, plain = torch.get_num_threads(), not train.compile and train.optimizer != "offload"   # one at a time
+        threads = torch.get_num_threads()
+        plain = not train.compile and train.optimizer != "offload"   # compiled layers, and its hooks, take one thread
         alone = ranks.device.type == "cpu" and ranks.dealt == train.accumulate == 1
         self.pool = None
-        if alone and plain and threads > 1 < train.batch_size:
+        if alone and plain and threads > 1 and train.batch_size > 1:
             self.pool = ThreadPoolExecutor(2, "half", torch.set_num_threads, (threads // 2,))
 
     def parts(self, micro):
@@ -79,6 +80,6 @@ class Cores:
         (batch, eps, tau), half = micro[0], -(-len(micro[0][1]) // 2)
         return [(batch.rows(rows), eps[rows], tau[rows]) for rows in (slice(half), slice(half, None))]
 
-    def each(self, function, *columns):
-        """map(function, *columns), of what `parts` gave."""
-        return (self.pool.map if self.pool else map)(function, *columns)
+    def each(self, function, items):
+        """map(function, items), an item for each of what `parts` gave."""
+        return (self.pool.map if self.pool else map)(function, items)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import flow
-from data import collate, example, stream
+from data import collate, example, generator
 
 HELD_OUT_SEED = 1_000_003   # noise of the validation losses, the same for every run
 
@@ -40,9 +40,9 @@ def held_out_batches(config, stats, source, rows, limit):
     for first in range(0, len(rows), size):
         part = rows[first:first + size]
         batch = collate([example(model, config.data.m, stats, source, int(e), int(t)) for e, t in part])
-        streams = [stream(HELD_OUT_SEED, first + i) for i in range(len(part))]
-        eps = np.stack([rng.standard_normal((1, model.chunk, model.action_dim), np.float32) for rng in streams])
-        tau = np.stack([flow.sample_tau(rng, 1, model.tau_density) for rng in streams]).astype(np.float32)
+        generators = [generator(HELD_OUT_SEED, first + i) for i in range(len(part))]
+        eps = np.stack([rng.standard_normal((1, model.chunk, model.action_dim), np.float32) for rng in generators])
+        tau = np.stack([flow.sample_tau(rng, 1, model.tau_density) for rng in generators]).astype(np.float32)
         yield batch, torch.from_numpy(eps), torch.from_numpy(tau), part
 
 

@@ -288,7 +288,7 @@ def test_the_realised_mixture_is_table_3s_whatever_the_number_of_workers(workers
     """Table 3, Sec. 3.4: no implicit re-weighting; chi-square with 4 degrees of freedom, p = 1e-5."""
     mixture = mixture_of(table_3(), WEIGHTS, tiny(lpt_workers=workers))
     draws = 6000
-    seen = np.bincount([mixture.draw(n)[0] for n in range(draws)], minlength=5)
+    seen = np.bincount([mixture.pick(n)[0] for n in range(draws)], minlength=5)
     wanted = np.array(WEIGHTS) * draws
     assert ((seen - wanted) ** 2 / wanted).sum() < 28.47
 
@@ -298,9 +298,9 @@ def test_replicated_datasets_are_read_with_independent_random_seeds():
     mixture = mixture_of([Fake(lengths=(200, 120, 80))], config=tiny(lpt_workers=2))
     assert mixture.worker_datasets == [[0], [0]]
     draws, chance = 10_000, 1 / 400
-    agree = sum(mixture.draw_from(0, n) == mixture.draw_from(1, n) for n in range(draws))
+    agree = sum(mixture.pick_from(0, (n,)) == mixture.pick_from(1, (n,)) for n in range(draws))
     assert agree <= draws * chance + 5 * np.sqrt(draws * chance * (1 - chance))      # 25 + 25
-    shifted = [mixture.draw_from(0, n) for n in range(2000)], [mixture.draw_from(1, n) for n in range(2000)]
+    shifted = [mixture.pick_from(0, (n,)) for n in range(2000)], [mixture.pick_from(1, (n,)) for n in range(2000)]
     for lag in (1, 2, 3):                             # nor is one the other, delayed
         assert sum(a == b for a, b in zip(shifted[0][lag:], shifted[1])) <= 5 + 5 * np.sqrt(5)
 
@@ -311,7 +311,7 @@ def test_replicas_on_two_ranks_agree_no_more_often_than_chance():
         ranks = [mixture_of([Fake(lengths=(200, 120, 80))], config=tiny(balance=balance), rank=rank, world=2)
                  for rank in (0, 1)]
         draws, chance = 10_000, 1 / 400
-        agree = sum(ranks[0].draw(n) == ranks[1].draw(n) for n in range(draws))
+        agree = sum(ranks[0].pick(n) == ranks[1].pick(n) for n in range(draws))
         assert agree <= draws * chance + 5 * np.sqrt(draws * chance * (1 - chance))
         for n in range(1000):
             (eps, tau), (other, another) = ranks[0].noise(n), ranks[1].noise(n)
@@ -324,7 +324,7 @@ def test_across_ranks_exact_balance_realises_table_3_and_greedy_does_not(balance
     ranks = [mixture_of(table_3(), WEIGHTS, tiny(balance=balance, lpt_workers=1), rank=rank, world=3)
              for rank in range(3)]
     draws = 2000
-    seen = np.bincount([ranks[rank].draw(n)[0] for rank in range(3) for n in range(draws)], minlength=5)
+    seen = np.bincount([ranks[rank].pick(n)[0] for rank in range(3) for n in range(draws)], minlength=5)
     wanted = np.array(WEIGHTS) * 3 * draws
     assert (((seen - wanted) ** 2 / wanted).sum() < 28.47) == (balance == "exact")
 
@@ -349,7 +349,7 @@ def test_a_sample_is_a_pure_function_of_seed_rank_and_number():
     assert all(same(again[n], forwards[n]) for n in reversed(range(8)))
     for other in (mixture_of(sources, seed=1), mixture_of(sources, rank=1, world=2)):
         assert not any(same(other[n][1:], forwards[n][1:]) for n in range(8))
-        assert [other.draw(n) for n in range(50)] != [mixture.draw(n) for n in range(50)]
+        assert [other.pick(n) for n in range(50)] != [mixture.pick(n) for n in range(50)]
 
 
 def test_the_batches_of_a_step_do_not_depend_on_where_the_run_began():
@@ -496,7 +496,7 @@ class Counting(Fake):
 def test_windows_of_a_stretch_are_neighbours_in_a_random_order_and_128_samples_apart(g):
     """--stretch: each of the paper's batches of 128 holds one window of 128 different stretches."""
     mixture = mixture_of([Fake(lengths=(5000,), views=("head",))], config=tiny(stretch=g))
-    turns = np.array([[mixture.draw(turn * 128 + place)[2] for turn in range(4 * g)] for place in (0, 1, 5, 127)])
+    turns = np.array([[mixture.pick(turn * 128 + place)[2] for turn in range(4 * g)] for place in (0, 1, 5, 127)])
     for place, ts in zip((0, 1, 5, 127), turns):
         whole = ts[g - place % g:][:3 * g].reshape(3, g) if place % g else ts[:3 * g].reshape(3, g)
         for stretch in whole:
@@ -515,14 +515,14 @@ def test_every_window_is_drawn_equally_often_in_stretches_too():
     mixture = mixture_of([Fake(lengths=(15, 10))], config=tiny(lpt_workers=2, stretch=4))
     seen = np.zeros((2, 15))
     for n in range(12800):
-        seen[mixture.draw(n)[1:]] += 1
+        seen[mixture.pick(n)[1:]] += 1
     rows = np.concatenate([seen[0], seen[1, :10]])
     assert (seen[1, 10:] == 0).all() and rows.sum() == 12800
     assert abs(rows - 512).max() < 5 * np.sqrt(4 * 3200 * 0.04 * 0.96)
     first = np.zeros(25)                                               # sample 7 alone, over seeds
     for seed in range(2500):
         mixture.seed = seed
-        _, e, t = mixture.draw(7)
+        _, e, t = mixture.pick(7)
         first[15 * e + t] += 1
     assert abs(first - 100).max() < 5 * np.sqrt(2500 * 0.04 * 0.96)
 
@@ -532,7 +532,7 @@ def test_samples_of_a_stretch_are_what_they_are_alone_from_wherever_the_run_begi
     """Order and content do not depend on what was decoded along, nor on the loaders, and resume needs nothing saved."""
     source, config = Fake(lengths=(40, 33)), tiny(stretch=3, batch_size=batch_size, loaders=loaders)
     mixture = mixture_of([source], config=config)
-    alone = [example(config.model, 15, next(iter(mixture.by_robot.values())), source, *mixture.draw(n)[1:]) for n in range(400)]
+    alone = [example(config.model, 15, next(iter(mixture.by_robot.values())), source, *mixture.pick(n)[1:]) for n in range(400)]
     for begin in (0, 31):
         for step, (batch, eps, _) in enumerate(mixture.loader(begin, 400 // batch_size), begin):
             numbers = range(step * batch_size, (step + 1) * batch_size)
@@ -558,7 +558,7 @@ def test_a_bad_frame_stops_only_the_samples_that_need_it():
     mixture = mixture_of([source], config=tiny(stretch=8))
     source.bad = 30
     for n in range(128):
-        _, _, t = mixture.draw(n)
+        _, _, t = mixture.pick(n)
         if 30 in data.times(source, 15, 0, t):
             with pytest.raises(ValueError, match="frame 30 is torn"):
                 mixture[n]

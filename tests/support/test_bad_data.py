@@ -216,11 +216,11 @@ MANY = (40,) * 100
 def test_a_skipped_sample_is_replaced_by_a_pure_function_of_its_number(capfd):
     """--on_bad_sample skip: all other samples stay what they were, whatever the loaders and the first step."""
     good, torn = mixture_of(Grey(lengths=MANY)), mixture_of(Torn(lengths=MANY), on_bad_sample="skip")
-    touched = [n for n in range(1200) if (draw := good.draw(n))[1] == 3
+    touched = [n for n in range(1200) if (draw := good.pick(n))[1] == 3
                and 7 in (max(draw[2] - 3, 0), draw[2], min(draw[2] + 3, 39))]
     assert 0 < len(touched) <= 2                       # the seed of this test meets the bad frame
     n = touched[0]
-    assert good.draw(n) != torn.draw(n, 1) and torn[n][3] == ["dataset torn, episode 3, frame 7, 'cam': no picture"]
+    assert good.pick(n) != torn.pick(n, 1) and torn[n][3] == ["dataset torn, episode 3, frame 7, 'cam': no picture"]
     again = mixture_of(Torn(lengths=MANY), on_bad_sample="skip")
     assert all(same(good[i], torn[i]) for i in (n - 1, n + 1)) and same(torn[n][:3], again[n][:3])
     assert all(same(a, b) for a, b in zip(good[n][1:3], torn[n][1:3]))             # its noise is its own
@@ -242,7 +242,7 @@ def test_a_sample_that_stood_in_for_a_bad_one_is_named_itself(capfd):
     def model(batch, eps, tau):
         return SimpleNamespace(act_sum=torch.tensor(float("nan") if torch.equal(eps[0], noise) else 0.0), gen_sum=0.0)
     done = n // mixture.config.train.batch_size + 1
-    places = [f"fake episode {e} frame {t}" for _, e, t in (sound.draw(n), mixture.draw(n, 1))]
+    places = [f"fake episode {e} frame {t}" for _, e, t in (sound.pick(n), mixture.pick(n, 1))]
     assert nonfinite_samples(model, [sound, mixture], done, Ranks()) == f"not finite: {'; '.join(places)}"
     assert "each of its samples alone has a finite loss" in nonfinite_samples(model, [mixture], done + 3, Ranks())
 
@@ -256,7 +256,7 @@ def test_a_worker_whose_only_dataset_is_unreadable_is_stood_in_for_by_the_others
     rows = {i: windows(source, 15) for i, source in sources.items()}
     stats = statistics(sources, rows, config.model.chunk, "absolute", 1e-3)
     mixture = Mixture(config, {stats.robot: stats}, sources, rows, ([[0], [1]], [[0.5], [0.5]]), 0)
-    assert any(mixture.draw(n)[0] == 1 for n in range(8)) and all(len(mixture[n]) == 4 for n in range(8))
+    assert any(mixture.pick(n)[0] == 1 for n in range(8)) and all(len(mixture[n]) == 4 for n in range(8))
 
 
 def test_a_resumed_run_skips_the_same_sample_and_writes_the_same_log(tmp_path, capfd):
@@ -268,7 +268,7 @@ def test_a_resumed_run_skips_the_same_sample_and_writes_the_same_log(tmp_path, c
     stats = statistics(corpus.sources, corpus.windows, 4, "absolute", 1e-3)
     dealt = lpt.deal(corpus.frames, corpus.weights, 1, config.data.lpt_workers)
     mixture = Mixture(config, {stats.robot: stats}, corpus.sources, corpus.windows, dealt[0], 0)
-    drawn = [mixture.draw(n)[2] for n in range(32)]
+    drawn = [mixture.pick(n)[2] for n in range(32)]
     torn = next(t for t in drawn[8:16] if sum(abs(t - other) <= 1 for other in drawn) == 1)    # met once, in step 2
     (root / "head" / f"{torn:06d}.png").write_bytes(b"torn")
     with pytest.raises(ValueError, match=f"{torn:06d}.png cannot be read"):

@@ -8,7 +8,6 @@ import pytest
 
 import infer
 import train
-from config import from_dict, get_config, to_dict
 from data import open_corpus
 from support.data.episodes import chosen, spans
 
@@ -21,12 +20,12 @@ THREE = {"T": 18, "ends": np.array([6, 12, 18]), "task": np.array(["a", "b", "c"
 
 @pytest.mark.parametrize("text, numbers", [
     ("", GAPS), ("none", []), ("3", [3]), ("12,0", [0, 12]), ("3-9", [3, 4, 9]), ("0-3,12", [0, 3, 12]),
-    ("1-4", [3, 4]), ("1-11", [3, 4, 9]), ("-1", [12]), ("-1,-5", [0, 12]), ("@1", [3]), ("4,4,3-4", [3, 4])])
+    ("1-4", [3, 4]), ("1-11", [3, 4, 9]), ("-1", [12]), ("-1,-5", [0, 12]), ("4,4,3-4", [3, 4])])
 def test_a_choice_is_by_the_datasets_own_numbers(text, numbers):
     assert [GAPS[e] for e in chosen(text, GAPS, range(5), "--hold_out", "toy")] == numbers
 
 
-@pytest.mark.parametrize("text", ["1", "13", "0-13", "5-8", "-6", "@5", "3,1"])
+@pytest.mark.parametrize("text", ["1", "13", "0-13", "5-8", "-6", "3,1"])
 def test_an_episode_that_does_not_exist_is_refused_with_those_that_do(text):
     part = text.split(",")[-1]
     with pytest.raises(ValueError, match=f"^--hold_out {part}: dataset toy has episodes 0, 3 to 4, 9, 12$"):
@@ -135,14 +134,3 @@ def test_episodes_with_gaps_keep_their_numbers_in_messages_plots_and_cuts(tmp_pa
     infer.main(["--cut", str(root), "--episode", "7", "--image-dir", str(tmp_path / "cut")])
     assert "of episode 7, t = 15" in capfd.readouterr().out
     assert "--episode 1: dataset" in refuses("infer.py", "--cut", root, "--episode", 1, "--image-dir", tmp_path / "new")
-
-
-def test_a_checkpoint_of_an_older_version_holds_out_what_it_held_out():
-    """It counted positions, and knew no choice of episodes."""
-    stored = to_dict(get_config("conveyor"))
-    assert from_dict(stored) == get_config("conveyor")
-    del stored["data"]["only_episodes"]
-    for old, new in ((-1, "-1"), (-2, "-2"), (3, "@3")):
-        stored["data"]["hold_out"] = old
-        assert from_dict(stored).data.hold_out == new
-    assert chosen("@3", GAPS, range(5), "", "") == [3]

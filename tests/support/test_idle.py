@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -157,9 +156,9 @@ def test_delta_takes_action_d_relative_to_state_d_whatever_the_widths():
     source = recorded(action, state, (True,) * 6 + (False,))
     stats = stats_of(source, "delta")
     q, a = np.arange(8.0), np.arange(28.0).reshape(4, 7)
-    raw = stats.chunk(a, q) * stats.action_std + stats.action_mean
+    raw = stats.standardised(a, q) * stats.action_std + stats.action_mean
     np.testing.assert_allclose(raw, a - np.append(q[:6], 0), atol=1e-5)
-    np.testing.assert_allclose(stats.actions(stats.chunk(a, q), q), a, atol=1e-5)
+    np.testing.assert_allclose(stats.actions(stats.standardised(a, q), q), a, atol=1e-5)
     assert stats.holding(q).tolist() == [0, 1, 2, 3, 4, 5, stats.action_mean[6]]   # the gripper has no state
     assert stats_of(recorded(action, state, ())).holding(q) is None
     wide = recorded(RNG.normal(size=(200, 8)), RNG.normal(size=(200, 7)), (True,) * 8)

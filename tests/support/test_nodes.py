@@ -259,5 +259,5 @@ def test_dealt_to_other_ranks_one_dataset_is_drawn_as_before_and_several_are_not
     for path, same in ((data / "set0", True), (data, False)):
         _, _, dealt = prepared(path)
         for a, b in zip(dealt(4), dealt(3)):   # ranks 0 to 2
-            assert ([a.draw(n) for n in range(40)] == [b.draw(n) for n in range(40)]) == same
+            assert ([a.pick(n) for n in range(40)] == [b.pick(n) for n in range(40)]) == same
             assert all(map(torch.equal, a.noise(7), b.noise(7)))

@@ -60,6 +60,22 @@ def test_loader_processes_begin_before_the_model_and_hold_nothing_of_it(go, monk
     assert set(seen) == {2}
 
 
+@pytest.mark.parametrize("bad, saved", [(16, [2, 4]), (20, [2, 4, 5])])
+def test_a_run_that_its_data_end_saves_what_is_not_on_disk_and_nothing_twice(go, monkeypatch, capsys, bad, saved):
+    """Every second step is saved, of four samples each."""
+    steps, clean, save = [], data.Mixture.arrays, checkpoint.save
+
+    def arrays(self, n, attempt=0):
+        if n == bad:
+            raise ValueError("no picture")
+        return clean(self, n, attempt)
+    monkeypatch.setattr(data.Mixture, "arrays", arrays)
+    monkeypatch.setattr(checkpoint, "save", lambda out, step, *rest: steps.append(step) or save(out, step, *rest))
+    with pytest.raises(ValueError, match="no picture"):
+        go("ended")
+    assert steps == saved and f"ended by its data: saved at step {saved[-1]}" in capsys.readouterr().out
+
+
 # ---- numbers that are not finite --------------------------------------------------------------------------------
 
 @pytest.fixture
