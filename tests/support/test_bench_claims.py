@@ -280,6 +280,46 @@ def test_what_evidence_says_of_a_frozen_past_and_of_scenes_with_one_object_is_in
     assert spans == [(58, 65), (86, 100), (78, 100), (89, 100)]
 
 
+def test_what_evidence_says_of_where_and_which_is_in_the_reports():
+    """Lone targets, closings on the named object, the loss that names the place, and what ran with the full model's rate."""
+    page, place = " ".join(Path("docs/evidence.md").read_text().split()), "history, place named"
+    now, before = (json.loads(Path(f"bench/results/{name}.json").read_text()) for name in ("arms", "arms_500"))
+
+    def of(result, arm, without=None):
+        return [run for run in result["runs"] if run["arm"] == arm and run["seed"] != without]
+
+    def lone(arm, suite, euler, without=None):
+        took = [letter == "t" for run in of(now, arm, without)
+                for letter, alone in zip(run[f"euler {euler}"][suite]["outcomes"],
+                                         claims.alone(suite, 200, now["eval_seed"] + run["seed"])) if alone]
+        return f"{100 * np.mean(took):.1f}"
+
+    def steps(arm, suite):
+        return "{}, {} and {} %".format(*(lone(arm, suite, euler) for euler in (1, 2, 10)))
+    ended = [run["euler 10"]["dynamic"]["outcomes"] for run in of(now, "lambda 0")]
+    named = [f"{100 * x.count('t') / (x.count('t') + x.count('o')):.0f}" for x in ended]
+    names = [f"{run['loss_place']:.3f}" for run in of(now, place)]
+    short = [lone("history, no generation", "dynamic", euler, 5) for euler in (10, 1)]
+    again = [name for name, rate in now["rates"].items() if before["rates"][name] != rate]
+    most = max(x for name in again for euler in claims.EULER for x in claims.values(before, name, "dynamic", euler))
+    acts = [statistics.median(run["held_out"]["loss_act"] for run in of(part, "target z_t")) for part in (before, now)]
+    quoted = [
+        f"it takes {steps('lambda 0', 'static')} of them",
+        f"{steps('lambda 0', 'dynamic')}, where \"no generation\" takes {steps('no generation', 'dynamic')}",
+        f"{', '.join(named)} % (moving) are on the named one", f"it is {', '.join(names)} (`loss_place`)",
+        f"take {lone(place, 'dynamic', 10, 4)} % of the moving targets, and with one Euler step "
+        f"{lone(place, 'dynamic', 1, 4)} %.", f"takes {short[0]} and {short[1]} % at four seeds",
+        f"takes {lone('full', 'dynamic', 10)} and {lone('full', 'dynamic', 1)} %.",
+        f"None of these runs takes more than {most:.1f} % of the moving targets",
+        "median {:.3f}, with the chosen 0.002 {:.3f}".format(*acts)]
+    for name in again:
+        each = [claims.values(before, name, suite) for suite in claims.SUITES]
+        cells = [f"{', '.join(f'{x:.1f}' for x in row)}; {statistics.median(row):.1f}" for row in each]
+        quoted.append(f"| {name} | {' | '.join(cells)} |")
+    assert [words for words in quoted if words not in page] == []
+    assert len(again) == 5 and {before["rates"][name] for name in again} == {now["rates"]["full"]}
+
+
 def test_the_pages_quote_the_reports():
     """Every row of the tables of arms in docs/evidence.md, README's medians, and the permutation test of the
     means follow from bench/results."""
@@ -329,6 +369,7 @@ def test_the_pages_quote_the_reports():
                    for n in range(learned, 9)]
         p = sum(chance for chance in chances if chance <= chances[-1] + 1e-9)
         assert f"p = {p:.2f}" == quoted[:-1] and quoted in " ".join(page.split())
+    assert "five of seven (p = 0.20)" in page and math.comb(7, 2) / math.comb(15, 2) == pytest.approx(0.2)
     grid = [run["held_out"] for run in json.loads(Path("bench/results/tau_grid.json").read_text())["runs"]
             if run["arm"] == "release 0.3"]
     for key in ("dynamic_head", "dynamic_wrist", "static_head", "static_wrist", "crop_target", "crop_distractor"):

@@ -16,6 +16,7 @@ from model import InternVLA_A1
 from support.data.prompts import token_ids
 from support.weights import loading
 from worlds import conveyor
+from worlds.conveyor.setting import COLOURS
 
 
 @pytest.fixture
@@ -46,6 +47,22 @@ def test_the_silhouette_lies_where_the_named_target_is_now_in_every_look(seen, a
     x, y = ((picture.sum(axis) @ middle) / picture.sum((1, 2)) for axis in (1, 2))
     assert max(abs(float(x[i]) - s.x) + abs(float(y[i]) + s.y) for i, s in enumerate(settings)) < 0.06   # 2 is the width
     assert (picture.sum((1, 2)) > 5).all()   # cells, of 4 x 4 pixels
+
+
+def test_what_its_loss_comes_to_tells_places_from_names(seen):
+    """The mean silhouette; both places, and not which object is meant; all of it: docs/evidence.md quotes the three."""
+    settings = conveyor.settings("dynamic", 300, seed=5)
+    batch = seen(settings)
+    true, found = silhouettes(batch), []
+    for colour in COLOURS:
+        ids, mask = token_ids(colour, batch.text_ids.shape[1])
+        there = replace(batch, text_ids=torch.from_numpy(ids).expand_as(batch.text_ids),
+                        text_mask=torch.from_numpy(mask).expand_as(batch.text_mask))
+        found.append(silhouettes(there))
+    objects = torch.stack([x.flatten(1).any(1) for x in found]).sum(0)
+    assert objects.tolist() == [1 if s.distractor is None else 2 for s in settings]
+    for said, quoted in ((true.mean(0).expand_as(true), 0.16), (sum(found) / objects[:, None, None], 0.09), (true, 0.03)):
+        assert float(F.binary_cross_entropy(said, true)) == pytest.approx(quoted, abs=0.006)
 
 
 def test_what_is_not_seen_is_not_counted(config, seen, noise):
