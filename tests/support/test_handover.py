@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import config as configs
 from bench import handover as bench
 from config import CONFIGS, VIEWS
 from conftest import VARIANTS, film, static
@@ -223,12 +222,6 @@ def test_of_given_actions_nothing_is_learned(tiny, build, random_batch, noise):
     other[:, :, 0] += 1
     assert torch.equal(model(batch, other, tau).act_sum, losses.act_sum)
     assert model.counts(batch, tau)[0] == losses.act_count == 2 * 6 * (3 + 2 + 1)
-
-
-def test_a_checkpoint_of_before_has_no_delay():
-    stored = configs.to_dict(CONFIGS["conveyor"])
-    del stored["train"]["rtc_delay"]
-    assert configs.from_dict(stored) == CONFIGS["conveyor"]
 
 
 def test_a_delay_as_long_as_the_chunk_is_refused(refuses):

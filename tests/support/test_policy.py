@@ -1,5 +1,6 @@
 """One robot, frame by frame: history, queue, latents, replanning. test_background.py plans beside it."""
 
+import threading
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -204,9 +205,15 @@ def test_a_plan_that_is_not_finite_holds_the_last_action_until_one_is(make, engi
     policy = make(chunk=8, engine=engine)
     policy.reset("go", execute_steps=4, background=background)
     broken(policy, *calls)
-    actions = []
+    inner, stepping, actions = policy.chunk, threading.RLock(), []
+
+    def chunk(*args, **options):
+        with stepping:   # in the background: not before the step that asked for it has returned
+            return inner(*args, **options)
+    policy.chunk = chunk
     for images, state in zip(frames, states):
-        actions.append(policy.step(images, state))
+        with stepping:
+            actions.append(policy.step(images, state))
         if policy.loop.pending:
             policy.loop.pending[1].exception(timeout=120)
     first = 4 + background

@@ -297,9 +297,9 @@ def test_a_run_goes_on_and_starts_others_when_its_tokenizers_directory_is_gone(w
     with pytest.raises(ValueError, match="was trained with another tokenizer"):
         train.run([*flags, "--resume", "--out", str(tmp_path / "run"), "--tokenizer", str(gone)])
     state = json.loads((path / "state.json").read_text())
-    state["config"]["model"]["tokenizer"] = "of/old"   # of a version that kept no files
+    state["config"]["model"]["tokenizer"] = "of/old"   # and no files
     old = checkpoint.save(tmp_path / "old", 2, checkpoint.load(path)[0], checkpoint.load_optimizer(path), state)
-    for more, message in ((["--resume", "--out", str(old.parent)], "was trained with another tokenizer"),
+    for more, message in ((["--resume", "--out", str(old.parent)], "with another config .--tokenizer"),
                           (["--from", str(old), "--out", str(tmp_path / "x")], "'of/old', whose files do not stand")):
         with pytest.raises(ValueError, match=message):
             train.run([*flags, *more])
