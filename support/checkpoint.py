@@ -198,8 +198,9 @@ def _read_manifest(path):
 
 
 def step_of(path):
-    """The step at which a checkpoint directory was written."""
-    return int(STEP_NAME.fullmatch(path.name)[1])
+    """The step at which a checkpoint directory was written, also where it was renamed."""
+    named = STEP_NAME.fullmatch(path.name)
+    return int(named[1]) if named else read_json(path / STATE)["step"]
 
 
 def _checkpoints(run):

@@ -76,8 +76,8 @@ def print_row(name, suite, row, also):
 def evaluate(policy, world, episodes, seed, controls, path, out, suites=None):
     """infer.py --closed-loop: print success by suite, with `controls` of the rivals too; a film into the folder `out`,
     the report as JSON to `path` if that is given. suites: which; None: all."""
-    unknown = ", ".join(sorted(set(suites or ()) - set(world.SUITES)))
-    must(not unknown, f"--suites {unknown}: those of {world.NAME} are {', '.join(world.SUITES)}")
+    known = suites is None or len({*suites} & {*world.SUITES}) == len(suites)
+    must(known, f"--suites {','.join(suites or ())}: those of {world.NAME} are {', '.join(world.SUITES)}")
     gif = Path(out) / "rollouts.gif"
     report, rollouts = closed_loop(policy, world, episodes, seed, suites, "" if controls else None, gif)
     if path:

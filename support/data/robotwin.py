@@ -17,7 +17,7 @@ from PIL import Image
 
 from config import VIEWS
 from support.data.picture import decode
-from support.files import damage, must, numbers, parse_json, read_json
+from support.files import damage, must, numbers, parse_json, read_json, regular, require_writable
 from support.progress import each
 
 STEPS = 250   # of the simulation in a second; a demonstration keeps one of save_freq
@@ -72,19 +72,24 @@ def read(file):
 
 
 def episodes(folders):
-    """Folders -> the files of the episodes in them, by number. ValueError: one holds none, or two the same."""
-    files = []
+    """Folders -> the files of the episodes in them, by number: {path: suite}. ValueError: one holds none, or two the
+    same."""
+    files, suites = [], {}
     for folder in map(Path, folders):
         found = [path for path in folder.rglob("episode*.hdf5") if path.parent.name == "data"]
         must(found, f"{folder} holds no data/episode*.hdf5: give RoboTwin's data/TASK, or one set of it")
         files += sorted(found, key=lambda path: (path.parent, int(re.sub(r"\D", "", path.stem) or 0)))
+        suites |= {path: suite(path, folder) for path in found}
     must(len(files) == len({*map(os.path.realpath, files)}), "an episode is found twice: name each folder once")
-    return files
+    return {path: suites[path] for path in files}
 
 
-def suite(path):
-    """clean or randomized, by the nearest folder that says so; else other."""
-    words = [word for part in path.absolute().parts[::-1] for word in ("clean", "random") if word in part]
+def suite(path, folder):
+    """clean or randomized, by the nearest folder that says so, up to the one that was given; else other."""
+    top = folder.absolute()
+    top = top.parent if path.absolute().parent == top else top   # it is an episode's own data/
+    parts = path.absolute().relative_to(top.parent).parts
+    words = [word for part in parts[::-1] for word in ("clean", "random") if word in part]
     return {"clean": "clean", "random": "randomized"}[words[0]] if words else "other"
 
 
@@ -95,13 +100,15 @@ def convert(folders, out, save_freq):
     except ImportError as error:
         raise ImportError("RoboTwin's files need h5py: run  pip install -r requirements-robotwin.txt") from error
     out, files, fps = Path(out).absolute(), episodes(folders), STEPS / save_freq
-    must(not out.exists() or out.is_dir() and not any(out.iterdir()), f"--out {out} holds files: name a new folder")
+    require_writable(out, "--out")
+    must(not os.path.lexists(out) or out.is_dir() and not out.is_symlink() and not any(out.iterdir()),
+         f"--out {out} holds files, or is a link: name a new folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     kept, ends, sizes = {"state": [], "action": [], "task": []}, [0], {}
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}_") as beside:
         made = Path(beside) / "made"
         for path in each(files, "episode"):
-            with damage(str(path), "it cannot be read", path), h5py.File(path) as file:
+            with damage(str(path), "it cannot be read", path), h5py.File(regular(path)) as file:
                 state, action, texts, pictures = read(file)
             for view, number, t in ((view, ends[-1] + t, t) for view in VIEWS for t in range(len(state))):
                 picture = decode(pictures[view][t], f"{path}: {view}, frame {t}")
@@ -113,8 +120,8 @@ def convert(folders, out, save_freq):
             for key, rows in zip(kept, (state, action, [texts[t % len(texts)] for t in range(len(state))])):
                 kept[key].extend(rows)   # each frame has one of its episode's texts, in turn
         np.savez(made / "episode.npz", **kept | {"task": np.char.encode(kept["task"], "utf-8")}, ends=ends[1:], fps=fps,
-                 robot="aloha", suite=[suite(path) for path in files],
+                 robot="aloha", suite=[*files.values()],
                  action_names=[f"{part}_{i}" for part, width in PARTS.items() for i in range(width)])
         os.replace(made, out)
-    counts = ", ".join(f"{n} {name}" for name, n in Counter(map(suite, files)).items())
+    counts = ", ".join(f"{n} {name}" for name, n in Counter(files.values()).items())
     print(f"wrote {out}: {len(files)} episodes ({counts}), {ends[-1]:,} frames at {fps:.4g} frames/s")

@@ -54,8 +54,8 @@ def checked_state(state, d, caller):
     with np.errstate(over="ignore"):
         found = given.astype(np.float32) if given.dtype.kind in "biuf" else np.full(1, np.nan)
     if given.shape != (d,) or not np.isfinite(found).all():   # the line takes longer than a step may
-        raise ValueError(f"{caller}: the state is {np.array2string(given, threshold=8)} of shape {given.shape}; "
-                         f"give {d} finite numbers in raw units")
+        shown = np.array2string(given, threshold=8, max_line_width=10**6)
+        raise ValueError(f"{caller}: the state is {shown} of shape {given.shape}; give {d} finite numbers in raw units")
     return found
 
 

@@ -62,7 +62,17 @@ class Session:
         must(pair or clock != "server" or self.rule != "exact", "past is missing, and the history is exact: send past, "
              "the pictures of m frames ago, or with every observation frame or time (s); or start the server with "
              "--history present")
-        if new:   # an episode; from here on the observation counts
+        before = vars(self) | {"frames": self.frames.copy()}, self.policy.calls
+        try:
+            return (yield from self._counted(new, clock, at, now, pair, state, prompt, rest, plan, imagine))
+        except Exception:   # a plan that is not finite: the observation does not count
+            vars(self).update(before[0])
+            self.policy.calls = before[1]
+            raise
+
+    def _counted(self, new, clock, at, now, pair, state, prompt, rest, plan, imagine):
+        """The answer to an observation that was looked at, and becomes part of the episode."""
+        if new:
             self.episode, self.last = self.episode + 1, None
             self.frames.clear()
         self.clock, self.at, self.answered = clock, at, at

@@ -47,21 +47,35 @@ class Source(NamedTuple):
     directory: Path
     shapes: dict            # key -> its shape
     read: Callable          # key -> its tensor
+    dtypes: dict            # key -> the name of its dtype
     metadata: dict = None   # of safetensors files
 
 
+FLOATS = {"F64", "F32", "F16", "BF16", "torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"}
+INDEX = "model.safetensors.index.json"
+
+
 def safetensors_of(directory):
-    """The safetensors files of a directory -> Source."""
-    paths, files, shapes = sorted(Path(directory).glob("*.safetensors")), {}, {}
+    """The safetensors files of a directory, those that its index names where it has one -> Source."""
+    paths, files, shapes, dtypes = sorted(Path(directory).glob("*.safetensors")), {}, {}, {}
+    if (index := Path(directory) / INDEX).exists():
+        named = read_json(index, repair="download it again").get("weight_map")
+        files_here = isinstance(named, dict) and all(str(name) == Path(str(name)).name for name in named.values())
+        must(files_here, f"{index} names no files of this directory as weight_map: download it again")
+        paths = [index.with_name(name) for name in sorted({*map(str, named.values())})]
     must(paths, f"{directory} holds no weights: expected model.safetensors or its shards")
     for path in paths:
+        must(path.exists(), f"{path} is missing, and {INDEX} names it: download it")
         try:
             file = safe_open(path, "pt")
         except Exception as error:   # of the library, whatever a torn header makes it raise
             raise unreadable(path, error, "download it again") from error
+        twice = next((key for key in file.keys() if key in files), None)
+        must(twice is None, f"{path} holds {twice}, and so does a file before it: keep one of the two in {directory}")
         files |= dict.fromkeys(file.keys(), file)
         shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
-    return Source(Path(directory), shapes, lambda key: files[key].get_tensor(key), file.metadata())
+        dtypes |= {key: file.get_slice(key).get_dtype() for key in file.keys()}
+    return Source(Path(directory), shapes, lambda key: files[key].get_tensor(key), dtypes, file.metadata())
 
 
 def torchscript_of(path_or_id):
@@ -73,7 +87,8 @@ def torchscript_of(path_or_id):
             tensors |= torch.jit.load(directory / name, map_location="cpu").state_dict()
         except Exception as error:
             raise unreadable(directory / name, error, "download this TorchScript file again") from error
-    return Source(directory, {key: tuple(x.shape) for key, x in tensors.items()}, tensors.get)
+    dtypes = {key: str(x.dtype) for key, x in tensors.items()}
+    return Source(directory, {key: tuple(x.shape) for key, x in tensors.items()}, tensors.get, dtypes)
 
 
 # ---- into a model -----------------------------------------------------------------------------------------------
@@ -100,7 +115,7 @@ def plan(source, rules, config, own, wanted=""):
     if not any(key.endswith("embed_tokens.weight") for key in source.shapes) and "und.embed_tokens.weight" in own:
         # safetensors keeps one of a tied pair, and it is this one
         rules = [(r".*lm_head\.weight", "und.embed_tokens.weight", None), *rules]
-    report, copies, unexpected, wrong = Report(str(source.directory)), {}, [], []
+    report, copies, unexpected, wrong, quantised = Report(str(source.directory)), {}, [], [], []
     for key in sorted(source.shapes):
         ours, change = translate(key, rules)
         reason = change if ours is LEFT_OUT else translate(ours, unbuilt(config))[1]
@@ -111,13 +126,17 @@ def plan(source, rules, config, own, wanted=""):
         else:
             if source.shapes[key] != tuple(own[ours].shape):
                 wrong.append(f"{key} is {list(source.shapes[key])}, {ours} is {list(own[ours].shape)}")
+            if source.dtypes[key] not in FLOATS:
+                quantised.append(f"{key} is {source.dtypes[key]}; expected float64, float32, float16 or bfloat16")
             copies[ours] = key, ours, change
             report.converted += [key] if change else []
     report.matched, missing = len(copies), own.keys() - copies.keys()
     problems = [*(f"missing for {line}" for line in compact(missing)),
-                *(f"unexpected {line}" for line in compact(unexpected)), *(f"shape: {line}" for line in wrong)]
+                *(f"unexpected {line}" for line in compact(unexpected)), *(f"shape: {line}" for line in wrong),
+                *(f"dtype: {line}" for line in quantised)]
     must(not problems, f"{source.directory} does not fit this model ({len(missing)} missing, {len(unexpected)} "
-         f"unexpected, {len(wrong)} of another shape); nothing was loaded:\n  " + "\n  ".join(problems))
+         f"unexpected, {len(wrong)} of another shape, {len(quantised)} of another dtype); nothing was loaded:\n  "
+         + "\n  ".join(problems))
     return list(copies.values()), report
 
 

@@ -135,7 +135,7 @@ def test_resolve(tmp_path):
     path = save(tmp_path / "run", 10)
     assert checkpoint.resolve(tmp_path / "run") == path == checkpoint.resolve(str(path))
     copy = Path(shutil.copytree(path, tmp_path / "downloaded"))
-    assert checkpoint.resolve(copy) == copy
+    assert checkpoint.resolve(copy) == copy and checkpoint.step_of(copy) == checkpoint.step_of(path)
     (copy / checkpoint.MODEL).write_bytes(b"")
     for bad, words in ((tmp_path / "nowhere", "not a directory"), (tmp_path, "no good checkpoint"),
                        (copy, checkpoint.MODEL)):

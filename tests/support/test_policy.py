@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from config import VIEWS
 from conftest import film, static
 from support.data.letterbox import letterbox
+from support.inference.control import checked_state
 from support.inference.engine import Engine
 
 
@@ -180,6 +181,13 @@ def test_a_camera_that_was_not_trained_with_is_refused(make):
                 lambda seen: policy.plan([{view: [of, of] for view, of in seen.items()}], states[:1], ["go"])):
         with pytest.raises(ValueError, match="camera right_wrist given; the checkpoint was trained with head, left_wrist"):
             ask(frames[0])
+
+
+def test_a_state_of_another_width_is_one_line_however_long():
+    for d in (14, 7, 300):
+        with pytest.raises(ValueError, match=rf"of shape \({d},\); give 6 finite numbers") as error:
+            checked_state(np.arange(d) * 1.23456789, 6, "step")
+        assert len(str(error.value).splitlines()) == 1
 
 
 def broken(policy, *calls):

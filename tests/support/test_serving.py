@@ -113,6 +113,24 @@ def test_a_bad_observation_is_one_line_that_names_the_key_and_the_session_lives_
     assert protocol.read(*turns([(session, sent())]))["actions"].shape == (8, 6)
 
 
+@pytest.mark.parametrize("change", [{}, {"reset": True}, {"frame": 200}])
+def test_an_observation_whose_plan_is_not_finite_changes_nothing(make, change):
+    """Neither noise, instruction, episode nor the pictures of before: the next answer is that of a session without it."""
+    bad = {"frame": 16, "state": np.full(6, 3e38), "prompt": "another"} | change
+    answers = []
+    for between in ([], [bad]):
+        policy = fitted(make(chunk=20), 6, 6)
+        session = sessions.Session(policy, Reader(policy.stats), "exact")
+        asked = [sent(frame=0), sent(frame=1, plan=False), *(sent() | of for of in between)]
+        turns([(session, of) for of in asked])
+        last = {key: of for key, of in sent(frame=16).items() if key != "prompt"}
+        answers.append(protocol.read(*turns([(session, last)])))
+    one, other = answers
+    assert np.array_equal(one["actions"], other["actions"])
+    assert [one[key] == other[key] for key in ("history", "history_age", "episode")] == [True] * 3 == [
+        one["history"] == "exact", one["history_age"] == 15, one["episode"] == 1]
+
+
 def test_foreseen_pictures_come_as_png_on_request_and_change_no_action(make):
     session = sessions.Session(fitted(make(chunk=8), 6, 6, VIEWS[:2]), Reader(fitted(make(), 6, 6, VIEWS[:2]).stats))
     own, shown = make(chunk=8), pictures(2)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,6 +86,36 @@ def test_a_refusal_lists_every_missing_unexpected_and_misshapen_key(published, s
                  "unexpected model.gen_in_proj.bias", "unexpected model.surprise.weight",
                  "model.state_proj.bias is [7], act.state_proj.bias is [48]"):
         assert part in str(refusal.value)
+
+
+def test_a_key_in_two_files_is_refused_and_an_index_says_which_files_count(published, small):
+    path, index = published / "model.safetensors", published / "model.safetensors.index.json"
+    key, tensors = "model.state_proj.bias", load_file(path)
+    save_file({key: tensors[key] + 7}, published / "model_old.safetensors")
+    with pytest.raises(ValueError, match=f"model_old.safetensors holds {key}, and so does a file before it"):
+        load_release(small, published)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, path.name)}))
+    model, _ = load_release(small, published)
+    assert torch.equal(model.act.state_proj.bias, tensors[key].float())
+    for named, words in ((["x.safetensors"], "x.safetensors is missing, and .*index.json names it"),
+                         (["../x.safetensors"], "names no files of this directory"), ([3], "/3 is missing")):
+        index.write_text(json.dumps({"weight_map": dict(zip(tensors, named))}))
+        with pytest.raises(ValueError, match=words):
+            load_release(small, published)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn])
+def test_quantised_weights_are_refused_by_key_before_anything_is_written(published, small, run, tmp_path, dtype):
+    path, key = published / "model.safetensors", "model.state_proj.weight"
+    tensors = load_file(path)
+    save_file(tensors | {key: tensors[key].to(dtype)}, path)
+    for start in (lambda: load_release(small, published),
+                  lambda: import_release(SimpleNamespace(dir=published, config="small", robot="genie1", fps=None, vae=None,
+                                                         action_mode="delta", tokenizer=None, revision=None,
+                                                         out=tmp_path / "made"))):
+        with pytest.raises(ValueError, match=f"1 of another dtype(.|\n)*dtype: {key} is "):
+            start()
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_model_without_the_generation_expert_leaves_it_out_by_name(published, small):
@@ -233,7 +264,7 @@ def test_every_published_key_has_its_place_at_full_size(name, monkeypatch, reque
     if name == "a1_2b":   # the biases that the release's 2B drops
         shapes |= {key.replace("weight", "bias"): shape[:1] for key, shape in shapes.items()
                    if key.endswith(("attention.q_proj.weight", "attention.k_proj.weight", "attention.v_proj.weight"))}
-    copies, report = plan(Source(name, shapes, None), RELEASE, config, own)
+    copies, report = plan(Source(name, shapes, None, dict.fromkeys(shapes, "F32")), RELEASE, config, own)
     assert len(copies) == len(own)
     assert len(copies) + sum(map(len, report.left_out.values())) == len(shapes)
 

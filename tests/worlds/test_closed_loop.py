@@ -139,3 +139,9 @@ def test_validation_watches_the_objects_of_moving_scenes_where_they_are_in_sight
     assert conveyor.marks(source, 0, 1) == [("target", 0.75, 0.75)] and conveyor.marks(source, 0, 2) == []
     assert conveyor.marks(source, 1, 1) == [("distractor", 0.75, 0.75)]
     assert conveyor.marks(source, 2, 1) == conveyor.marks(source, 3, 1) == []
+
+
+@pytest.mark.parametrize("suites", ["static,", "static,static", "moving"])
+def test_suites_that_are_none_or_named_twice_are_refused(suites):
+    with pytest.raises(ValueError, match=f"^--suites {suites}: those of conveyor are static, dynamic$"):
+        closed_loop.evaluate(None, conveyor, 1, 0, False, None, "out", suites.split(","))
