@@ -29,7 +29,7 @@ class Session:
 
     def __init__(self, policy, reader, rule=RULES[0], task=None, hold=1):
         self.policy = copy.copy(policy)   # which counts its own noise
-        self.reader, self.rule, self.prompt, self.hold = reader, rule, task, hold
+        self.reader, self.rule, self.hold, self.task, self.prompt = reader, rule, hold, task, task
         self.m, self.k, self.fps = policy.config.data.m, policy.config.model.chunk, policy.stats.fps
         self.frames = deque(maxlen={"present": 0, "exact": 2 * self.m + 1, "age": 1}[rule])   # (at, view -> square)
         self.episode, self.clock, self.at, self.answered = 0, None, 0.0, 0.0
@@ -52,7 +52,8 @@ class Session:
             must(type(given) is bool, f"{key} is {given!r:.60}, expected true or false")
         plan, reset, imagine = flags.values()
         state, prompt = self.reader.state(sent) if plan else None, self.reader.prompt(sent)
-        prompt = self.prompt if prompt is None else prompt
+        if prompt is None:   # never that of the episode before
+            prompt = self.task if reset else self.prompt
         must(not plan or prompt is not None,
              "prompt is missing, and the server has no --task: what shall the robot do?")
         since = at - (self.answered if clock == "server" else self.at)

@@ -71,6 +71,7 @@ def release_config(directory, flags, config=None):
         if meant is not None and said.setdefault(field, (meant, where))[0] != meant:
             raise ValueError(f"{where} is {value!r:.60}, {said[field][1]} says {said[field][0]}: correct one of them")
     ours = _at(_present(directory / OURS), "config") or {}
+    must(isinstance(ours, dict), f"{directory / OURS}: config is {ours!r:.60}, expected fields: export again")
     said |= {field: (value, f"{directory / OURS}: config") for field, value in ours.items() if field in UNSAID}
     theirs = [f"{key} = {json.dumps(value)[:80]}" for key in THEIRS
               if (value := _at(files[TRAIN_CONFIG], *key.split("."))) not in (None, "", False)]

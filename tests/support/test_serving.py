@@ -113,6 +113,20 @@ def test_a_bad_observation_is_one_line_that_names_the_key_and_the_session_lives_
     assert protocol.read(*turns([(session, sent())]))["actions"].shape == (8, 6)
 
 
+@pytest.mark.parametrize("task", ["put it down", None])
+def test_after_a_reset_without_an_instruction_the_servers_task_counts_and_never_the_last_one(make, task):
+    policy = fitted(make(chunk=8), 6, 6)
+    session = sessions.Session(policy, Reader(policy.stats), task=task)
+    silent = {key: of for key, of in sent().items() if key != "prompt"}
+    for asked in (sent(), silent):   # within an episode the last one counts
+        assert "actions" in protocol.read(*turns([(session, asked)]))
+    (answer,) = turns([(session, silent | {"reset": True})])
+    if task is None:
+        assert "prompt is missing" in answer
+    else:
+        assert "actions" in protocol.read(answer) and session.prompt == task
+
+
 @pytest.mark.parametrize("change", [{}, {"reset": True}, {"frame": 200}])
 def test_an_observation_whose_plan_is_not_finite_changes_nothing(make, change):
     """Neither noise, instruction, episode nor the pictures of before: the next answer is that of a session without it."""

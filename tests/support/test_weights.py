@@ -118,6 +118,12 @@ def test_quantised_weights_are_refused_by_key_before_anything_is_written(publish
     assert not (tmp_path / "made").exists()
 
 
+def test_a_robots_json_whose_config_is_none_is_one_line(published, small):
+    (published / "robots.json").write_text('{"config": 3}')
+    with pytest.raises(ValueError, match="robots.json: config is 3, expected fields"):
+        release_settings(published, "small", "genie1", "delta")
+
+
 def test_a_model_without_the_generation_expert_leaves_it_out_by_name(published, small):
     """Fig. 9."""
     _, (report,) = load_release(ModelConfig(**{**vars(small), "gen_expert": False}), published)
