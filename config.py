@@ -97,6 +97,8 @@ class ModelConfig(Checked):
              f"--mrope_sections {self.mrope_sections} must sum to head_dim / 2 = {self.head_dim // 2}")
         fit = self.vit_heads and self.vit_width % self.vit_heads == 0 and self.image_size % (2 * self.vit_patch) == 0
         must(self.backbone == "tiny" or fit, "vit_width must be a multiple of vit_heads, image_size of 2 vit_patch")
+        must(self.backbone != "internvl3" or self.image_size == self.vit_grid * self.vit_patch,
+             f"--image_size {self.image_size}: internvl3's position table has {self.vit_grid} x {self.vit_grid} places")
         must(self.und_frames == 1 or self.backbone == "tiny" and self.view_size == self.frame_size,
              "--und_frames 2 needs --backbone tiny, and --vae_size as large as --image_size")
         must(self.backbone == "tiny" or not self.learned_positions, "--learned_positions needs --backbone tiny")

@@ -173,8 +173,8 @@ def test_the_tour_quotes_what_model_py_prints():
 @pytest.mark.long
 def test_the_quick_starts_commands_and_the_bare_a1_2b_run_shortened(tmp_path):
     """In a copy, with a small dataset: each as written, further flags behind it, and the closed loop of
-    docs/conveyor.md; then `--init scratch`, and that run once more, which needs no weights but its own. In float32:
-    where a CPU has no instructions for bfloat16, these two steps take more than an hour."""
+    docs/conveyor.md; then `--init scratch`, and that run once more, which needs no weights but its own. Small pictures in
+    float32: else these two steps take minutes, and more than an hour on a CPU without instructions for bfloat16."""
     for path in (*ROOT.glob("*.py"), ROOT / "support", ROOT / "worlds", ROOT / "examples"):
         (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
     conveyor.write_dataset(tmp_path / "data/conveyor", episodes=60)
@@ -185,7 +185,7 @@ def test_the_quick_starts_commands_and_the_bare_a1_2b_run_shortened(tmp_path):
     assert [words[0] for words in ran] == ["train.py", "infer.py", "infer.py"]
     for start in ("--init scratch", "--resume"):
         ran.append(f"train.py --config a1_2b {start} --data conveyor --layers 1 --vit_layers 1 --accumulate 1 "
-                   "--optimizer fp32".split())
+                   "--optimizer fp32 --vae_size 64 --image_size 56 --vit_grid 4".split())
     for words in ran:
         more = short.get(words[0], "--episodes 2" if "--closed-loop" in words else "")
         done = subprocess.run([sys.executable, *words, *more.split()], cwd=tmp_path, capture_output=True, text=True)

@@ -57,6 +57,7 @@ def write_folder(root, T=12, d=6, views=("head",), **arrays):
     (["--head_dim", "15"], "--head_dim must be a multiple of 2, got 15"),
     (["--und_width", "66"], "--und_width must be a multiple of 4, got 66"),   # sines and cosines of row and column
     (["--config", "a1_2b", "--learned_positions", "true"], "--learned_positions needs --backbone tiny"),
+    (["--config", "a1_2b", "--image_size", "56"], "internvl3's position table has 32 x 32 places"),
     (["--eval_seed", "-1"], "--eval_seed must be at least 0"),   # not after the training
 ])
 def test_a_malformed_flag_is_refused(refuses, argv, words):
