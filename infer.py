@@ -170,7 +170,7 @@ def main(argv):
     policy = open_policy(args, device)
     if args.closed_loop:
         closed_loop.evaluate(policy, worlds.find(policy.stats.robot), args.episodes, args.seed, args.controls,
-                             args.json, args.out or "rollouts", args.suites and args.suites.split(","))
+                             args.json, args.out or "rollouts", None if args.suites is None else args.suites.split(","))
     elif args.open_loop:
         open_loop.write_report(policy, args.data, Path(args.out or "open_loop"), args.robot)
     elif args.serve:

@@ -190,7 +190,7 @@ class InternVLA_A1(nn.Module):
         and z_hat."""
         config, R = self.config, eps.shape[1]
         dim_mask = self._noised_dims(batch)[:, None]                               # (B, 1, 1, d_a)
-        a, eps = batch.action[:, None], eps * dim_mask                               # (B, 1, k, d_a), (B, R, k, d_a)
+        a, eps = batch.action[:, None], eps * dim_mask                             # (B, 1, k, d_a), (B, R, k, d_a)
         a_tau = flow.interpolate(a, eps, tau)
 
         streams = {"und": self.und.embed(batch.image, batch.text_ids).to(self.dtype)}

@@ -1,7 +1,7 @@
 """A choice of episodes, by the numbers that their dataset gives them; such numbers may have gaps.
 
-Text: numbers and ranges, as 0-19,25. -1 is the last of those that are chosen from, -2 the one before. The
-empty text is all, `none` is none."""
+Text: numbers and ranges, as 0-19,25. -1 is the last of those that are chosen from, -2 the one before. The empty
+text is all, `none` is none."""
 
 from bisect import bisect_left, bisect_right
 from itertools import groupby

@@ -72,16 +72,16 @@ def read(file):
 
 
 def episodes(folders):
-    """Folders -> the files of the episodes in them, by number: {path: suite}. ValueError: one holds none, or two the
-    same."""
-    files, suites = [], {}
+    """Folders -> [(path, suite)] of the episodes in them, by number. ValueError: one holds none, or two the same."""
+    files = []
     for folder in map(Path, folders):
         found = [path for path in folder.rglob("episode*.hdf5") if path.parent.name == "data"]
         must(found, f"{folder} holds no data/episode*.hdf5: give RoboTwin's data/TASK, or one set of it")
-        files += sorted(found, key=lambda path: (path.parent, int(re.sub(r"\D", "", path.stem) or 0)))
-        suites |= {path: suite(path, folder) for path in found}
-    must(len(files) == len({*map(os.path.realpath, files)}), "an episode is found twice: name each folder once")
-    return {path: suites[path] for path in files}
+        found = sorted(found, key=lambda path: (path.parent, int(re.sub(r"\D", "", path.stem) or 0)))
+        files += [(path, suite(path, folder)) for path in found]
+    must(len(files) == len({os.path.realpath(path) for path, _ in files}),
+         "an episode is found twice: name each folder once")
+    return files
 
 
 def suite(path, folder):
@@ -107,7 +107,7 @@ def convert(folders, out, save_freq):
     kept, ends, sizes = {"state": [], "action": [], "task": []}, [0], {}
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}_") as beside:
         made = Path(beside) / "made"
-        for path in each(files, "episode"):
+        for path, _ in each(files, "episode"):
             with damage(str(path), "it cannot be read", path), h5py.File(regular(path)) as file:
                 state, action, texts, pictures = read(file)
             for view, number, t in ((view, ends[-1] + t, t) for view in VIEWS for t in range(len(state))):
@@ -120,8 +120,8 @@ def convert(folders, out, save_freq):
             for key, rows in zip(kept, (state, action, [texts[t % len(texts)] for t in range(len(state))])):
                 kept[key].extend(rows)   # each frame has one of its episode's texts, in turn
         np.savez(made / "episode.npz", **kept | {"task": np.char.encode(kept["task"], "utf-8")}, ends=ends[1:], fps=fps,
-                 robot="aloha", suite=[*files.values()],
+                 robot="aloha", suite=[name for _, name in files],
                  action_names=[f"{part}_{i}" for part, width in PARTS.items() for i in range(width)])
         os.replace(made, out)
-    counts = ", ".join(f"{n} {name}" for name, n in Counter(files.values()).items())
+    counts = ", ".join(f"{n} {name}" for name, n in Counter(name for _, name in files).items())
     print(f"wrote {out}: {len(files)} episodes ({counts}), {ends[-1]:,} frames at {fps:.4g} frames/s")

@@ -44,7 +44,16 @@ class Session:
         return (yield from self.observe(protocol.read(message), arrived))
 
     def observe(self, sent, arrived):
-        """An observation -> the answer. ValueError: one line; what cannot be used changes nothing."""
+        """An observation -> the answer. ValueError: one line; what cannot be used, or planned from, changes nothing."""
+        before = vars(self) | {"frames": self.frames.copy()}, self.policy.calls
+        try:
+            return (yield from self._observe(sent, arrived))
+        except Exception:
+            vars(self).update(before[0])
+            self.policy.calls = before[1]
+            raise
+
+    def _observe(self, sent, arrived):
         clock, at = self._time(sent, arrived)
         now = {view: Picture(of) for view, of in self.reader.pictures(sent).items()}
         flags = {key: sent.get(key, key == "plan") for key in ("plan", "reset", "z_hat")}
@@ -52,7 +61,7 @@ class Session:
             must(type(given) is bool, f"{key} is {given!r:.60}, expected true or false")
         plan, reset, imagine = flags.values()
         state, prompt = self.reader.state(sent) if plan else None, self.reader.prompt(sent)
-        if prompt is None:   # never that of the episode before
+        if prompt is None:   # after a reset never that of the episode before
             prompt = self.task if reset else self.prompt
         must(not plan or prompt is not None,
              "prompt is missing, and the server has no --task: what shall the robot do?")
@@ -63,17 +72,7 @@ class Session:
         must(pair or clock != "server" or self.rule != "exact", "past is missing, and the history is exact: send past, "
              "the pictures of m frames ago, or with every observation frame or time (s); or start the server with "
              "--history present")
-        before = vars(self) | {"frames": self.frames.copy()}, self.policy.calls
-        try:
-            return (yield from self._counted(new, clock, at, now, pair, state, prompt, rest, plan, imagine))
-        except Exception:   # a plan that is not finite: the observation does not count
-            vars(self).update(before[0])
-            self.policy.calls = before[1]
-            raise
-
-    def _counted(self, new, clock, at, now, pair, state, prompt, rest, plan, imagine):
-        """The answer to an observation that was looked at, and becomes part of the episode."""
-        if new:
+        if new:   # an episode
             self.episode, self.last = self.episode + 1, None
             self.frames.clear()
         self.clock, self.at, self.answered = clock, at, at

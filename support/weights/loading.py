@@ -14,12 +14,14 @@ from safetensors import safe_open
 
 from experts import RMSNorm
 from model import InternVLA_A1
-from support.checkpoint import TOKENIZER
+from support.checkpoint import DTYPES, TOKENIZER
 from support.data.prompts import check_tokenizer, has_tokenizer
 from support.files import damage, must, read_json, unreadable
 from support.weights.key_maps import BACKBONE, COSMOS, LEFT_OUT, compact, text_blocks, translate, unbuilt
 
 HF_FILES = ("config.json", "*.safetensors")
+INDEX = "model.safetensors.index.json"   # which tensor is in which file
+FLOATS = ("F64", "F32", "F16", "BF16")   # others are quantised
 
 
 # ---- where tensors come from ------------------------------------------------------------------------------------
@@ -47,12 +49,8 @@ class Source(NamedTuple):
     directory: Path
     shapes: dict            # key -> its shape
     read: Callable          # key -> its tensor
-    dtypes: dict            # key -> the name of its dtype
+    dtypes: dict            # key -> its dtype, as safetensors name them
     metadata: dict = None   # of safetensors files
-
-
-FLOATS = {"F64", "F32", "F16", "BF16", "torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"}
-INDEX = "model.safetensors.index.json"
 
 
 def safetensors_of(directory):
@@ -87,7 +85,7 @@ def torchscript_of(path_or_id):
             tensors |= torch.jit.load(directory / name, map_location="cpu").state_dict()
         except Exception as error:
             raise unreadable(directory / name, error, "download this TorchScript file again") from error
-    dtypes = {key: str(x.dtype) for key, x in tensors.items()}
+    dtypes = {key: DTYPES.get(x.dtype, str(x.dtype)) for key, x in tensors.items()}
     return Source(directory, {key: tuple(x.shape) for key, x in tensors.items()}, tensors.get, dtypes)
 
 
@@ -127,7 +125,7 @@ def plan(source, rules, config, own, wanted=""):
             if source.shapes[key] != tuple(own[ours].shape):
                 wrong.append(f"{key} is {list(source.shapes[key])}, {ours} is {list(own[ours].shape)}")
             if source.dtypes[key] not in FLOATS:
-                quantised.append(f"{key} is {source.dtypes[key]}; expected float64, float32, float16 or bfloat16")
+                quantised.append(f"{key} is {source.dtypes[key]}; expected one of {', '.join(FLOATS)}")
             copies[ours] = key, ours, change
             report.converted += [key] if change else []
     report.matched, missing = len(copies), own.keys() - copies.keys()
