@@ -60,9 +60,9 @@ def test_loader_processes_begin_before_the_model_and_hold_nothing_of_it(go, monk
     assert set(seen) == {2}
 
 
-@pytest.mark.parametrize("bad, saved", [(16, [2, 4]), (20, [2, 4, 5])])
-def test_a_run_that_its_data_end_saves_what_is_not_on_disk_and_nothing_twice(go, monkeypatch, capsys, bad, saved):
-    """Every second step is saved, of four samples each."""
+@pytest.mark.parametrize("bad, full, saved", [(16, False, [2, 4]), (20, False, [2, 4, 5]), (16, True, [2, 4, 4])])
+def test_a_run_that_its_data_end_saves_what_is_not_on_disk_and_nothing_twice(go, monkeypatch, capsys, bad, full, saved):
+    """Every second step is saved, of four samples each. full: the disk, when step 4 is saved for the first time."""
     steps, clean, save = [], data.Mixture.arrays, checkpoint.save
 
     def arrays(self, n, attempt=0):
@@ -70,7 +70,13 @@ def test_a_run_that_its_data_end_saves_what_is_not_on_disk_and_nothing_twice(go,
             raise ValueError("no picture")
         return clean(self, n, attempt)
     monkeypatch.setattr(data.Mixture, "arrays", arrays)
-    monkeypatch.setattr(checkpoint, "save", lambda out, step, *rest: steps.append(step) or save(out, step, *rest))
+
+    def saves(out, step, *rest):
+        steps.append(step)
+        if full and steps == [2, 4]:
+            raise checkpoint.CheckpointError("no space left")
+        save(out, step, *rest)
+    monkeypatch.setattr(checkpoint, "save", saves)
     with pytest.raises(ValueError, match="no picture"):
         go("ended")
     assert steps == saved and f"ended by its data: saved at step {saved[-1]}" in capsys.readouterr().out

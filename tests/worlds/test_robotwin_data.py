@@ -140,14 +140,19 @@ def test_torn_foreign_and_missing_files_and_folders_are_one_line(tmp_path, monke
 
 
 def test_a_suite_is_of_the_folders_that_were_given_and_no_pipe_or_link_is_waited_for(tmp_path, capsys):
-    for given, suite in (("random_stuff/bell", "other"), ("cleanup/demo_randomized", "randomized"), ("x/demo_clean/data", "clean")):
+    for given, suite in (("random_stuff/bell", "other"), ("cleanup/demo_randomized", "randomized"),
+                         ("x/demo_clean/data", "clean")):
         folder, out = tmp_path / given, tmp_path / f"out_{suite}"
         demonstration((folder if folder.name == "data" else folder / "data") / "episode0.hdf5")
         robotwin.main(["convert", str(folder), "--out", str(out)])
         assert f"1 episodes (1 {suite})" in capsys.readouterr().out
     os.mkfifo(folder / "episode1.hdf5")
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for out, words in ((tmp_path / "new", "episode1.hdf5 cannot be read .no file."), (tmp_path / "link", "or is a link: name a new folder"),
+    (tmp_path / "empty").mkdir()
+    for name, to in (("link", "nowhere"), ("linked", "empty")):
+        (tmp_path / name).symlink_to(tmp_path / to)
+    for out, words in ((tmp_path / "new", "episode1.hdf5 cannot be read .no file."),
+                       (tmp_path / "link", "or is a link: name a new folder"),
+                       (tmp_path / "linked", "or is a link: name a new folder"),
                        ("/proc/x", "--out /proc/x cannot be made")):
         with pytest.raises(ValueError, match=words):
             robotwin.main(["convert", str(folder), "--out", str(out)])
