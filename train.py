@@ -38,8 +38,8 @@ from support.training import memory
 from support.training.checkpointer import Checkpointer, checkpoint_to_resume, restore_bad_samples
 from support.training.journal import SKIPS, Journal, nonfinite_samples
 from support.training.optimizers import adamw, clip_scale, global_norm
-from support.training.preflight import (check_flags, check_settings, disk_need, effective_batch, parse,
-                                        starting_weights, verify, warn)
+from support.training.preflight import (check_config, check_flags, check_settings, disk_need, effective_batch,
+                                        parse, starting_weights, verify, warn)
 from support.training.prepare import Cores, prepare
 from support.training.ranks import Ranks, lost_rank_explained
 from support.training.signals import Interruption, ignore_signals
@@ -86,6 +86,7 @@ def read_data(args, config, ranks, newest):
 
     One Mixture; where fewer ranks go on with a run, one for each rank that this one draws for."""
     world, data = worlds.of_data(args.data, config.name)
+    check_config(config, world.CHUNK if world else 0)   # before it writes data
     if world and ranks.first:
         world.prepare(data)
     ranks.agree(None)   # a barrier

@@ -44,6 +44,10 @@ VARIANTS = {
 CAMERAS = [[bool(n & 4), bool(n & 2), bool(n & 1)] for n in range(1, 8)]   # every subset with a view in it
 
 
+def pytest_addoption(parser):
+    parser.addoption("--seeds", type=int, default=40, help="of ALOHA's long test; docs/aloha.md gives it 200")
+
+
 @pytest.fixture(scope="session")
 def tiny():
     return TINY

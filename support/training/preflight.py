@@ -102,13 +102,22 @@ def jobs_of(args, config, corpus=None, world=True):
     return [job for job, holds in facts.items() if holds]
 
 
-def check_settings(args, config, corpus, least_chunk, ranks):
-    """ValueError, one line, for settings that cannot work with these data. All ranks call it. least_chunk: what their
-    world asks for, 0 without one."""
-    refuse_ignored("train.py", args, *jobs_of(args, config, corpus, least_chunk))
+def check_config(config, least_chunk):
+    """ValueError, one line, for settings that cannot work, whatever the data. least_chunk: what the world asks for that
+    the data are of, 0 without one."""
     need, room = memory.predict(config, activations=0), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     must(need.weights <= room, f"the weights of this network take {need.weights / 2**30:,.1f} GiB, this machine has "
          f"{room / 2**30:,.1f} GiB: choose smaller widths or fewer layers")
+    chunk, delay = config.model.chunk, config.train.rtc_delay
+    must(chunk >= least_chunk, f"--chunk {chunk} is too short: in the robot's world {least_chunk} actions decide a "
+         "scene")
+    must(delay < chunk, f"--rtc_delay {delay}: a chunk has {chunk} actions, and at least one is learned")
+
+
+def check_settings(args, config, corpus, least_chunk, ranks):
+    """ValueError, one line, for settings that cannot work with these data. All ranks call it."""
+    refuse_ignored("train.py", args, *jobs_of(args, config, corpus, least_chunk))
+    check_config(config, least_chunk)
     windows, lengths = zip(*corpus.extent(ranks))
     for source in filter(None, (*corpus.sources.values(), corpus.held_out)):
         if source.cache:
@@ -116,10 +125,6 @@ def check_settings(args, config, corpus, least_chunk, ranks):
         for kind, of in (("state", source.state_names), ("action", source.kinds)) if source.has_action else ():
             check_width(f"the {kind} of robot '{source.robot}'", len(of), getattr(config.model, f"{kind}_dim"))
     chunk = config.model.chunk
-    if chunk < least_chunk:
-        raise ValueError(f"--chunk {chunk} is too short: in the robot's world {least_chunk} actions decide a scene")
-    must(config.train.rtc_delay < chunk, f"--rtc_delay {config.train.rtc_delay}: a chunk has {chunk} actions, and at "
-         "least one is learned")
     world = all(row.robot == "conveyor" for row in corpus.listed)   # a smoke test of the a1 presets, by design
     if chunk > max(lengths) and not (world and config.name not in WORLDS):
         raise ValueError(f"--chunk {chunk} is longer than every episode: the longest has {max(lengths)} frames")

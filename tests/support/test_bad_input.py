@@ -76,6 +76,14 @@ def test_a_chunk_that_cannot_decide_a_scene_is_refused_before_training(refuses, 
     assert "--chunk 4 is too short: in the robot's world 16 actions" in refuses("train.py", "--data", data, *RUN)
 
 
+@pytest.mark.parametrize("flags, says", [
+    ("--chunk 4", "too short"), ("--rtc_delay 16", "a chunk has 16 actions"),
+    ("--und_mlp 1048576 --layers 9 --und_width 65536", "the weights of this network take")])
+def test_settings_that_no_data_can_meet_are_refused_before_a_world_writes_its_data(refuses, flags, says):
+    assert says in refuses("train.py", "--config", "conveyor", *flags.split())
+    assert not Path("data").exists()
+
+
 # ---- datasets ----------------------------------------------------------------------------------------------
 
 def test_the_dataset_of_these_tests_trains_when_nothing_is_wrong_with_it(tmp_path):

@@ -224,10 +224,6 @@ def test_of_given_actions_nothing_is_learned(tiny, build, random_batch, noise):
     assert model.counts(batch, tau)[0] == losses.act_count == 2 * 6 * (3 + 2 + 1)
 
 
-def test_a_delay_as_long_as_the_chunk_is_refused(refuses):
-    assert "--rtc_delay 16" in refuses("train.py", "--config", "conveyor", "--rtc_delay", "16")
-
-
 # ---- the benchmark ------------------------------------------------------------------------------------------
 
 def test_the_bench_measures_the_step_where_a_late_chunk_is_entered(make):

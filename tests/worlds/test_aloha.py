@@ -56,17 +56,17 @@ def test_states_and_rewards_are_the_packages_bit_for_bit(task):
 
 @pytest.mark.long
 @pytest.mark.parametrize("task", record.RECORDED)
-def test_the_expert_solves_190_of_200_seeds_and_100_perturbed_sequences_are_the_packages_bit_for_bit(task):
-    """Of each task. And two steps of the package as it is, with its pictures."""
-    world, env, solved = Sim(task), package_env(task, renders=False), 0
+def test_the_expert_solves_95_percent_of_seeds_and_perturbed_sequences_are_the_packages_bit_for_bit(task, pytestconfig):
+    """The sequences of every second seed. And two steps of the package as it is, with its pictures."""
+    world, env, solved, seeds = Sim(task), package_env(task, renders=False), 0, pytestconfig.getoption("--seeds")
     kinematics = expert.Kinematics(world)
-    for seed in range(200):
+    for seed in range(seeds):
         _, actions, success = expert.demonstrate(world, kinematics, seed)
         solved += success
         shaken = actions + np.random.default_rng(seed).normal(size=actions.shape) * 0.03
-        assert seed >= 100 or equal_to_the_package(world, env, seed, shaken), seed
+        assert seed % 2 or equal_to_the_package(world, env, seed, shaken), seed
     print(task, solved)
-    assert solved >= 190
+    assert solved >= 0.95 * seeds
     assert equal_to_the_package(world, package_env(task, renders=True), 1, actions[:1])
 
 
