@@ -63,8 +63,12 @@ def check(args):
     None) and args.listener, the socket of the address, which does not listen yet."""
     protocol.packages()
     args.form, key = find_keys(args.keys), args.api_key
-    if key and key.startswith("@") and not (key := read_text(key[1:]).strip()):
-        raise ValueError(f"--api_key {args.api_key}: the file is empty")
+    if key is not None:   # as the header of a request can carry it
+        must(not args.no_auth, "--api_key asks for a key and --no_auth for none: choose one")
+        file = key if key.startswith("@") else ""
+        key = read_text(key[1:]).strip() if file else key
+        must(key.isascii() and key.isprintable() and key.split() == [key],
+             f"--api_key {file or 'KEY'}: a key is one word of ASCII letters, digits and signs")
     args.key = key and key.encode()
     try:
         family, kind, _, _, address = socket.getaddrinfo(args.host, args.port, type=socket.SOCK_STREAM)[0]

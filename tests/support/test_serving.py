@@ -210,9 +210,17 @@ def test_pings_and_health_are_answered_during_a_long_chunk_and_a_deaf_client_is_
 @pytest.mark.parametrize("argv, words", [
     ("--host 0.0.0.0", "lets other machines use the policy"), ("--keys nothing", "--keys nothing: give one of"),
     ("--host no.such.host --no_auth", "no.such.host"), ("--serve --closed-loop", "give one of"),
-    ("--api_key @/nowhere", "/nowhere is missing"), ("--history sometimes", "invalid choice")])
+    ("--api_key @/nowhere", "/nowhere is missing"), ("--history sometimes", "invalid choice"),
+    ("--api_key a --no_auth", "choose one"), ("--api_key schl\u00fcssel", "one word")])
 def test_what_cannot_be_served_is_one_line_before_anything_is_loaded(refuses, argv, words):
     assert words in refuses("infer.py", "--serve", "--checkpoint", "nowhere", *argv.split())
+
+
+@pytest.mark.parametrize("text", ["", " \n", "two words", "two\nlines"])
+def test_a_file_that_holds_no_key_is_refused_and_what_it_holds_is_not_printed(refuses, tmp_path, text):
+    (tmp_path / "key").write_text(text)
+    line = refuses("infer.py", "--serve", "--api_key", f"@{tmp_path / 'key'}")
+    assert line == f"infer.py: --api_key @{tmp_path / 'key'}: a key is one word of ASCII letters, digits and signs\n"
 
 
 def test_a_taken_port_and_a_missing_package_are_one_line(refuses, monkeypatch):

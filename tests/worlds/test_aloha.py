@@ -11,6 +11,7 @@ import pytest
 
 from worlds import aloha
 from worlds.aloha import expert, record, sim
+from worlds.aloha.__main__ import main
 from worlds.aloha.sim import TASKS, Sim
 
 ROOT = Path(__file__).parents[2]
@@ -143,6 +144,13 @@ def test_a_recording_is_the_same_for_a_seed_goes_on_where_it_was_and_refuses_ano
     (two / "world").write_text(json.dumps({"version": "older"}))
     with pytest.raises(ValueError, match=r"another version of worlds/aloha \(older, this is"):
         record.prepare(two)
+
+
+def test_a_folder_of_something_else_is_not_recorded_into(tmp_path):
+    (tmp_path / "parts").mkdir()
+    with pytest.raises(ValueError, match="is not empty and holds no recording: give another folder"):
+        main(["record", "--out", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["parts"]
 
 
 def test_a_rollout_plans_every_eighth_frame_from_that_frame_and_the_one_fifteen_before_it():

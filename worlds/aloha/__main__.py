@@ -3,8 +3,11 @@
 The same seed gives the same bytes on the same machine. Then `python train.py --config aloha`, with --data for --out."""
 
 from support.entry import command   # first: Ctrl-C during the imports is one line, too
+from pathlib import Path
+
 from support.files import must, require_writable
 from support.flags import COUNT, Parser, value
+from support.owner import contents
 from worlds.aloha.record import EPISODES, RECORDED, prepare
 from worlds.aloha.sim import TASKS
 
@@ -20,6 +23,8 @@ def main(argv):
     tasks = tuple(dict.fromkeys(args.tasks.split(",")))
     must(set(tasks) <= set(TASKS), f"--tasks {args.tasks}: they are {', '.join(TASKS)}")
     require_writable(args.out, "--out")
+    must((Path(args.out) / "world").exists() or not contents(args.out),
+         f"--out {args.out} is not empty and holds no recording: give another folder")
     print(f"recorded: {prepare(args.out, args.episodes, tasks)}")
 
 
