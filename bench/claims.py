@@ -270,7 +270,7 @@ def draw(result, path):
         about = f"{title} targets: success after {result['steps']:,} steps, or as many as an arm names"
         panels.append(Panel(about, lines, ticks, below))
     legend = [("a training seed, 10 Euler steps", BLUE), ("1 Euler step", ORANGE), ("a scripted policy", GREY)]
-    return figure(panels, 1, (860, 250), legend, path)
+    return figure(panels, 1, (1000, 250), legend, path)
 
 
 def run(argv):

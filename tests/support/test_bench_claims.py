@@ -258,7 +258,8 @@ def test_how_often_an_interval_of_a_few_seeds_covers_the_mean():
 
 def test_what_evidence_says_of_a_frozen_past_and_of_scenes_with_one_object_is_in_the_reports():
     page = " ".join(Path("docs/evidence.md").read_text().split())
-    for name, words in (("causal", "36, 50 and 54 %"), ("causal_slow", "98, 98, 92 and 86 %")):
+    for name, words in (("causal", "36, 50 and 54 %"), ("causal_slow", "98, 98, 92 and 86 %"),
+                        ("causal_history", "88, 62, 89, 27 and 40 %")):
         runs = json.loads(Path(f"bench/results/{name}.json").read_text())["runs"]
         leads = [run["suites"]["dynamic"]["frozen past"]["each"]["lead"] for run in runs]
         near = [np.mean([abs(x) < 0.25 for x in lead if x is not None]) for lead in leads]
@@ -296,8 +297,10 @@ def test_what_evidence_says_of_where_and_which_is_in_the_reports():
 
     def steps(arm, suite):
         return "{}, {} and {} %".format(*(lone(arm, suite, euler) for euler in (1, 2, 10)))
-    ended = [run["euler 10"]["dynamic"]["outcomes"] for run in of(now, "lambda 0")]
-    named = [f"{100 * x.count('t') / (x.count('t') + x.count('o')):.0f}" for x in ended]
+
+    def named(result, arm):
+        ended = [run["euler 10"]["dynamic"]["outcomes"] for run in of(result, arm)]
+        return [100 * x.count("t") / (x.count("t") + x.count("o")) for x in ended]
     names = [f"{run['loss_place']:.3f}" for run in of(now, place)]
     short = [lone("history, no generation", "dynamic", euler, 5) for euler in (10, 1)]
     again = [name for name, rate in now["rates"].items() if before["rates"][name] != rate]
@@ -306,12 +309,22 @@ def test_what_evidence_says_of_where_and_which_is_in_the_reports():
     quoted = [
         f"it takes {steps('lambda 0', 'static')} of them",
         f"{steps('lambda 0', 'dynamic')}, where \"no generation\" takes {steps('no generation', 'dynamic')}",
-        f"{', '.join(named)} % (moving) are on the named one", f"it is {', '.join(names)} (`loss_place`)",
+        f"{', '.join(f'{x:.0f}' for x in named(now, 'lambda 0'))} % (moving) are on the named one", f"it is {', '.join(names)} (`loss_place`)",
         f"take {lone(place, 'dynamic', 10, 4)} % of the moving targets, and with one Euler step "
         f"{lone(place, 'dynamic', 1, 4)} %.", f"takes {short[0]} and {short[1]} % at four seeds",
         f"takes {lone('full', 'dynamic', 10)} and {lone('full', 'dynamic', 1)} %.",
         f"None of these runs takes more than {most:.1f} % of the moving targets",
         "median {:.3f}, with the chosen 0.002 {:.3f}".format(*acts)]
+    well = {arm: [[x for x in named(part, arm) if x > 80] for part in (now, before)] for arm in ("target z_t", "lambda 0")}
+    assert [sum(map(len, each)) for each in well.values()] == [5, 1]
+    quoted.append(f"5: {', '.join(f'{x:.0f}' for x in well['target z_t'][1])} %. There it takes 19.0, 15.0, 14.5 %")
+    copies, blind = (of(before, arm) for arm in ("target z_t", "lambda 0"))
+    ranges = [f"{min(x):.{digits}f} to {max(x):.{digits}f}" for digits, take in (
+        (3, lambda run: run["held_out"]["loss_act"]), (1, lambda run: 100 * run["euler 1"]["static"]["success"]))
+        for x in ([take(run) for run in runs] for runs in (copies, blind))]
+    quoted.append("L_act is {}, that of \"lambda 0\" {}. With one Euler step it takes {} % of the still targets, \"lambda "
+                  "0\" {} %".format(*ranges))
+    quoted.append(", ".join(f"{run['loss_place']:.3f}" for run in of(before, place)) + " (`arms_500.json`)")
     for name in again:
         each = [claims.values(before, name, suite) for suite in claims.SUITES]
         cells = [f"{', '.join(f'{x:.1f}' for x in row)}; {statistics.median(row):.1f}" for row in each]
@@ -325,16 +338,16 @@ def test_the_pages_quote_the_reports():
     means follow from bench/results."""
     page, readme = Path("docs/evidence.md").read_text(), " ".join(Path("README.md").read_text().split())
     conveyor_page = Path("docs/conveyor.md").read_text()
-    result, first, longer, slow, full, fig_9 = (
+    result, first, longer, slow, full, fig_9, named = (
         json.loads(Path(f"bench/results/{name}.json").read_text())
-        for name in ("arms", "arms_first", "arms_time", "arms_slow", "arms_full", "arms_fig9"))
+        for name in ("arms", "arms_first", "arms_time", "arms_slow", "arms_full", "arms_fig9", "arms_named"))
     assert len(result["runs"]) == 5 * len(claims.ARMS)
-    assert all(part["finished"] for part in (result, longer, slow, full, fig_9))
-    rows = [row for part in (result, functools.reduce(claims.together, (full, longer, slow, fig_9)))
+    assert all(part["finished"] for part in (result, longer, slow, full, fig_9, named))
+    rows = [row for part in (result, functools.reduce(claims.together, (full, longer, slow, fig_9, named)))
             for row in (*claims.table(part), *claims.endings(part), *claims.by_objects(part))]
     rows += [f"| {name} | {row['static']:.1f} | {row['dynamic']:.1f} |" for name, row in result["ceilings"].items()]
     rates = sorted({run["lr"] for run in result["tuning"]})
-    for part in (result, longer, fig_9):
+    for part in (result, longer, fig_9, named):
         for name, rate in part["rates"].items():
             losses = {run["lr"]: run["held_out"]["loss_act"] for run in part["tuning"] if run["arm"] == name}
             assert claims.best_rate(losses) == (rate, None)
@@ -348,20 +361,22 @@ def test_the_pages_quote_the_reports():
         cells = [f"{', '.join(f'{x:.1f}' for x in row)}; {statistics.median(row):.1f}" for row in each]
         rows.append(f"| {name}, {rate} | {first['steps'][name]} | {' | '.join(cells)} |")
     assert [row for row in rows if row not in page] == []
-    for part, seeds in ((longer, (8, 8)), (longer, (5, 5)), (slow, (8, 8))):
-        found = []
+    for part, seeds, without in ((longer, (8, 8), 0), (longer, (5, 5), 0), (slow, (8, 8), 0), (slow, (8, 7), 4),
+                                 (named, (8, 5), 0)):
+        found, (arm, *_) = [], part["flags"]
+        kept = part | {"runs": [run for run in part["runs"] if run["seed"] != without]}
         for euler in (10, 2, 1):
             one, other = (claims.values(*of, "dynamic", euler)[:n] for of, n in zip(
-                ((full, "full"), (part, "history, no generation")), seeds))
+                ((full, "full"), (kept, arm)), seeds))
             assert (len(one), len(other)) == seeds
             either, leads = np.array(one + other), []
             for some in itertools.combinations(range(sum(seeds)), seeds[0]):
                 mine = either[list(some)].sum()
                 leads.append(mine / seeds[0] - (either.sum() - mine) / seeds[1])
             found.append(np.mean(np.abs(leads) >= abs(np.mean(one) - np.mean(other)) - 1e-9))
-            if euler == 10 and seeds[0] == 8:
+            if euler == 10 and seeds[0] == 8 and not without:
                 assert all(f"| {', '.join(f'{x:.1f}' for x in values)} |" in readme for values in (one, other))
-        digits = 2 if seeds == (5, 5) else 3
+        digits = 2 if without or seeds == (5, 5) else 3
         assert "p = {:.{d}f}, {:.{d}f} and {:.{d}f}".format(*found, d=digits) in " ".join(page.split())
     for part, quoted in ((slow, "p = 0.47)"), (longer, "p = 0.03;")):   # Fisher's exact test, of eight and eight seeds
         learned = sum(x > 62 for x in claims.values(part, "history, no generation", "dynamic"))
