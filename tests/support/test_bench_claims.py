@@ -312,7 +312,7 @@ def test_what_evidence_says_of_where_and_which_is_in_the_reports():
     most = max(x for name in again for euler in claims.EULER for x in claims.values(before, name, "dynamic", euler))
     acts = [statistics.median(run["held_out"]["loss_act"] for run in of(part, "target z_t")) for part in (before, now)]
     quoted = [
-        f"it takes {steps('lambda 0', 'static')} of them",
+        f"it takes {steps('lambda 0', 'static')}.",
         f"{steps('lambda 0', 'dynamic')}, where \"no generation\" takes {steps('no generation', 'dynamic')}",
         f"{', '.join(f'{x:.0f}' for x in named(now, 'lambda 0'))} % (moving) are on the named one", f"it is {', '.join(names)} (`loss_place`)",
         f"take {lone(place, 'dynamic', 10, 4)} % of the moving targets, and with one Euler step "
