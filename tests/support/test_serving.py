@@ -216,7 +216,7 @@ def test_what_cannot_be_served_is_one_line_before_anything_is_loaded(refuses, ar
     assert words in refuses("infer.py", "--serve", "--checkpoint", "nowhere", *argv.split())
 
 
-@pytest.mark.parametrize("text", ["", " \n", "two words", "two\nlines"])
+@pytest.mark.parametrize("text", ["", " \n", "two words", "two\nlines", "be\all"])
 def test_a_file_that_holds_no_key_is_refused_and_what_it_holds_is_not_printed(refuses, tmp_path, text):
     (tmp_path / "key").write_text(text)
     line = refuses("infer.py", "--serve", "--api_key", f"@{tmp_path / 'key'}")

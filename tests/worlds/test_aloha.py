@@ -146,11 +146,16 @@ def test_a_recording_is_the_same_for_a_seed_goes_on_where_it_was_and_refuses_ano
         record.prepare(two)
 
 
-def test_a_folder_of_something_else_is_not_recorded_into(tmp_path):
+def test_a_folder_of_something_else_is_not_recorded_into_and_a_recording_goes_on(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("worlds.aloha.__main__.prepare", lambda root, *_: asked.append(root))
     (tmp_path / "parts").mkdir()
     with pytest.raises(ValueError, match="is not empty and holds no recording: give another folder"):
         main(["record", "--out", str(tmp_path)])
-    assert [path.name for path in tmp_path.iterdir()] == ["parts"]
+    assert asked == []
+    (tmp_path / "world").write_text("{}")
+    main(["record", "--out", str(tmp_path)])
+    assert asked == [str(tmp_path)]
 
 
 def test_a_rollout_plans_every_eighth_frame_from_that_frame_and_the_one_fifteen_before_it():
